@@ -1,0 +1,219 @@
+"""The words every formulation shares: inputs, decision, violation codes.
+
+This module holds names and shapes only. It decides nothing: the table, the prose, the Z3 model, the
+resolver and the brute-force oracle each import it and none of the others, so that their agreement
+means something. Contract, sections 1, 2 and 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+from typing import Generic, TypeVar
+
+__all__ = [
+    "Call",
+    "DType",
+    "Decision",
+    "Effective",
+    "Given",
+    "Group",
+    "Inputs",
+    "Mpu",
+    "Outcome",
+    "Section",
+    "Source",
+    "Violation",
+    "ViolationCode",
+]
+
+T = TypeVar("T")
+
+
+def _nothing() -> Mapping[str, object]:
+    return MappingProxyType({})
+
+
+class DType(str, Enum):
+    """A floating-point type that parameters can have (D8)."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+class Outcome(str, Enum):
+    """What `initialize` does (contract, section 2)."""
+
+    ERROR = "error"
+    NO_AUTOTP = "no_autotp"
+    INIT_FROM_CONFIG = "init_from_config"
+    INIT_FROM_CALL = "init_from_call"
+
+
+class ViolationCode(str, Enum):
+    """The ten violations, in the canonical order in which a decision lists them (section 4)."""
+
+    NO_TP_INTENT = "NO_TP_INTENT"
+    NO_GROUP_SOURCE = "NO_GROUP_SOURCE"
+    GROUP_AND_MPU = "GROUP_AND_MPU"
+    SIZE_MISSING = "SIZE_MISSING"
+    SIZE_INVALID = "SIZE_INVALID"
+    SIZE_MISMATCH = "SIZE_MISMATCH"
+    DTYPE_MISMATCH = "DTYPE_MISMATCH"
+    GROUP_IDENTITY_MISMATCH = "GROUP_IDENTITY_MISMATCH"
+    GROUP_SIZE_MISMATCH = "GROUP_SIZE_MISMATCH"
+    SIZE_NOT_DIVIDING_WORLD = "SIZE_NOT_DIVIDING_WORLD"
+
+
+class Source(str, Enum):
+    """Where a value came from. The value of each member is the path that users know."""
+
+    CALL_TP_SIZE = "call.tp_size"
+    CALL_DTYPE = "call.dtype"
+    CALL_TP_GROUP = "call.tp_group"
+    CONFIG_AUTOTP_SIZE = "config.autotp_size"
+    CONFIG_TP_SIZE = "config.tp.tp_size"
+    CONFIG_DTYPE = "config.dtype"
+    CONFIG_TP_GROUP = "config.tp.tp_group"
+    PRECISION = "precision"
+    MPU_TP_GROUP = "mpu.tp_group"
+    MESH_TP_GROUP = "mesh.tp_group"
+    WORLD_SIZE = "world_size"
+    CREATED = "created"
+    UNSET = "unset"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A process group as the contract sees it: an identity and a size in ranks.
+
+    Two groups are the same object exactly when their identities are equal. `handle` is whatever the
+    caller wants back in the decision (a torch process group, a tuple of ranks); nothing reads it.
+    """
+
+    identity: int
+    size: int
+    handle: object = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One `tp_model_init` call: size in ranks, dtype, and its own group if it brought one (TPG)."""
+
+    tp_size: int
+    dtype: DType
+    tp_group: Group | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """The `tensor_parallel` section, present and not null (D1); a field that is None is absent (D3).
+
+    `carried` holds the keys that decide nothing here and that the runtime needs (D10).
+    """
+
+    autotp_size: int | None = None
+    tp_size: int | None = None
+    dtype: DType | None = None
+    tp_group: Group | None = None
+    carried: Mapping[str, object] = field(default_factory=_nothing, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Mpu:
+    """The mpu passed to `initialize`: its group that shards and, if it has one, the one that averages.
+
+    `dp_group` decides nothing: it is carried to the decision for the runtime.
+    """
+
+    tp_group: Group
+    dp_group: Group | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """All that decides, for one model (section 4). None means not given.
+
+    A0 (TPG implies TPI) holds by construction: a `tp_group` can only come inside a call. One group
+    identity has one size, and a world at least one rank.
+
+    Raises ValueError for a world or a group without ranks, and for one identity given two sizes.
+    """
+
+    world_size: int
+    call: Call | None = None
+    section: Section | None = None
+    precision: DType | None = None
+    mpu: Mpu | None = None
+    mesh: Group | None = None
+
+    def __post_init__(self) -> None:
+        if self.world_size < 1:
+            raise ValueError(f"world_size is {self.world_size}: a world has at least 1 rank")
+        sizes: dict[int, int] = {}
+        for group in (
+            self.call and self.call.tp_group,
+            self.section and self.section.tp_group,
+            self.mpu and self.mpu.tp_group,
+            self.mesh,
+        ):
+            if group is None:
+                continue
+            if group.size < 1:
+                raise ValueError(f"group {group.identity} has size {group.size}: a group has at least 1 rank")
+            if sizes.setdefault(group.identity, group.size) != group.size:
+                raise ValueError(
+                    f"group {group.identity} is given with sizes {sizes[group.identity]} and {group.size}: "
+                    "one identity has one size"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One value that was given, and where: the evidence of a violation."""
+
+    source: Source
+    value: int | DType | Group
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A violation that holds, with the given values it is about."""
+
+    code: ViolationCode
+    given: tuple[Given, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Effective(Generic[T]):
+    """An effective value and where it came from. Both are None where the decision has no such value.
+
+    A dtype that nobody gave has the source `unset`; a group yet to be made has the source `created`.
+    """
+
+    value: T | None = None
+    source: Source | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What will happen, and why: the row (1-12), the outcome, and each field with its source.
+
+    `violations` is in canonical order and not empty exactly when the outcome is an error; an error has
+    no effective values. `section_disabled` is true when `autotp_size: 0` switched the section off (D2).
+    `dp_group` and `carried` are handed through for the runtime and decide nothing.
+    """
+
+    row: int
+    outcome: Outcome
+    tp_size: Effective[int] = Effective()
+    dtype: Effective[DType] = Effective()
+    tp_group: Effective[Group] = Effective()
+    violations: tuple[Violation, ...] = ()
+    section_disabled: bool = False
+    world_size: int = 1
+    dp_group: Group | None = None
+    carried: Mapping[str, object] = field(default_factory=_nothing, hash=False)
