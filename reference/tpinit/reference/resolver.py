@@ -261,9 +261,7 @@ def resolve(inputs: Inputs) -> Decision:
     has no effective values.
     """
     section = live_section(inputs)
-    violations = tuple(
-        Violation(code, evidence(inputs)) for code, holds, evidence in VIOLATIONS if holds(inputs)
-    )
+    violations = tuple(Violation(code, evidence(inputs)) for code, holds, evidence in VIOLATIONS if holds(inputs))
     ok = not violations
     return Decision(
         row=row_number(inputs),

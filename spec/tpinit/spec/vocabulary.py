@@ -18,8 +18,11 @@ __all__ = [
     "DType",
     "Decision",
     "Effective",
+    "Fact",
+    "FieldsFrom",
     "Given",
     "Group",
+    "GroupFrom",
     "Inputs",
     "Mpu",
     "Outcome",
@@ -44,6 +47,15 @@ class DType(str, Enum):
     BF16 = "bf16"
 
 
+class Fact(str, Enum):
+    """The four facts that pick a row (section 1)."""
+
+    TPI = "TPI"
+    TPG = "TPG"
+    CFG = "CFG"
+    MPU = "MPU"
+
+
 class Outcome(str, Enum):
     """What `initialize` does (contract, section 2)."""
 
@@ -51,6 +63,24 @@ class Outcome(str, Enum):
     NO_AUTOTP = "no_autotp"
     INIT_FROM_CONFIG = "init_from_config"
     INIT_FROM_CALL = "init_from_call"
+
+
+class FieldsFrom(str, Enum):
+    """Where size and dtype come from (the table's fifth column)."""
+
+    NOTHING = "-"
+    CONFIG = "config"
+    CALL = "call"
+    CONFIG_THEN_CALL = "config, gaps filled from the call"
+
+
+class GroupFrom(str, Enum):
+    """Where the tensor-parallel group comes from (the table's last column)."""
+
+    NOTHING = "-"
+    CALL = "the call's tp_group"
+    MPU = "mpu"
+    CONFIG = "config group, mesh, or created"
 
 
 class ViolationCode(str, Enum):

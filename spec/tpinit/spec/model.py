@@ -1,0 +1,425 @@
+"""Both formulations, the merge and all violations as Z3 terms.
+
+Sizes are unbounded integers, groups an uninterpreted sort with an uninterpreted size: nothing here
+bounds worlds, sizes or numbers of groups (section 6, item 7). A `Model` reads its rows, rules,
+precedence and predicates from its fields, so that a mutant is the same model with one field replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from types import MappingProxyType
+from typing import TypeVar
+
+import z3
+from tpinit.spec.prose import DISAGREEMENTS, RULES, Disagreement, Rule
+from tpinit.spec.table import ROWS, Row
+from tpinit.spec.vocabulary import DType, Fact, FieldsFrom, GroupFrom, Outcome, Source, ViolationCode
+
+__all__ = ["FieldTerm", "Model", "Symbols", "Verdict", "constant", "fresh_symbols"]
+
+E = TypeVar("E", bound=Enum)
+
+GroupSort = z3.DeclareSort("Group")
+SIZE_OF = z3.Function("size_of", GroupSort, z3.IntSort())
+
+
+def _enum_sort(enum: type[Enum]) -> tuple[z3.DatatypeSortRef, Mapping[Enum, z3.DatatypeRef]]:
+    sort, constants = z3.EnumSort(enum.__name__, [f"{enum.__name__}.{member.name}" for member in enum])
+    return sort, MappingProxyType(dict(zip(enum, constants, strict=True)))
+
+
+_SORTS = {enum: _enum_sort(enum) for enum in (DType, Outcome, FieldsFrom, GroupFrom, Source, ViolationCode)}
+
+
+def constant(member: Enum) -> z3.DatatypeRef:
+    """The Z3 constant of a member of one of the vocabulary's enums."""
+    return _SORTS[type(member)][1][member]
+
+
+def enum_sort(enum: type[Enum]) -> z3.DatatypeSortRef:
+    """The Z3 sort of one of the vocabulary's enums."""
+    return _SORTS[enum][0]
+
+
+_SORT_OF_TYPE = {
+    "Bool": z3.BoolSort(),
+    "Int": z3.IntSort(),
+    "DType": _SORTS[DType][0],
+    "Group": GroupSort,
+}
+
+
+def _sorted_as(name: str) -> z3.ExprRef:
+    return field(metadata={"sort": name})
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """One input as Z3 terms. A value means something only where its `_given` term is true."""
+
+    tpi: z3.BoolRef = _sorted_as("Bool")
+    tpg: z3.BoolRef = _sorted_as("Bool")
+    section: z3.BoolRef = _sorted_as("Bool")
+    mpu: z3.BoolRef = _sorted_as("Bool")
+    mesh: z3.BoolRef = _sorted_as("Bool")
+    autotp_given: z3.BoolRef = _sorted_as("Bool")
+    alias_given: z3.BoolRef = _sorted_as("Bool")
+    dtype_given: z3.BoolRef = _sorted_as("Bool")
+    precision_given: z3.BoolRef = _sorted_as("Bool")
+    cgroup_given: z3.BoolRef = _sorted_as("Bool")
+    world: z3.ArithRef = _sorted_as("Int")
+    call_size: z3.ArithRef = _sorted_as("Int")
+    autotp: z3.ArithRef = _sorted_as("Int")
+    alias: z3.ArithRef = _sorted_as("Int")
+    call_dtype: z3.DatatypeRef = _sorted_as("DType")
+    dtype: z3.DatatypeRef = _sorted_as("DType")
+    precision: z3.DatatypeRef = _sorted_as("DType")
+    call_group: z3.ExprRef = _sorted_as("Group")
+    cgroup: z3.ExprRef = _sorted_as("Group")
+    mpu_group: z3.ExprRef = _sorted_as("Group")
+    mesh_group: z3.ExprRef = _sorted_as("Group")
+
+
+def fresh_symbols(suffix: str = "") -> Symbols:
+    """An input about which nothing is known: every term a constant named after its field."""
+    return Symbols(
+        **{item.name: z3.Const(item.name + suffix, _SORT_OF_TYPE[item.metadata["sort"]]) for item in fields(Symbols)}
+    )
+
+
+# Where each source is given, and its value there. Gating by CFG is the model's, not the input's.
+_GIVEN_AS: Mapping[Source, tuple[tuple[str, ...], str, bool]] = MappingProxyType(
+    {
+        Source.CALL_TP_SIZE: (("tpi",), "call_size", False),
+        Source.CALL_DTYPE: (("tpi",), "call_dtype", False),
+        Source.CALL_TP_GROUP: (("tpg",), "call_group", False),
+        Source.CONFIG_AUTOTP_SIZE: (("section", "autotp_given"), "autotp", True),
+        Source.CONFIG_TP_SIZE: (("section", "alias_given"), "alias", True),
+        Source.CONFIG_DTYPE: (("section", "dtype_given"), "dtype", True),
+        Source.CONFIG_TP_GROUP: (("section", "cgroup_given"), "cgroup", True),
+        Source.PRECISION: (("precision_given",), "precision", False),
+        Source.MPU_TP_GROUP: (("mpu",), "mpu_group", False),
+        Source.MESH_TP_GROUP: (("mesh",), "mesh_group", False),
+    }
+)
+
+SIZES = (Source.CONFIG_AUTOTP_SIZE, Source.CONFIG_TP_SIZE, Source.CALL_TP_SIZE)
+DTYPES = (Source.CONFIG_DTYPE, Source.PRECISION, Source.CALL_DTYPE)
+GROUPS = (Source.CALL_TP_GROUP, Source.MPU_TP_GROUP, Source.CONFIG_TP_GROUP, Source.MESH_TP_GROUP)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a formulation says of the four facts alone. `code` means something where outcome is error."""
+
+    outcome: z3.DatatypeRef
+    code: z3.DatatypeRef
+    fields_from: z3.DatatypeRef
+    group_from: z3.DatatypeRef
+
+
+@dataclass(frozen=True)
+class FieldTerm:
+    """An effective field: whether there is a value, the value, and whether each source is its source."""
+
+    exists: z3.BoolRef
+    value: z3.ExprRef
+    comes_from: Mapping[Source, z3.BoolRef]
+
+
+Predicate = Callable[["Model"], z3.BoolRef]
+
+
+@dataclass(frozen=True)
+class Model:
+    """The contract over one symbolic input."""
+
+    given_input: Symbols
+    rows: tuple[Row, ...] = ROWS
+    rules: tuple[Rule, ...] = RULES
+    disagreements: tuple[Disagreement, ...] = DISAGREEMENTS
+    size_order: tuple[Source, ...] = SIZES
+    dtype_order: tuple[Source, ...] = DTYPES
+    config_group_order: tuple[Source, ...] = (Source.CONFIG_TP_GROUP, Source.MESH_TP_GROUP)
+    disabled_by: Callable[[Symbols], z3.BoolRef] = field(default=lambda s: _disabled(s))
+    predicates: Mapping[ViolationCode, Predicate] = field(default_factory=lambda: PREDICATES)
+
+    # --- facts and what is given -------------------------------------------------------------------
+
+    @property
+    def disabled(self) -> z3.BoolRef:
+        """D2: the section is switched off by `autotp_size: 0`."""
+        return z3.And(self.given_input.section, self.disabled_by(self.given_input))
+
+    @property
+    def cfg(self) -> z3.BoolRef:
+        """CFG (D1, D2)."""
+        return z3.And(self.given_input.section, z3.Not(self.disabled_by(self.given_input)))
+
+    @property
+    def in_scope(self) -> z3.BoolRef:
+        """TPI or CFG."""
+        return z3.Or(self.given_input.tpi, self.cfg)
+
+    def fact(self, fact: Fact) -> z3.BoolRef:
+        """One of the four facts."""
+        s = self.given_input
+        return {Fact.TPI: s.tpi, Fact.TPG: s.tpg, Fact.CFG: self.cfg, Fact.MPU: s.mpu}[fact]
+
+    @property
+    def a0(self) -> z3.BoolRef:
+        """A0: TPG implies TPI."""
+        return z3.Implies(self.given_input.tpg, self.given_input.tpi)
+
+    @property
+    def well_typed(self) -> z3.BoolRef:
+        """What every input satisfies by its type: a world and every group have at least one rank; A0."""
+        s = self.given_input
+        groups = (s.call_group, s.cgroup, s.mpu_group, s.mesh_group)
+        return z3.And(self.a0, s.world >= 1, *(SIZE_OF(group) >= 1 for group in groups))
+
+    def given(self, source: Source) -> z3.BoolRef:
+        """Whether this source gives a value. The section's fields exist only when CFG."""
+        names, _, in_section = _GIVEN_AS[source]
+        present = z3.And(*(getattr(self.given_input, name) for name in names))
+        return z3.And(self.cfg, present) if in_section else present
+
+    def value(self, source: Source) -> z3.ExprRef:
+        """The value that this source gives, meaningful where it is given."""
+        term: z3.ExprRef = getattr(self.given_input, _GIVEN_AS[source][1])
+        return term
+
+    @property
+    def any_group(self) -> z3.BoolRef:
+        """Some group is supplied."""
+        return z3.Or(*(self.given(source) for source in GROUPS))
+
+    @property
+    def created(self) -> z3.BoolRef:
+        """A group is created: CFG and no group is supplied."""
+        return z3.And(self.cfg, z3.Not(self.any_group))
+
+    # --- formulation 1: the table ------------------------------------------------------------------
+
+    def row_holds(self, row: Row) -> z3.BoolRef:
+        """The row's condition on the four facts."""
+        return z3.And(*(self.fact(fact) == truth for fact, truth in row.facts))
+
+    @property
+    def row_number(self) -> z3.ArithRef:
+        """The number of the row that holds, 0 where none does."""
+        return _first([(self.row_holds(row), z3.IntVal(row.number)) for row in self.rows], z3.IntVal(0))
+
+    @property
+    def by_table(self) -> Verdict:
+        """What the table says of the four facts."""
+
+        def column(name: str, default: Enum) -> z3.DatatypeRef:
+            cells = [(self.row_holds(row), constant(getattr(row, name) or default)) for row in self.rows]
+            return _first(cells, constant(default))
+
+        return Verdict(
+            column("outcome", Outcome.ERROR),
+            column("code", ViolationCode.NO_TP_INTENT),
+            column("fields_from", FieldsFrom.NOTHING),
+            column("group_from", GroupFrom.NOTHING),
+        )
+
+    # --- formulation 2: the prose ------------------------------------------------------------------
+
+    def rule_fires(self, rule: Rule) -> z3.BoolRef:
+        """The rule's guard."""
+        return z3.And(*(self.fact(fact) == truth for fact, truth in rule.when.items()))
+
+    def fires(self, which: Callable[[Rule], object]) -> z3.BoolRef:
+        """Some rule that contributes `which` fires."""
+        return z3.Or(*(self.rule_fires(rule) for rule in self.rules if which(rule)))
+
+    @property
+    def by_prose(self) -> Verdict:
+        """What the rules, summed up, say of the four facts."""
+        rejected = self.fires(lambda rule: rule.rejects)
+        config, call = self.fires(lambda rule: rule.reads_config), self.fires(lambda rule: rule.reads_call)
+        firing = [(self.rule_fires(rule), rule) for rule in self.rules]
+        sources = z3.If(
+            config,
+            z3.If(call, constant(FieldsFrom.CONFIG_THEN_CALL), constant(FieldsFrom.CONFIG)),
+            z3.If(call, constant(FieldsFrom.CALL), constant(FieldsFrom.NOTHING)),
+        )
+        outcome = _first([(g, constant(r.outcome)) for g, r in firing if r.outcome], constant(Outcome.ERROR))
+        code = _first([(g, constant(r.rejects)) for g, r in firing if r.rejects], constant(ViolationCode.NO_TP_INTENT))
+        group = _first([(g, constant(r.group)) for g, r in firing if r.group], constant(GroupFrom.NOTHING))
+        return Verdict(
+            z3.If(rejected, constant(Outcome.ERROR), outcome),
+            code,
+            z3.If(rejected, constant(FieldsFrom.NOTHING), sources),
+            z3.If(rejected, constant(GroupFrom.NOTHING), group),
+        )
+
+    def disagree(self, what: Disagreement) -> z3.BoolRef:
+        """P3 for one field: two given values differ, and there is AutoTP to disagree about."""
+        no_autotp = self.fires(lambda rule: rule.outcome is Outcome.NO_AUTOTP)
+        if what.groups:
+            pairs = [(size, group) for size in what.sources for group in what.groups]
+            differ = [z3.And(self.given(s), self.given(g), self.value(s) != SIZE_OF(self.value(g))) for s, g in pairs]
+        else:
+            differ = [
+                z3.And(self.given(one), self.given(other), self.value(one) != self.value(other))
+                for index, one in enumerate(what.sources)
+                for other in what.sources[index + 1 :]
+                if (one, other) != what.except_pair
+            ]
+        return z3.And(z3.Not(no_autotp), z3.Or(*differ))
+
+    # --- merge and violations (section 4) ----------------------------------------------------------
+
+    @property
+    def effective_size(self) -> FieldTerm:
+        """The effective size (P1, P2, D5)."""
+        return self._first_given(self.size_order)
+
+    @property
+    def effective_dtype(self) -> FieldTerm:
+        """The effective dtype; where it does not exist, it is unset (D6)."""
+        return self._first_given(self.dtype_order, otherwise=Source.UNSET)
+
+    @property
+    def effective_group(self) -> FieldTerm:
+        """The group that shards, from where the table's last column says."""
+        wanted = self.by_table.group_from
+        config = self._first_given(self.config_group_order, otherwise=Source.CREATED)
+        comes_from = {source: z3.BoolVal(False) for source in GROUPS}
+        comes_from |= {
+            source: z3.And(wanted == constant(GroupFrom.CONFIG), term) for source, term in config.comes_from.items()
+        }
+        comes_from[Source.CALL_TP_GROUP] = wanted == constant(GroupFrom.CALL)
+        comes_from[Source.MPU_TP_GROUP] = wanted == constant(GroupFrom.MPU)
+        value = _first([(comes_from[source], self.value(source)) for source in GROUPS], self.value(GROUPS[0]))
+        exists = z3.Or(*(comes_from[source] for source in GROUPS))
+        return FieldTerm(exists, value, MappingProxyType(comes_from))
+
+    def violation(self, code: ViolationCode) -> z3.BoolRef:
+        """The predicate of one violation code (section 4)."""
+        return self.predicates[code](self)
+
+    @property
+    def error(self) -> z3.BoolRef:
+        """At least one violation holds."""
+        return z3.Or(*(self.violation(code) for code in ViolationCode))
+
+    @property
+    def outcome(self) -> z3.DatatypeRef:
+        """The outcome: the table's, unless a violation turns it into an error."""
+        return z3.If(self.error, constant(Outcome.ERROR), self.by_table.outcome)
+
+    @property
+    def starts(self) -> z3.BoolRef:
+        """AutoTP is initialised: neither an error nor no AutoTP."""
+        return z3.Or(
+            self.outcome == constant(Outcome.INIT_FROM_CONFIG), self.outcome == constant(Outcome.INIT_FROM_CALL)
+        )
+
+    def _first_given(self, order: Sequence[Source], otherwise: Source | None = None) -> FieldTerm:
+        nobody_before: list[z3.BoolRef] = []
+        comes_from: dict[Source, z3.BoolRef] = {}
+        for source in order:
+            comes_from[source] = z3.And(*nobody_before, self.given(source))
+            nobody_before.append(z3.Not(self.given(source)))
+        exists = z3.Or(*(self.given(source) for source in order))
+        if otherwise is not None:
+            comes_from[otherwise] = z3.Not(exists)
+        value = _first([(self.given(source), self.value(source)) for source in order], self.value(order[-1]))
+        return FieldTerm(exists, value, MappingProxyType(comes_from))
+
+
+def _first(cases: Sequence[tuple[z3.BoolRef, z3.ExprRef]], otherwise: z3.ExprRef) -> z3.ExprRef:
+    """The value of the first case that holds."""
+    term = otherwise
+    for condition, value in reversed(cases):
+        term = z3.If(condition, value, term)
+    return term
+
+
+def _disabled(s: Symbols) -> z3.BoolRef:
+    return z3.And(s.autotp_given, s.autotp == 0, z3.Not(s.tpi), z3.Not(s.alias_given))
+
+
+# --- the predicates of section 4 ---------------------------------------------------------------------
+
+
+def _two_differ(model: Model, sources: Sequence[Source], but: tuple[Source, ...] = ()) -> z3.BoolRef:
+    return z3.Or(
+        *(
+            z3.And(model.given(one), model.given(other), model.value(one) != model.value(other))
+            for index, one in enumerate(sources)
+            for other in sources[index + 1 :]
+            if (one, other) != but
+        )
+    )
+
+
+def _no_tp_intent(m: Model) -> z3.BoolRef:
+    return z3.And(z3.Not(m.given_input.tpi), z3.Not(m.cfg), z3.Not(m.given_input.mpu))
+
+
+def _no_group_source(m: Model) -> z3.BoolRef:
+    s = m.given_input
+    return z3.And(s.tpi, z3.Not(s.tpg), z3.Not(m.cfg), z3.Not(s.mpu))
+
+
+def _group_and_mpu(m: Model) -> z3.BoolRef:
+    return z3.And(m.given_input.tpg, m.given_input.mpu)
+
+
+def _size_missing(m: Model) -> z3.BoolRef:
+    return z3.And(m.cfg, *(z3.Not(m.given(source)) for source in SIZES))
+
+
+def _size_invalid(m: Model) -> z3.BoolRef:
+    def invalid(source: Source) -> z3.BoolRef:
+        below = z3.And(m.given(source), m.value(source) < 1)
+        return z3.And(below, m.value(source) != 0) if source is Source.CONFIG_AUTOTP_SIZE else below
+
+    return z3.And(m.in_scope, z3.Or(*(invalid(source) for source in SIZES)))
+
+
+def _size_mismatch(m: Model) -> z3.BoolRef:
+    return z3.And(m.in_scope, _two_differ(m, SIZES))
+
+
+def _dtype_mismatch(m: Model) -> z3.BoolRef:
+    return z3.And(m.in_scope, _two_differ(m, DTYPES))
+
+
+def _group_identity_mismatch(m: Model) -> z3.BoolRef:
+    return z3.And(m.in_scope, _two_differ(m, GROUPS, but=(Source.CALL_TP_GROUP, Source.MPU_TP_GROUP)))
+
+
+def _group_size_mismatch(m: Model) -> z3.BoolRef:
+    size = m.effective_size
+    misfits = (z3.And(m.given(source), SIZE_OF(m.value(source)) != size.value) for source in GROUPS)
+    return z3.And(m.in_scope, size.exists, z3.Or(*misfits))
+
+
+def _size_not_dividing_world(m: Model) -> z3.BoolRef:
+    size = m.effective_size
+    return z3.And(m.created, size.exists, size.value >= 1, m.given_input.world % size.value != 0)
+
+
+PREDICATES: Mapping[ViolationCode, Predicate] = MappingProxyType(
+    {
+        ViolationCode.NO_TP_INTENT: _no_tp_intent,
+        ViolationCode.NO_GROUP_SOURCE: _no_group_source,
+        ViolationCode.GROUP_AND_MPU: _group_and_mpu,
+        ViolationCode.SIZE_MISSING: _size_missing,
+        ViolationCode.SIZE_INVALID: _size_invalid,
+        ViolationCode.SIZE_MISMATCH: _size_mismatch,
+        ViolationCode.DTYPE_MISMATCH: _dtype_mismatch,
+        ViolationCode.GROUP_IDENTITY_MISMATCH: _group_identity_mismatch,
+        ViolationCode.GROUP_SIZE_MISMATCH: _group_size_mismatch,
+        ViolationCode.SIZE_NOT_DIVIDING_WORLD: _size_not_dividing_world,
+    }
+)
