@@ -1,0 +1,69 @@
+# One file for everything a person or a robot runs here. Every target makes the environment it needs.
+#   make help     what there is
+# Variables: PYTHON (the interpreter that makes .venv), PYTEST_ARGS (added to every pytest run).
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+EXTRAS := proofs,runtime,hf,conformance,dev
+# The stamp is the last thing an install writes, so that a half-made environment is never taken for a whole one.
+STAMP := $(VENV)/.installed
+PORTIONS := spec reference cli runtime proofs conformance
+
+# The ranks of a distributed test share few cores: one thread each, unless the caller says otherwise.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help venv demo test lint prove clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## Make the environment in .venv, with the exact versions of constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else f"tpinit needs Python 3.10 or newer; $(PYTHON) is {v.major}.{v.minor}. Say: make PYTHON=python3.11")'
+	@rm -f $(STAMP)
+	@echo "== Environment: $(VENV) (a few minutes the first time; the pinned versions are in constraints.txt)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "-- torch"
+	@$(PIP) install --quiet "$$(grep '^torch==' constraints.txt)"
+	@echo "-- tpinit[$(EXTRAS)]"
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@$(BIN)/tpinit --version
+	@touch $(STAMP)
+
+demo: $(STAMP) ## Prove the contract, resolve two real configs, train two sharded ranks
+	@BIN=$(BIN) bash examples/demo.sh
+
+test: $(STAMP) ## Run all tests: single-process ones first, then those that start ranks
+	@echo "== Tests in one process: units, properties, command line"
+	@$(BIN)/python -m pytest --numprocesses 2 tests/unit tests/property tests/cli $(PYTEST_ARGS)
+	@echo "== Tests that start ranks"
+	@$(BIN)/python -m pytest tests/distributed $(PYTEST_ARGS)
+
+lint: $(STAMP) ## Check style, types and who imports whom
+	@echo "== ruff check"
+	@$(BIN)/ruff check .
+	@echo "== ruff format --check"
+	@$(BIN)/ruff format --check .
+	@echo "== mypy --strict"
+	@$(BIN)/mypy --strict $(PORTIONS:%=-p tpinit.%)
+	@echo "== lint-imports"
+	@$(BIN)/lint-imports --no-logo
+
+prove: $(STAMP) ## Prove every theorem of the contract
+	@$(BIN)/tpinit prove
+
+clean: ## Remove the environment and everything generated
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
