@@ -11,16 +11,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from types import MappingProxyType
-from typing import TypeVar
 
 import z3
 from tpinit.spec.prose import DISAGREEMENTS, RULES, Disagreement, Rule
 from tpinit.spec.table import ROWS, Row
-from tpinit.spec.vocabulary import DType, Fact, FieldsFrom, GroupFrom, Outcome, Source, ViolationCode
+from tpinit.spec.vocabulary import (
+    Decision,
+    DType,
+    Effective,
+    Fact,
+    FieldsFrom,
+    Group,
+    GroupFrom,
+    Inputs,
+    Outcome,
+    Section,
+    Source,
+    Violation,
+    ViolationCode,
+)
 
-__all__ = ["FieldTerm", "Model", "Symbols", "Verdict", "constant", "fresh_symbols"]
-
-E = TypeVar("E", bound=Enum)
+__all__ = ["FieldTerm", "Model", "Symbols", "Verdict", "assume", "constant", "evaluate", "fresh_symbols"]
 
 GroupSort = z3.DeclareSort("Group")
 SIZE_OF = z3.Function("size_of", GroupSort, z3.IntSort())
@@ -31,7 +42,8 @@ def _enum_sort(enum: type[Enum]) -> tuple[z3.DatatypeSortRef, Mapping[Enum, z3.D
     return sort, MappingProxyType(dict(zip(enum, constants, strict=True)))
 
 
-_SORTS = {enum: _enum_sort(enum) for enum in (DType, Outcome, FieldsFrom, GroupFrom, Source, ViolationCode)}
+_ENUMS: tuple[type[Enum], ...] = (DType, Outcome, FieldsFrom, GroupFrom, Source, ViolationCode)
+_SORTS = {enum: _enum_sort(enum) for enum in _ENUMS}
 
 
 def constant(member: Enum) -> z3.DatatypeRef:
@@ -44,49 +56,45 @@ def enum_sort(enum: type[Enum]) -> z3.DatatypeSortRef:
     return _SORTS[enum][0]
 
 
-_SORT_OF_TYPE = {
-    "Bool": z3.BoolSort(),
-    "Int": z3.IntSort(),
-    "DType": _SORTS[DType][0],
-    "Group": GroupSort,
+_SORT_OF_ANNOTATION = {
+    "z3.BoolRef": z3.BoolSort(),
+    "z3.ArithRef": z3.IntSort(),
+    "z3.DatatypeRef": _SORTS[DType][0],
+    "z3.ExprRef": GroupSort,
 }
-
-
-def _sorted_as(name: str) -> z3.ExprRef:
-    return field(metadata={"sort": name})
 
 
 @dataclass(frozen=True)
 class Symbols:
     """One input as Z3 terms. A value means something only where its `_given` term is true."""
 
-    tpi: z3.BoolRef = _sorted_as("Bool")
-    tpg: z3.BoolRef = _sorted_as("Bool")
-    section: z3.BoolRef = _sorted_as("Bool")
-    mpu: z3.BoolRef = _sorted_as("Bool")
-    mesh: z3.BoolRef = _sorted_as("Bool")
-    autotp_given: z3.BoolRef = _sorted_as("Bool")
-    alias_given: z3.BoolRef = _sorted_as("Bool")
-    dtype_given: z3.BoolRef = _sorted_as("Bool")
-    precision_given: z3.BoolRef = _sorted_as("Bool")
-    cgroup_given: z3.BoolRef = _sorted_as("Bool")
-    world: z3.ArithRef = _sorted_as("Int")
-    call_size: z3.ArithRef = _sorted_as("Int")
-    autotp: z3.ArithRef = _sorted_as("Int")
-    alias: z3.ArithRef = _sorted_as("Int")
-    call_dtype: z3.DatatypeRef = _sorted_as("DType")
-    dtype: z3.DatatypeRef = _sorted_as("DType")
-    precision: z3.DatatypeRef = _sorted_as("DType")
-    call_group: z3.ExprRef = _sorted_as("Group")
-    cgroup: z3.ExprRef = _sorted_as("Group")
-    mpu_group: z3.ExprRef = _sorted_as("Group")
-    mesh_group: z3.ExprRef = _sorted_as("Group")
+    tpi: z3.BoolRef
+    tpg: z3.BoolRef
+    section: z3.BoolRef
+    mpu: z3.BoolRef
+    mesh: z3.BoolRef
+    autotp_given: z3.BoolRef
+    alias_given: z3.BoolRef
+    dtype_given: z3.BoolRef
+    precision_given: z3.BoolRef
+    cgroup_given: z3.BoolRef
+    world: z3.ArithRef
+    call_size: z3.ArithRef
+    autotp: z3.ArithRef
+    alias: z3.ArithRef
+    call_dtype: z3.DatatypeRef
+    dtype: z3.DatatypeRef
+    precision: z3.DatatypeRef
+    call_group: z3.ExprRef
+    cgroup: z3.ExprRef
+    mpu_group: z3.ExprRef
+    mesh_group: z3.ExprRef
 
 
 def fresh_symbols(suffix: str = "") -> Symbols:
     """An input about which nothing is known: every term a constant named after its field."""
     return Symbols(
-        **{item.name: z3.Const(item.name + suffix, _SORT_OF_TYPE[item.metadata["sort"]]) for item in fields(Symbols)}
+        **{item.name: z3.Const(item.name + suffix, _SORT_OF_ANNOTATION[str(item.type)]) for item in fields(Symbols)}
     )
 
 
@@ -423,3 +431,91 @@ PREDICATES: Mapping[ViolationCode, Predicate] = MappingProxyType(
         ViolationCode.SIZE_NOT_DIVIDING_WORLD: _size_not_dividing_world,
     }
 )
+
+
+# --- the model on one concrete input -----------------------------------------------------------------
+
+
+def assume(inputs: Inputs, symbols: Symbols) -> list[z3.BoolRef]:
+    """State in Z3 that `symbols` are exactly this concrete input. Absent values stay unknown."""
+    call, section, mpu = inputs.call, inputs.section or Section(), inputs.mpu
+    present = {
+        "tpi": call is not None,
+        "tpg": call is not None and call.tp_group is not None,
+        "section": inputs.section is not None,
+        "mpu": mpu is not None,
+        "mesh": inputs.mesh is not None,
+        "autotp_given": section.autotp_size is not None,
+        "alias_given": section.tp_size is not None,
+        "dtype_given": section.dtype is not None,
+        "precision_given": inputs.precision is not None,
+        "cgroup_given": section.tp_group is not None,
+    }
+    values = {
+        "world": inputs.world_size,
+        "call_size": None if call is None else call.tp_size,
+        "autotp": section.autotp_size,
+        "alias": section.tp_size,
+        "call_dtype": None if call is None else call.dtype,
+        "dtype": section.dtype,
+        "precision": inputs.precision,
+        "call_group": None if call is None else call.tp_group,
+        "cgroup": section.tp_group,
+        "mpu_group": None if mpu is None else mpu.tp_group,
+        "mesh_group": inputs.mesh,
+    }
+    groups = {value.identity: value for value in values.values() if isinstance(value, Group)}
+    terms = {identity: z3.Const(f"group_{identity}", GroupSort) for identity in groups}
+    facts = [getattr(symbols, name) == truth for name, truth in present.items()]
+    for name, value in values.items():
+        if isinstance(value, Group):
+            facts.append(getattr(symbols, name) == terms[value.identity])
+        elif value is not None:
+            facts.append(getattr(symbols, name) == (constant(value) if isinstance(value, DType) else value))
+    facts += [SIZE_OF(terms[identity]) == group.size for identity, group in groups.items()]
+    return facts + ([z3.Distinct(*terms.values())] if len(terms) > 1 else [])
+
+
+def evaluate(inputs: Inputs) -> Decision:
+    """Decide one concrete input by the Z3 model alone (violations carry no evidence).
+
+    Raises RuntimeError if the model leaves the decision open, which would be a defect of the model.
+    """
+    model = Model(fresh_symbols())
+    solver = z3.Solver()
+    solver.add(assume(inputs, model.given_input))
+    if solver.check() != z3.sat:
+        raise RuntimeError(f"the model has no state for {inputs}")
+    state = solver.model()
+
+    def true(term: z3.BoolRef) -> bool:
+        return z3.is_true(state.eval(term, model_completion=True))
+
+    def member(term: z3.DatatypeRef) -> str:
+        return str(state.eval(term, model_completion=True)).partition(".")[2]
+
+    def source_of(term: FieldTerm) -> Source | None:
+        return next((source for source, comes in term.comes_from.items() if true(comes)), None)
+
+    codes = tuple(code for code in ViolationCode if true(model.violation(code)))
+    row = state.eval(model.row_number, model_completion=True).as_long()
+    disabled = true(model.disabled)
+    if codes:
+        outcome = Outcome.ERROR
+        return Decision(row, outcome, violations=tuple(map(Violation, codes)), section_disabled=disabled)
+    size, dtype, group = model.effective_size, model.effective_dtype, model.effective_group
+    supplied: dict[Source, Group | None] = {
+        Source.CALL_TP_GROUP: inputs.call.tp_group if inputs.call else None,
+        Source.MPU_TP_GROUP: inputs.mpu.tp_group if inputs.mpu else None,
+        Source.CONFIG_TP_GROUP: inputs.section.tp_group if inputs.section else None,
+        Source.MESH_TP_GROUP: inputs.mesh,
+    }
+    group_source = source_of(group)
+    return Decision(
+        row,
+        Outcome[member(model.outcome)],
+        Effective(state.eval(size.value).as_long(), source_of(size)) if true(size.exists) else Effective(),
+        Effective(DType[member(dtype.value)] if true(dtype.exists) else None, source_of(dtype)),
+        Effective(None if group_source is None else supplied.get(group_source), group_source),
+        section_disabled=disabled,
+    )

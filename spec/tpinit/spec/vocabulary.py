@@ -185,9 +185,9 @@ class Inputs:
             raise ValueError(f"world_size is {self.world_size}: a world has at least 1 rank")
         sizes: dict[int, int] = {}
         for group in (
-            self.call and self.call.tp_group,
-            self.section and self.section.tp_group,
-            self.mpu and self.mpu.tp_group,
+            None if self.call is None else self.call.tp_group,
+            None if self.section is None else self.section.tp_group,
+            None if self.mpu is None else self.mpu.tp_group,
             self.mesh,
         ):
             if group is None:
