@@ -1,0 +1,125 @@
+"""Process groups as a command line can give them: '0,2;1,3' lists every tensor-parallel group of the world.
+
+A list must be one that a world can have: disjoint groups of one size that together hold the ranks 0 to
+world - 1. Neither the order of the groups nor the order of the ranks in a group means anything, as with
+process groups. Two options that give the same list give the same groups; two different lists are different
+groups, also where one rank's own group is equal in both: the ranks of a run decide together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tpinit.reference.errors import Problem
+from tpinit.reference.spellings import MAX_DIGITS, show, show_int
+
+__all__ = ["RankGroups", "RankMpu", "parse_groups", "world_problems"]
+
+FIX = "list every group of the world, ranks split by ',' and groups by ';', as in '0,1;2,3'"
+
+
+@dataclass(frozen=True, slots=True)
+class RankGroups:
+    """All tensor-parallel groups of a world: each a sorted tuple of ranks, all of one size, sorted."""
+
+    groups: tuple[tuple[int, ...], ...]
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks the groups hold together."""
+        return sum(len(group) for group in self.groups)
+
+    @property
+    def largest(self) -> int:
+        """The largest rank of all."""
+        return max(group[-1] for group in self.groups)
+
+    def of(self, rank: int) -> tuple[int, ...]:
+        """The group that holds this rank; it is an error of the caller to ask for a rank outside the world."""
+        return next(group for group in self.groups if rank in group)
+
+    def across(self, rank: int) -> tuple[int, ...]:
+        """The data-parallel group of this rank: the ranks at its place in every tensor-parallel group."""
+        place = self.of(rank).index(rank)
+        return tuple(group[place] for group in self.groups)
+
+
+@dataclass(frozen=True, slots=True)
+class RankMpu:
+    """An mpu over rank lists, with the six methods that DeepSpeed asks of one."""
+
+    rank: int
+    tp_group: tuple[int, ...]
+    dp_group: tuple[int, ...]
+
+    def get_model_parallel_group(self) -> tuple[int, ...]:
+        """The tensor-parallel group of the rank."""
+        return self.tp_group
+
+    def get_model_parallelshow_int(self) -> int:
+        """The rank's place in its tensor-parallel group."""
+        return self.tp_group.index(self.rank)
+
+    def get_model_parallel_world_size(self) -> int:
+        """The size of the tensor-parallel group, in ranks."""
+        return len(self.tp_group)
+
+    def get_data_parallel_group(self) -> tuple[int, ...]:
+        """The data-parallel group of the rank."""
+        return self.dp_group
+
+    def get_data_parallelshow_int(self) -> int:
+        """The rank's place in its data-parallel group."""
+        return self.dp_group.index(self.rank)
+
+    def get_data_parallel_world_size(self) -> int:
+        """The size of the data-parallel group, in ranks."""
+        return len(self.dp_group)
+
+
+def parse_groups(option: str, text: str) -> RankGroups | Problem:
+    """Return the groups that an option lists, or the first thing that is wrong with the list."""
+
+    def problem(message: str) -> Problem:
+        return Problem(option, show(text), message, FIX)
+
+    groups = []
+    for part in text.split(";"):
+        words = [word.strip() for word in part.split(",")]
+        if words == [""]:
+            return problem("a group is empty" if text.strip() else "no group is given")
+        unread = next((word for word in words if not re.fullmatch(r"[0-9]+", word) or len(word) > MAX_DIGITS), None)
+        if unread is not None:
+            return problem(f"{show(unread)} is not a rank: a rank is an integer from 0")
+        groups.append(tuple(sorted(map(int, words))))
+    twice = _first_repeated(rank for group in groups for rank in group)
+    if twice is not None:
+        return problem(f"rank {show_int(twice)} is listed twice: groups are disjoint")
+    if len({len(group) for group in groups}) > 1:
+        sizes = sorted({len(group) for group in groups})
+        return problem(f"groups of {sizes[0]} and of {sizes[-1]} ranks: all groups of a world have one size")
+    return RankGroups(tuple(sorted(groups)))
+
+
+def world_problems(option: str, text: str, groups: RankGroups, world: int) -> list[Problem]:
+    """Return what keeps the groups from being those of a world of this many ranks (an empty list: nothing)."""
+    if groups.ranks == world and groups.largest == world - 1:
+        return []
+    if groups.largest >= world:
+        message = f"rank {show_int(groups.largest)} is outside a world of {show_int(world)}: its ranks start at 0"
+    else:
+        held = {rank for group in groups.groups for rank in group}
+        missing = next(rank for rank in range(world) if rank not in held)
+        message = f"rank {missing} is in no group: the groups must hold every rank of a world of {show_int(world)}"
+    return [Problem(option, show(text), message, FIX)]
+
+
+def _first_repeated(ranks: Iterable[int]) -> int | None:
+    seen: set[int] = set()
+    for rank in ranks:
+        if rank in seen:
+            return rank
+        seen.add(rank)
+    return None
