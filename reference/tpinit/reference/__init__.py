@@ -1,8 +1,67 @@
-"""The answer for one input: the reference resolver and what reads real inputs for it.
+"""The reference room: reading what users give, deciding, and saying why. Standard library only.
 
-Importing this package needs the standard library only.
+Names are loaded when they are first used, so that `import tpinit.reference` costs nothing by itself.
+`tpinit.reference.explain` is the module; its function of that name is `tpinit.reference.explain.explain`.
 """
 
-from tpinit.reference.resolver import resolve
+from __future__ import annotations
 
-__all__ = ["resolve"]
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tpinit.reference.config import ConfigReading, parse_dtype, read_config, section_schema
+    from tpinit.reference.errors import ConfigError, ConflictingCallsError, DecisionError, Problem, TpinitError
+    from tpinit.reference.explain import describe, to_json
+    from tpinit.reference.objects import CallArgs, GroupTable, Resolver
+    from tpinit.reference.resolver import resolve
+
+__all__ = [
+    "CallArgs",
+    "ConfigError",
+    "ConfigReading",
+    "ConflictingCallsError",
+    "DecisionError",
+    "GroupTable",
+    "Problem",
+    "Resolver",
+    "TpinitError",
+    "describe",
+    "parse_dtype",
+    "read_config",
+    "resolve",
+    "section_schema",
+    "to_json",
+]
+
+_HOMES = {
+    "CallArgs": "objects",
+    "ConfigError": "errors",
+    "ConfigReading": "config",
+    "ConflictingCallsError": "errors",
+    "DecisionError": "errors",
+    "GroupTable": "objects",
+    "Problem": "errors",
+    "Resolver": "objects",
+    "TpinitError": "errors",
+    "describe": "explain",
+    "parse_dtype": "config",
+    "read_config": "config",
+    "resolve": "resolver",
+    "section_schema": "config",
+    "to_json": "explain",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

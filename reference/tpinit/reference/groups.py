@@ -1,0 +1,93 @@
+"""Process groups as the contract sees them: an identity and a size, from whatever object the user has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tpinit.reference.errors import Problem
+from tpinit.reference.spellings import show
+from tpinit.spec.vocabulary import Group
+
+__all__ = ["GroupTable"]
+
+_LEGAL = "give a process group (an object with size()), or a list of ranks"
+
+
+class GroupTable:
+    """Turns users' groups into `Group`s: the same object always gives the same identity.
+
+    Objects are compared by `is`. A list or tuple of ranks is a group by its value, ranks in order, so that
+    equal lists are one group. The table keeps every object, so that no identity is ever used twice; the
+    object itself is the `Group`'s handle (for ranks: a tuple of them).
+
+    The size is `group_size(object)` if that was given, else the object's `size()`, else the number of
+    ranks. `world_size`, if given, bounds the ranks.
+    """
+
+    def __init__(self, group_size: Callable[[object], int] | None = None, world_size: int | None = None) -> None:
+        self._group_size = group_size
+        self._world_size = world_size
+        self._groups: list[tuple[object, Group]] = []
+
+    def group(self, value: object, path: str, problems: list[Problem]) -> Group | None:
+        """Return the group that `value` is, or None after adding to `problems` why it is none."""
+        handle = value
+        if isinstance(value, (list, tuple, range)):
+            ranks = self._ranks(value, path, problems)
+            if ranks is None:
+                return None
+            handle = ranks
+        for known, group in self._groups:
+            if known is handle or (isinstance(handle, tuple) and isinstance(known, tuple) and known == handle):
+                return group
+        size = self._size(handle, path, problems)
+        if size is None:
+            return None
+        made = Group(len(self._groups), size, handle)
+        self._groups.append((handle, made))
+        return made
+
+    def _ranks(self, value: Sequence[object], path: str, problems: list[Problem]) -> tuple[int, ...] | None:
+        if not value:
+            problems.append(Problem(path, show(value), "a group has at least 1 rank", "list the ranks of the group"))
+            return None
+        ranks = tuple(int(rank) for rank in value if isinstance(rank, int) and not isinstance(rank, bool))
+        message = ""
+        if len(ranks) != len(value) or min(ranks) < 0:
+            message = "ranks are integers of at least 0"
+        elif len(set(ranks)) != len(ranks):
+            message = "a rank is listed twice"
+        elif self._world_size is not None and max(ranks) >= self._world_size:
+            message = f"a world of {self._world_size} has the ranks 0 to {self._world_size - 1}"
+        if message:
+            problems.append(Problem(path, show(value), message, "list each rank of the group once"))
+            return None
+        return ranks
+
+    def _size(self, handle: object, path: str, problems: list[Problem]) -> int | None:
+        own = None if self._group_size is not None else _size_method(handle)
+        if self._group_size is None and own is None and not isinstance(handle, tuple):
+            problems.append(Problem(path, show(handle), "this is not a process group", _LEGAL))
+            return None
+        try:
+            if self._group_size is not None:
+                size: object = self._group_size(handle)
+            else:
+                size = own() if own is not None else len(handle)  # type: ignore[arg-type] # a tuple, by the guard above
+        except Exception as error:  # a user's object may raise anything; its words are kept
+            message = f"asking this group for its size failed: {type(error).__name__}: {error}"
+            problems.append(Problem(path, show(handle), message, _LEGAL, cause=error))
+            return None
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            message = f"this group says that its size is {show(size)}; a size is an integer of at least 1"
+            fix = "on each rank, give a group that this rank belongs to"
+            problems.append(Problem(path, show(handle), message, fix))
+            return None
+        return int(size)
+
+
+def _size_method(handle: object) -> Callable[[], object] | None:
+    if isinstance(handle, (str, bytes, dict, tuple)):
+        return None
+    method = getattr(handle, "size", None)
+    return method if callable(method) else None

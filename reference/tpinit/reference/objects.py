@@ -1,0 +1,122 @@
+"""From what users have in their hands (a call, a config, an mpu, a mesh's group) to `Inputs`, and to a decision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import TypeAlias
+
+from tpinit.reference.config import ConfigReading, read_config, repeated_size_problems
+from tpinit.reference.errors import ConfigError, Problem
+from tpinit.reference.groups import GroupTable
+from tpinit.reference.mpu import read_mpu
+from tpinit.reference.resolver import resolve
+from tpinit.reference.spellings import is_absent, show
+from tpinit.reference.values import Reader
+from tpinit.spec.vocabulary import Call, Decision, DType, Group, Inputs, Mpu
+
+__all__ = ["CallArgs", "ConfigLike", "GroupTable", "Resolver"]
+
+ConfigLike: TypeAlias = "Mapping[str, object] | str | PathLike[str] | ConfigReading | None"
+
+
+@dataclass(frozen=True, slots=True)
+class CallArgs:
+    """What one call of `tp_model_init` was given, as it was given: size, dtype, and its group or None."""
+
+    tp_size: object
+    dtype: object
+    tp_group: object = None
+
+
+class Resolver:
+    """Reads users' objects and decides. One resolver knows one world and its groups' identities.
+
+    `world_size` is in ranks. `group_size(group)` returns a group's size in ranks; without it, a group's own
+    `size()` is asked, or the ranks counted (see `GroupTable`). Raises ConfigError for a world that is no
+    integer of at least 1.
+    """
+
+    def __init__(self, world_size: int, group_size: Callable[[object], int] | None = None) -> None:
+        if not isinstance(world_size, int) or isinstance(world_size, bool) or world_size < 1:
+            message = "a world has at least 1 rank, and their number is an integer"
+            raise ConfigError([Problem("world_size", show(world_size), message, "give the number of ranks")])
+        self.world_size = int(world_size)
+        self.groups = GroupTable(group_size, self.world_size)
+
+    def inputs(
+        self,
+        *,
+        call: CallArgs | None,
+        config: ConfigLike = None,
+        mpu: object = None,
+        mesh_group: object = None,
+    ) -> Inputs:
+        """Read everything that was given (contract, section 4); nothing of it is changed (D10).
+
+        `config` is anything that `read_config` takes, or what it returned. Raises ConfigError with the
+        problems of all of them together; what a user's object raised is its cause.
+        """
+        reader = Reader(self.groups)
+        reading = self._config(config, reader)
+        read_call = None if call is None else self._call(call, reader)
+        found_mpu: Mpu | None = None if mpu is None else read_mpu(mpu, self.groups, reader.problems)
+        mesh: Group | None = None
+        if mesh_group is not None:
+            mesh = self.groups.group(mesh_group, "mesh.tp_group", reader.problems)
+        section = reading.section
+        if section is not None and read_call is not None:
+            reader.problems += repeated_size_problems(section, {"tp_size in tp_model_init": read_call.tp_size})
+        if reader.problems:
+            raise ConfigError(reader.problems)
+        return Inputs(self.world_size, read_call, section, reading.precision, found_mpu, mesh)
+
+    def resolve(
+        self,
+        *,
+        call: CallArgs | None,
+        config: ConfigLike = None,
+        mpu: object = None,
+        mesh_group: object = None,
+    ) -> Decision:
+        """Read everything that was given and decide. Raises ConfigError as `inputs` does, and nothing else."""
+        return resolve(self.inputs(call=call, config=config, mpu=mpu, mesh_group=mesh_group))
+
+    def _config(self, config: ConfigLike, reader: Reader) -> ConfigReading:
+        if isinstance(config, ConfigReading):
+            section = config.section
+            if section is None or section.tp_group is None:
+                return config
+            # Read elsewhere, so its identity is another table's: ours goes by the object itself.
+            group = self.groups.group(section.tp_group.handle, "tensor_parallel.tp.tp_group", reader.problems)
+            return replace(config, section=replace(section, tp_group=group))
+        try:
+            return read_config(config, groups=self.groups)
+        except ConfigError as error:
+            reader.problems += error.problems
+            return ConfigReading()
+
+    def _call(self, call: CallArgs, reader: Reader) -> Call | None:
+        """Read the call; its size and dtype are always given (section 4), so "auto" and None are malformed."""
+        if not isinstance(call, CallArgs):
+            reader.note("call", call, "a call is described by CallArgs(tp_size, dtype, tp_group)", "give a CallArgs")
+            return None
+        size: int | None = None
+        dtype: DType | None = None
+        if is_absent(call.tp_size):
+            reader.note("call.tp_size", call.tp_size, "tp_model_init always has a size", "give tp_size an integer")
+        else:
+            size = reader.size(call.tp_size, "call.tp_size")
+        if is_absent(call.dtype):
+            reader.note(
+                "call.dtype", call.dtype, "tp_model_init always has a dtype", "give dtype, such as torch.bfloat16"
+            )
+        else:
+            dtype = reader.dtype(call.dtype, "call.dtype")
+        group: Group | None = None
+        if isinstance(call.tp_group, str):
+            reader.note("call.tp_group", call.tp_group, "this is not a process group", "give a group, or leave it out")
+        elif call.tp_group is not None:
+            group = self.groups.group(call.tp_group, "call.tp_group", reader.problems)
+        return Call(size, dtype, group) if size is not None and dtype is not None else None

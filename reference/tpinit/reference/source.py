@@ -1,0 +1,263 @@
+"""From whatever a config comes as (mapping, path, base64 text, nothing) to plain data of our own.
+
+The result is a private copy: dicts with string keys, lists, tuples and leaves. Leaves that are not plain
+(process groups, classes, torch dtypes) are kept by reference and never copied; the caller's object is
+never changed (D10). Everything that stops a text from being a config is a `Problem` with a path.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tpinit.reference.errors import ConfigError, Problem
+from tpinit.reference.spellings import MAX_DIGITS, show, too_long
+
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "plain_config"]
+
+MAX_DEPTH = 64
+"""How deeply a config may nest: objects and lists inside each other, the whole config being the first level."""
+
+MAX_BYTES = 4 * 1024 * 1024
+"""The largest file that is read as a config."""
+
+MAX_VALUES = 200_000
+"""How many values a config may have, at all depths together."""
+
+_ROOT = "config"
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """An object as it stood in a text, with the keys that it repeats."""
+
+    pairs: list[tuple[str, object]]
+
+
+@dataclass(frozen=True, slots=True)
+class _LongInteger:
+    """An integer literal that Python refuses to read."""
+
+    digits: int
+
+
+class _HjsonFloat(float):
+    """A float that stays one: the hjson library turns 2.0 into the integer 2, and D7 tells them apart."""
+
+    def __int__(self) -> int:
+        return 0
+
+    def __abs__(self) -> float:
+        return math.inf
+
+
+def plain_config(config: object) -> tuple[dict[str, object] | None, list[Problem]]:
+    """Return a private plain copy of a config, and all that is wrong with it as a piece of data.
+
+    `config` is a Mapping, the path of a JSON or HJSON file, base64 of a JSON object (standard or urlsafe
+    alphabet), or None for no config. The copy is None for None. Raises ConfigError where there is nothing
+    to copy: no such file, not text, no object.
+    """
+    if config is None:
+        return None, []
+    problems: list[Problem] = []
+    data = _load(config)
+    if not isinstance(data, (Mapping, _Pairs)):
+        raise _refusal(show(data), "a config must be an object at its top level", 'write { "key": value, ... }')
+    return _Copier(problems).copy_object(data, "", (id(data),)), problems
+
+
+# --- where it comes from ---------------------------------------------------------------------------
+
+
+def _load(config: object) -> object:
+    if isinstance(config, Mapping):
+        return config
+    if isinstance(config, str):
+        return _parse_file(config) if os.path.exists(config) else _parse_base64(config)
+    if isinstance(config, os.PathLike):
+        path = os.fspath(config)
+        return _parse_file(path if isinstance(path, str) else os.fsdecode(path))
+    raise _refusal(
+        show(config),
+        f"a config can't be of type {type(config).__name__}",
+        "give a dict, the path of a JSON or HJSON file, base64 of a JSON object, or None for no config",
+    )
+
+
+def _parse_file(path: str) -> object:
+    if os.path.isdir(path):
+        raise _refusal(show(path), "this is a directory", "give the path of the config file itself")
+    if not os.path.exists(path):
+        raise _refusal(show(path), "there is no such file", "check the path")
+    # A pipe or a device could block or never end.
+    if not os.path.isfile(path):
+        raise _refusal(show(path), "this is not a regular file", "give the path of a JSON or HJSON file")
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise _refusal(show(path), f"this file can't be read: {error.strerror or error}", "check the path") from error
+    if len(raw) > MAX_BYTES:
+        raise _refusal(show(path), f"a config has at most {MAX_BYTES} bytes", "check that this is the config")
+    return _parse(_decode(raw, path), path)
+
+
+def _parse_base64(text: str) -> object:
+    """Read base64 of an object; a text that is neither that nor a path is named as what it seems to be."""
+    import base64
+    import binascii
+
+    if text.lstrip().startswith("{"):
+        raise _refusal(
+            show(text), "this is the text of a config, not a path or base64", "parse it and give the dict (json.loads)"
+        )
+    compact = "".join(text.split()).replace("-", "+").replace("_", "/").rstrip("=")
+    try:
+        raw = base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
+        decoded = raw.decode("utf-8-sig")
+    except (binascii.Error, ValueError):
+        decoded = ""
+    if not decoded.lstrip().startswith("{"):
+        raise _refusal(
+            show(text),
+            "this is neither the path of an existing file nor base64 of a JSON object",
+            "check the path, or give the config as a dict",
+        )
+    return _parse(decoded, "the base64 text")
+
+
+def _decode(raw: bytes, path: str) -> str:
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        message = f"this file is not UTF-8 text: byte {raw[error.start]:#04x} at offset {error.start}"
+        raise _refusal(show(path), message, "save it as UTF-8") from error
+    if not text.strip():
+        raise _refusal(show(path), "this file is empty", "write at least {}")
+    return text
+
+
+# --- from text to data -----------------------------------------------------------------------------
+
+
+def _parse(text: str, origin: str) -> object:
+    """Parse JSON, else HJSON. A key that is repeated and a number that can't be read are kept for the copier."""
+    import json
+
+    try:
+        return json.loads(text, object_pairs_hook=_Pairs, parse_int=_integer)
+    except RecursionError as error:
+        raise ConfigError([_deep("")]) from error
+    except json.JSONDecodeError as error:
+        return _parse_hjson(text, origin, error)
+
+
+def _parse_hjson(text: str, origin: str, not_json: Exception) -> object:
+    try:
+        import hjson
+    except ImportError:
+        raise _refusal(
+            show(origin),
+            f"this is not JSON: {not_json}",
+            "correct it; to read HJSON (comments, trailing commas), install tpinit[hjson]",
+        ) from not_json
+    loads: Callable[..., Any] = hjson.loads
+    try:
+        return loads(text, object_pairs_hook=_Pairs, parse_int=_integer, parse_float=_HjsonFloat)
+    except RecursionError as error:
+        raise ConfigError([_deep("")]) from error
+    except Exception as error:  # the hjson library lets IndexError and the like out on texts that stop early
+        raise _refusal(
+            show(origin), f"this is neither JSON ({not_json}) nor HJSON ({error})", "correct the text at that place"
+        ) from error
+
+
+def _integer(literal: str) -> int | _LongInteger:
+    digits = len(literal.lstrip("-"))
+    if digits > MAX_DIGITS:
+        return _LongInteger(digits)
+    try:
+        return int(literal)
+    except ValueError:  # the interpreter's own limit on digits may be set lower than ours
+        return _LongInteger(digits)
+
+
+# --- from data to a copy of our own ----------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Copier:
+    """Copies plain data, and notes by path all that is wrong with it."""
+
+    problems: list[Problem]
+    left: int = MAX_VALUES
+
+    def copy(self, value: object, path: str, above: tuple[int, ...]) -> object:
+        """Copy one value; a leaf that is not plain goes through by reference. `above` guards against cycles."""
+        self.left -= 1
+        if isinstance(value, (Mapping, _Pairs, list, tuple)):
+            return self._copy_container(value, path, above)
+        if isinstance(value, _LongInteger) or (type(value) is int and too_long(value)):
+            given = f"an integer of {value.digits} digits" if isinstance(value, _LongInteger) else show(value)
+            self._note(path, given, f"an integer has at most {MAX_DIGITS} digits", "give a smaller number")
+            return None
+        if isinstance(value, float) and not math.isfinite(value):
+            self._note(path, repr(float(value)), "a number must be finite", "give a finite number")
+            return None
+        return float.__float__(value) if isinstance(value, _HjsonFloat) else value
+
+    def _copy_container(
+        self,
+        value: Mapping[Any, object] | _Pairs | list[object] | tuple[object, ...],
+        path: str,
+        above: tuple[int, ...],
+    ) -> object:
+        if id(value) in above:
+            self._note(path, "", "a config can't contain itself", "take the reference out")
+        elif len(above) == MAX_DEPTH:
+            self.problems.append(_deep(path))
+        elif self.left < 0:
+            # Data that shares its parts can unfold without end; say so once.
+            if self.left > -MAX_VALUES:
+                self._note("", "", f"a config has at most {MAX_VALUES} values", "check that this is the config")
+                self.left = -MAX_VALUES
+        elif isinstance(value, (list, tuple)):
+            inside = (*above, id(value))
+            items = [self.copy(item, f"{path}[{index}]", inside) for index, item in enumerate(value)]
+            return tuple(items) if isinstance(value, tuple) else items
+        else:
+            return self.copy_object(value, path, (*above, id(value)))
+        return None
+
+    def copy_object(self, value: Mapping[Any, object] | _Pairs, path: str, above: tuple[int, ...]) -> dict[str, object]:
+        """Copy an object: string keys, each once."""
+        copy: dict[str, object] = {}
+        # Not a dict yet: a text may repeat a key.
+        for key, item in value.pairs if isinstance(value, _Pairs) else value.items():
+            if not isinstance(key, str):
+                self._note(path, show(key), "a key must be a string", "write it in quotes")
+                continue
+            name = str.__str__(key)
+            below = f"{path}.{name}" if path else name
+            if name in copy:
+                self._note(below, "", f'the key "{name}" is given more than once', "keep one of them")
+                continue
+            copy[name] = self.copy(item, below, above)
+        return copy
+
+    def _note(self, path: str, given: str, message: str, fix: str) -> None:
+        self.problems.append(Problem(path or _ROOT, given, message, fix))
+
+
+def _deep(path: str) -> Problem:
+    # The path is as deep as the data: its start says where to look.
+    where = path if len(path) <= 80 else f"{path[:77]}..."
+    return Problem(where or _ROOT, "", f"a config nests at most {MAX_DEPTH} levels", "flatten it")
+
+
+def _refusal(given: str, message: str, fix: str) -> ConfigError:
+    return ConfigError([Problem(_ROOT, given, message, fix)])

@@ -1,0 +1,261 @@
+"""Reads one value of each kind of the section's table (`fields`), and objects made of them.
+
+A value that is malformed adds a problem and reads as absent; so reading goes on and finds all problems.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tpinit.reference.errors import Problem
+from tpinit.reference.fields import BLOCK_OF, LAYER_SPEC, Field, Kind, all_names, named
+from tpinit.reference.groups import GroupTable
+from tpinit.reference.spellings import DTYPE_SPELLINGS, dtype_named, is_absent, nearest, show
+from tpinit.spec.vocabulary import DType
+
+__all__ = ["Reader"]
+
+
+@dataclass(slots=True)
+class Reader:
+    """Reads values by the table. `problems` fills up; `groups` gives group objects their identities."""
+
+    groups: GroupTable
+    problems: list[Problem] = field(default_factory=list)
+
+    def note(self, path: str, value: object, message: str, fix: str) -> None:
+        """Add one problem, with the value as it was given."""
+        self.problems.append(Problem(path, show(value), message, fix))
+
+    def read_object(self, fields: tuple[Field, ...], value: object, path: str) -> dict[str, object] | None:
+        """Read an object: its fields by their own names, absent ones left out (D3). Unknown keys are problems (D8)."""
+        if not isinstance(value, dict):
+            self.note(path, value, "this must be an object", "write { ... }, or leave the key out")
+            return None
+        known, read = named(fields), dict[str, object]()
+        given: dict[str, str] = {}
+        for key, item in value.items():
+            below, known_field = f"{path}.{key}", known.get(key)
+            if known_field is None:
+                self._unknown(fields, key, item, below)
+            elif is_absent(item):
+                continue
+            elif known_field.name in given:
+                other = given[known_field.name]
+                message = f'"{other}" and "{key}" are two names of one setting'
+                self.note(below, item, message, f'keep "{known_field.name}" and leave the other out')
+            else:
+                given[known_field.name] = key
+                result = _READERS[known_field.kind](self, known_field, item, below)
+                if result is not None:
+                    read[known_field.name] = result
+        for wanted in fields:
+            if wanted.required and wanted.name not in given:
+                message = f'the key "{wanted.name}" is missing'
+                self.problems.append(Problem(f"{path}.{wanted.name}", "", message, wanted.doc))
+        return read
+
+    def size(self, value: object, path: str) -> int | None:
+        """D7: an integer, whatever its value."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            return int(value)
+        fix = "write an integer"
+        if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,20}\s*", value):
+            fix = f"write {int(value)} without quotes"
+        elif isinstance(value, float) and value.is_integer():
+            fix = f"write {int(value)}"
+        self.note(path, value, f"a size is an integer, not {_kind_of(value)}", fix)
+        return None
+
+    def dtype(self, value: object, path: str) -> DType | None:
+        """D8: one of the spellings, or a torch dtype."""
+        dtype = dtype_named(value)
+        if dtype is None:
+            near = nearest(value, DTYPE_SPELLINGS) if isinstance(value, str) else nearest(str(value), DTYPE_SPELLINGS)
+            self.note(
+                path,
+                value,
+                "a dtype is fp32, float32, float, fp16, float16, half, bf16 or bfloat16, with or without torch.",
+                f'write "{near}"' if near else "write one of these",
+            )
+        return dtype
+
+    def _unknown(self, fields: tuple[Field, ...], key: str, value: object, path: str) -> None:
+        own = [name for legal in fields for name in all_names(legal)]
+        homes = [f"tensor_parallel.{block}" for block, legal in BLOCK_OF if block and key in named(legal)]
+        if key in named(BLOCK_OF[0][1]):
+            homes.append("tensor_parallel")
+        near = nearest(key, own)
+        if key in ("bf16", "fp16", "bfloat16"):
+            fix = "move it to the top level of the config, beside tensor_parallel"
+        elif homes:
+            fix = f"it belongs in {homes[0]}: move it there"
+            if near:
+                fix += f', or write "{near}"'
+        else:
+            fix = f'write "{near}"' if near else f"legal keys here: {', '.join(own)}"
+        message = "unknown key" + (f'; the nearest legal key is "{near}"' if near else "")
+        self.note(path, value, message, fix)
+
+
+# --- one reader a kind -----------------------------------------------------------------------------
+
+
+def _size(reader: Reader, _: Field, value: object, path: str) -> object:
+    return reader.size(value, path)
+
+
+def _count(reader: Reader, spec: Field, value: object, path: str) -> object:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= spec.minimum:
+        return value
+    reader.note(path, value, f"this must be an integer of at least {spec.minimum}", "write such an integer")
+    return None
+
+
+def _bool(reader: Reader, _: Field, value: object, path: str) -> object:
+    if isinstance(value, bool):
+        return value
+    reader.note(path, value, f"this must be true or false, not {_kind_of(value)}", "write true or false")
+    return None
+
+
+def _choice(reader: Reader, spec: Field, value: object, path: str) -> object:
+    if isinstance(value, str) and (value.lower() if spec.kind is Kind.CHOICE else value) in spec.choices:
+        return value
+    near = nearest(value, spec.choices)
+    legal = ", ".join(f'"{choice}"' for choice in spec.choices)
+    reader.note(path, value, f"this must be one of {legal}", f'write "{near}"' if near else "write one of these")
+    return None
+
+
+def _dtype(reader: Reader, _: Field, value: object, path: str) -> object:
+    return reader.dtype(value, path)
+
+
+def _strings(reader: Reader, _: Field, value: object, path: str) -> object:
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) and item for item in value):
+        return value
+    fix = f"write [{show(value)}]" if isinstance(value, str) and value else 'write ["...", "..."]'
+    reader.note(path, value, "this must be a list of strings that are not empty", fix)
+    return None
+
+
+def _patterns(reader: Reader, spec: Field, value: object, path: str) -> object:
+    if _strings(reader, spec, value, path) is None:
+        return None
+    assert isinstance(value, (list, tuple))
+    if not value:
+        reader.note(path, value, "no pattern: nothing would ever match", "list at least one regular expression")
+    for index, pattern in enumerate(value):
+        error = _pattern_error(pattern)
+        if error:
+            message = f"this is not a regular expression: {error}"
+            reader.note(f"{path}[{index}]", pattern, message, "correct it (Python's syntax)")
+    return value
+
+
+def _pattern_error(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        return str(error)
+    return ""
+
+
+def _shape(reader: Reader, _: Field, value: object, path: str) -> object:
+    if not isinstance(value, (list, tuple)) or not value:
+        reader.note(path, value, "a shape is a list of at least one size", "write for example [3, -1]")
+        return None
+    sound = True
+    for index, size in enumerate(value):
+        nested = isinstance(size, (list, tuple))
+        sizes = list(size) if nested else [size]
+        low = all(_is_count(one) or (not nested and _is_count(one, -1) and one == -1) for one in sizes)
+        if not sizes or not low:
+            sound = False
+            message = "a size in a shape is an integer of at least 1, -1 for one to infer, or a list of sizes"
+            reader.note(f"{path}[{index}]", size, message, "write such a size")
+    if sound and (list(value).count(-1) > 1 or sum(isinstance(size, (list, tuple)) for size in value) > 1):
+        reader.note(path, value, "a shape has at most one -1 and at most one nested list", "give the other sizes")
+        return None
+    return value if sound else None
+
+
+def _tuple(reader: Reader, _: Field, value: object, path: str) -> object:
+    if isinstance(value, (list, tuple)):
+        return value
+    reader.note(path, value, "this must be a list or tuple", "write [...]")
+    return None
+
+
+def _group(reader: Reader, _: Field, value: object, path: str) -> object:
+    return reader.groups.group(value, path, reader.problems)
+
+
+def _object(reader: Reader, spec: Field, value: object, path: str) -> object:
+    return reader.read_object(spec.fields, value, path)
+
+
+def _objects(reader: Reader, spec: Field, value: object, path: str) -> object:
+    if not isinstance(value, (list, tuple)):
+        reader.note(path, value, "this must be a list of objects", "write [{ ... }]")
+        return None
+    read = []
+    for index, item in enumerate(value):
+        below = f"{path}[{index}]"
+        result = reader.read_object(spec.fields, item, below)
+        if result is not None and spec.fields is LAYER_SPEC:
+            _check_layer_spec(reader, result, below)
+        read.append(result)
+    return read
+
+
+def _forbidden(reader: Reader, spec: Field, value: object, path: str) -> object:
+    reader.note(path, value, "an mpu in the section is malformed (D11)", spec.fix)
+    return None
+
+
+def _check_layer_spec(reader: Reader, spec: dict[str, object], path: str) -> None:
+    """A nested list stands at the dimension that is cut, and that dimension exists."""
+    shape = spec.get("shape")
+    if not isinstance(shape, (list, tuple)):
+        return
+    column = str(spec.get("partition_type", "column")).lower() == "column"
+    cut = spec.get("partition_dim", 0 if column else 1)
+    assert isinstance(cut, int)
+    if cut >= len(shape):
+        message = f"the dimension that is cut is {cut}, and the shape has {len(shape)}"
+        reader.note(f"{path}.shape", shape, message, "correct shape or partition_dim")
+    for index, size in enumerate(shape):
+        if isinstance(size, (list, tuple)) and index != cut:
+            message = f"a nested list may stand only at the dimension that is cut, which is {cut}"
+            reader.note(f"{path}.shape[{index}]", size, message, "correct shape or partition_dim")
+
+
+def _is_count(value: object, minimum: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+
+
+def _kind_of(value: object) -> str:
+    names = ((bool, "a bool"), (int, "an integer"), (float, "a float"), (str, "a string"), (dict, "an object"))
+    return next((name for kind, name in names if isinstance(value, kind)), f"a {type(value).__name__}")
+
+
+_READERS: dict[Kind, Callable[[Reader, Field, object, str], object]] = {
+    Kind.SIZE: _size,
+    Kind.COUNT: _count,
+    Kind.BOOL: _bool,
+    Kind.CHOICE: _choice,
+    Kind.WORD: _choice,
+    Kind.DTYPE: _dtype,
+    Kind.STRINGS: _strings,
+    Kind.PATTERNS: _patterns,
+    Kind.SHAPE: _shape,
+    Kind.TUPLE: _tuple,
+    Kind.GROUP: _group,
+    Kind.OBJECT: _object,
+    Kind.OBJECTS: _objects,
+    Kind.FORBIDDEN: _forbidden,
+}
