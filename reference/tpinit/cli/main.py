@@ -1,8 +1,8 @@
 """The `tpinit` command: what it is called, its subcommands, and how it ends.
 
 Exit codes: 0 for success, 1 where a decision, a proof or a training step says no, 2 where the question
-itself is malformed (a usage error, an unreadable config, a missing extra). Errors go to stderr as
-`tpinit: error: ...`, never as a traceback.
+itself is malformed (a usage error, an unreadable config, a missing extra), 70 for a bug in tpinit, which
+alone shows a traceback. Errors go to stderr as `tpinit: error: ...`.
 """
 
 from __future__ import annotations
@@ -158,6 +158,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except KeyboardInterrupt:
         return 130
+    except Exception:  # a bug must not look like a violation, and 1 is what Python itself would exit with
+        import traceback
+
+        traceback.print_exc()
+        _fail("this is a bug in tpinit: please report the lines above")
+        return 70
     return status
 
 
