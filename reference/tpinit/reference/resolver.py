@@ -7,9 +7,10 @@ the whole `Inputs`, so that there is no plumbing between what is proven and what
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tpinit.spec.vocabulary import (
+    AnyGiven,
     Decision,
     DType,
     Effective,
@@ -45,9 +46,10 @@ def in_scope(inputs: Inputs) -> bool:
     return inputs.call is not None or live_section(inputs) is not None
 
 
-def given_sizes(inputs: Inputs) -> tuple[Given, ...]:
+def given_sizes(inputs: Inputs) -> tuple[Given[int], ...]:
     """Every given size, the effective one first: the config is canonical (P1, P2, D5)."""
-    section, sizes = live_section(inputs), []
+    section = live_section(inputs)
+    sizes: list[Given[int]] = []
     if section is not None and section.autotp_size is not None:
         sizes.append(Given(Source.CONFIG_AUTOTP_SIZE, section.autotp_size))
     if section is not None and section.tp_size is not None:
@@ -57,9 +59,10 @@ def given_sizes(inputs: Inputs) -> tuple[Given, ...]:
     return tuple(sizes)
 
 
-def given_dtypes(inputs: Inputs) -> tuple[Given, ...]:
+def given_dtypes(inputs: Inputs) -> tuple[Given[DType], ...]:
     """Every given dtype, the effective one first (P1, P2, D6)."""
-    section, dtypes = live_section(inputs), []
+    section = live_section(inputs)
+    dtypes: list[Given[DType]] = []
     if section is not None and section.dtype is not None:
         dtypes.append(Given(Source.CONFIG_DTYPE, section.dtype))
     if inputs.precision is not None:
@@ -69,9 +72,10 @@ def given_dtypes(inputs: Inputs) -> tuple[Given, ...]:
     return tuple(dtypes)
 
 
-def supplied_groups(inputs: Inputs) -> tuple[Given, ...]:
+def supplied_groups(inputs: Inputs) -> tuple[Given[Group], ...]:
     """Every supplied group, the one that shards first: the call's, the mpu's, the config's, the mesh's."""
-    section, groups = live_section(inputs), []
+    section = live_section(inputs)
+    groups: list[Given[Group]] = []
     if inputs.call is not None and inputs.call.tp_group is not None:
         groups.append(Given(Source.CALL_TP_GROUP, inputs.call.tp_group))
     if inputs.mpu is not None:
@@ -142,60 +146,45 @@ def size_not_dividing_world(inputs: Inputs) -> bool:
     sizes = given_sizes(inputs)
     if not created(inputs) or not sizes:
         return False
-    size = _size(sizes[0])
+    size = sizes[0].value
     return size >= 1 and inputs.world_size % size != 0
 
 
-def _differ(given: tuple[Given, ...]) -> bool:
+def _differ(given: Sequence[Given[int]] | Sequence[Given[DType]]) -> bool:
     return any(other.value != given[0].value for other in given[1:])
 
 
-def _invalid_sizes(inputs: Inputs) -> tuple[Given, ...]:
+def _invalid_sizes(inputs: Inputs) -> tuple[Given[int], ...]:
     return tuple(
         given
         for given in given_sizes(inputs)
-        if _size(given) < 1 and not (given.source is Source.CONFIG_AUTOTP_SIZE and given.value == 0)
+        if given.value < 1 and not (given.source is Source.CONFIG_AUTOTP_SIZE and given.value == 0)
     )
 
 
-def _strangers(inputs: Inputs) -> tuple[Given, ...]:
+def _strangers(inputs: Inputs) -> tuple[Given[Group], ...]:
     """The first two supplied groups that must be one object and are not."""
     supplied = supplied_groups(inputs)
     for index, one in enumerate(supplied):
         for other in supplied[index + 1 :]:
             excepted = one.source is Source.CALL_TP_GROUP and other.source is Source.MPU_TP_GROUP
-            if not excepted and _group(one).identity != _group(other).identity:
+            if not excepted and one.value.identity != other.value.identity:
                 return one, other
     return ()
 
 
-def _misfits(inputs: Inputs) -> tuple[Given, ...]:
+def _misfits(inputs: Inputs) -> tuple[Given[Group], ...]:
     sizes = given_sizes(inputs)
-    return tuple(given for given in supplied_groups(inputs) if sizes and _group(given).size != sizes[0].value)
-
-
-def _size(given: Given) -> int:
-    assert isinstance(given.value, int)
-    return given.value
-
-
-def _dtype(given: Given) -> DType:
-    assert isinstance(given.value, DType)
-    return given.value
-
-
-def _group(given: Given) -> Group:
-    assert isinstance(given.value, Group)
-    return given.value
+    return tuple(given for given in supplied_groups(inputs) if sizes and given.value.size != sizes[0].value)
 
 
 # --- the decision ----------------------------------------------------------------------------------
 
 _Predicate = Callable[[Inputs], bool]
-_Evidence = Callable[[Inputs], tuple[Given, ...]]
+_Evidence = Callable[[Inputs], tuple[AnyGiven, ...]]
 
 
-def _no_evidence(_: Inputs) -> tuple[Given, ...]:
+def _no_evidence(_: Inputs) -> tuple[AnyGiven, ...]:
     return ()
 
 
@@ -236,13 +225,13 @@ def success_outcome(inputs: Inputs) -> Outcome:
 def effective_size(inputs: Inputs) -> Effective[int]:
     """The config's size, else its alias, else the call's (P1, P2, D5)."""
     sizes = given_sizes(inputs)
-    return Effective(_size(sizes[0]), sizes[0].source) if sizes else Effective()
+    return Effective(sizes[0].value, sizes[0].source) if sizes else Effective()
 
 
 def effective_dtype(inputs: Inputs) -> Effective[DType]:
     """The section's dtype, else the precision, else the call's, else unset: the model keeps its own (D6)."""
     dtypes = given_dtypes(inputs)
-    return Effective(_dtype(dtypes[0]), dtypes[0].source) if dtypes else Effective(None, Source.UNSET)
+    return Effective(dtypes[0].value, dtypes[0].source) if dtypes else Effective(None, Source.UNSET)
 
 
 def effective_group(inputs: Inputs) -> Effective[Group]:
@@ -250,7 +239,7 @@ def effective_group(inputs: Inputs) -> Effective[Group]:
     if not in_scope(inputs):
         return Effective()
     groups = supplied_groups(inputs)
-    return Effective(_group(groups[0]), groups[0].source) if groups else Effective(None, Source.CREATED)
+    return Effective(groups[0].value, groups[0].source) if groups else Effective(None, Source.CREATED)
 
 
 def resolve(inputs: Inputs) -> Decision:

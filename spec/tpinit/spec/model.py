@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 
 import z3
@@ -157,17 +158,17 @@ class Model:
 
     # --- facts and what is given -------------------------------------------------------------------
 
-    @property
+    @cached_property
     def disabled(self) -> z3.BoolRef:
         """D2: the section is switched off by `autotp_size: 0`."""
         return z3.And(self.given_input.section, self.disabled_by(self.given_input))
 
-    @property
+    @cached_property
     def cfg(self) -> z3.BoolRef:
         """CFG (D1, D2)."""
         return z3.And(self.given_input.section, z3.Not(self.disabled_by(self.given_input)))
 
-    @property
+    @cached_property
     def in_scope(self) -> z3.BoolRef:
         """TPI or CFG."""
         return z3.Or(self.given_input.tpi, self.cfg)
@@ -177,12 +178,12 @@ class Model:
         s = self.given_input
         return {Fact.TPI: s.tpi, Fact.TPG: s.tpg, Fact.CFG: self.cfg, Fact.MPU: s.mpu}[fact]
 
-    @property
+    @cached_property
     def a0(self) -> z3.BoolRef:
         """A0: TPG implies TPI."""
         return z3.Implies(self.given_input.tpg, self.given_input.tpi)
 
-    @property
+    @cached_property
     def well_typed(self) -> z3.BoolRef:
         """What every input satisfies by its type: a world and every group have at least one rank; A0."""
         s = self.given_input
@@ -200,12 +201,12 @@ class Model:
         term: z3.ExprRef = getattr(self.given_input, _GIVEN_AS[source][1])
         return term
 
-    @property
+    @cached_property
     def any_group(self) -> z3.BoolRef:
         """Some group is supplied."""
         return z3.Or(*(self.given(source) for source in GROUPS))
 
-    @property
+    @cached_property
     def created(self) -> z3.BoolRef:
         """A group is created: CFG and no group is supplied."""
         return z3.And(self.cfg, z3.Not(self.any_group))
@@ -216,12 +217,12 @@ class Model:
         """The row's condition on the four facts."""
         return z3.And(*(self.fact(fact) == truth for fact, truth in row.facts))
 
-    @property
+    @cached_property
     def row_number(self) -> z3.ArithRef:
         """The number of the row that holds, 0 where none does."""
         return _first([(self.row_holds(row), z3.IntVal(row.number)) for row in self.rows], z3.IntVal(0))
 
-    @property
+    @cached_property
     def by_table(self) -> Verdict:
         """What the table says of the four facts."""
 
@@ -246,7 +247,7 @@ class Model:
         """Some rule that contributes `which` fires."""
         return z3.Or(*(self.rule_fires(rule) for rule in self.rules if which(rule)))
 
-    @property
+    @cached_property
     def by_prose(self) -> Verdict:
         """What the rules, summed up, say of the four facts."""
         rejected = self.fires(lambda rule: rule.rejects)
@@ -284,17 +285,17 @@ class Model:
 
     # --- merge and violations (section 4) ----------------------------------------------------------
 
-    @property
+    @cached_property
     def effective_size(self) -> FieldTerm:
         """The effective size (P1, P2, D5)."""
         return self._first_given(self.size_order)
 
-    @property
+    @cached_property
     def effective_dtype(self) -> FieldTerm:
         """The effective dtype; where it does not exist, it is unset (D6)."""
         return self._first_given(self.dtype_order, otherwise=Source.UNSET)
 
-    @property
+    @cached_property
     def effective_group(self) -> FieldTerm:
         """The group that shards, from where the table's last column says."""
         wanted = self.by_table.group_from
@@ -313,17 +314,17 @@ class Model:
         """The predicate of one violation code (section 4)."""
         return self.predicates[code](self)
 
-    @property
+    @cached_property
     def error(self) -> z3.BoolRef:
         """At least one violation holds."""
         return z3.Or(*(self.violation(code) for code in ViolationCode))
 
-    @property
+    @cached_property
     def outcome(self) -> z3.DatatypeRef:
         """The outcome: the table's, unless a violation turns it into an error."""
         return z3.If(self.error, constant(Outcome.ERROR), self.by_table.outcome)
 
-    @property
+    @cached_property
     def starts(self) -> z3.BoolRef:
         """AutoTP is initialised: neither an error nor no AutoTP."""
         return z3.Or(
@@ -476,12 +477,17 @@ def assume(inputs: Inputs, symbols: Symbols) -> list[z3.BoolRef]:
     return facts + ([z3.Distinct(*terms.values())] if len(terms) > 1 else [])
 
 
+@lru_cache(maxsize=1)
+def _concrete_model() -> Model:
+    return Model(fresh_symbols())
+
+
 def evaluate(inputs: Inputs) -> Decision:
     """Decide one concrete input by the Z3 model alone (violations carry no evidence).
 
     Raises RuntimeError if the model leaves the decision open, which would be a defect of the model.
     """
-    model = Model(fresh_symbols())
+    model = _concrete_model()
     solver = z3.Solver()
     solver.add(assume(inputs, model.given_input))
     if solver.check() != z3.sat:
@@ -489,7 +495,7 @@ def evaluate(inputs: Inputs) -> Decision:
     state = solver.model()
 
     def true(term: z3.BoolRef) -> bool:
-        return z3.is_true(state.eval(term, model_completion=True))
+        return bool(z3.is_true(state.eval(term, model_completion=True)))
 
     def member(term: z3.DatatypeRef) -> str:
         return str(state.eval(term, model_completion=True)).partition(".")[2]

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 __all__ = [
+    "AnyGiven",
     "Call",
     "DType",
     "Decision",
@@ -202,11 +203,14 @@ class Inputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Given(Generic[T]):
     """One value that was given, and where: the evidence of a violation."""
 
     source: Source
-    value: int | DType | Group
+    value: T
+
+
+AnyGiven: TypeAlias = "Given[int] | Given[DType] | Given[Group]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +218,7 @@ class Violation:
     """A violation that holds, with the given values it is about."""
 
     code: ViolationCode
-    given: tuple[Given, ...] = ()
+    given: tuple[AnyGiven, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
