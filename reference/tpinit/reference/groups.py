@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tpinit.reference.errors import Problem
 from tpinit.reference.spellings import show
@@ -37,6 +37,10 @@ class GroupTable:
             if ranks is None:
                 return None
             handle = ranks
+        elif isinstance(value, (str, bytes, int, float, Mapping)):
+            # torch hands out -100 for a group that this rank is no member of.
+            problems.append(Problem(path, show(value), "this is not a process group", _LEGAL))
+            return None
         for known, group in self._groups:
             if known is handle or (isinstance(handle, tuple) and isinstance(known, tuple) and known == handle):
                 return group
@@ -87,7 +91,7 @@ class GroupTable:
 
 
 def _size_method(handle: object) -> Callable[[], object] | None:
-    if isinstance(handle, (str, bytes, dict, tuple)):
+    if isinstance(handle, tuple):
         return None
     method = getattr(handle, "size", None)
     return method if callable(method) else None

@@ -56,7 +56,7 @@ def _group(
     if group is None or _method(mpu, f"get_{family}_world_size") is None:
         return group
     size, failed = _ask(mpu, f"get_{family}_world_size", problems)
-    if not failed and (isinstance(size, bool) or size != group.size):
+    if not failed and not (isinstance(size, int) and not isinstance(size, bool) and size == group.size):
         path = f"mpu.get_{family}_world_size()"
         message = f"the mpu says that this size is {show(size)}, and its group has {group.size} ranks"
         problems.append(Problem(path, show(size), message, "correct the mpu: both must agree"))

@@ -1,9 +1,11 @@
 """The JSON Schema of the section, for editors: made from the table (`fields`) that the reader uses.
 
 `tensor_parallel.schema.json` (the section) and `ds_config.schema.json` (a whole config, to attach to a
-ds_config.json) in this folder are shipped; `python -m tpinit.reference.schema` writes both anew. The schema describes what a JSON file can hold. Three things the reader checks beyond it, because JSON Schema can't
-say them: that an integral float (2.0) is no size (D7), that a pattern is a regular expression of Python's,
-and how fields relate (partition_dim to shape; a repeated tp_size to the one that decides; D6).
+ds_config.json) in this folder are shipped; `python -m tpinit.reference.schema` writes both anew.
+
+A schema describes what a JSON file can hold. The reader checks what JSON Schema can't say, too: that an
+integral float (2.0) is no size (D7), that a pattern is a regular expression of Python's, how fields relate
+(partition_dim to shape, a repeated tp_size to the one that decides), and near misses outside the section.
 """
 
 from __future__ import annotations

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from tpinit.reference.errors import ConfigError, Problem
-from tpinit.reference.spellings import MAX_DIGITS, show, too_long
+from tpinit.reference.spellings import MAX_DIGITS, printable, show, too_long
 
 __all__ = ["MAX_BYTES", "MAX_DEPTH", "plain_config"]
 
 MAX_DEPTH = 64
 """How deeply a config may nest: objects and lists inside each other, the whole config being the first level."""
 
-MAX_BYTES = 4 * 1024 * 1024
+MAX_BYTES = 1024 * 1024
 """The largest file that is read as a config."""
 
 MAX_VALUES = 200_000
@@ -242,9 +242,10 @@ class _Copier:
                 self._note(path, show(key), "a key must be a string", "write it in quotes")
                 continue
             name = str.__str__(key)
-            below = f"{path}.{name}" if path else name
+            shown = printable(name)
+            below = f"{path}.{shown}" if path else shown
             if name in copy:
-                self._note(below, "", f'the key "{name}" is given more than once', "keep one of them")
+                self._note(below, "", f'the key "{shown}" is given more than once', "keep one of them")
                 continue
             copy[name] = self.copy(item, below, above)
         return copy

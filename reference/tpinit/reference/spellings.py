@@ -14,6 +14,7 @@ __all__ = [
     "dtype_named",
     "is_absent",
     "nearest",
+    "printable",
     "show",
     "show_int",
     "too_long",
@@ -95,15 +96,28 @@ def show(value: object) -> str:
     if isinstance(value, int):
         text = show_int(int(value))
     elif isinstance(value, str):
-        text = f'"{str.__str__(value)[: 2 * _SHOWN]}"'.encode("unicode_escape", "replace").decode("ascii", "replace")
+        text = f'"{printable(value)}"'
     else:
         text = _text(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 15]}...{text[-12:]}"
+    return _shortened(text)
+
+
+def printable(text: str) -> str:
+    """Return a text on one line that any terminal can show, shortened."""
+    # str's own slicing: a str enum prints as something else
+    plain = str.__str__(text)
+    if len(plain) > 4 * _SHOWN:
+        plain = plain[: 2 * _SHOWN] + plain[-2 * _SHOWN :]
+    return _shortened("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in plain))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN + 2 else f"{text[: _SHOWN - 15]}...{text[-12:]}"
 
 
 def _text(value: object) -> str:
     try:
-        return " ".join(repr(value).split())
+        return printable(" ".join(repr(value).split()))
     except Exception:  # a user's own __repr__ may raise anything, and the error at hand matters more
         return f"<{type(value).__name__}>"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from tpinit.reference.errors import Problem
 from tpinit.reference.fields import PARTITION_CONFIG, SECTION, TP, named
-from tpinit.reference.spellings import distance, is_absent, show
+from tpinit.reference.spellings import distance, is_absent, printable, show
 from tpinit.spec.vocabulary import DType
 
 __all__ = ["check_top_level", "read_precision"]
@@ -51,7 +51,7 @@ def check_top_level(config: dict[str, object], problems: list[Problem]) -> None:
         fix = f'rename it to "{right}"' if right in _BLOCKS else f"move it to {right}"
         if right.endswith(".mpu"):
             message, fix = "an mpu in the config is malformed (D11)", "pass it to initialize(mpu=...)"
-        problems.append(Problem(key, show(value), message, fix))
+        problems.append(Problem(printable(key), show(value), message, fix))
 
 
 def _right_key(folded: str, homes: dict[str, str]) -> str | None:
@@ -96,7 +96,7 @@ def _enabled(block: object, path: str, problems: list[Problem]) -> bool:
     for key, value in block.items():
         if key != "enabled" and distance(_folded(key), "enabled") <= 2:
             message = 'unknown key, which would be ignored; "enabled" was probably meant'
-            problems.append(Problem(f"{path}.{key}", show(value), message, 'write "enabled"'))
+            problems.append(Problem(f"{path}.{printable(key)}", show(value), message, 'write "enabled"'))
     enabled = block.get("enabled")
     if is_absent(enabled):
         return False

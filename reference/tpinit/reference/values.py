@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from tpinit.reference.errors import Problem
 from tpinit.reference.fields import BLOCK_OF, LAYER_SPEC, Field, Kind, all_names, named
 from tpinit.reference.groups import GroupTable
-from tpinit.reference.spellings import DTYPE_SPELLINGS, dtype_named, is_absent, nearest, show
+from tpinit.reference.spellings import DTYPE_SPELLINGS, dtype_named, is_absent, nearest, printable, show
 from tpinit.spec.vocabulary import DType
 
 __all__ = ["Reader"]
@@ -37,7 +37,7 @@ class Reader:
         known, read = named(fields), dict[str, object]()
         given: dict[str, str] = {}
         for key, item in value.items():
-            below, known_field = f"{path}.{key}", known.get(key)
+            below, known_field = f"{path}.{printable(key)}", known.get(key)
             if known_field is None:
                 self._unknown(fields, key, item, below)
             elif is_absent(item):
@@ -73,7 +73,7 @@ class Reader:
         """D8: one of the spellings, or a torch dtype."""
         dtype = dtype_named(value)
         if dtype is None:
-            near = nearest(value, DTYPE_SPELLINGS) if isinstance(value, str) else nearest(str(value), DTYPE_SPELLINGS)
+            near = nearest(value if isinstance(value, str) else show(value), DTYPE_SPELLINGS)
             self.note(
                 path,
                 value,
