@@ -74,7 +74,7 @@ def test_violations_have_code_message_and_fix(tpinit):
 def test_words(tpinit):
     result = tpinit("resolve", tpinit.write(SECTION), *CALL, *MPU)
     assert result.returncode == 0
-    for word in ("row 8", "config.autotp_size", "call.dtype", "mpu.tp_group"):
+    for word in ("row 8", "tensor_parallel.autotp_size", "dtype in tp_model_init", "ranks 0, 2"):
         assert word in result.stdout.decode().lower()
 
 
@@ -111,11 +111,16 @@ def test_one_list_in_two_options_is_one_group(tpinit):
     assert codes(decide(tpinit, path, *CALL, "--mpu", "0,1;2,3", "--mesh", " 3,2 ; 1,0 ")) == []
 
 
-@pytest.mark.parametrize("mesh", ["0,2;1,3", "0,1;2,4;3,5"])
-def test_two_lists_are_two_groups(tpinit, mesh):
-    mpu = "0,1;2,3" if mesh.count(";") == 1 else "0,1;2,3;4,5"
-    decision = decide(tpinit, tpinit.write(SECTION), "--mpu", mpu, "--mesh", mesh)
+def test_two_lists_are_two_groups(tpinit, refused):
+    config = tpinit.write(SECTION)
+    decision = decide(tpinit, config, "--mpu", "0,1;2,3", "--mesh", "0,2;1,3")
     assert codes(decision) == ["GROUP_IDENTITY_MISMATCH"]
+
+
+def test_lists_that_differ_for_another_rank_only_are_not_taken_for_one(tpinit, refused):
+    question = (tpinit.write(SECTION), "--mpu", "0,1;2,3;4,5", "--mesh", "0,1;2,4;3,5")
+    refused(tpinit("resolve", *question), "--mesh", "rank 0 has the same group here as in --mpu", "--rank 2")
+    assert codes(decide(tpinit, *question, "--rank", "2")) == ["GROUP_IDENTITY_MISMATCH"]
 
 
 def test_a_group_of_another_size(tpinit):
@@ -132,6 +137,11 @@ def test_a_mesh_is_a_group_source_of_a_section_only(tpinit):
 
 def test_the_world_follows_from_the_groups(tpinit):
     assert decide(tpinit, tpinit.write(SECTION), *MPU)["row"] == 4
+
+
+def test_a_world_that_is_not_known_is_not_made_up(tpinit):
+    assert decide(tpinit)["world_size"] is None
+    assert decide(tpinit, *MPU)["world_size"] == 4
 
 
 def test_the_world_of_the_environment_counts_where_nothing_else_tells(tpinit, refused):

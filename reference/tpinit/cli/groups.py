@@ -2,8 +2,7 @@
 
 A list must be one that a world can have: disjoint groups of one size that together hold the ranks 0 to
 world - 1. Neither the order of the groups nor the order of the ranks in a group means anything, as with
-process groups. Two options that give the same list give the same groups; two different lists are different
-groups, also where one rank's own group is equal in both: the ranks of a run decide together.
+process groups.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tpinit.reference.errors import Problem
-from tpinit.reference.spellings import MAX_DIGITS, show, show_int
+from tpinit.reference.spellings import MAX_DIGITS, show
 
 __all__ = ["RankGroups", "RankMpu", "parse_groups", "world_problems"]
 
@@ -40,6 +39,10 @@ class RankGroups:
         """The group that holds this rank; it is an error of the caller to ask for a rank outside the world."""
         return next(group for group in self.groups if rank in group)
 
+    def first_difference(self, other: RankGroups) -> int:
+        """The first rank that has another group in the other list, which must be a different list of one world."""
+        return min(rank for group in set(self.groups) - set(other.groups) for rank in group)
+
     def across(self, rank: int) -> tuple[int, ...]:
         """The data-parallel group of this rank: the ranks at its place in every tensor-parallel group."""
         place = self.of(rank).index(rank)
@@ -58,7 +61,7 @@ class RankMpu:
         """The tensor-parallel group of the rank."""
         return self.tp_group
 
-    def get_model_parallelshow_int(self) -> int:
+    def get_model_parallelshow(self) -> int:
         """The rank's place in its tensor-parallel group."""
         return self.tp_group.index(self.rank)
 
@@ -70,7 +73,7 @@ class RankMpu:
         """The data-parallel group of the rank."""
         return self.dp_group
 
-    def get_data_parallelshow_int(self) -> int:
+    def get_data_parallelshow(self) -> int:
         """The rank's place in its data-parallel group."""
         return self.dp_group.index(self.rank)
 
@@ -96,7 +99,7 @@ def parse_groups(option: str, text: str) -> RankGroups | Problem:
         groups.append(tuple(sorted(map(int, words))))
     twice = _first_repeated(rank for group in groups for rank in group)
     if twice is not None:
-        return problem(f"rank {show_int(twice)} is listed twice: groups are disjoint")
+        return problem(f"rank {show(twice)} is listed twice: groups are disjoint")
     if len({len(group) for group in groups}) > 1:
         sizes = sorted({len(group) for group in groups})
         return problem(f"groups of {sizes[0]} and of {sizes[-1]} ranks: all groups of a world have one size")
@@ -108,11 +111,11 @@ def world_problems(option: str, text: str, groups: RankGroups, world: int) -> li
     if groups.ranks == world and groups.largest == world - 1:
         return []
     if groups.largest >= world:
-        message = f"rank {show_int(groups.largest)} is outside a world of {show_int(world)}: its ranks start at 0"
+        message = f"rank {show(groups.largest)} is outside a world of {show(world)}: its ranks start at 0"
     else:
         held = {rank for group in groups.groups for rank in group}
         missing = next(rank for rank in range(world) if rank not in held)
-        message = f"rank {missing} is in no group: the groups must hold every rank of a world of {show_int(world)}"
+        message = f"rank {missing} is in no group: the groups must hold every rank of a world of {show(world)}"
     return [Problem(option, show(text), message, FIX)]
 
 

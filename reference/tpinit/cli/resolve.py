@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import combinations
 
 from tpinit.cli.groups import RankGroups, RankMpu, parse_groups, world_problems
 from tpinit.cli.usage import UsageError
@@ -18,7 +19,7 @@ from tpinit.reference.errors import ConfigError, Problem
 from tpinit.reference.explain import explain, to_json
 from tpinit.reference.objects import CallArgs, Resolver
 from tpinit.reference.resolver import created, resolve
-from tpinit.reference.spellings import MAX_DIGITS, show, show_int
+from tpinit.reference.spellings import MAX_DIGITS, show
 from tpinit.spec.vocabulary import Decision
 
 __all__ = ["add_arguments", "run"]
@@ -35,7 +36,7 @@ EPILOG = """\
 GROUPS lists all tensor-parallel groups of the world: ranks split by ',', groups split by ';', as in '0,2;1,3'.
 The groups are disjoint, of one size, and hold every rank; their order and the order of their ranks mean nothing.
 The group that counts is the one that holds --rank. The same list in two options is the same group; different
-lists are different groups.
+lists give different groups.
 
 The world's size is --world, else the number of ranks in the groups, else $WORLD_SIZE. It is asked for only
 where the decision depends on it: where a group would be created.
@@ -86,26 +87,26 @@ def run(arguments: argparse.Namespace) -> int:
     Raises UsageError where the question is malformed, with every problem of the options, else of the config.
     """
     try:
-        decision = _decide(arguments)
+        world, decision = _decide(arguments)
     except ConfigError as error:
         raise UsageError(str(error)) from error
-    print(json.dumps(to_json(decision), indent=2) if arguments.json else explain(decision))
+    print(json.dumps(to_json(decision) | {"world_size": world}, indent=2) if arguments.json else explain(decision))
     return 1 if decision.violations else 0
 
 
-def _decide(arguments: argparse.Namespace) -> Decision:
-    """Turn the options into the objects that users pass, and resolve these.
+def _decide(arguments: argparse.Namespace) -> tuple[int | None, Decision]:
+    """Turn the options into the objects that users pass, resolve these, and return the world and the decision.
 
     Raises ConfigError with every problem of the options, else of the config.
     """
     asked = _read_options(arguments)
     # A world of 1 stands in for one that nothing depends on.
-    resolver = Resolver(asked.world or 1, group_size=len)
+    resolver = Resolver(asked.world or 1)
     with _config(arguments.config) as config:
         inputs = resolver.inputs(call=asked.call, config=config, mpu=asked.mpu, mesh_group=asked.mesh_group)
     if asked.world is None and created(inputs):
         raise ConfigError([WORLD_UNKNOWN])
-    return resolve(inputs)
+    return asked.world, resolve(inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ def _read_options(arguments: argparse.Namespace) -> _Asked:
         world = _deduced_world(lists, problems)
     if world is not None and rank is not None and rank >= world:
         problems.append(
-            Problem("--rank", show_int(rank), f"is outside a world of {show_int(world)}", "give a rank of the world")
+            Problem("--rank", show(rank), f"is outside a world of {show(world)}", "give a rank of the world")
         )
     for option, groups in lists.items():
         if groups is not None and world is not None:
@@ -146,10 +147,12 @@ def _read_options(arguments: argparse.Namespace) -> _Asked:
         raise ConfigError(problems)
     assert rank is not None  # its absence is among the problems
 
-    # Equal lists become one object, since the resolver tells groups apart by identity, as torch does.
-    own = {groups: groups.of(rank) for groups in lists.values() if groups is not None}
-    group = {option: own[groups] for option, groups in lists.items() if groups is not None}
-    mpu = lists.get("--mpu")
+    given = {option: groups for option, groups in lists.items() if groups is not None}
+    problems += _split_decisions(given, rank)
+    if problems:
+        raise ConfigError(problems)
+    group = {option: groups.of(rank) for option, groups in given.items()}
+    mpu = given.get("--mpu")
     return _Asked(
         world=world,
         call=None if tp_size is None else CallArgs(tp_size, arguments.dtype, group.get("--tp-group")),
@@ -191,6 +194,21 @@ def _groups(option: str, text: str, problems: list[Problem]) -> RankGroups | Non
         problems.append(groups)
         return None
     return groups
+
+
+def _split_decisions(given: Mapping[str, RankGroups], rank: int) -> list[Problem]:
+    """Return the options whose lists agree on this rank's group only: other ranks would decide otherwise.
+
+    The reference takes equal ranks for the same group, which is right for this rank and hides that the run fails.
+    """
+    problems = []
+    for one, other in combinations(given, 2):
+        if given[one] != given[other] and given[one].of(rank) == given[other].of(rank):
+            elsewhere = given[one].first_difference(given[other])
+            message = f"rank {rank} has the same group here as in {one}, and rank {elsewhere} has not"
+            fix = f"give the same list in both options, or ask what the other rank decides: --rank {elsewhere}"
+            problems.append(Problem(other, "", message, fix))
+    return problems
 
 
 def _deduced_world(lists: Mapping[str, RankGroups | None], problems: list[Problem]) -> int | None:
