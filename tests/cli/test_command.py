@@ -183,9 +183,10 @@ def test_the_table_as_markdown(tpinit):
     assert {line.count("|") for line in lines} == {9}
 
 
-def test_the_schema_is_the_one_of_the_reader(tpinit):
-    from tpinit.reference.config import section_schema
+@pytest.mark.parametrize(("options", "schema"), [((), "section_schema"), (("--config",), "config_schema")])
+def test_the_schema_is_the_one_of_the_reader(tpinit, options, schema):
+    from tpinit.reference import schema as made
 
-    result = tpinit("schema")
+    result = tpinit("schema", *options)
     assert result.returncode == 0
-    assert json.loads(result.stdout) == section_schema()
+    assert json.loads(result.stdout) == getattr(made, schema)()

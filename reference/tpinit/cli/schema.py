@@ -1,4 +1,4 @@
-"""`tpinit schema`: the JSON Schema of the `tensor_parallel` section."""
+"""`tpinit schema`: the JSON Schema of the `tensor_parallel` section, or of a whole config."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the subcommand; it takes no arguments."""
+    """Describe the subcommand and its arguments."""
     parser.description = (
         "Print the JSON Schema of the tensor_parallel section on stdout, generated from what reads it.\n"
         "An editor that knows it completes and checks the section while you type."
     )
+    parser.add_argument("--config", action="store_true", help="print the schema of a whole config, with the section")
 
 
-def run(_: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Print the schema and return 0."""
-    from tpinit.reference.config import section_schema
+    from tpinit.reference.schema import config_schema, section_schema
 
-    print(json.dumps(section_schema(), indent=2))
+    print(json.dumps(config_schema() if arguments.config else section_schema(), indent=2))
     return 0
