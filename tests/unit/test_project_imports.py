@@ -24,6 +24,7 @@ RESOLVER = "reference/tpinit/reference/resolver.py"
 RUNTIME = "runtime/tpinit/runtime/__init__.py"
 PROOFS = "proofs/tpinit/proofs/__init__.py"
 CONFORMANCE = "tests/tpinit/conformance/__init__.py"
+ORACLE = "tests/tpinit/conformance/oracle.py"
 
 # (the contract that must reject it, the file, the import that is added at its end)
 FORBIDDEN = [
@@ -47,6 +48,10 @@ FORBIDDEN = [
     ("runtime", RUNTIME, "def late():\n    import tpinit.conformance"),
     ("runtime", RUNTIME, "from tpinit.spec import table"),
     ("commands", PROOFS, "import tpinit.cli.main"),
+    ("oracle", ORACLE, "from tpinit.reference.resolver import in_scope"),
+    ("oracle", ORACLE, "import tpinit.spec.prose"),
+    ("torch-free", PROOFS, "import torch"),
+    ("torch-free", CONFORMANCE, "def late():\n    import torch"),
     ("commands", CONFORMANCE, "from tpinit.cli import main"),
 ]
 
