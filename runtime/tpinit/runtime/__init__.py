@@ -1,0 +1,55 @@
+"""The runtime: tensor-parallel training as the contract decides it. Torch is imported on first use.
+
+`tp_model_init`, `initialize` and `set_autotp_mode` have DeepSpeed's signatures. The modules `topology` and
+`shards` are plain integer arithmetic and import without torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tpinit.runtime.api import initialize, set_autotp_mode, tp_model_init
+    from tpinit.runtime.engine import Engine
+    from tpinit.runtime.errors import AgreementError, EngineError, GroupError, PlanError, UnsupportedError
+    from tpinit.runtime.plan import ParameterPlan, Plan
+
+__all__ = [
+    "AgreementError",
+    "Engine",
+    "EngineError",
+    "GroupError",
+    "ParameterPlan",
+    "Plan",
+    "PlanError",
+    "UnsupportedError",
+    "initialize",
+    "set_autotp_mode",
+    "tp_model_init",
+]
+
+_HOME = {
+    "AgreementError": "errors",
+    "Engine": "engine",
+    "EngineError": "errors",
+    "GroupError": "errors",
+    "ParameterPlan": "plan",
+    "Plan": "plan",
+    "PlanError": "errors",
+    "UnsupportedError": "errors",
+    "initialize": "api",
+    "set_autotp_mode": "api",
+    "tp_model_init": "api",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

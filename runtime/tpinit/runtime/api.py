@@ -1,0 +1,135 @@
+"""`tp_model_init`, `initialize` and `set_autotp_mode`, with DeepSpeed's signatures (contract, whole)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from tpinit.reference.errors import TpinitError
+from tpinit.reference.objects import CallArgs
+from tpinit.reference.spellings import nearest
+from tpinit.runtime import agreement, groups, records, world
+from tpinit.runtime.cutting import carry_out
+from tpinit.runtime.data import make_loader
+from tpinit.runtime.engine import Engine
+from tpinit.runtime.optim import build_schedule, make_slots
+from tpinit.runtime.prepare import Given, Ready, prepare
+from tpinit.spec.vocabulary import DType
+
+__all__ = ["initialize", "set_autotp_mode", "tp_model_init"]
+
+_PORT = 29500  # DeepSpeed's default, and torchrun's
+_KEYWORDS = ("tp_group",)
+_TORCH = {DType.FP32: torch.float32, DType.FP16: torch.float16, DType.BF16: torch.bfloat16}
+
+
+def set_autotp_mode(training: bool = False) -> None:
+    """Accept DeepSpeed's switch and do nothing: nothing here is global, and `initialize` needs no mode."""
+
+
+def tp_model_init(
+    model: nn.Module, tp_size: int, dtype: torch.dtype | str, config: object = None, **kwargs: object
+) -> nn.Module:
+    """Record that `model` is to be tensor-parallel, and return it untouched. `initialize` does the rest.
+
+    `tp_size` is in ranks, `dtype` what the parameters shall have (D8), `tp_group` a process group. `config`
+    decides nothing; if given it must hold what `initialize` gets. Another call for the same model must agree
+    (D9). The record is consumed by the first `initialize` of this model that succeeds: one that fails leaves
+    it, so that it can be corrected and repeated.
+
+    Raises TpinitError for an unknown keyword or a model that is none, ConfigError for a dtype that is none,
+    ConflictingCallsError (D9) for a call that disagrees with an earlier one.
+    """
+    unknown = [name for name in kwargs if name not in _KEYWORDS]
+    if unknown:
+        near = {name: nearest(name, ("tp_size", "dtype", "config", *_KEYWORDS)) or _KEYWORDS[0] for name in unknown}
+        hints = ", ".join(f"{name} (did you mean {right}?)" for name, right in near.items())
+        raise TpinitError(f"tp_model_init has no argument {hints}; legal: model, tp_size, dtype, config, tp_group")
+    if not isinstance(model, nn.Module):
+        raise TpinitError(f"model is a {type(model).__qualname__}, and must be a torch.nn.Module")
+    if records.is_initialized(model):
+        warnings.warn("tp_model_init only records: this model is already initialized and stays as it is", stacklevel=2)
+    records.record(model, records.Record(CallArgs(tp_size, dtype, kwargs.get("tp_group")), config))
+    return model
+
+
+def initialize(
+    args: Any = None,
+    model: nn.Module | None = None,
+    optimizer: Optimizer | Callable[[Iterable[Any]], Optimizer] | None = None,
+    model_parameters: Iterable[Any] | None = None,
+    training_data: Any = None,
+    lr_scheduler: Any = None,
+    distributed_port: int = _PORT,
+    mpu: Any = None,
+    dist_init_required: bool | None = None,
+    collate_fn: Callable[..., Any] | None = None,
+    config: str | Mapping[str, Any] | None = None,
+    mesh_param: Any = None,
+    config_params: str | Mapping[str, Any] | None = None,
+) -> tuple[Engine, Optimizer | None, DataLoader[Any] | None, Any]:
+    """Decide by the contract, cut the model, and return (engine, optimizer, dataloader, lr_scheduler).
+
+    The arguments and their order are DeepSpeed's. The config comes as `config`, `config_params` or
+    `args.deepspeed_config`, and only once. `mesh_param` takes a torch DeviceMesh with a `tp` dimension. An
+    `optimizer` or `lr_scheduler` that is passed overrides the config's, with a warning, as in DeepSpeed; an
+    optimizer with state is refused. Without torch.distributed, it is started from torchrun's environment.
+
+    Nothing is changed until every rank has read, decided and planned the same: what one rank can't honour,
+    or was given differently, raises on all of them. The model's parameters, buffers, dtype and device are
+    then changed in place. Every rank must call this, and every rank must hold the same initial weights.
+
+    Raises DecisionError (a violation, the same on every rank), ConfigError (malformed input), AgreementError
+    (ranks differ), GroupError, PlanError, UnsupportedError: all are TpinitError.
+    """
+    world.start(distributed_port, dist_init_required)
+    given = Given(
+        args, model, optimizer, model_parameters, training_data, lr_scheduler, mpu, config, mesh_param, config_params
+    )
+    report = agreement.Report()
+    ready: Ready | None = None
+    failure: Exception | None = None
+    try:
+        ready = prepare(given, report)
+    except Exception as error:  # whatever it is, the other ranks wait for this rank's report
+        failure = error
+        report.error = agreement.words(error)
+    reports = agreement.exchange(report)
+    agreement.check(reports)
+    if failure is not None:
+        raise failure
+    assert ready is not None
+    layout = groups.lay_out(ready.decision, [one.tp_ranks for one in reports], [one.dp_ranks for one in reports])
+    return _carry_out(ready, given, layout, collate_fn)
+
+
+def _carry_out(
+    ready: Ready, given: Given, layout: groups.Layout, collate_fn: Callable[..., Any] | None
+) -> tuple[Engine, Optimizer | None, DataLoader[Any] | None, Any]:
+    """Do what all ranks have agreed on: groups, cut, slots, schedule, data, engine."""
+    mesh = groups.make(layout, ready.decision, dist.get_rank())
+    plan = replace(ready.plan, tp_rank=mesh.tp.position)
+    device = world.local_device()
+    dtype = _TORCH[ready.decision.dtype.value] if ready.decision.dtype.value is not None else None
+    carry_out(ready.model, plan, mesh.tp.group, dtype, device)
+    slots = make_slots(ready.model, plan, ready.optimizer)
+    scheduler = given.lr_scheduler
+    if ready.optimizer is not None and scheduler is None and ready.settings.scheduler is not None:
+        scheduler = build_schedule(ready.settings.scheduler, ready.optimizer)
+    elif ready.optimizer is not None and callable(scheduler) and not hasattr(scheduler, "step"):
+        scheduler = scheduler(ready.optimizer)
+    loader = None
+    if given.training_data is not None:
+        loader = make_loader(
+            given.training_data, ready.settings, len(layout.tp_groups) or mesh.dp.size, mesh.data_index, collate_fn
+        )
+    engine = Engine(ready.model, ready.decision, plan, mesh, ready.settings, slots, ready.optimizer, scheduler, device)
+    records.consume(ready.model)
+    return engine, ready.optimizer, loader, scheduler

@@ -1,0 +1,25 @@
+"""The data loader: each data-parallel rank its own part of the data, all ranks of a TP group the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.data import DataLoader, DistributedSampler
+from tpinit.runtime.settings import Settings
+
+__all__ = ["make_loader"]
+
+
+def make_loader(
+    dataset: Any, settings: Settings, parts: int, index: int, collate_fn: Callable[..., Any] | None
+) -> DataLoader[Any]:
+    """Return a loader of micro batches over part `index` of `parts` of a map-style dataset, shuffled by epoch."""
+    sampler: DistributedSampler[Any] = DistributedSampler(dataset, num_replicas=parts, rank=index)
+    return DataLoader(
+        dataset,
+        batch_size=settings.batch.micro,
+        sampler=sampler,
+        collate_fn=collate_fn,
+        drop_last=settings.drop_last,
+    )

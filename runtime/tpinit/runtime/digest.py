@@ -1,0 +1,38 @@
+"""Digests of tensors, so that ranks can compare what they hold without sending it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+__all__ = ["digest", "digest_inputs", "digest_model"]
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """Return 16 hex digits that depend on every byte, the shape and the dtype. Any device, any layout."""
+    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    words = functional.pad(raw, (0, -raw.numel() % 8)).view(torch.int64)
+    # Each word is mixed with its place before the sum, so that order counts. int64 arithmetic wraps around.
+    place = torch.arange(1, words.numel() + 1, dtype=torch.int64, device=words.device) * 0x2545F4914F6CDD1D
+    mixed = (words ^ place) * 0x369DEA0F31A53F85
+    mixed = (mixed ^ (mixed >> 32)) * 0x27D4EB2F165667C5
+    total = int((mixed ^ (mixed >> 29)).sum()) & (1 << 64) - 1
+    return f"{total:016x} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def digest_model(model: nn.Module) -> dict[str, object]:
+    """Return the digest of every parameter and buffer, by name: equal on all ranks before a model is cut."""
+    fields: dict[str, object] = {f"model.{name}": digest(tensor) for name, tensor in model.named_parameters()}
+    fields.update({f"model.{name} (buffer)": digest(tensor) for name, tensor in model.named_buffers()})
+    fields["model.trainable"] = [name for name, tensor in model.named_parameters() if tensor.requires_grad]
+    fields["model.training"] = model.training
+    return fields
+
+
+def digest_inputs(args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, object]:
+    """Return the digest of every tensor among a forward's arguments, by the argument's name or place."""
+    named = {f"argument {place}": value for place, value in enumerate(args)} | dict(kwargs)
+    return {f"input {name}": digest(value) for name, value in named.items() if isinstance(value, torch.Tensor)}

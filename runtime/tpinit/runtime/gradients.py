@@ -1,0 +1,83 @@
+"""Gradients over ranks: the average over the data-parallel group, and the norm that the plan defines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from tpinit.runtime.groups import Side
+from tpinit.runtime.optim import Slot
+from tpinit.runtime.plan.records import GradientRule
+
+__all__ = ["average", "global_norm", "scale"]
+
+_BUCKET = 1 << 25  # elements in one all-reduce: large enough to be bandwidth-bound, small beside a model
+
+
+def average(slots: Sequence[Slot], side: Side, device: torch.device) -> None:
+    """Replace every gradient by its mean over the data-parallel group, in place.
+
+    A parameter without a gradient on this rank counts as zero where another rank has one, and stays
+    without one where none has: so ranks that used different parameters neither hang nor mix them up.
+    """
+    if side.group is None:
+        return
+    live = torch.tensor([slot.target.grad is not None for slot in slots], dtype=torch.int32, device=device)
+    dist.all_reduce(live, op=dist.ReduceOp.MAX, group=side.group)
+    used = [slot for slot, flag in zip(slots, live.tolist(), strict=True) if flag]
+    for slot in used:
+        if slot.target.grad is None:
+            slot.target.grad = torch.zeros_like(slot.target)
+    for grads in _buckets(used):
+        flat = torch.cat([grad.reshape(-1) for grad in grads])
+        dist.all_reduce(flat, group=side.group)
+        flat /= side.size
+        for grad, part in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
+            grad.copy_(part.view_as(grad))
+
+
+def _buckets(slots: Sequence[Slot]) -> Iterator[list[torch.Tensor]]:
+    """Yield the gradients in runs of one dtype and bounded size, in the plan's order."""
+    bucket: list[torch.Tensor] = []
+    count = 0
+    for grad in _grads(slots):
+        if bucket and (grad.dtype != bucket[0].dtype or count + grad.numel() > _BUCKET):
+            yield bucket
+            bucket, count = [], 0
+        bucket.append(grad)
+        count += grad.numel()
+    if bucket:
+        yield bucket
+
+
+def _grads(slots: Sequence[Slot]) -> Iterator[torch.Tensor]:
+    for slot in slots:
+        if slot.target.grad is not None:
+            yield slot.target.grad
+
+
+def global_norm(slots: Sequence[Slot], side: Side, device: torch.device) -> torch.Tensor:
+    """Return the 2-norm of the whole model's gradient, a float64 scalar, equal on every rank.
+
+    Slices count on each rank of the TP group and are summed over it; gradients that are the same on all of
+    them count once. One all-reduce of one number.
+    """
+    own = _square([slot for slot in slots if slot.rule is GradientRule.OWN], device)
+    same = _square([slot for slot in slots if slot.rule is GradientRule.SAME], device)
+    if side.group is not None:
+        dist.all_reduce(own, group=side.group)
+    return (own + same).sqrt()
+
+
+def _square(slots: Sequence[Slot], device: torch.device) -> torch.Tensor:
+    norms = [torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in _grads(slots)]
+    if not norms:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    return torch.stack(norms).double().square().sum()
+
+
+def scale(slots: Sequence[Slot], factor: torch.Tensor) -> None:
+    """Multiply every gradient by a scalar, in place."""
+    for grad in _grads(slots):
+        grad.mul_(factor.to(grad.dtype))

@@ -1,0 +1,81 @@
+"""Which rank belongs to which group: integer arithmetic, no torch, no dependencies (contract, section 6, item 8).
+
+A created TP group is a run of `tp_size` neighbouring ranks; a DP group takes every `tp_size`-th rank. So a
+rank is one pair (dp_rank, tp_rank). For groups that somebody else made, the DP groups are derived by
+position: the i-th ranks of all TP groups average together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "crosses_once",
+    "dp_group",
+    "dp_groups",
+    "dp_rank",
+    "dp_size",
+    "orthogonal_groups",
+    "partitions",
+    "rank_at",
+    "tp_group",
+    "tp_groups",
+    "tp_rank",
+]
+
+Ranks = tuple[int, ...]
+
+
+def tp_rank(rank: int, tp_size: int) -> int:
+    """Return the position of `rank` in its created TP group, 0 to tp_size - 1."""
+    return rank % tp_size
+
+
+def dp_rank(rank: int, tp_size: int) -> int:
+    """Return which created TP group `rank` is in, which is also its position in its DP group."""
+    return rank // tp_size
+
+
+def rank_at(dp_rank: int, tp_rank: int, tp_size: int) -> int:
+    """Return the rank at (dp_rank, tp_rank): the inverse of the two functions above."""
+    return dp_rank * tp_size + tp_rank
+
+
+def dp_size(world_size: int, tp_size: int) -> int:
+    """Return how many created TP groups a world has. `tp_size` divides `world_size`."""
+    return world_size // tp_size
+
+
+def tp_group(index: int, tp_size: int) -> Ranks:
+    """Return the ranks of created TP group `index`: neighbours, in order."""
+    return tuple(rank_at(index, position, tp_size) for position in range(tp_size))
+
+
+def dp_group(position: int, world_size: int, tp_size: int) -> Ranks:
+    """Return the ranks at `position` of every created TP group, in order: a stride of tp_size."""
+    return tuple(rank_at(index, position, tp_size) for index in range(dp_size(world_size, tp_size)))
+
+
+def tp_groups(world_size: int, tp_size: int) -> tuple[Ranks, ...]:
+    """Return all created TP groups of a world. `tp_size` is at least 1 and divides `world_size`."""
+    return tuple(tp_group(index, tp_size) for index in range(dp_size(world_size, tp_size)))
+
+
+def dp_groups(world_size: int, tp_size: int) -> tuple[Ranks, ...]:
+    """Return all DP groups of a world with created TP groups, by position."""
+    return tuple(dp_group(position, world_size, tp_size) for position in range(tp_size))
+
+
+def partitions(groups: Sequence[Ranks], world_size: int) -> bool:
+    """Say whether the groups hold every rank of the world exactly once."""
+    return sorted(rank for group in groups for rank in group) == list(range(world_size))
+
+
+def orthogonal_groups(groups: Sequence[Ranks]) -> tuple[Ranks, ...]:
+    """Return the groups that cross groups of one size exactly once: the ranks at each position, group by group."""
+    return tuple(zip(*groups, strict=True))
+
+
+def crosses_once(tp_groups: Sequence[Ranks], dp_groups: Sequence[Ranks]) -> bool:
+    """Say whether every TP group has exactly one rank in common with every DP group."""
+    return all(len(set(one) & set(other)) == 1 for one in tp_groups for other in dp_groups)
