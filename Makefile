@@ -36,9 +36,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "== Environment: $(VENV) (a few minutes the first time; the pinned versions are in constraints.txt)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "-- torch"
-	@$(PIP) install --quiet "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) install --quiet --quiet "$$(grep '^torch==' constraints.txt)"
 	@echo "-- tpinit[$(EXTRAS)]"
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@$(PIP) install --quiet --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@$(BIN)/tpinit --version
 	@touch $(STAMP)
 

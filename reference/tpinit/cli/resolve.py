@@ -183,7 +183,9 @@ def _integer(option: str, text: str | None, problems: list[Problem], least: int 
     legal = "an integer" if least is None else f"an integer, at least {least}"
     readable = re.fullmatch(r"[+-]?[0-9]+", text) is not None and len(text) <= MAX_DIGITS
     if not readable or (least is not None and int(text) < least):
-        problems.append(Problem(option, show(text), f"must be {legal}", f"as in {option} {max(least or 0, 2)}"))
+        problems.append(
+            Problem(option, show(text), f"must be {legal}", f"write it as in {option} {max(least or 0, 2)}")
+        )
         return None
     return int(text)
 
