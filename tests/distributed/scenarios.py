@@ -1,0 +1,317 @@
+"""What the ranks of a test world do. Each function runs on every rank and returns plain data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed import init_device_mesh
+from tpinit.runtime import initialize, tp_model_init
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    MistralConfig,
+    MistralForCausalLM,
+    MistralModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Model,
+)
+
+FAMILIES = {
+    "llama": (LlamaConfig, LlamaForCausalLM, LlamaModel),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, Qwen2Model),
+    "mistral": (MistralConfig, MistralForCausalLM, MistralModel),
+}
+LAYERS = 2
+VOCABULARY = 64
+LENGTH = 12
+
+
+def build(family: str = "llama", base: bool = False, seed: int = 0, **options: Any) -> nn.Module:
+    """Return a tiny model with the same random weights in every process."""
+    config_class, causal, plain = FAMILIES[family]
+    settings: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 64,
+        "attn_implementation": "eager",
+        "use_cache": False,
+        "initializer_range": 0.06,
+        **options,
+    }
+    torch.manual_seed(seed)
+    model = (plain if base else causal)(config_class(**settings))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.1)
+    return model.train()
+
+
+class Mpu:
+    """An mpu with DeepSpeed's six methods over given groups; without `dp`, with the three of the model side."""
+
+    def __init__(self, tp: Any, dp: Any = None) -> None:
+        self.get_model_parallel_group = lambda: tp
+        self.get_model_parallel_rank = lambda: dist.get_rank(tp)
+        self.get_model_parallel_world_size = lambda: dist.get_world_size(tp)
+        if dp is not None:
+            self.get_data_parallel_group = lambda: dp
+            self.get_data_parallel_rank = lambda: dist.get_rank(dp)
+            self.get_data_parallel_world_size = lambda: dist.get_world_size(dp)
+
+
+class MegatronMpu:
+    """Megatron's names, as its parallel_state module has them."""
+
+    def __init__(self, tp: Any, dp: Any) -> None:
+        self.get_tensor_model_parallel_group = lambda: tp
+        self.get_data_parallel_group = lambda: dp
+
+
+def my_group(groups: list[list[int]], rank: int) -> Any:
+    """Make all groups on every rank and return this rank's own."""
+    made = [(ranks, dist.new_group(ranks)) for ranks in groups]
+    return next((group for ranks, group in made if rank in ranks), dist.GroupMember.NON_GROUP_MEMBER)
+
+
+def pair(tp: int, rank: int, strided: bool) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the TP and DP groups of the world: TP neighbours, or TP by stride."""
+    world = dist.get_world_size()
+    runs = [list(range(first, first + tp)) for first in range(0, world, tp)]
+    strides = [list(range(first, world, world // tp)) for first in range(world // tp)]
+    if strided:
+        return strides, [list(ranks) for ranks in zip(*strides, strict=True)]
+    return runs, [list(ranks) for ranks in zip(*runs, strict=True)]
+
+
+def source_arguments(source: str, model: nn.Module, tp: int, rank: int, config: dict[str, Any]) -> dict[str, Any]:
+    """Return what to pass to `initialize` so that the TP group comes from `source`; may call tp_model_init."""
+    strided = source.endswith("strided")
+    kind = source.removesuffix("-strided")
+    tp_groups, dp_groups = pair(tp, rank, strided)
+    section = {"autotp_size": tp}
+    if kind == "created":
+        return {"config": {**config, "tensor_parallel": section}}
+    if kind == "created-from-call":
+        tp_model_init(model, tp, "fp32")
+        return {"config": {**config, "tensor_parallel": {}}}
+    if kind == "mpu":
+        mpu = Mpu(my_group(tp_groups, rank), my_group(dp_groups, rank))
+        return {"config": {**config, "tensor_parallel": section}, "mpu": mpu}
+    if kind == "mpu-without-dp":
+        return {"config": {**config, "tensor_parallel": section}, "mpu": Mpu(my_group(tp_groups, rank))}
+    if kind == "megatron-call":
+        tp_model_init(model, tp, torch.float32)
+        return {"config": config, "mpu": MegatronMpu(my_group(tp_groups, rank), my_group(dp_groups, rank))}
+    if kind == "call-group":
+        tp_model_init(model, tp, torch.float32, tp_group=my_group(tp_groups, rank))
+        return {"config": config}
+    if kind == "call-group-and-section":
+        tp_model_init(model, tp, torch.float32, tp_group=my_group(tp_groups, rank))
+        return {"config": {**config, "tensor_parallel": section}}
+    if kind == "call-and-mpu-and-section":
+        tp_model_init(model, tp, torch.float32)
+        mpu = Mpu(my_group(tp_groups, rank), my_group(dp_groups, rank))
+        return {"config": {**config, "tensor_parallel": {}}, "mpu": mpu}
+    if kind == "config-group":
+        inside = {**section, "tp": {"tp_group": my_group(tp_groups, rank)}}
+        return {"config": {**config, "tensor_parallel": inside}}
+    if kind == "mesh":
+        world = dist.get_world_size()
+        shape, names = ((tp, world // tp), ("tensor_parallel", "dp")) if strided else ((world // tp, tp), ("dp", "tp"))
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+        return {"config": {**config, "tensor_parallel": section}, "mesh_param": mesh}
+    if kind == "row2":
+        return {"config": config, "mpu": Mpu(my_group(tp_groups, rank), my_group(dp_groups, rank))}
+    raise AssertionError(source)
+
+
+class Counter:
+    """Counts collectives by kind and group size while it is on."""
+
+    NAMES = ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast", "barrier")
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int, int]] = []
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        originals = {name: getattr(dist, name) for name in self.NAMES}
+
+        def counted(name: str) -> Callable[..., Any]:
+            def call(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+                size = dist.get_world_size(kwargs.get("group"))
+                self.calls.append((name, size, tensor.numel() if isinstance(tensor, torch.Tensor) else 0))
+                return originals[name](tensor, *args, **kwargs)
+
+            return call
+
+        for name in self.NAMES:
+            setattr(dist, name, counted(name))
+        try:
+            yield
+        finally:
+            for name, original in originals.items():
+                setattr(dist, name, original)
+
+
+def whole(local: torch.Tensor, record: Any, engine: Any) -> torch.Tensor:
+    """Put a cut tensor together again, from the plan and nothing else."""
+    side = engine.mesh.tp
+    if record.dim is None or side.group is None:
+        return local.detach().clone()
+    parts = [torch.empty(record.local_shape(side.size, place), dtype=local.dtype) for place in range(side.size)]
+    dist.all_gather(parts, local.detach().contiguous(), group=side.group)
+    return torch.cat(parts, dim=record.dim)
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the relative distance of two tensors in the 2-norm."""
+    return float((one - other).norm() / other.norm().clamp(min=1e-30))
+
+
+def make_optimizer(kind: dict[str, Any], model: nn.Module) -> torch.optim.Optimizer:
+    """Return, by hand, the torch optimizer that a config means: the reference does not use the runtime's."""
+    params = dict(kind["params"])
+    if kind["type"] == "SGD":
+        return torch.optim.SGD(model.parameters(), **params)
+    params.setdefault("weight_decay", 0.0)
+    return torch.optim.AdamW(model.parameters(), **params)
+
+
+OPTIMIZERS = {
+    "sgd": {"type": "SGD", "params": {"lr": 0.05, "momentum": 0.9}},
+    "adamw": {"type": "AdamW", "params": {"lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-6, "weight_decay": 0.1}},
+    "adam": {"type": "Adam", "params": {"lr": 1e-3, "eps": 1e-6}},
+}
+
+
+def compare(
+    rank: int,
+    family: str = "llama",
+    tp: int = 2,
+    source: str = "created",
+    optimizer: str = "adamw",
+    clipping: float = 0.0,
+    accumulation: int = 1,
+    steps: int = 5,
+    break_with: str = "",
+    base: bool = False,
+    checkpointing: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train sharded and unsharded on the same data and return how far they are apart, and what was sent."""
+    model = build(family, base, **options)
+    reference = copy.deepcopy(model)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clipping,
+        "optimizer": OPTIMIZERS[optimizer],
+    }
+    engine, _, _, _ = initialize(model=model, **source_arguments(source, model, tp, rank, config))
+    sabotage(break_with, engine)
+    parts, mine = dist.get_world_size() // engine.mesh.tp.size, engine.mesh.data_index
+    if source.startswith("row2"):
+        parts = engine.mesh.dp.size
+    optimizer_of_reference = make_optimizer(OPTIMIZERS[optimizer], reference)
+    worst = {"loss": 0.0, "gradient": 0.0, "norm": 0.0, "weight": 0.0}
+    counter = Counter()
+    losses = []
+    for step in range(steps):
+        batch = torch.randint(
+            0, VOCABULARY, (parts * accumulation, 2, LENGTH), generator=torch.Generator().manual_seed(step)
+        )
+        total = torch.zeros(())
+        for micro in range(accumulation):
+            ids = batch[mine * accumulation + micro]
+            with counter.on():
+                loss = loss_of(engine, ids, base)
+                engine.backward(loss)
+            total += loss.detach() / accumulation
+            if micro < accumulation - 1:
+                engine.step()
+        dist.all_reduce(total)
+        total /= dist.get_world_size()
+        expected = loss_of(reference, batch.reshape(-1, LENGTH), base)
+        expected.backward()
+        worst["loss"] = max(worst["loss"], distance(total, expected.detach()))
+        losses.append(float(expected))
+        for kind, apart in differences(engine, reference, "grad").items():
+            worst["gradient"] = max(worst["gradient"], apart)
+            if apart > 1e-5:
+                worst.setdefault("where", kind)  # type: ignore[arg-type]  # a name among numbers
+        norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), clipping or float("inf"))
+        engine.step()
+        worst["norm"] = max(worst["norm"], abs(engine.get_global_grad_norm() / float(norm) - 1))
+        optimizer_of_reference.step()
+        optimizer_of_reference.zero_grad()
+        worst["weight"] = max(worst["weight"], *differences(engine, reference, "data").values())
+    return {
+        **worst,
+        "losses": losses,
+        "row": engine.decision.row,
+        "tp_ranks": engine.mesh.tp.ranks,
+        "dp_ranks": engine.mesh.dp.ranks,
+        "calls": counter.calls,
+        "steps": engine.global_steps,
+        "tied": len(engine.plan.parameters) < len(list(engine.module.named_parameters(remove_duplicate=False))),
+        "cut": sum(record.dim is not None for record in engine.plan.parameters),
+    }
+
+
+def loss_of(model: Any, ids: torch.Tensor, base: bool) -> torch.Tensor:
+    if base:
+        return model(input_ids=ids).last_hidden_state.square().mean()
+    return model(input_ids=ids, labels=ids).loss
+
+
+def differences(engine: Any, reference: nn.Module, what: str) -> dict[str, float]:
+    expected = dict(reference.named_parameters())
+    actual = dict(engine.module.named_parameters())
+    return {
+        record.name: distance(
+            whole(getattr(actual[record.name], what), record, engine), getattr(expected[record.name], what)
+        )
+        for record in engine.plan.parameters
+    }
+
+
+def sabotage(how: str, engine: Any) -> None:
+    """Negative controls: break the run in a way that the comparison must see."""
+    if how == "no-input-gradient-sum":
+        # Without the region's entry, each rank keeps its own part of the input's gradient.
+        attention = engine.module.model.layers[1].self_attn
+        attention._forward_pre_hooks.clear()
+        attention._forward_pre_hooks_with_kwargs.clear()
+    elif how == "averages-over-tp":
+        engine.mesh.__class__.__setattr__  # noqa: B018  # frozen: replaced below
+        object.__setattr__(engine.mesh, "dp", engine.mesh.tp)
+    elif how == "counts-replicated-per-rank":
+        for slot in engine._slots:
+            slot.rule = type(slot.rule).OWN
+    elif how == "bias-per-rank":
+        import torch.nn.functional as functional
+        from tpinit.runtime.layers import sum_over_group
+
+        def forward(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+            return lambda x: sum_over_group(functional.linear(x, layer.weight, layer.bias), layer.tp_group)
+
+        for layer in engine.module.model.layers:
+            layer.self_attn.o_proj.forward = forward(layer.self_attn.o_proj)
+    else:
+        assert not how, how

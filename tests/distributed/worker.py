@@ -1,0 +1,52 @@
+"""One rank of a test world: joins the others, then runs one scenario after another."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import time
+import traceback
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    rank, size, home = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    import scenarios
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(home / "store"), size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=40))
+    answer(home / f"ready.{rank}.out", (True, None))
+    count = 0
+    while True:
+        job = wait_for(home / f"job{count}.{rank}.in")
+        if job is None:
+            break
+        scenario, arguments = job
+        try:
+            result = (True, getattr(scenarios, scenario)(rank, **arguments))
+        except Exception:
+            result = (False, traceback.format_exc())
+        answer(home / f"job{count}.{rank}.out", result)
+        count += 1
+    dist.destroy_process_group()
+
+
+def wait_for(path: Path) -> Any:
+    while not path.exists():
+        time.sleep(0.005)
+    return pickle.loads(path.read_bytes())
+
+
+def answer(path: Path, value: object) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(pickle.dumps(value))
+    partial.rename(path)
+
+
+if __name__ == "__main__":
+    main()
