@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed import init_device_mesh
+from torch.nn import functional
 from tpinit.runtime import initialize, tp_model_init
+from tpinit.runtime.digest import digest_model
+from tpinit.runtime.layers import sum_over_group
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -276,7 +280,10 @@ def compare(
 
 def loss_of(model: Any, ids: torch.Tensor, base: bool) -> torch.Tensor:
     if base:
-        return model(input_ids=ids).last_hidden_state.square().mean()
+        hidden = model(input_ids=ids).last_hidden_state
+        # Not the hidden state's own square: behind a norm that is constant, and its gradient mere noise.
+        weights = torch.randn(hidden.shape[1:], generator=torch.Generator().manual_seed(1))
+        return (hidden * weights).sum((1, 2)).mean()
     return model(input_ids=ids, labels=ids).loss
 
 
@@ -299,14 +306,11 @@ def sabotage(how: str, engine: Any) -> None:
         attention._forward_pre_hooks.clear()
         attention._forward_pre_hooks_with_kwargs.clear()
     elif how == "averages-over-tp":
-        engine.mesh.__class__.__setattr__  # noqa: B018  # frozen: replaced below
-        object.__setattr__(engine.mesh, "dp", engine.mesh.tp)
+        engine.mesh = replace(engine.mesh, dp=engine.mesh.tp)
     elif how == "counts-replicated-per-rank":
         for slot in engine._slots:
             slot.rule = type(slot.rule).OWN
     elif how == "bias-per-rank":
-        import torch.nn.functional as functional
-        from tpinit.runtime.layers import sum_over_group
 
         def forward(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
             return lambda x: sum_over_group(functional.linear(x, layer.weight, layer.bias), layer.tp_group)
@@ -315,3 +319,196 @@ def sabotage(how: str, engine: Any) -> None:
             layer.self_attn.o_proj.forward = forward(layer.self_attn.o_proj)
     else:
         assert not how, how
+
+
+# --- what is refused ---------------------------------------------------------------------------------
+
+
+def outcome(call: Callable[[], Any]) -> dict[str, Any]:
+    """Return the error that a call raises, or that it raised none."""
+    try:
+        call()
+    except Exception as error:
+        codes = [violation.code.value for violation in error.decision.violations] if hasattr(error, "decision") else []
+        fields = list(getattr(error, "fields", ()))
+        return {"type": type(error).__name__, "text": str(error), "codes": codes, "fields": fields}
+    return {"type": None, "text": "", "codes": [], "fields": []}
+
+
+def row(rank: int, number: int) -> dict[str, Any]:
+    """Initialise by a row of the table with fitting inputs, and return what came of it."""
+    model = build()
+    world = dist.get_world_size()
+    whole_world = list(range(world))
+    tp_groups, dp_groups = [whole_world], [[one] for one in whole_world]
+    tpi, tpg, cfg, mpu = number >= 5, number >= 9, (number - 1) % 4 >= 2, (number - 1) % 2 == 1
+    if tpi:
+        tp_model_init(model, world, "bf16", **({"tp_group": my_group(tp_groups, rank)} if tpg else {}))
+    config: dict[str, Any] = {"optimizer": OPTIMIZERS["sgd"], "train_micro_batch_size_per_gpu": 1}
+    if cfg:
+        config["tensor_parallel"] = {"autotp_size": world, "dtype": "bf16"}
+    given = {"mpu": Mpu(my_group(tp_groups, rank), my_group(dp_groups, rank))} if mpu else {}
+    result: dict[str, Any] = {}
+
+    def call() -> None:
+        engine, _, _, _ = initialize(model=model, config=config, **given)
+        weights = dict(engine.module.named_parameters())
+        result.update(
+            row=engine.decision.row,
+            outcome=engine.decision.outcome.value,
+            source=engine.decision.tp_group.source and engine.decision.tp_group.source.value,
+            dtypes=sorted({str(one.dtype) for one in weights.values()}),
+            shape=tuple(weights["model.layers.0.self_attn.q_proj.weight"].shape),
+        )
+        ids = torch.randint(0, VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+        engine.backward(engine(input_ids=ids, labels=ids).loss)
+        engine.step()
+        result["steps"] = engine.global_steps
+
+    result["error"] = outcome(call)
+    result["untouched"] = tuple(model.get_parameter("model.layers.0.self_attn.q_proj.weight").shape) == (32, 32)
+    return result
+
+
+def refused(rank: int, case: str) -> dict[str, Any]:
+    """Initialise with inputs that must be refused; return the error, and whether the model was left alone."""
+    world = dist.get_world_size()
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "optimizer": OPTIMIZERS["sgd"],
+        "tensor_parallel": {"autotp_size": world},
+    }
+    arguments: dict[str, Any] = {}
+    model: Any = build()
+    odd = rank == world - 1  # the rank that is given something else, where a case is about that
+    section = config["tensor_parallel"]
+    match case:
+        # Ranks that differ.
+        case "other learning rate":
+            if odd:
+                config["optimizer"] = {"type": "SGD", "params": {"lr": 0.5, "momentum": 0.9}}
+        case "other size":
+            if odd:
+                section["autotp_size"] = 1
+        case "other dtype":
+            if odd:
+                section["dtype"] = "bf16"
+        case "no section":
+            if odd:
+                del config["tensor_parallel"]
+        case "one call less":
+            if not odd:
+                tp_model_init(model, world, "fp32")
+        case "malformed on one rank":
+            if odd:
+                section["autotp_size"] = "2"
+        case "missing file on one rank":
+            if odd:
+                config = "/nonexistent/ds.json"  # type: ignore[assignment]  # a path in place of a dict
+        case "other shape":
+            if odd:
+                model = build(intermediate_size=64)
+        case "other weights":
+            model = build(seed=rank)
+        case "frozen on one rank":
+            if odd:
+                model.model.embed_tokens.weight.requires_grad_(False)
+        case "other model class":
+            if odd:
+                model = nn.Linear(4, 4)
+        case "no model on one rank":
+            if odd:
+                model = None
+        case "other views of the groups":
+            groups = [[0, 1], [2, 3], [0, 2], [1, 3]]
+            made = [dist.new_group(ranks) for ranks in groups]
+            mine = {0: 0, 1: 0, 2: 2, 3: 1}[rank]
+            section["autotp_size"] = 2
+            arguments["mpu"] = Mpu(made[mine])
+        # Groups that can't carry a run.
+        case "group that leaves ranks out":
+            section["autotp_size"] = 2
+            tp_model_init(model, 2, "fp32", tp_group=my_group([[0, 1]], rank))
+        case "mpu that does not cross once":
+            section["autotp_size"] = 2
+            pairs = my_group([[0, 1], [2, 3]], rank)
+            arguments["mpu"] = Mpu(pairs, my_group([[0, 1], [2, 3]], rank))
+        case "row 2 without a data-parallel group":
+            del config["tensor_parallel"]
+            arguments["mpu"] = Mpu(my_group([list(range(world))], rank))
+        case "mesh tuple":
+            arguments["mesh_param"] = (1, world)
+        case "mesh without tp":
+            arguments["mesh_param"] = init_device_mesh("cpu", (1, world), mesh_dim_names=("dp", "sp"))
+        case "mesh with another dimension":
+            section["autotp_size"] = world // 2
+            arguments["mesh_param"] = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("pp", "tp"))
+        # Models.
+        case "unknown model":
+            model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        case "extra head":
+            model.extra = nn.Linear(4, 4)
+        case "subclass":
+            model.model.layers[1].mlp.__class__ = type("MyMLP", (type(model.model.layers[1].mlp),), {})
+        case "heads do not divide":
+            model = build(num_attention_heads=6, num_key_value_heads=3, hidden_size=48)
+        case "attention dropout":
+            model = build(attention_dropout=0.1)
+        case "stale gradient":
+            model.lm_head.weight.grad = torch.zeros_like(model.lm_head.weight)
+        case "meta":
+            with torch.device("meta"):
+                model = LlamaForCausalLM(model.config)
+        # Configs.
+        case "zero stage 1":
+            config["zero_optimization"] = {"stage": 1}
+        case "amp":
+            config["amp"] = {"enabled": True}
+        case "unknown key":
+            config["gradient_cliping"] = 1.0
+        case "overlap":
+            section["tp_overlap_comm"] = True
+        case "partition config":
+            section["partition_config"] = {"layer_specs": [{"patterns": ["x"], "partition_type": "row"}]}
+        case "vocab parallel head":
+            section["vocab_parallel_lm_head"] = True
+        case "preset of another model":
+            section["preset_model"] = "bloom"
+        case "grain size":
+            section["tp"] = {"tp_grain_size": 64}
+        case "batch does not add up":
+            config["train_batch_size"] = 7
+            config["gradient_accumulation_steps"] = 2
+        case "unknown optimizer":
+            config["optimizer"] = {"type": "Lamb"}
+        case "unknown optimizer parameter":
+            config["optimizer"] = {"type": "AdamW", "params": {"learning_rate": 1e-3}}
+        case "two configs":
+            arguments["config_params"] = config
+        case "optimizer with state":
+            other = torch.optim.AdamW(model.parameters())
+            model(input_ids=torch.zeros(1, 2, dtype=torch.long)).logits.sum().backward()
+            other.step()
+            model.zero_grad()
+            arguments["optimizer"] = other
+        case "optimizer of another model":
+            arguments["optimizer"] = torch.optim.AdamW(build().parameters())
+        case "another config for the call":
+            tp_model_init(model, world, "fp32", config={"train_batch_size": 64})
+        case _:
+            raise AssertionError(case)
+    before = digest_model(model) if isinstance(model, nn.Module) and case != "meta" else None
+    plain = copy.deepcopy(config)
+    error = outcome(lambda: initialize(model=model, config=config, **arguments))
+    return {
+        **error,
+        "untouched": (before is None or before == digest_model(model)) and plain == config,
+        "collective": in_step(rank),
+    }
+
+
+def in_step(rank: int) -> bool:
+    """Say whether all ranks still come to the same collective: nobody was left behind."""
+    total = torch.tensor([rank])
+    dist.all_reduce(total)
+    return int(total) == sum(range(dist.get_world_size()))

@@ -26,3 +26,107 @@ def test_a_sharded_model_trains_as_the_whole_one(worlds: Any, family: str, world
     results = worlds[world].run("compare", family=family, tp=tp, clipping=0.5)
     assert_equal_training(results)
     assert results[0]["cut"] == LAYERS * (10 if family == "qwen2" else 7)
+
+
+SOURCES = {
+    "created": 3,
+    "created-from-call": 7,
+    "mpu": 4,
+    "mpu-strided": 4,
+    "mpu-without-dp-strided": 4,
+    "megatron-call-strided": 6,
+    "call-group": 9,
+    "call-group-strided": 9,
+    "call-group-and-section-strided": 11,
+    "call-and-mpu-and-section": 8,
+    "config-group-strided": 3,
+    "mesh": 3,
+    "mesh-strided": 3,
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_named_group_shards_and_the_orthogonal_one_averages(world4: Any, source: str) -> None:
+    results = world4.run("compare", source=source, tp=2, optimizer="sgd")
+    assert_equal_training(results)
+    strided = source.endswith("strided")
+    for rank, result in enumerate(results):
+        assert result["row"] == SOURCES[source]
+        assert result["tp_ranks"] == ((rank % 2, rank % 2 + 2) if strided else (rank // 2 * 2, rank // 2 * 2 + 1))
+        assert result["dp_ranks"] == ((rank // 2 * 2, rank // 2 * 2 + 1) if strided else (rank % 2, rank % 2 + 2))
+
+
+def test_row_2_trains_unsharded_and_averages_over_the_mpus_group(world4: Any) -> None:
+    results = world4.run("compare", source="row2-strided", tp=2, optimizer="sgd")
+    assert_equal_training(results)
+    for rank, result in enumerate(results):
+        assert (result["row"], result["cut"]) == (2, 0)
+        assert result["dp_ranks"] == (rank // 2 * 2, rank // 2 * 2 + 1)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_tp_size_of_1_is_plain_data_parallelism_of_any_model(worlds: Any, world: int) -> None:
+    results = worlds[world].run("compare", tp=1, clipping=0.5)
+    assert_equal_training(results)
+    assert results[0]["cut"] == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"accumulation": 3, "clipping": 0.3},
+        {"tie_word_embeddings": True},
+        {"attn_implementation": "sdpa"},
+        {"attn_implementation": "sdpa", "num_key_value_heads": 8},
+        {"attention_bias": True, "mlp_bias": True},
+        {"base": True},
+        {"base": True, "family": "qwen2"},
+        {"base": True, "family": "mistral"},
+        {"checkpointing": True},
+        {"optimizer": "adam"},
+        {"head_dim": 16},
+        {"family": "mistral", "sliding_window": 4},
+    ],
+    ids=lambda options: ",".join(f"{key}={value}" for key, value in options.items()),
+)
+def test_variants_train_as_the_whole_model(world4: Any, options: dict[str, Any]) -> None:
+    results = world4.run("compare", tp=2, **options)
+    assert_equal_training(results)
+    assert all(result["tied"] == ("tie_word_embeddings" in options) for result in results)
+
+
+@pytest.mark.parametrize("tp", [2, 4])
+def test_a_step_takes_four_collectives_a_layer(world4: Any, tp: int) -> None:
+    """One all-reduce each way for attention, one each way for the MLP, and nothing else of that kind."""
+    results = world4.run("compare", tp=tp, steps=1, source="created", accumulation=2)
+    for result in results:
+        kinds = {name for name, _, _ in result["calls"]}
+        # The first forward also compares inputs over the TP group, through all_gather.
+        assert kinds <= {"all_reduce", "all_gather"}
+        hidden = 2 * 12 * 32
+        layers = [call for call in result["calls"] if call == ("all_reduce", tp, hidden)]
+        assert len(layers) == 4 * LAYERS * 2
+        others = [call for call in result["calls"] if call[0] == "all_reduce" and call[2] != hidden]
+        # Data-parallel averaging: one flag vector and one bucket, over the other group only.
+        assert len(others) == (2 if tp == 2 else 0)
+
+
+def test_checkpointing_repeats_only_the_forward(world4: Any) -> None:
+    results = world4.run("compare", tp=4, steps=1, checkpointing=True)
+    layers = [call for call in results[0]["calls"] if call == ("all_reduce", 4, 2 * 12 * 32)]
+    assert 5 * LAYERS <= len(layers) <= 6 * LAYERS
+
+
+@pytest.mark.parametrize(
+    ("how", "seen", "options"),
+    [
+        ("no-input-gradient-sum", "gradient", {}),
+        ("averages-over-tp", "gradient", {}),
+        ("counts-replicated-per-rank", "norm", {}),
+        ("bias-per-rank", "loss", {"attention_bias": True}),
+    ],
+)
+def test_the_comparison_sees_a_broken_run(world4: Any, how: str, seen: str, options: dict[str, Any]) -> None:
+    """Negative controls: each way of being wrong is far above the tolerance."""
+    results = world4.run("compare", tp=2, break_with=how, steps=2, clipping=0.5, **options)
+    assert max(result[seen] for result in results) > 100 * CLOSE
