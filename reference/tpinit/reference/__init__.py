@@ -6,7 +6,7 @@ Names are loaded when they are first used, so that `import tpinit.reference` cos
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # as in typing, without importing it
 
 if TYPE_CHECKING:
     from tpinit.reference.config import ConfigReading, parse_dtype, read_config, section_schema

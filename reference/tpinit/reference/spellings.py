@@ -77,7 +77,10 @@ def nearest(word: object, legal: Iterable[str]) -> str | None:
     if not isinstance(word, str) or not words:
         return None
     folded = {candidate.casefold(): candidate for candidate in reversed(words)}
-    found = difflib.get_close_matches(word.strip()[:200].casefold(), list(folded), n=1, cutoff=0.5)
+    start = word.strip()[:200].casefold()
+    # A word cut short is meant whole: "bfloat" is bfloat16, though "float" has more letters in common.
+    found = sorted((whole for whole in folded if len(start) > 2 and whole.startswith(start)), key=len)
+    found = found or difflib.get_close_matches(start, list(folded), n=1, cutoff=0.5)
     return folded[found[0]] if found else None
 
 
