@@ -268,6 +268,15 @@ def test_shared_parts_are_no_cycle_unless_they_unfold_without_end():
     assert problem_of({"a": huge}).message == f"a config has at most {MAX_VALUES} values"
 
 
+def test_the_limit_on_values_is_exact():
+    read_config({"a": [1] * (MAX_VALUES - 1)})
+    assert "at most" in problem_of({"a": [1] * MAX_VALUES}).message
+
+
+def test_a_key_that_is_given_many_times_is_one_problem(write):
+    assert problem_of(write("a: 1\n" * 1000, "c.hjson")).path == "a"
+
+
 @pytest.mark.parametrize("digits", [4301, 100_000])
 def test_integers_beyond_pythons_limit(write, digits):
     literal = "9" * digits

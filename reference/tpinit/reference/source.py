@@ -199,6 +199,11 @@ class _Copier:
     def copy(self, value: object, path: str, above: tuple[int, ...]) -> object:
         """Copy one value; a leaf that is not plain goes through by reference. `above` guards against cycles."""
         self.left -= 1
+        if self.left < 0:
+            # Data that shares its parts can unfold without end; this is said once.
+            if self.left == -1:
+                self._note("", "", f"a config has at most {MAX_VALUES} values", "check that this is the config")
+            return None
         if isinstance(value, (Mapping, _Pairs, list, tuple)):
             return self._copy_container(value, path, above)
         if isinstance(value, _LongInteger) or (type(value) is int and too_long(value)):
@@ -220,11 +225,6 @@ class _Copier:
             self._note(path, "", "a config can't contain itself", "take the reference out")
         elif len(above) == MAX_DEPTH:
             self.problems.append(_deep(path))
-        elif self.left < 0:
-            # Data that shares its parts can unfold without end; say so once.
-            if self.left > -MAX_VALUES:
-                self._note("", "", f"a config has at most {MAX_VALUES} values", "check that this is the config")
-                self.left = -MAX_VALUES
         elif isinstance(value, (list, tuple)):
             inside = (*above, id(value))
             items = [self.copy(item, f"{path}[{index}]", inside) for index, item in enumerate(value)]
@@ -236,6 +236,7 @@ class _Copier:
     def copy_object(self, value: Mapping[Any, object] | _Pairs, path: str, above: tuple[int, ...]) -> dict[str, object]:
         """Copy an object: string keys, each once."""
         copy: dict[str, object] = {}
+        repeated: set[str] = set()
         # Not a dict yet: a text may repeat a key.
         for key, item in value.pairs if isinstance(value, _Pairs) else value.items():
             if not isinstance(key, str):
@@ -244,7 +245,10 @@ class _Copier:
             name = str.__str__(key)
             shown = printable(name)
             below = f"{path}.{shown}" if path else shown
+            if name in repeated:
+                continue
             if name in copy:
+                repeated.add(name)
                 self._note(below, "", f'the key "{shown}" is given more than once', "keep one of them")
                 continue
             copy[name] = self.copy(item, below, above)
