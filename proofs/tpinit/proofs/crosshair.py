@@ -1,0 +1,166 @@
+"""A second engine for the shipped source: CrossHair, told the model as a Python expression.
+
+The model's Z3 term is printed as Python and becomes the postcondition of a function that calls the
+shipped predicate. CrossHair, which shares nothing with `symbolic`, must say that it holds over all
+paths. It exits with 0 also when it could not tell, so its words are read, not its exit code.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import z3
+from tpinit.proofs.claims import Result, Verdict
+from tpinit.proofs.symbolic import Lazy
+from tpinit.spec.model import SIZE_OF, Model, Symbols, fresh_symbols
+from tpinit.spec.vocabulary import DType, Group, ViolationCode
+
+__all__ = ["as_python", "check_predicate", "eager_inputs", "pick_dtype"]
+
+SECONDS_PER_CONDITION, SECONDS_PER_PATH = 240, 20
+_CONFIRMED = "info: Confirmed over all paths."
+_INFIX = {
+    z3.Z3_OP_AND: " and ",
+    z3.Z3_OP_OR: " or ",
+    z3.Z3_OP_EQ: " == ",
+    z3.Z3_OP_DISTINCT: " != ",
+    z3.Z3_OP_LT: " < ",
+    z3.Z3_OP_LE: " <= ",
+    z3.Z3_OP_GT: " > ",
+    z3.Z3_OP_GE: " >= ",
+    z3.Z3_OP_ADD: " + ",
+    z3.Z3_OP_SUB: " - ",
+    z3.Z3_OP_MUL: " * ",
+    z3.Z3_OP_MOD: " % ",
+}
+
+
+def as_python(term: z3.ExprRef) -> str:
+    """Print a Z3 term over the symbols of one input as a Python expression.
+
+    `%` means the same in both for the positive divisors that the model has. Raises ValueError for an
+    operator outside what the model uses.
+    """
+    if z3.is_int_value(term):
+        return str(term.as_long())
+    if z3.is_true(term) or z3.is_false(term):
+        return str(z3.is_true(term))
+    if not z3.is_app(term):
+        raise ValueError(f"{term} has no Python form here")
+    kind = term.decl().kind()
+    parts = [as_python(part) for part in term.children()]
+    if kind == z3.Z3_OP_NOT:
+        return f"(not {parts[0]})"
+    if kind == z3.Z3_OP_ITE:
+        return f"({parts[1]} if {parts[0]} else {parts[2]})"
+    if term.decl().eq(SIZE_OF):
+        return f"{parts[0]}_size"
+    if kind == z3.Z3_OP_UNINTERPRETED and not parts:
+        name = str(term)
+        return f"pick_dtype({name})" if term.sort().name() == "DType" else name
+    if kind in _INFIX and len(parts) >= (1 if kind in (z3.Z3_OP_AND, z3.Z3_OP_OR) else 2):
+        if kind == z3.Z3_OP_DISTINCT and len(parts) != 2:
+            raise ValueError(f"{term.decl()} of {len(parts)} parts has no Python form here")
+        return "(" + _INFIX[kind].join(parts) + ")"
+    raise ValueError(f"{term.decl()} has no Python form here")
+
+
+def pick_dtype(number: int) -> DType:
+    """Choose a dtype by any integer, so that an open integer is an open dtype."""
+    if number == 0:
+        return DType.FP32
+    return DType.FP16 if number == 1 else DType.BF16
+
+
+def eager_inputs(given: Mapping[str, object]) -> Lazy:
+    """Make an `Inputs` of the arguments of a function under CrossHair: parts are decided when read."""
+    a = SimpleNamespace(**given)
+
+    def group(name: str) -> Group:
+        return Group(getattr(a, name), getattr(a, f"{name}_size"))
+
+    def call() -> Lazy:
+        return Lazy(
+            tp_size=lambda: a.call_size,
+            dtype=lambda: pick_dtype(a.call_dtype),
+            tp_group=lambda: group("call_group") if a.tpg else None,
+        )
+
+    def section() -> Lazy:
+        return Lazy(
+            autotp_size=lambda: a.autotp if a.autotp_given else None,
+            tp_size=lambda: a.alias if a.alias_given else None,
+            dtype=lambda: pick_dtype(a.dtype) if a.dtype_given else None,
+            tp_group=lambda: group("cgroup") if a.cgroup_given else None,
+        )
+
+    return Lazy(
+        call=lambda: call() if a.tpi else None,
+        section=lambda: section() if a.section else None,
+        precision=lambda: pick_dtype(a.precision) if a.precision_given else None,
+        mpu=lambda: Lazy(tp_group=lambda: group("mpu_group")) if a.mpu else None,
+        mesh=lambda: group("mesh_group") if a.mesh else None,
+        world_size=lambda: a.world,
+    )
+
+
+_CONTRACT = '''\
+from tpinit.proofs.crosshair import eager_inputs, pick_dtype
+from tpinit.proofs.shipping import edited, shipped
+from tpinit.spec.vocabulary import ViolationCode
+
+RESOLVER = {resolver}
+_HOLDS = {{listed: holds for listed, holds, _ in RESOLVER.VIOLATIONS}}[ViolationCode.{code}]
+
+
+def predicate({parameters}) -> bool:
+    """
+    post: __return__ == {term}
+    """
+    return bool(_HOLDS(eager_inputs(locals())))
+'''
+
+
+def check_predicate(code: ViolationCode, edit: tuple[str, str] | None = None) -> Result:
+    """Have CrossHair compare the shipped predicate of a violation with the model's, or an edited one."""
+    symbols = fresh_symbols()
+    term = z3.substitute(Model(symbols).violation(code), (symbols.tpg, z3.And(symbols.tpi, symbols.tpg)))  # A0
+    types = {"z3.BoolRef": "bool"}
+    parameters = [f"{item.name}: {types.get(str(item.type), 'int')}" for item in fields(Symbols)]
+    parameters += [f"{item.name}_size: int" for item in fields(Symbols) if str(item.type) == "z3.ExprRef"]
+    contract = _CONTRACT.format(
+        resolver="shipped" if edit is None else f"edited{edit!r}",
+        code=code.name,
+        parameters=", ".join(parameters),
+        term=as_python(term),
+    )
+    with tempfile.TemporaryDirectory(prefix="tpinit-crosshair-") as folder:
+        path = Path(folder) / f"contract_{code.name.lower()}.py"
+        path.write_text(contract, encoding="utf-8")
+        return _read(_run(path))
+
+
+def _run(path: Path) -> str:
+    command = [sys.executable, "-m", "crosshair", "check", "--report_all"]
+    command += ["--per_condition_timeout", str(SECONDS_PER_CONDITION), "--per_path_timeout", str(SECONDS_PER_PATH)]
+    done = subprocess.run(
+        [*command, str(path)], capture_output=True, text=True, timeout=SECONDS_PER_CONDITION + 60, check=False
+    )
+    return done.stdout + done.stderr
+
+
+def _read(words: str) -> Result:
+    """Turn CrossHair's words into a verdict. Only its confirmation, and nothing else, is a proof."""
+    lines = [line for line in words.splitlines() if line.strip()]
+    wrong = [line for line in lines if ": error: " in line]
+    if wrong:
+        return Result(Verdict.REFUTED, 1, "predicates", wrong[0].partition(": error: ")[2])
+    if len(lines) == 1 and lines[0].endswith(_CONFIRMED):
+        return Result(Verdict.PROVED, 1, "predicates")
+    return Result(Verdict.UNKNOWN, 0, "predicates", lines[-1] if lines else "CrossHair said nothing")

@@ -1,0 +1,103 @@
+"""`tpinit prove`: prove every theorem, show each as it ends, print the table, tell what fell."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
+from tpinit.proofs.claims import THEOREMS, Verdict
+from tpinit.proofs.running import Record, run
+
+__all__ = ["prove"]
+
+_DESCRIPTION = """\
+Prove the contract and the shipped resolver. Every theorem is decided for all inputs, its premises are
+shown satisfiable, and a control, a contract or a source that is wrong in one place, must be refuted."""
+
+_EPILOG = """\
+exit codes: 0 all proven, 1 a theorem fell, was not decided, was vacuous, or its control survived,
+2 a usage error."""
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes (1 or more)")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tpinit prove",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--only", metavar="NAME", action="append", help="a theorem's name, or a pattern such as 'shipped_*'; repeatable"
+    )
+    jobs = os.cpu_count() or 1
+    parser.add_argument("--jobs", metavar="N", type=_positive, default=jobs, help=f"processes (here: {jobs})")
+    parser.add_argument("--list", action="store_true", help="list the theorems and their clauses, and prove nothing")
+    parser.add_argument("--quiet", action="store_true", help="no progress, the table only")
+    return parser
+
+
+def _chosen(parser: argparse.ArgumentParser, patterns: Sequence[str] | None) -> list[str]:
+    for pattern in patterns or ():
+        if not any(fnmatchcase(name, pattern) for name in THEOREMS):
+            parser.error(f"--only {pattern}: no theorem has that name; see 'tpinit prove --list'")
+    order = sorted(THEOREMS.values(), key=lambda theorem: [int(part) for part in theorem.clause.split(".")])
+    return [t.name for t in order if not patterns or any(fnmatchcase(t.name, pattern) for pattern in patterns)]
+
+
+def prove(argv: Sequence[str]) -> int:
+    """Prove what the arguments ask for. Return 0 when all of it is proven, else 1 (SystemExit 2 on usage)."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    names = _chosen(parser, arguments.only)
+    if arguments.list:
+        for name in names:
+            print(f"{THEOREMS[name].clause:5} {name}")
+        return 0
+    started, finished = time.perf_counter(), 0
+
+    def progress(record: Record) -> None:
+        nonlocal finished
+        finished += 1
+        if not arguments.quiet:
+            print(f"[{finished}/{len(names)}] {record.name}: {record.verdict.value}", file=sys.stderr, flush=True)
+
+    records = run(names, arguments.jobs, progress)
+    _print_table(records)
+    fallen = [record for record in records if record.verdict is not Verdict.PROVED]
+    for record in fallen:
+        print(f"\n{record.verdict.value.upper()}: {record.name}\n  {THEOREMS[record.name].statement}")
+        print(textwrap.fill(record.detail, 100, initial_indent="  ", subsequent_indent="  "))
+    seconds = time.perf_counter() - started
+    proven = len(records) - len(fallen)
+    print(
+        f"\n{proven} of {len(records)} theorems proven, every control refuted, in {seconds:.1f} s"
+        if not fallen
+        else f"\n{proven} of {len(records)} theorems proven, {len(fallen)} not, in {seconds:.1f} s"
+    )
+    return 1 if fallen else 0
+
+
+def _print_table(records: Sequence[Record]) -> None:
+    width = max(len(record.name) for record in records)
+    print(f"{'clause':7}{'theorem':{width + 2}}{'verdict':18}{'checked':>20}{'control':>10}{'seconds':>9}")
+    for record in records:
+        theorem = THEOREMS[record.name]
+        checked = f"{record.checked:,} {record.unit}"
+        print(
+            f"{theorem.clause:7}{record.name:{width + 2}}{record.verdict.value:18}{checked:>20}"
+            f"{record.control.value:>10}{record.seconds:>9.2f}"
+        )
+        print(textwrap.fill(theorem.statement, 110, initial_indent=" " * 9, subsequent_indent=" " * 9))
