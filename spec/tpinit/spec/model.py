@@ -184,11 +184,20 @@ class Model:
         return z3.Implies(self.given_input.tpg, self.given_input.tpi)
 
     @cached_property
-    def well_typed(self) -> z3.BoolRef:
-        """What every input satisfies by its type: a world and every group have at least one rank; A0."""
+    def typing(self) -> Mapping[str, z3.BoolRef]:
+        """What every input satisfies by its type, each with its name."""
         s = self.given_input
         groups = (s.call_group, s.cgroup, s.mpu_group, s.mesh_group)
-        return z3.And(self.a0, s.world >= 1, *(SIZE_OF(group) >= 1 for group in groups))
+        return {
+            "A0 (TPG implies TPI)": self.a0,
+            "a world has at least one rank": s.world >= 1,
+            "a group has at least one rank": z3.And(*(SIZE_OF(group) >= 1 for group in groups)),
+        }
+
+    @cached_property
+    def well_typed(self) -> z3.BoolRef:
+        """All of `typing`."""
+        return z3.And(*self.typing.values())
 
     def given(self, source: Source) -> z3.BoolRef:
         """Whether this source gives a value. The section's fields exist only when CFG."""
@@ -326,10 +335,10 @@ class Model:
 
     @cached_property
     def starts(self) -> z3.BoolRef:
-        """AutoTP is initialised: neither an error nor no AutoTP."""
-        return z3.Or(
-            self.outcome == constant(Outcome.INIT_FROM_CONFIG), self.outcome == constant(Outcome.INIT_FROM_CALL)
-        )
+        """AutoTP is initialised: no violation holds and the table says so."""
+        initialises = (Outcome.INIT_FROM_CONFIG, Outcome.INIT_FROM_CALL)
+        by_row = z3.Or(*(self.by_table.outcome == constant(outcome) for outcome in initialises))
+        return z3.And(*(z3.Not(self.violation(code)) for code in ViolationCode), by_row)
 
     def _first_given(self, order: Sequence[Source], otherwise: Source | None = None) -> FieldTerm:
         nobody_before: list[z3.BoolRef] = []

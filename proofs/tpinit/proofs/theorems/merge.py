@@ -20,6 +20,10 @@ def _fields(m: Model) -> tuple[tuple[str, FieldTerm], ...]:
     return ("size", m.effective_size), ("dtype", m.effective_dtype), ("group", m.effective_group)
 
 
+def _all_are(m: Model, sources: tuple[Source, ...], value: z3.ExprRef) -> z3.BoolRef:
+    return z3.And(*(z3.Implies(m.given(source), m.value(source) == value) for source in sources))
+
+
 @theorem("6.3", control=reorder_sizes(*_CALL_FIRST))
 def config_is_canonical(m: Model) -> Iterable[Claim]:
     """P1: a size or dtype that the config gives is the effective one and is named as the source, also
@@ -65,8 +69,7 @@ def mismatch_exactly_when_values_differ(m: Model) -> Iterable[Claim]:
     """P3: a size or dtype mismatch holds exactly when not all that is given is one and the same value."""
     shown = (m.given_input,)
     for code, sources in ((ViolationCode.SIZE_MISMATCH, SIZES), (ViolationCode.DTYPE_MISMATCH, DTYPES)):
-        one = z3.Const(f"the_one_{code.value}", m.value(sources[0]).sort())
-        agree = z3.Exists([one], z3.And(*(z3.Implies(m.given(source), m.value(source) == one) for source in sources)))
+        agree = z3.Or(*(_all_are(m, sources, m.value(source)) for source in sources))
         given = z3.And(m.well_typed, m.in_scope)
         yield Claim(code.value, given, m.violation(code) == z3.Not(agree), shown=shown)
 
@@ -109,7 +112,7 @@ def the_named_source_holds_the_value(m: Model) -> Iterable[Claim]:
             started = z3.And(m.well_typed, m.starts, comes)
             holds = z3.And(m.given(source), m.value(source) == term.value)
             yield Claim(f"{name} from {source.value}", started, holds, shown=shown)
-        exactly_one = z3.PbEq([(comes, 1) for comes in term.comes_from.values()], 1)
+        exactly_one = z3.Sum(*(z3.If(comes, 1, 0) for comes in term.comes_from.values())) == 1
         yield Claim(f"one source of {name}", z3.And(m.well_typed, m.starts), exactly_one, shown=shown)
 
 
