@@ -13,6 +13,7 @@ from typing import Any
 
 def main() -> None:
     rank, size, home = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    import more_scenarios
     import scenarios
     import torch
     import torch.distributed as dist
@@ -28,7 +29,12 @@ def main() -> None:
             break
         scenario, arguments = job
         try:
-            result = (True, getattr(scenarios, scenario)(rank, **arguments))
+            result = (
+                True,
+                getattr(more_scenarios if hasattr(more_scenarios, scenario) else scenarios, scenario)(
+                    rank, **arguments
+                ),
+            )
         except Exception:
             result = (False, traceback.format_exc())
         answer(home / f"job{count}.{rank}.out", result)

@@ -1,0 +1,122 @@
+"""How processes start and end: from torchrun's environment, by `tpinit train`, and when one of them hangs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.distributed
+
+
+def run(*command: str, timeout: float = 150, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python command in a session of its own, one thread a process; nothing of it survives a timeout."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**inherited, "OMP_NUM_THREADS": "1", **environment},
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+            process.wait(timeout=30)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def torchrun(script: Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    return run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(script))
+
+
+def test_train_equals_the_unsharded_model() -> None:
+    result = run("-m", "tpinit.cli.main", "train", "--steps", "2")
+    assert result.returncode == 0, result.stderr
+    assert "Row 3 of 12" in result.stdout
+    assert result.stdout.count("model.layers.1.mlp.down_proj.weight") == 1
+    assert "equal: over 2 steps" in result.stdout
+
+
+def test_train_fails_where_the_models_differ(tmp_path: Path) -> None:
+    """The negative control: without the input's gradient sum the sharded model trains otherwise."""
+    script = tmp_path / "broken.py"
+    script.write_text(
+        "import sys\n"
+        "import tpinit.runtime.cutting as cutting\n"
+        "from tpinit.cli.main import main\n"
+        "cutting.enter_region = lambda *_: None\n"
+        "status = main(['train', '--steps', '3'])\n"
+        "print('status', status)\n"
+    )
+    result = torchrun(script)
+    assert "DIFFERENT: over 3 steps" in result.stdout, result.stderr
+    assert "status 1" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--config", "CONFIG", "--tp-size", "1"], 1, "SIZE_MISMATCH"),
+        (["--config", "CONFIG", "--dtype", "bf16"], 2, "--tp-size"),
+        (["--config", "nowhere.json"], 2, "nowhere.json"),
+        (["--steps", "0"], 2, "at least 1"),
+    ],
+)
+def test_train_says_what_is_wrong_once(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
+    config = tmp_path / "ds.json"
+    config.write_text('{"train_micro_batch_size_per_gpu": 1, "tensor_parallel": {"autotp_size": 2}}')
+    result = run("-m", "tpinit.cli.main", "train", *[str(config) if one == "CONFIG" else one for one in arguments])
+    assert result.returncode == code, result.stderr
+    assert words in result.stderr
+    assert result.stderr.count("tpinit: error:") == 1
+    assert "Traceback" not in result.stderr
+
+
+ALONE = """
+import torch
+from tpinit.runtime import initialize
+try:
+    engine, *_ = initialize(model=torch.nn.Linear(2, 2), config=CONFIG, **ARGUMENTS)
+except ValueError as error:
+    print(type(error).__name__, error)
+else:
+    print("row", engine.decision.row, engine.mesh.tp.group, engine.mesh.dp.group)
+    torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [("{}", "start the program with torchrun"), ("{'dist_init_required': False}", "dist_init_required=False")],
+)
+def test_without_torchrun_it_says_so(arguments: str, words: str) -> None:
+    result = run("-c", ALONE.replace("ARGUMENTS", arguments).replace("CONFIG", "{}"))
+    assert "TpinitError" in result.stdout
+    assert words in result.stdout
+
+
+def test_a_world_of_one_under_torchrun_needs_no_group(tmp_path: Path) -> None:
+    script = tmp_path / "alone.py"
+    script.write_text(ALONE.replace("ARGUMENTS", "{}").replace("CONFIG", '{"tensor_parallel": {"autotp_size": 1}}'))
+    result = torchrun(script, 1)
+    assert "row 3 None None" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(("scenario", "words"), [("hang", "did not finish in 2 s"), ("die", "ranks [1] died")])
+def test_the_launcher_ends_what_hangs_or_dies(fresh_world: Any, scenario: str, words: str) -> None:
+    world = fresh_world(2)
+    world.start()
+    processes = list(world.processes)
+    with pytest.raises(pytest.fail.Exception, match="ranks") as caught:
+        world.run(scenario, timeout=2)
+    assert words in str(caught.value)
+    assert all(process.poll() is not None for process in processes)
+    assert not world.processes
