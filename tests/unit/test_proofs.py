@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
 import z3
-from tpinit.proofs import crosshair, main
-from tpinit.proofs.claims import THEOREMS, Claim, Mutant, Result, Theorem, Verdict, register
+from tpinit.proofs import brute, crosshair, main, running
+from tpinit.proofs.claims import THEOREMS, Claim, Mutant, Result, Theorem, Verdict, register, right_model
 from tpinit.proofs.running import Record, judge
 from tpinit.proofs.shipping import edited
-from tpinit.proofs.solvers import decide, decide_all
+from tpinit.proofs.solvers import SOLVERS, Answer, decide, decide_all, smt2
 from tpinit.proofs.symbolic import SymbolicInt, Unsupported, explore, lazy_inputs
 from tpinit.proofs.words import tell
 from tpinit.spec.model import Model, assume, constant, fresh_symbols
@@ -30,9 +30,16 @@ PROVED, REFUTED = Result(Verdict.PROVED, 1), Result(Verdict.REFUTED, 1)
 # --- deciding claims ---------------------------------------------------------------------------------
 
 
-def test_a_true_claim_is_proved_and_a_false_one_refuted():
-    assert decide(Claim("", X > 2, X > 1)).verdict is Verdict.PROVED
-    assert decide(Claim("", X > 1, X > 2)).verdict is Verdict.REFUTED
+@pytest.mark.parametrize("solve", SOLVERS.values(), ids=SOLVERS)
+def test_a_true_claim_is_proved_and_a_false_one_refuted(solve):
+    assert decide(Claim("", X > 2, X > 1), solve).verdict is Verdict.PROVED
+    assert decide(Claim("", X > 1, X > 2), solve).verdict is Verdict.REFUTED
+
+
+def test_what_is_printed_for_the_second_solver_is_the_question():
+    assert SOLVERS["cvc5"]((X > 2, X < 4)) is Answer.SAT
+    assert SOLVERS["cvc5"]((X > 2, X < 3)) is Answer.UNSAT
+    assert smt2((X > 2,)).splitlines()[0] == "(set-logic ALL)"
 
 
 def test_premises_that_nothing_satisfies_are_vacuous_not_proved():
@@ -52,7 +59,8 @@ def test_what_the_solver_cannot_decide_is_unknown(monkeypatch):
     monkeypatch.setattr("tpinit.proofs.solvers.TIMEOUT_MS", 50)
     y, w = z3.Ints("y w")
     fermat = Claim("", z3.And(X > 0, y > 0, w > 0), X * X * X + y * y * y != w * w * w)
-    assert decide(fermat).verdict is Verdict.UNKNOWN
+    for solve in SOLVERS.values():
+        assert decide(fermat, solve).verdict is Verdict.UNKNOWN
 
 
 def test_the_first_claim_that_falls_ends_the_theorem():
@@ -84,7 +92,7 @@ def test_a_counterexample_speaks_the_contracts_words():
 
 
 def _theorem(prove, refute) -> Theorem:
-    return Theorem("name", "statement", "6.1", "control", prove, refute)
+    return Theorem("name", "statement", "6.1", "control", engine="test", prove=prove, refute=refute)
 
 
 @pytest.mark.parametrize("control", [Result(verdict) for verdict in Verdict if verdict is not Verdict.REFUTED])
@@ -106,6 +114,19 @@ def test_a_proof_that_breaks_is_unknown_with_its_reason():
     assert "KeyError" in record.detail
 
 
+def test_oracles_that_differ_are_a_disagreement(monkeypatch):
+    theorem = THEOREMS["rows_are_exhaustive"]
+    monkeypatch.setitem(running.SOLVERS, "contrarian", lambda _terms: Answer.SAT)
+    record = judge(theorem)
+    assert record.verdict is Verdict.DISAGREEMENT
+    assert "contrarian says refuted" in record.detail
+
+
+def test_an_oracle_that_does_not_know_makes_the_theorem_unknown(monkeypatch):
+    monkeypatch.setitem(running.SOLVERS, "shy", lambda _terms: Answer.UNKNOWN)
+    assert judge(THEOREMS["rows_are_exhaustive"]).verdict is Verdict.UNKNOWN
+
+
 def test_theorems_need_names_of_their_own_and_statements():
     taken = next(iter(THEOREMS.values()))
     with pytest.raises(ValueError, match="two theorems"):
@@ -124,10 +145,26 @@ def test_every_violation_has_a_shipped_predicate_proven_by_both_engines():
         assert f"crosshair_{code.value.lower()}" in THEOREMS
 
 
-@pytest.mark.parametrize("name", [name for name in THEOREMS if not name.startswith(("crosshair_", "shipped_"))])
+@pytest.mark.parametrize("name", [name for name, theorem in THEOREMS.items() if theorem.claims])
 def test_every_theorem_of_the_model_holds_and_its_control_falls(name):
-    record = judge(THEOREMS[name])
-    assert record.verdict is Verdict.PROVED, record.detail
+    claims, mutant = THEOREMS[name].claims, THEOREMS[name].mutant
+    assert claims is not None
+    assert mutant is not None
+    assert decide_all(claims(right_model())) == Result(Verdict.PROVED, len(list(claims(right_model()))))
+    assert decide_all(claims(mutant.apply(right_model()))).verdict is Verdict.REFUTED
+
+
+def test_brute_force_proves_refutes_and_knows_its_bounds():
+    safe = THEOREMS["size_is_at_least_one"]
+    assert safe.claims is not None
+    assert safe.mutant is not None
+    result = brute.decide_all(safe.claims(right_model()))
+    assert (result.verdict, result.checked) == (Verdict.PROVED, 1_318_032)
+    fallen = brute.decide_all(safe.claims(safe.mutant.apply(right_model())))
+    assert fallen.verdict is Verdict.REFUTED
+    assert brute.decide_all([Claim("", X > 1, X > 0, beyond="sizes beyond the domain")]).verdict is Verdict.UNKNOWN
+    with pytest.raises(ValueError, match="knows nothing of x"):
+        brute.decide_all([Claim("", X > 1, X > 0)])
 
 
 # --- symbolic execution ------------------------------------------------------------------------------
@@ -226,7 +263,9 @@ def test_an_edit_that_changes_nothing_is_no_control():
 
 @pytest.mark.parametrize("name", [name for name in THEOREMS if name.startswith("shipped_")])
 def test_every_edited_resolver_is_refuted(name):
-    assert THEOREMS[name].refute().verdict is Verdict.REFUTED
+    refute = THEOREMS[name].refute
+    assert refute is not None
+    assert refute().verdict is Verdict.REFUTED
 
 
 # --- CrossHair ---------------------------------------------------------------------------------------
@@ -248,9 +287,9 @@ def test_only_crosshairs_confirmation_is_a_proof(said, verdict):
 
 
 def test_crosshair_confirms_the_shipped_predicate_and_refutes_a_magic_integer():
-    code = ViolationCode.NO_GROUP_SOURCE
+    code = ViolationCode.GROUP_AND_MPU
     assert crosshair.check_predicate(code).verdict is Verdict.PROVED
-    assert THEOREMS["crosshair_no_group_source"].refute().verdict is Verdict.REFUTED
+    assert crosshair.check_predicate(code, ("inputs.call.tp_group is not None and", "")).verdict is Verdict.REFUTED
 
 
 def test_the_model_printed_as_python_means_the_same():
@@ -314,7 +353,7 @@ def test_a_usage_error_is_code_two(arguments, capsys):
 
 @pytest.mark.parametrize("verdict", [verdict for verdict in Verdict if verdict is not Verdict.PROVED])
 def test_anything_but_proved_ends_with_code_one_and_is_told(verdict, monkeypatch, capsys):
-    record = Record("rows_are_exhaustive", verdict, 1, "claims", Verdict.REFUTED, "because of this", 0.1)
+    record = Record("rows_are_exhaustive", verdict, "because of this")
     monkeypatch.setattr(main, "run", lambda *_: [record])
     assert main.prove(["--only", "rows_are_exhaustive"]) == 1
     assert "because of this" in capsys.readouterr().out

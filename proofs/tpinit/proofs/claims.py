@@ -1,8 +1,8 @@
 """What a theorem is: claims about the model, an English statement, and a control that must fail.
 
 A theorem is a function from a model to claims, registered by `@theorem`. Its docstring is its English
-statement. It holds when every claim is decided as claimed, no claim is vacuous, and the control, a
-mutated model, makes at least one claim fall.
+statement. It holds when every oracle decides every claim as claimed, no claim is vacuous, and the
+control, a mutated model, makes at least one claim fall.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from enum import Enum
 import z3
 from tpinit.spec.model import Model, Symbols, fresh_symbols
 
-__all__ = ["THEOREMS", "Claim", "Mutant", "Result", "Theorem", "Verdict", "register", "theorem"]
+__all__ = ["THEOREMS", "Claim", "ClaimsOf", "Mutant", "Result", "Theorem", "Verdict", "register", "theorem"]
 
 
 class Verdict(str, Enum):
@@ -25,6 +25,7 @@ class Verdict(str, Enum):
     UNKNOWN = "unknown"
     VACUOUS = "vacuous"
     CONTROL_SURVIVED = "control survived"
+    DISAGREEMENT = "disagreement"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Claim:
 
     With `possible` false: `given` implies `then` (and `given` must be satisfiable, else the claim is
     vacuous). With `possible` true: some input satisfies both. `shown` are the inputs in whose words a
-    counterexample is told.
+    counterexample is told. `beyond` says why a small domain can't decide the claim, where it can't.
     """
 
     says: str
@@ -41,6 +42,7 @@ class Claim:
     then: z3.BoolRef
     possible: bool = False
     shown: tuple[Symbols, ...] = ()
+    beyond: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +63,28 @@ class Result:
     detail: str = ""
 
 
+ClaimsOf = Callable[[Model], Iterable[Claim]]
+
+
 @dataclass(frozen=True, slots=True)
 class Theorem:
     """A named statement, the clause of contract section 6 that it discharges, and how to decide it.
 
-    `prove` decides it for the contract as it is, `refute` for the control, which must fall.
+    Either `claims` about a model, with a `mutant` of it as control, which every solver decides; or
+    `prove`, which decides by one engine named `engine`, and `refute`, the same of a control. `bound` is
+    the limit of the argument, in words, empty where there is none.
     """
 
     name: str
     statement: str
     clause: str
     control: str
-    prove: Callable[[], Result]
-    refute: Callable[[], Result]
+    claims: ClaimsOf | None = None
+    mutant: Mutant | None = None
+    engine: str = ""
+    prove: Callable[[], Result] | None = None
+    refute: Callable[[], Result] | None = None
+    bound: str = ""
 
 
 THEOREMS: dict[str, Theorem] = {}
@@ -82,37 +93,31 @@ THEOREMS: dict[str, Theorem] = {}
 def register(theorem: Theorem) -> None:
     """Add a theorem to those that `tpinit prove` runs.
 
-    Raises ValueError for a name that is taken and for a theorem without a statement.
+    Raises ValueError for a name that is taken, a theorem without a statement, and one that nothing decides.
     """
     if theorem.name in THEOREMS:
         raise ValueError(f"two theorems are named {theorem.name}")
     if not theorem.statement:
         raise ValueError(f"theorem {theorem.name} has no English statement")
+    by_claims = theorem.claims is not None and theorem.mutant is not None
+    by_engine = theorem.prove is not None and theorem.refute is not None and theorem.engine
+    if not (by_claims or by_engine):
+        raise ValueError(f"theorem {theorem.name} has nothing that decides it, or no control")
     THEOREMS[theorem.name] = theorem
-
-
-ClaimsOf = Callable[[Model], Iterable[Claim]]
 
 
 def theorem(clause: str, control: Mutant) -> Callable[[ClaimsOf], ClaimsOf]:
     """Register a function from a model to claims as a theorem; its docstring is the statement."""
 
     def decorate(claims_of: ClaimsOf) -> ClaimsOf:
-        from tpinit.proofs.solvers import decide_all
-
-        def model() -> Model:
-            return Model(fresh_symbols())
-
-        register(
-            Theorem(
-                name=claims_of.__name__,
-                statement=" ".join((claims_of.__doc__ or "").split()),
-                clause=clause,
-                control=control.says,
-                prove=lambda: decide_all(claims_of(model())),
-                refute=lambda: decide_all(claims_of(control.apply(model()))),
-            )
-        )
+        statement = " ".join((claims_of.__doc__ or "").split())
+        name = getattr(claims_of, "__name__", "")
+        register(Theorem(name, statement, clause, control.says, claims=claims_of, mutant=control))
         return claims_of
 
     return decorate
+
+
+def right_model() -> Model:
+    """Make the contract as it is, over one open input."""
+    return Model(fresh_symbols())

@@ -91,13 +91,19 @@ def prove(argv: Sequence[str]) -> int:
 
 
 def _print_table(records: Sequence[Record]) -> None:
-    width = max(len(record.name) for record in records)
-    print(f"{'clause':7}{'theorem':{width + 2}}{'verdict':18}{'checked':>20}{'control':>10}{'seconds':>9}")
+    width = max(len(record.name) for record in records) + 2
+    print(f"{'clause':7}{'theorem':{width}}{'verdict':10}{'seconds':>8}  decided by")
     for record in records:
         theorem = THEOREMS[record.name]
-        checked = f"{record.checked:,} {record.unit}"
-        print(
-            f"{theorem.clause:7}{record.name:{width + 2}}{record.verdict.value:18}{checked:>20}"
-            f"{record.control.value:>10}{record.seconds:>9.2f}"
-        )
+        verdict = f"{record.verdict.value:10}{record.seconds:>8.2f}"
+        print(f"{theorem.clause:7}{record.name:{width}}{verdict}  {_oracles(record)}")
         print(textwrap.fill(theorem.statement, 110, initial_indent=" " * 9, subsequent_indent=" " * 9))
+
+
+def _oracles(record: Record) -> str:
+    said = []
+    for name, oracle in record.oracles.items():
+        result = oracle.result
+        mark = "" if result.verdict is Verdict.PROVED else f" {result.verdict.value.upper()}"
+        said.append(f"{name}{mark} ({result.checked:,} {result.unit})")
+    return ", ".join(said)

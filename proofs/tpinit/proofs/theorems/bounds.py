@@ -33,9 +33,10 @@ def sizes_and_worlds_are_unbounded(m: Model) -> Iterable[Claim]:
     row_9 = replace(s, **nothing | {"tpi": true, "tpg": true}, call_size=bound + 1, world=bound + 1)
     positive = z3.And(bound >= 1, *(SIZE_OF(group) >= 1 for group in (s.call_group, s.cgroup, s.mpu_group)))
     created, brought = replace(m, given_input=row_3), replace(m, given_input=row_9)
-    yield Claim("row 3", positive, z3.And(created.row_number == 3, created.starts))
+    beyond = "it speaks of every bound"
+    yield Claim("row 3", positive, z3.And(created.row_number == 3, created.starts), beyond=beyond)
     fits = z3.And(positive, SIZE_OF(s.call_group) == bound + 1)
-    yield Claim("row 9", fits, z3.And(brought.row_number == 9, brought.starts))
+    yield Claim("row 9", fits, z3.And(brought.row_number == 9, brought.starts), beyond=beyond)
 
 
 @theorem(
@@ -65,6 +66,7 @@ def groups_are_uninterpreted(m: Model) -> Iterable[Claim]:
     different = z3.Distinct(s.cgroup, s.mpu_group, s.mesh_group)
     bound = z3.Int("bound")
     large = z3.And(*(SIZE_OF(term) > bound for term in terms), bound > 2**64)
-    yield Claim("different and large", supplied, z3.And(different, large), possible=True)
+    yield Claim("different and large", supplied, z3.And(different, large), possible=True, beyond="three large groups")
     mismatch = m.violation(ViolationCode.GROUP_IDENTITY_MISMATCH)
-    yield Claim("mismatch", z3.And(supplied, different), mismatch, shown=(s,))
+    beyond = "three different groups"
+    yield Claim("mismatch", z3.And(supplied, different), mismatch, shown=(s,), beyond=beyond)

@@ -103,6 +103,7 @@ def _part(
             statement=statement,
             clause="6.10",
             control=f"the source with {control[1].strip()!r} for {control[0].strip()!r}",
+            engine="paths",
             prove=lambda: _on_every_path(pick(shipped), agrees),
             refute=lambda: _on_every_path(pick(edited(*control)), agrees),
         )
@@ -278,6 +279,7 @@ register(
         "proven above: for all 1,024 combinations of violations.",
         clause="6.10",
         control="a resolver that forgives nine violations at once",
+        engine="composition",
         prove=lambda: _composition(shipped),
         refute=lambda: _composition(edited("ok = not violations", "ok = len(violations) < 9")),
     )
@@ -294,6 +296,7 @@ for _code in ViolationCode:
             f"predicate of {_code.value} equals the model's.",
             clause="6.10",
             control=f"the source with {_CONTROLS[_code][1].strip()!r} for {_CONTROLS[_code][0].strip()!r}",
+            engine="crosshair",
             prove=partial(check_predicate, _code),
             refute=partial(check_predicate, _code, _CONTROLS[_code]),
         )

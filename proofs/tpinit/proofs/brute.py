@@ -1,0 +1,185 @@
+"""The third oracle: every input of a small domain, evaluated term by term. No solver takes part.
+
+The domain is a product of all ways to give or not to give each field, with few values each. Terms are
+evaluated over all its inputs at once, as columns, by this module's own interpreter of the operators
+that the model uses. It can refute for good; what it confirms, it confirms up to its bounds, which are
+stated in `BOUNDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from functools import lru_cache, reduce
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+import z3
+from tpinit.proofs.claims import Claim, Result, Verdict
+from tpinit.spec.model import SIZE_OF, Symbols
+
+__all__ = ["BOUNDS", "decide_all", "domain", "evaluate"]
+
+Columns = dict[str, Any]
+
+SIZES, GROUP_SIZES, WORLDS, DTYPES, GROUPS = (-1, 0, 1, 2), (1, 2), (2, 3), (0, 1), (0, 1)
+BOUNDS = (
+    f"sizes in {SIZES}, worlds in {WORLDS}, {len(DTYPES)} dtypes, {len(GROUPS)} groups of sizes in {GROUP_SIZES}; for "
+    "claims about two inputs, sizes in (0, 2), one dtype, one group"
+)
+
+_OPERATORS: Mapping[int, Callable[..., Any]] = {
+    z3.Z3_OP_AND: lambda *parts: reduce(np.logical_and, parts),
+    z3.Z3_OP_OR: lambda *parts: reduce(np.logical_or, parts, np.False_),
+    z3.Z3_OP_NOT: np.logical_not,
+    z3.Z3_OP_IMPLIES: lambda one, other: np.logical_or(np.logical_not(one), other),
+    z3.Z3_OP_EQ: np.equal,
+    z3.Z3_OP_ITE: np.where,
+    z3.Z3_OP_LT: np.less,
+    z3.Z3_OP_LE: np.less_equal,
+    z3.Z3_OP_GT: np.greater,
+    z3.Z3_OP_GE: np.greater_equal,
+    z3.Z3_OP_ADD: lambda *parts: reduce(np.add, parts),
+    z3.Z3_OP_SUB: np.subtract,
+    z3.Z3_OP_MUL: lambda *parts: reduce(np.multiply, parts),
+}
+
+
+def evaluate(term: z3.ExprRef, columns: Columns, known: dict[int, Any]) -> Any:
+    """Give the term's value in every row of the columns. `known` keeps what was evaluated before.
+
+    Raises ValueError for an operator or a symbol that this interpreter does not know.
+    """
+    key = term.get_id()
+    if key not in known:
+        known[key] = _value(term, columns, known)
+    return known[key]
+
+
+def _value(term: z3.ExprRef, columns: Columns, known: dict[int, Any]) -> Any:
+    if z3.is_int_value(term):
+        return np.int64(term.as_long())
+    if z3.is_true(term) or z3.is_false(term):
+        return np.bool_(z3.is_true(term))
+    kind, parts = term.decl().kind(), [evaluate(part, columns, known) for part in term.children()]
+    if kind in _OPERATORS:
+        return _OPERATORS[kind](*parts)
+    if kind == z3.Z3_OP_DISTINCT:
+        return reduce(np.logical_and, (np.not_equal(one, other) for one, other in combinations(parts, 2)))
+    if kind == z3.Z3_OP_MOD:
+        # SMT-LIB leaves division by 0 open: where the model divides by 0 it must not matter, so say 0.
+        return np.where(parts[1] == 0, 0, np.mod(parts[0], np.where(parts[1] == 0, 1, np.abs(parts[1]))))
+    if kind == z3.Z3_OP_DT_CONSTRUCTOR:
+        return np.int64(_members(term.sort()).index(term.decl().name()))
+    if term.decl().eq(SIZE_OF):
+        return columns["size_of"][:, 0] * (parts[0] == 0) + columns["size_of"][:, 1] * (parts[0] == 1)
+    if kind == z3.Z3_OP_UNINTERPRETED and not parts and str(term) in columns:
+        return columns[str(term)]
+    raise ValueError(f"the small domain knows nothing of {term.decl()}")
+
+
+def _members(sort: z3.DatatypeSortRef) -> list[str]:
+    return [sort.constructor(place).name() for place in range(sort.num_constructors())]
+
+
+_COLUMNS = (
+    *("tpi", "call_size", "call_dtype"),
+    *("section", "autotp_given", "autotp", "alias_given", "alias", "dtype_given", "dtype", "cgroup_given", "cgroup"),
+    *("tpg", "call_group", "precision_given", "precision", "mpu", "mpu_group", "mesh", "mesh_group", "world"),
+)
+_BOOLEANS = frozenset(item.name for item in fields(Symbols) if str(item.type) == "z3.BoolRef")
+
+
+def _maybe(values: Sequence[int]) -> list[tuple[int, int]]:
+    return [(0, 0), *((1, value) for value in values)]
+
+
+def _table(parts: Sequence[Sequence[tuple[int, ...]]]) -> Any:
+    """Make the product of the parts, one combination a row."""
+    columns = [np.array(part, dtype=np.int16) for part in parts]
+    picks = np.indices([len(part) for part in columns]).reshape(len(columns), -1)
+    return np.hstack([part[pick] for part, pick in zip(columns, picks, strict=True)])
+
+
+def _named(table: Any, suffix: str = "") -> Columns:
+    return {
+        name + suffix: table[:, place].astype(bool) if name in _BOOLEANS else table[:, place]
+        for place, name in enumerate(_COLUMNS)
+    }
+
+
+def _flat(*parts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    return [tuple(value for part in combination for value in part) for combination in product(*parts)]
+
+
+@lru_cache(maxsize=1)
+def domain() -> Columns:
+    """Make every input of the small domain, one a row. What is absent has one value only.
+
+    A0 is not assumed: there are inputs with a call's group and no call.
+    """
+    calls = [(0, 0, 0), *((1, size, dtype) for size in SIZES for dtype in DTYPES)]
+    sections: list[tuple[int, ...]] = [(0,) * 9]
+    sections += _flat([(1,)], _maybe(SIZES), _maybe(SIZES), _maybe(DTYPES), _maybe(GROUPS))
+    others = [_maybe(GROUPS), _maybe(DTYPES), _maybe(GROUPS), _maybe(GROUPS)]
+    table = _table([calls, sections, *others, [(world,) for world in WORLDS], list(product(GROUP_SIZES, repeat=2))])
+    return _named(table) | {"size_of": table[:, len(_COLUMNS) :]}
+
+
+@lru_cache(maxsize=1)
+def pairs() -> Columns:
+    """Make every pair of inputs of a still smaller domain."""
+    calls = [(0, 0, 0), (1, 2, 0)]
+    sections = [(0,) * 9, *_flat([(1,)], _maybe((0, 2)), _maybe((2,)), [(0, 0)], _maybe((0,)))]
+    one = _table([calls, sections, _maybe((0,)), [(0, 0)], _maybe((0,)), [(0, 0)], [(2,)]])
+    picks = np.indices((len(one), len(one))).reshape(2, -1)
+    sizes = np.full((len(picks[0]), 2), 2, dtype=np.int16)
+    return _named(one[picks[0]]) | _named(one[picks[1]], "_other") | {"size_of": sizes}
+
+
+# --- deciding ----------------------------------------------------------------------------------------
+
+
+def decide_all(claims: Iterable[Claim]) -> Result:
+    """Decide the claims over the small domain, up to the first that falls. `checked` counts inputs."""
+    known: dict[bool, dict[int, Any]] = {False: {}, True: {}}
+    held: list[z3.ExprRef] = []  # a term's id is its own only as long as the term lives
+    inputs, decided = 0, 0
+    for claim in claims:
+        held += [claim.given, claim.then]
+        if claim.beyond:
+            continue
+        two = _about_two(claim.given) or _about_two(claim.then)
+        columns = pairs() if two else domain()
+        given = np.broadcast_to(evaluate(claim.given, columns, known[two]), len(columns["size_of"]))
+        then = np.broadcast_to(evaluate(claim.then, columns, known[two]), len(columns["size_of"]))
+        decided += 1
+        inputs = max(inputs, len(given))
+        if claim.possible and not np.any(given & then):
+            return Result(Verdict.REFUTED, inputs, "inputs", f"{claim.says}: no input does that")
+        if not claim.possible and not np.any(given):
+            return Result(Verdict.VACUOUS, inputs, "inputs", f"{claim.says}: no input satisfies the premises")
+        wrong = np.flatnonzero(given & ~then)
+        if not claim.possible and len(wrong):
+            return Result(Verdict.REFUTED, inputs, "inputs", f"{claim.says}: falls for {_tell(columns, wrong[0])}")
+    return Result(Verdict.PROVED if decided else Verdict.UNKNOWN, inputs, "inputs")
+
+
+def _about_two(term: z3.ExprRef) -> bool:
+    seen: set[int] = set()
+    waiting = [term]
+    while waiting:
+        one = waiting.pop()
+        if one.get_id() in seen:
+            continue
+        seen.add(one.get_id())
+        if z3.is_const(one) and one.decl().name().endswith("_other"):
+            return True
+        waiting += one.children()
+    return False
+
+
+def _tell(columns: Columns, row: int) -> str:
+    shown = {name: column[row].tolist() for name, column in columns.items()}
+    return ", ".join(f"{name} = {value}" for name, value in shown.items() if value not in (False,))

@@ -1,0 +1,1 @@
+"""Decision tables of anybody's: read one, find its gaps, overlaps and redundant rows, each with a witness."""

@@ -1,0 +1,288 @@
+"""The inputs of a table: which are allowed, which rows match them, and how many there are.
+
+Questions about one cube that the cube itself answers are answered without a solver; the others go to Z3 and are
+remembered by the part of the cube that the axioms are about. Counting uses no solver at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import z3
+from tpinit.proofs.decision_tables.model import (
+    And,
+    Const,
+    Cube,
+    Expr,
+    Iff,
+    Lit,
+    Not,
+    Or,
+    Point,
+    Table,
+    bits,
+    literals,
+    meet,
+    simplify,
+)
+
+__all__ = ["Space", "Undecided"]
+
+TIMEOUT_MS = 60_000
+"""How long one question to the solver may take."""
+
+MAX_STATES = 400_000
+"""How many states the counting may visit before it gives up."""
+
+
+class Undecided(RuntimeError):
+    """The solver gave up on one question, so nothing is reported at all."""
+
+
+def _lowest(mask: int) -> int:
+    return (mask & -mask).bit_length() - 1
+
+
+class Space:
+    """The inputs of one table, under its axioms."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.full = table.full
+        self._bits = [
+            [z3.Bool(f"{c}")] if condition.boolean else [z3.Bool(f"{c}={v}") for v, _ in enumerate(condition.values)]
+            for c, condition in enumerate(table.conditions)
+        ]
+        self._axiom_conditions = sorted({lit.condition for axiom in table.axioms for lit in literals(axiom.expr)})
+        # admits[c][v]: the rows, as a mask, that match value v of condition c.
+        self._admits = [
+            [sum(1 << r for r, row in enumerate(table.rows) if row.cells[c] >> v & 1) for v in bits(full)]
+            for c, full in enumerate(self.full)
+        ]
+        self._allowed = self._solver()
+        self._known: dict[Cube, Point | None] = {}
+        # Allowed inputs seen so far: how many, and which of them have value v of condition c.
+        self._seen = 0
+        self._seen_with = [[0] * full.bit_length() for full in self.full]
+
+    # --- terms ---------------------------------------------------------------------------------------
+
+    def is_in(self, c: int, mask: int) -> Any:
+        """Return the term: condition c has one of the values of the mask."""
+        if mask == self.full[c]:
+            return z3.BoolVal(True)
+        if self.table.conditions[c].boolean:
+            return self._bits[c][0] if mask == 0b10 else z3.Not(self._bits[c][0])
+        return z3.Or([self._bits[c][v] for v in bits(mask)])
+
+    def outside(self, cube: Cube) -> Any:
+        """Return the term: the input is not in the cube."""
+        return z3.Or([self.is_in(c, self.full[c] & ~mask) for c, mask in enumerate(cube) if mask != self.full[c]])
+
+    def assumptions(self, cube: Cube) -> list[Any]:
+        """Return literals that say: the input is in the cube."""
+        found = []
+        for c, mask in enumerate(cube):
+            if mask == self.full[c]:
+                continue
+            if self.table.conditions[c].boolean:
+                found.append(self.is_in(c, mask))
+            else:
+                found += [z3.Not(self._bits[c][v]) for v in bits(self.full[c] & ~mask)]
+        return found
+
+    def _term(self, expr: Expr) -> Any:
+        if isinstance(expr, Lit):
+            return self.is_in(expr.condition, expr.mask)
+        if isinstance(expr, Const):
+            return z3.BoolVal(expr.value)
+        if isinstance(expr, Not):
+            return z3.Not(self._term(expr.part))
+        if isinstance(expr, Iff):
+            return self._term(expr.left) == self._term(expr.right)
+        if isinstance(expr, And):
+            return z3.And([self._term(part) for part in expr.parts])
+        assert isinstance(expr, Or)
+        return z3.Or([self._term(part) for part in expr.parts])
+
+    def _solver(self, *, axioms: bool = True) -> Any:
+        solver = z3.SimpleSolver()
+        solver.set("timeout", TIMEOUT_MS)
+        for condition, options in zip(self.table.conditions, self._bits, strict=True):
+            if not condition.boolean:
+                solver.add(z3.PbEq([(option, 1) for option in options], 1))
+        if axioms:
+            for axiom in self.table.axioms:
+                solver.add(self._term(axiom.expr))
+        return solver
+
+    def check(self, solver: Any, assumptions: Iterable[Any] = ()) -> bool:
+        """Ask the solver; raise Undecided where it does not know."""
+        answer = solver.check(*assumptions)
+        if answer == z3.unknown:
+            raise Undecided(f"the solver gave up on one question: {solver.reason_unknown()}")
+        return bool(answer == z3.sat)
+
+    def point(self, solver: Any) -> Point:
+        """Return the input that the solver found."""
+        model = solver.model()
+        found = []
+        for condition, options in zip(self.table.conditions, self._bits, strict=True):
+            true = [v for v, option in enumerate(options) if z3.is_true(model.eval(option))]
+            found.append(len(true) if condition.boolean else true[0])
+        return tuple(found)
+
+    # --- questions -----------------------------------------------------------------------------------
+
+    def uncovered(self) -> Any:
+        """Return a solver whose models are the allowed inputs that no row covers."""
+        solver = self._solver()
+        for row in self.table.rows:
+            solver.add(self.outside(row.cells))
+        return solver
+
+    def matching(self, cube: Cube) -> int:
+        """Return the rows, as a mask, whose cells have a point in common with the cube."""
+        rows = (1 << len(self.table.rows)) - 1
+        for c, mask in enumerate(cube):
+            if mask != self.full[c]:
+                some = 0
+                for v in bits(mask):
+                    some |= self._admits[c][v]
+                rows &= some
+        return rows
+
+    def witness(self, cube: Cube) -> Point | None:
+        """Return an allowed input of the cube, or None where the axioms exclude all of it."""
+        settled = [simplify(axiom.expr, cube) for axiom in self.table.axioms]
+        if any(isinstance(expr, Const) and not expr.value for expr in settled):
+            return None
+        if all(isinstance(expr, Const) for expr in settled):
+            return tuple(map(_lowest, cube))
+        key = tuple(cube[c] for c in self._axiom_conditions)
+        if key not in self._known:
+            self._known[key] = self._ask(cube)
+        found = self._known[key]
+        if found is None:
+            return None
+        axioms = set(self._axiom_conditions)
+        return tuple(found[c] if c in axioms else _lowest(mask) for c, mask in enumerate(cube))
+
+    def _ask(self, cube: Cube) -> Point | None:
+        """Find an allowed input whose part that the axioms are about is in the cube: seen before, or by Z3."""
+        seen = (1 << self._seen) - 1
+        for c in self._axiom_conditions:
+            if cube[c] != self.full[c]:
+                some = 0
+                for v in bits(cube[c]):
+                    some |= self._seen_with[c][v]
+                seen &= some
+        if seen:
+            index = _lowest(seen)
+            return tuple(
+                next((v for v, points in enumerate(with_value) if points >> index & 1), 0)
+                for with_value in self._seen_with
+            )
+        projected = tuple(mask if c in self._axiom_conditions else self.full[c] for c, mask in enumerate(cube))
+        if not self.check(self._allowed, self.assumptions(projected)):
+            return None
+        point = self.point(self._allowed)
+        for c, v in enumerate(point):
+            self._seen_with[c][v] |= 1 << self._seen
+        self._seen += 1
+        return point
+
+    def blame(self, cube: Cube) -> list[int]:
+        """Return a smallest-possible-by-deletion set of axioms that together exclude the whole cube."""
+        names = [z3.Bool(f"axiom {index}") for index in range(len(self.table.axioms))]
+        solver = self._solver(axioms=False)
+        for name, axiom in zip(names, self.table.axioms, strict=True):
+            solver.add(z3.Implies(name, self._term(axiom.expr)))
+        return self._core(solver, self.assumptions(cube), names)
+
+    def cover(self, cube: Cube, rows: Sequence[int]) -> list[int] | None:
+        """Return some of the rows, none superfluous, that cover every allowed input of the cube; None if all don't."""
+        solver = self._solver()
+        names = [z3.Bool(f"not row {row}") for row in rows]
+        for name, row in zip(names, rows, strict=True):
+            solver.add(z3.Implies(name, self.outside(self.table.rows[row].cells)))
+        inside = self.assumptions(cube)
+        if self.check(solver, [*inside, *names]):
+            return None
+        return [rows[index] for index in self._core(solver, inside, names)]
+
+    def _core(self, solver: Any, always: list[Any], names: list[Any]) -> list[int]:
+        """Return the places of some names that are contradictory with `always`, none of them superfluous."""
+        if self.check(solver, [*always, *names]):
+            raise AssertionError("a core was asked for where there is no contradiction")
+        place = {name.get_id(): index for index, name in enumerate(names)}
+        core = sorted(place[term.get_id()] for term in solver.unsat_core() if term.get_id() in place)
+        for index in list(core):
+            rest = [other for other in core if other != index]
+            if not self.check(solver, [*always, *(names[other] for other in rest)]):
+                core = rest
+        return core
+
+    # --- counting ------------------------------------------------------------------------------------
+
+    def count(self, cube: Cube, *, uncovered: bool = False) -> int | None:
+        """Return how many allowed inputs the cube has (that no row covers), or None where that takes too long.
+
+        Goes through the conditions one by one; inputs that look alike to the rows and axioms that are still
+        undecided are counted together.
+        """
+        rows = self.table.rows if uncovered else ()
+        order = sorted(range(len(cube)), key=lambda c: sum(row.cells[c] == self.full[c] for row in rows))
+        live = sum(1 << r for r, row in enumerate(rows) if meet(row.cells, cube) is not None)
+        axioms = tuple(axiom.expr for axiom in self.table.axioms)
+        states: dict[tuple[int, tuple[Expr, ...]], int] = {(live, axioms): 1}
+        total, visited = 0, 0
+        for position, c in enumerate(order):
+            after: dict[tuple[int, tuple[Expr, ...]], int] = {}
+            rest = order[position + 1 :]
+            left = 1
+            for other in rest:
+                left *= cube[other].bit_count()
+            done = sum(1 << r for r, row in enumerate(rows) if all(cube[o] & ~row.cells[o] == 0 for o in rest))
+            alike = self._alike(rows, cube, rest)
+            for (alive, open_axioms), ways in states.items():
+                for v in bits(cube[c]):
+                    still = alive & self._admits[c][v] if rows else 0
+                    if still & done:
+                        continue
+                    exprs = self._fix(open_axioms, c, v)
+                    if exprs is None:
+                        continue
+                    if not still and not exprs:
+                        total += ways * left
+                        continue
+                    for group in alike:
+                        found = still & group
+                        still ^= found ^ (found & -found)  # the lowest stands for all
+                    after[still, exprs] = after.get((still, exprs), 0) + ways
+            states = after
+            visited += len(states)
+            if visited > MAX_STATES:
+                return None
+        return total + sum(ways for (alive, _), ways in states.items() if not alive)
+
+    def _alike(self, rows: Sequence[Any], cube: Cube, rest: Sequence[int]) -> list[int]:
+        """Return the groups of rows that agree on all conditions to come, where there are few of these."""
+        groups: dict[Cube, int] = {}
+        for r, row in enumerate(rows):
+            key = tuple(row.cells[other] & cube[other] for other in rest)
+            groups[key] = groups.get(key, 0) | 1 << r
+        return [group for group in groups.values() if group & (group - 1)] if len(groups) <= 40 else []
+
+    def _fix(self, exprs: tuple[Expr, ...], c: int, v: int) -> tuple[Expr, ...] | None:
+        """Return what is left of the axioms when condition c has value v, or None where they exclude it."""
+        inside = (*self.full[:c], 1 << v, *self.full[c + 1 :])
+        left = []
+        for expr in exprs:
+            simpler = simplify(expr, inside)
+            if not isinstance(simpler, Const):
+                left.append(simpler)
+            elif not simpler.value:
+                return None
+        return tuple(left)
