@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from scenarios import LENGTH, OPTIMIZERS, VOCABULARY, build, distance, in_step, my_group, outcome
+from scenarios import LENGTH, OPTIMIZERS, VOCABULARY, Mpu, build, distance, in_step, my_group, outcome
 from tpinit.runtime import initialize, set_autotp_mode, tp_model_init
 from tpinit.runtime.records import recorded
 
@@ -334,6 +334,17 @@ def unused_parameters(rank: int) -> dict[str, Any]:
     engine.backward(loss)
     grad = engine.module.model.norm.weight.grad
     return {"grad": grad is not None and float(grad.abs().sum()) > 0, "collective": in_step(rank)}
+
+
+def row_2(rank: int, how: str) -> dict[str, Any]:
+    """Row 2 under another kind of model parallelism: ranks 0,1 and ranks 2,3 average, each pair its own model."""
+    pairs, others = my_group([[0, 1], [2, 3]], rank), my_group([[0, 2], [1, 3]], rank)
+    model = build(seed=rank if how == "replicas differ" else rank // 2)
+    plain = config(gradient_clipping=1.0 if how == "clipping" else 0.0)
+    del plain["tensor_parallel"]
+    engines: list[Any] = []
+    error = outcome(lambda: engines.append(initialize(model=model, config=plain, mpu=Mpu(others, pairs))[0]))
+    return {**error, "losses": train(engines[0]) if engines else [], "collective": in_step(rank)}
 
 
 def hang(rank: int) -> None:

@@ -151,3 +151,20 @@ def test_ranks_that_used_other_parameters_average_all_the_same(world2: Any) -> N
     for result in world2.run("unused_parameters"):
         assert result["grad"]
         assert result["collective"]
+
+
+def test_row_2_leaves_each_ranks_part_of_the_model_alone(world4: Any) -> None:
+    results = world4.run("row_2", how="parts differ")
+    assert [result["type"] for result in results] == [None] * 4
+    assert results[0]["losses"] == results[1]["losses"] != results[2]["losses"] == results[3]["losses"]
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "words"),
+    [("clipping", "UnsupportedError", "gradient_clipping"), ("replicas differ", "AgreementError", "rank 1 has")],
+)
+def test_row_2_refuses_what_would_be_silently_wrong(world4: Any, how: str, kind: str, words: str) -> None:
+    for result in world4.run("row_2", how=how):
+        assert result["type"] == kind
+        assert words in result["text"]
+        assert result["collective"]

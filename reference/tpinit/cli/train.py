@@ -63,13 +63,32 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--dtype is an argument of the call, with --config too. fix: give --tp-size as well")
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return _rank(arguments)
-    return _launch(arguments)
+    return _refused(arguments) or _launch(arguments)
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
     return int(text)
+
+
+def _refused(arguments: argparse.Namespace) -> int:
+    """Return the exit code of inputs that can't be decided, after saying why; 0 for good ones.
+
+    The ranks would say the same, after seconds of starting up.
+    """
+    from tpinit.reference.errors import ConfigError, DecisionError
+    from tpinit.reference.objects import CallArgs, Resolver
+
+    call = None if arguments.tp_size is None else CallArgs(arguments.tp_size, arguments.dtype or "fp32")
+    try:
+        decision = Resolver(arguments.nproc).resolve(call=call, config=_config(arguments, arguments.nproc))
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+    if decision.violations:
+        print(f"tpinit: error: {DecisionError(decision)}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _launch(arguments: argparse.Namespace) -> int:
@@ -129,7 +148,7 @@ def _train(arguments: argparse.Namespace) -> int:
     whole = copy.deepcopy(model)
     if arguments.tp_size is not None:
         tp_model_init(model, arguments.tp_size, arguments.dtype or "fp32")
-    config = _config(arguments)
+    config = _config(arguments, int(os.environ["WORLD_SIZE"]))
     optimizer: Any = None
     if not _names_optimizer(config):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
@@ -158,12 +177,12 @@ def _model() -> nn.Module:
     return model.to(torch.float32).train()
 
 
-def _config(arguments: argparse.Namespace) -> Any:
+def _config(arguments: argparse.Namespace, world_size: int) -> Any:
     if arguments.config is not None:
         return arguments.config
     section: dict[str, object] = {}
     if arguments.tp_size is None:
-        section = {"autotp_size": int(os.environ["WORLD_SIZE"]), "dtype": arguments.dtype or "fp32"}
+        section = {"autotp_size": world_size, "dtype": arguments.dtype or "fp32"}
     return {
         "train_micro_batch_size_per_gpu": _MICRO,
         "gradient_clipping": 1.0,

@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 from tpinit.reference.errors import ConfigError, DecisionError
 from tpinit.runtime.errors import AgreementError
 
-__all__ = ["Report", "check", "exchange", "flatten", "words"]
+__all__ = ["Report", "check", "check_replicas", "exchange", "flatten", "words"]
 
 _SHOWN = 12
 _LONG = 160
@@ -23,9 +23,14 @@ _LONG = 160
 
 @dataclass(slots=True)
 class Report:
-    """What one rank brings: fields that must be equal on all, groups that need not be, and its error."""
+    """What one rank brings: fields that must be equal on all, groups that need not be, and its error.
+
+    `replica` holds fields that only ranks which average together must have in common: in row 2 another
+    kind of model parallelism may have given other ranks another part of the model.
+    """
 
     fields: dict[str, object] = field(default_factory=dict)
+    replica: dict[str, object] = field(default_factory=dict)
     tp_ranks: tuple[int, ...] | None = None
     dp_ranks: tuple[int, ...] | None = None
     error: str | None = None
@@ -36,6 +41,7 @@ def exchange(report: Report, group: ProcessGroup | None = None) -> list[Report]:
     text = json.dumps(
         {
             "fields": report.fields,
+            "replica": report.replica,
             "tp_ranks": report.tp_ranks,
             "dp_ranks": report.dp_ranks,
             "error": report.error,
@@ -81,6 +87,16 @@ def check(reports: Sequence[Report], ranks: Sequence[int] | None = None) -> None
     raise AgreementError("\n".join(lines), [*differing, *(["error"] if failed else [])])
 
 
+def check_replicas(reports: Sequence[Report], groups: Sequence[Sequence[int]]) -> bool:
+    """Raise AgreementError, equal on every rank, unless the ranks of each group hold the same replica.
+
+    Returns whether all groups hold the same one.
+    """
+    for ranks in groups:
+        check([Report(reports[rank].replica) for rank in ranks], ranks)
+    return all(report.replica == reports[0].replica for report in reports)
+
+
 def words(error: Exception) -> str:
     """Return an error's words without what differs between ranks by nature: groups, addresses of objects."""
     if isinstance(error, DecisionError):
@@ -117,6 +133,7 @@ def _read(text: str) -> Report:
     tp_ranks, dp_ranks = raw["tp_ranks"], raw["dp_ranks"]
     return Report(
         raw["fields"],
+        raw["replica"],
         tuple(tp_ranks) if tp_ranks is not None else None,
         tuple(dp_ranks) if dp_ranks is not None else None,
         raw["error"],

@@ -19,6 +19,7 @@ from tpinit.runtime import agreement, groups, records, world
 from tpinit.runtime.cutting import carry_out
 from tpinit.runtime.data import make_loader
 from tpinit.runtime.engine import Engine
+from tpinit.runtime.errors import UnsupportedError
 from tpinit.runtime.optim import build_schedule, make_slots
 from tpinit.runtime.prepare import Given, Ready, prepare
 from tpinit.spec.vocabulary import DType
@@ -90,6 +91,7 @@ def initialize(
     (ranks differ), GroupError, PlanError, UnsupportedError: all are TpinitError.
     """
     world.start(distributed_port, dist_init_required)
+    device = world.local_device()
     given = Given(
         args, model, optimizer, model_parameters, training_data, lr_scheduler, mpu, config, mesh_param, config_params
     )
@@ -107,16 +109,25 @@ def initialize(
         raise failure
     assert ready is not None
     layout = groups.lay_out(ready.decision, [one.tp_ranks for one in reports], [one.dp_ranks for one in reports])
-    return _carry_out(ready, given, layout, collate_fn)
+    alike = agreement.check_replicas(reports, layout.dp_groups)
+    if not alike and ready.settings.clipping:
+        raise UnsupportedError(
+            "row 2: ranks that do not average together hold different models, and a gradient norm over different "
+            "models is not implemented: set gradient_clipping to 0"
+        )
+    return _carry_out(ready, given, layout, device, collate_fn)
 
 
 def _carry_out(
-    ready: Ready, given: Given, layout: groups.Layout, collate_fn: Callable[..., Any] | None
+    ready: Ready,
+    given: Given,
+    layout: groups.Layout,
+    device: torch.device,
+    collate_fn: Callable[..., Any] | None,
 ) -> tuple[Engine, Optimizer | None, DataLoader[Any] | None, Any]:
     """Do what all ranks have agreed on: groups, cut, slots, schedule, data, engine."""
     mesh = groups.make(layout, ready.decision, dist.get_rank())
     plan = replace(ready.plan, tp_rank=mesh.tp.position)
-    device = world.local_device()
     dtype = _TORCH[ready.decision.dtype.value] if ready.decision.dtype.value is not None else None
     carry_out(ready.model, plan, mesh.tp.group, dtype, device)
     slots = make_slots(ready.model, plan, ready.optimizer)

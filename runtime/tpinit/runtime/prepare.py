@@ -90,11 +90,11 @@ def prepare(given: Given, report: Report) -> Ready:
     settings = read_settings(reading.config, _dp_size(decision), decision.dtype.value)
     _check_data(given, settings, report)
     plan = plan_model(model, decision.tp_size.value or 1, 0)
-    optimizer = _optimizer(given, model, settings, report)
-    report.fields.update(
-        {f"plan.{record.name}": [record.cut.value, record.shape, record.names] for record in plan.parameters}
-    )
-    report.fields.update(digest_model(model))
+    # Row 2 leaves the model as it is, and other ranks may hold another part of it.
+    fields = report.fields if decision.tp_size.value is not None else report.replica
+    optimizer = _optimizer(given, model, settings, fields)
+    fields.update({f"plan.{one.name}": [one.cut.value, one.shape, one.names] for one in plan.parameters})
+    fields.update(digest_model(model))
     return Ready(model, decision, plan, settings, optimizer)
 
 
@@ -166,7 +166,7 @@ def _check_data(given: Given, settings: Settings, report: Report) -> None:
     report.fields["training_data.length"] = len(given.training_data)
 
 
-def _optimizer(given: Given, model: nn.Module, settings: Settings, report: Report) -> Optimizer | None:
+def _optimizer(given: Given, model: nn.Module, settings: Settings, fields: dict[str, object]) -> Optimizer | None:
     """Return the optimizer over the model's own Parameter objects, which survive the cut; None without one."""
     if given.optimizer is not None and settings.optimizer is not None:
         warnings.warn("the optimizer that was passed is used; the config's is not", stacklevel=4)
@@ -186,10 +186,10 @@ def _optimizer(given: Given, model: nn.Module, settings: Settings, report: Repor
         return None
     _check_optimizer(optimizer, model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    report.fields["optimizer.type"] = type(optimizer).__name__
+    fields["optimizer.type"] = type(optimizer).__name__
     for place, group in enumerate(optimizer.param_groups):
-        report.fields[f"optimizer.param_groups[{place}].params"] = [names[id(one)] for one in group["params"]]
-        report.fields.update(
+        fields[f"optimizer.param_groups[{place}].params"] = [names[id(one)] for one in group["params"]]
+        fields.update(
             flatten({key: value for key, value in group.items() if key != "params"}, f"optimizer.param_groups[{place}]")
         )
     return optimizer
