@@ -15,7 +15,7 @@ from tpinit.spec.vocabulary import Call, DType, Group, Inputs, Mpu, Section, Sou
 
 __all__ = ["CALL_SIZES", "EVERY_FEATURE", "GROUP_PAIRS", "WORLD_SIZES", "cases", "features", "shape"]
 
-CALL_SIZES: tuple[int, ...] = (2, 3, 0, -1)
+CALL_SIZES: tuple[int, ...] = (2, 3, 0)
 CALL_DTYPES: tuple[DType, ...] = (DType.BF16, DType.FP16)
 AUTOTP_SIZES: tuple[int | None, ...] = (None, 2, 3, 0, -1)
 SECTION_TP_SIZES: tuple[int | None, ...] = (None, 2, 3, 0)
