@@ -44,6 +44,7 @@ COMMANDS = {
         needs=(("z3", "proofs"), ("crosshair", "proofs")),
         own_parser=True,
     ),
+    "check-table": Command("find what is wrong with a decision table, anybody's", needs=(("z3", "proofs"),)),
     "train": Command(
         "train a small sharded Llama beside the unsharded one",
         needs=(("torch", "runtime"), ("transformers", "hf")),
@@ -111,7 +112,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             name, help=command.summary, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
         )
         if name in argv and not command.own_parser:
-            module = importlib.import_module(f"tpinit.cli.{name}")
+            module = importlib.import_module(f"tpinit.cli.{name.replace('-', '_')}")
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
     return parser

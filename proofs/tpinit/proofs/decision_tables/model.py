@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from math import prod
 from typing import TypeAlias
 
 __all__ = [
@@ -166,10 +167,7 @@ def contains(outer: Cube, inner: Cube) -> bool:
 
 def volume(cube: Cube) -> int:
     """Return how many points a cube has."""
-    size = 1
-    for mask in cube:
-        size *= mask.bit_count()
-    return size
+    return prod(mask.bit_count() for mask in cube)
 
 
 def simplify(expr: Expr, cube: Cube) -> Expr:

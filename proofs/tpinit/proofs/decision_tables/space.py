@@ -7,6 +7,7 @@ remembered by the part of the cube that the axioms are about. Counting uses no s
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import prod
 from typing import Any
 
 import z3
@@ -40,6 +41,23 @@ class Undecided(RuntimeError):
     """The solver gave up on one question, so nothing is reported at all."""
 
 
+class _Interned:
+    """Numbers for tuples of expressions: comparing these again and again is what would take long."""
+
+    def __init__(self, items: list[tuple[Expr, ...]]) -> None:
+        self.items = items
+        self._places = {item: place for place, item in enumerate(items)}
+
+    def add(self, item: tuple[Expr, ...] | None) -> int | None:
+        """Return the number of an item; None stays None."""
+        if item is None:
+            return None
+        if item not in self._places:
+            self._places[item] = len(self.items)
+            self.items.append(item)
+        return self._places[item]
+
+
 def _lowest(mask: int) -> int:
     return (mask & -mask).bit_length() - 1
 
@@ -61,6 +79,7 @@ class Space:
             for c, full in enumerate(self.full)
         ]
         self._allowed = self._solver()
+        self._without: tuple[Any, list[Any]] | None = None
         self._known: dict[Cube, Point | None] = {}
         # Allowed inputs seen so far: how many, and which of them have value v of condition c.
         self._seen = 0
@@ -203,14 +222,16 @@ class Space:
 
     def cover(self, cube: Cube, rows: Sequence[int]) -> list[int] | None:
         """Return some of the rows, none superfluous, that cover every allowed input of the cube; None if all don't."""
-        solver = self._solver()
-        names = [z3.Bool(f"not row {row}") for row in rows]
-        for name, row in zip(names, rows, strict=True):
-            solver.add(z3.Implies(name, self.outside(self.table.rows[row].cells)))
-        inside = self.assumptions(cube)
-        if self.check(solver, [*inside, *names]):
+        if self._without is None:
+            solver, names = self._solver(), [z3.Bool(f"not row {place}") for place in range(len(self.table.rows))]
+            for name, row in zip(names, self.table.rows, strict=True):
+                solver.add(z3.Implies(name, self.outside(row.cells)))
+            self._without = solver, names
+        solver, names = self._without
+        inside, chosen = self.assumptions(cube), [names[row] for row in rows]
+        if self.check(solver, [*inside, *chosen]):
             return None
-        return [rows[index] for index in self._core(solver, inside, names)]
+        return [rows[index] for index in self._core(solver, inside, chosen)]
 
     def _core(self, solver: Any, always: list[Any], names: list[Any]) -> list[int]:
         """Return the places of some names that are contradictory with `always`, none of them superfluous."""
@@ -235,37 +256,38 @@ class Space:
         rows = self.table.rows if uncovered else ()
         order = sorted(range(len(cube)), key=lambda c: sum(row.cells[c] == self.full[c] for row in rows))
         live = sum(1 << r for r, row in enumerate(rows) if meet(row.cells, cube) is not None)
-        axioms = tuple(axiom.expr for axiom in self.table.axioms)
-        states: dict[tuple[int, tuple[Expr, ...]], int] = {(live, axioms): 1}
+        open_axioms = _Interned([tuple(axiom.expr for axiom in self.table.axioms)])
+        states: dict[tuple[int, int], int] = {(live, 0): 1}
         total, visited = 0, 0
         for position, c in enumerate(order):
-            after: dict[tuple[int, tuple[Expr, ...]], int] = {}
+            after: dict[tuple[int, int], int] = {}
             rest = order[position + 1 :]
-            left = 1
-            for other in rest:
-                left *= cube[other].bit_count()
+            left = prod(cube[other].bit_count() for other in rest)
             done = sum(1 << r for r, row in enumerate(rows) if all(cube[o] & ~row.cells[o] == 0 for o in rest))
             alike = self._alike(rows, cube, rest)
-            for (alive, open_axioms), ways in states.items():
+            fixed: dict[tuple[int, int], int | None] = {}
+            for (alive, axioms), ways in states.items():
                 for v in bits(cube[c]):
                     still = alive & self._admits[c][v] if rows else 0
                     if still & done:
                         continue
-                    exprs = self._fix(open_axioms, c, v)
-                    if exprs is None:
+                    if (axioms, v) not in fixed:
+                        fixed[axioms, v] = open_axioms.add(self._fix(open_axioms.items[axioms], c, v))
+                    undecided = fixed[axioms, v]
+                    if undecided is None:
                         continue
-                    if not still and not exprs:
+                    if not still and not open_axioms.items[undecided]:
                         total += ways * left
                         continue
                     for group in alike:
                         found = still & group
                         still ^= found ^ (found & -found)  # the lowest stands for all
-                    after[still, exprs] = after.get((still, exprs), 0) + ways
+                    after[still, undecided] = after.get((still, undecided), 0) + ways
             states = after
             visited += len(states)
             if visited > MAX_STATES:
                 return None
-        return total + sum(ways for (alive, _), ways in states.items() if not alive)
+        return total
 
     def _alike(self, rows: Sequence[Any], cube: Cube, rest: Sequence[int]) -> list[int]:
         """Return the groups of rows that agree on all conditions to come, where there are few of these."""

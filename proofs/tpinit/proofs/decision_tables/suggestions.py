@@ -1,0 +1,177 @@
+"""Axioms that nobody wrote down: the smallest rules that every row keeps and that would exclude a gap.
+
+A rule of one, two or three literals excludes one small cube, so the candidates are the small cubes that no row
+covers and that hold an allowed input. Each is a candidate only: whether it is true of the world, the table can't say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+from tpinit.proofs.decision_tables.expressions import literal_text
+from tpinit.proofs.decision_tables.model import Cube, Point, Table, bits, contains, meet
+from tpinit.proofs.decision_tables.space import Space
+
+__all__ = ["Candidate", "Suggestions", "suggest"]
+
+MAX_TRIPLES = 2_000_000
+MAX_FOUND = 3_000
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A rule in the language of axioms, the cube that it excludes, how many inputs that are (None: not counted)."""
+
+    text: str
+    excludes: Cube
+    witness: Point
+    inputs: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestions:
+    """The candidates, best first; those of them that together close every gap, if there are such."""
+
+    candidates: tuple[Candidate, ...] = ()
+    found: int = 0
+    closing: tuple[int, ...] | None = None
+    searched: int = 3  # the most literals that were looked at
+
+
+def suggest(space: Space, limit: int) -> Suggestions:
+    """Return the best `limit` candidates for a table that has gaps."""
+    search = _Search(space)
+    cubes, searched = search.run()
+    ranked = sorted(cubes, key=lambda cube: (_literals(space, cube), -_size(space, cube), _order(cube)))
+    closing = _closing(space, ranked)
+    # Those that close the gap together are shown, whatever their rank.
+    shown = sorted({*range(min(limit, len(ranked))), *(closing or ())})
+    candidates = []
+    for place in shown:
+        witness = space.witness(ranked[place])
+        assert witness is not None  # the search keeps no other
+        text = rule_text(space.table, ranked[place])
+        candidates.append(Candidate(text, ranked[place], witness, space.count(ranked[place])))
+    chosen = None if closing is None else tuple(shown.index(place) for place in closing)
+    return Suggestions(tuple(candidates), len(ranked), chosen, searched)
+
+
+def rule_text(table: Table, cube: Cube) -> str:
+    """Return the rule that excludes a cube: its premises are positive where there is a choice."""
+    conditions = table.conditions
+    fixed = [c for c, mask in enumerate(cube) if mask != conditions[c].full]
+    negative = [c for c in fixed if (cube[c] == 1 if conditions[c].boolean else cube[c].bit_count() > 1)]
+    last = negative[0] if negative else fixed[-1]
+    conclusion = literal_text(conditions[last], conditions[last].full & ~cube[last])
+    premises = [literal_text(conditions[c], cube[c]) for c in fixed if c != last]
+    return f"{' and '.join(premises)} implies {conclusion}" if premises else conclusion
+
+
+def _literals(space: Space, cube: Cube) -> int:
+    return sum(mask != full for mask, full in zip(cube, space.full, strict=True))
+
+
+def _size(space: Space, cube: Cube) -> float:
+    share = 1.0
+    for mask, full in zip(cube, space.full, strict=True):
+        share *= mask.bit_count() / full.bit_count()
+    return share
+
+
+def _order(cube: Cube) -> Cube:
+    return tuple(-mask for mask in cube)
+
+
+class _Search:
+    """Goes through all cubes of one, two, then three literals; a cube inside one that was found adds nothing."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.cubes: list[Cube] = []
+        self.literals: list[tuple[int, int]] = []
+        for c, full in enumerate(space.full):
+            singles = [1 << v for v in bits(full)]
+            # The complements first: what excludes more makes what excludes less superfluous.
+            wide = [full & ~single for single in singles] if len(singles) > 2 else []
+            self.literals += [(c, mask) for mask in (*wide, *singles) if mask != full]
+        self.matching = [space.matching(self.cube(index)) for index in range(len(self.literals))]
+        # Covered inputs met so far, as a mask for each literal: a cube that has one is no gap.
+        self.met = 0
+        self.met_by = [0] * len(self.literals)
+
+    def cube(self, *indices: int) -> Cube:
+        masks = list(self.space.full)
+        for index in indices:
+            c, mask = self.literals[index]
+            masks[c] &= mask
+        return tuple(masks)
+
+    def run(self) -> tuple[list[Cube], int]:
+        for size in (1, 2):
+            for indices in self.combinations(size):
+                self.try_cube(indices)
+        n = len(self.literals)
+        if n * n * n > 6 * MAX_TRIPLES:
+            return self.cubes, 2
+        for indices in self.combinations(3):
+            if len(self.cubes) >= MAX_FOUND:
+                return self.cubes, 2
+            self.try_cube(indices)
+        return self.cubes, 3
+
+    def combinations(self, size: int) -> Iterator[tuple[int, ...]]:
+        """Yield the places of literals of different conditions."""
+        for indices in combinations(range(len(self.literals)), size):
+            if len({self.literals[index][0] for index in indices}) == size:
+                yield indices
+
+    def try_cube(self, indices: tuple[int, ...]) -> None:
+        rows, met = -1, -1
+        for index in indices:
+            rows &= self.matching[index]
+            met &= self.met_by[index]
+        if (rows and met) or (rows and not self.space.table.axioms):
+            return
+        cube = self.cube(*indices)
+        for place in bits(rows):
+            common = meet(self.space.table.rows[place].cells, cube)
+            point = None if common is None else self.space.witness(common)
+            if point is not None:
+                self.meet(point)
+                return
+        if self.space.witness(cube) is None or any(contains(found, cube) for found in self.cubes):
+            return
+        self.cubes = [*(found for found in self.cubes if not contains(cube, found)), cube]
+
+    def meet(self, point: Point) -> None:
+        for index, (c, mask) in enumerate(self.literals):
+            if mask >> point[c] & 1:
+                self.met_by[index] |= 1 << self.met
+        self.met += 1
+
+
+def _closing(space: Space, cubes: list[Cube]) -> tuple[int, ...] | None:
+    """Return the places of cubes, none superfluous, that have every gap; None where all of them leave one."""
+    solver = space.uncovered()
+    chosen: list[int] = []
+    while space.check(solver):
+        point = space.point(solver)
+        place = next(
+            (p for p, cube in enumerate(cubes) if all(m >> v & 1 for m, v in zip(cube, point, strict=True))), None
+        )
+        if place is None:
+            return None
+        chosen.append(place)
+        solver.add(space.outside(cubes[place]))
+    solver = space.uncovered()
+    for place in list(chosen):
+        rest = [other for other in chosen if other != place]
+        solver.push()
+        for other in rest:
+            solver.add(space.outside(cubes[other]))
+        if not space.check(solver):
+            chosen = rest
+        solver.pop()
+    return tuple(sorted(chosen))
