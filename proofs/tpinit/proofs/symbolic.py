@@ -49,7 +49,7 @@ class Explorer:
     @property
     def condition(self) -> z3.BoolRef:
         """The conjunction of all sides taken on the current path."""
-        return z3.And(*self._taken)
+        return z3.And(*self._taken) if self._taken else z3.BoolVal(True)
 
     def decide(self, term: z3.BoolRef) -> bool:
         """Take a side of `term` that some input takes, and keep the other one for later."""

@@ -6,7 +6,9 @@ divide `length`, the first `length % parts` shards are one longer.
 
 from __future__ import annotations
 
-__all__ = ["shard", "shard_length", "shard_offset"]
+from collections.abc import Sequence
+
+__all__ = ["aligned_shard", "pieces", "shard", "shard_length", "shard_offset"]
 
 
 def shard_offset(length: int, parts: int, index: int) -> int:
@@ -23,3 +25,27 @@ def shard_length(length: int, parts: int, index: int) -> int:
 def shard(length: int, parts: int, index: int) -> tuple[int, int]:
     """Return (offset, length) of shard `index` of `parts`. `parts` is at least 1, 0 <= index < parts."""
     return shard_offset(length, parts, index), shard_length(length, parts, index)
+
+
+def aligned_shard(length: int, unit: int, parts: int, index: int) -> tuple[int, int]:
+    """Return (offset, length) of shard `index` of a dimension whose units stay whole (heads of head_dim).
+
+    `unit` is at least 1 and divides `length`; with unit 1 this is `shard`.
+    """
+    offset, held = shard(length // unit, parts, index)
+    return offset * unit, held * unit
+
+
+def pieces(blocks: Sequence[int], unit: int, parts: int, index: int) -> tuple[tuple[int, int], ...]:
+    """Return the (offset, length) of every piece that shard `index` holds of a fused dimension.
+
+    `blocks` are the lengths of the fused blocks in order (q, k, v; gate, up; one block where nothing is
+    fused). Each block is cut on its own, in whole units, so that a shard is its piece of the first block,
+    then of the second, and so on. Writing all shards' pieces back to these offsets gives the whole.
+    """
+    found, start = [], 0
+    for length in blocks:
+        offset, held = aligned_shard(length, unit, parts, index)
+        found.append((start + offset, held))
+        start = start + length
+    return tuple(found)
