@@ -5,7 +5,7 @@ from hypothesis import event, example, given, settings
 from tpinit.conformance.oracle import oracle, verdict_of
 from tpinit.conformance.strategies import inputs, inputs_violating
 from tpinit.reference.resolver import resolve
-from tpinit.spec.model import evaluate
+from tpinit.spec.concrete import evaluate
 from tpinit.spec.vocabulary import (
     Call,
     Decision,

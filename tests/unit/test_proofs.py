@@ -19,7 +19,8 @@ from tpinit.proofs.shipping import edited
 from tpinit.proofs.solvers import SOLVERS, Answer, decide, decide_all, smt2
 from tpinit.proofs.symbolic import SymbolicInt, Unsupported, explore, lazy_inputs
 from tpinit.proofs.words import tell
-from tpinit.spec.model import Model, assume, constant, fresh_symbols
+from tpinit.spec.concrete import assume
+from tpinit.spec.model import Model, constant, fresh_symbols
 from tpinit.spec.vocabulary import Call, DType, Group, Inputs, Mpu, Section, ViolationCode
 
 REPO = Path(__file__).parents[2]
