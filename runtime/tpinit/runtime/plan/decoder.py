@@ -29,6 +29,15 @@ class _Block:
     attention: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Lie:
+    """How a parameter lies over the group: its cut, the dimension cut, and how much of it stays together."""
+
+    cut: Cut = Cut.REPLICATED
+    dim: int | None = None
+    unit: int = 1
+
+
 _ATTENTION = _Block("hidden_states", ("q_proj", "k_proj", "v_proj"), "o_proj", attention=True)
 _MLP = _Block("x", ("gate_proj", "up_proj"), "down_proj", attention=False)
 
@@ -53,7 +62,7 @@ def plan_model(model: nn.Module, tp_size: int, tp_rank: int) -> Plan:
     is wrong at once: parameters that no rule covers, sizes that do not divide (with the legal sizes),
     dropout inside the cut region, gradients or storage that a cut would break.
     """
-    covered: dict[int, tuple[Cut, int | None]] = {}
+    covered: dict[int, _Lie] = {}
     regions: list[RegionPlan] = []
     problems: list[tuple[str, str]] = []
     if tp_size > 1:
@@ -65,7 +74,7 @@ def plan_model(model: nn.Module, tp_size: int, tp_rank: int) -> Plan:
             for parameter, how in _cuts(module, block):
                 covered.setdefault(id(parameter), how)
     else:
-        covered = {id(parameter): (Cut.REPLICATED, None) for parameter in model.parameters()}
+        covered = {id(parameter): _Lie() for parameter in model.parameters()}
     records = tuple(_records(model, covered, problems))
     problems += _check_tensors(model)
     if problems:
@@ -86,20 +95,21 @@ def _region(name: str, block: _Block) -> RegionPlan:
     return RegionPlan(name, block.argument, columns, _joined(name, block.row))
 
 
-def _cuts(module: nn.Module, block: _Block | None) -> Iterator[tuple[nn.Parameter, tuple[Cut, int | None]]]:
+def _cuts(module: nn.Module, block: _Block | None) -> Iterator[tuple[nn.Parameter, _Lie]]:
     """Yield every parameter that this module's type explains, and how it lies over the group."""
     kind = _type_of(module)
     if block is not None:
+        unit = int(module.head_dim) if block.attention else 1  # type: ignore[arg-type]  # torch types attributes as Tensor
         for child in block.columns:
             for _, parameter in _own(module, child):
-                yield parameter, (Cut.COLUMN, 0)
+                yield parameter, _Lie(Cut.COLUMN, 0, unit)
         for name, parameter in _own(module, block.row):
             # The bias of a row layer is added once, after the sum, so every rank holds all of it.
-            yield parameter, (Cut.ROW, 1) if name == "weight" else (Cut.REPLICATED, None)
+            yield parameter, _Lie(Cut.ROW, 1, unit) if name == "weight" else _Lie()
     elif kind in _REPLICATED:
-        yield from ((parameter, (Cut.REPLICATED, None)) for parameter in module.parameters(recurse=False))
+        yield from ((parameter, _Lie()) for parameter in module.parameters(recurse=False))
     elif kind in _HEADED:
-        yield from ((parameter, (Cut.REPLICATED, None)) for _, parameter in _own(module, "lm_head"))
+        yield from ((parameter, _Lie()) for _, parameter in _own(module, "lm_head"))
 
 
 def _own(module: nn.Module, child: str) -> Iterator[tuple[str, nn.Parameter]]:
@@ -115,9 +125,7 @@ def _width(module: nn.Module, child: str, dim: int) -> int:
     return linear.weight.shape[dim]
 
 
-def _records(
-    model: nn.Module, covered: dict[int, tuple[Cut, int | None]], problems: list[tuple[str, str]]
-) -> Iterator[ParameterPlan]:
+def _records(model: nn.Module, covered: dict[int, _Lie], problems: list[tuple[str, str]]) -> Iterator[ParameterPlan]:
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -125,12 +133,12 @@ def _records(
         if id(parameter) not in covered:
             problems.append((name, f"no rule covers it ({_owner(model, name)})"))
             continue
-        cut, dim = covered[id(parameter)]
+        lie = covered[id(parameter)]
         tied = tuple(names[id(parameter)])
-        if dim is not None and len(tied) > 1:
+        if lie.dim is not None and len(tied) > 1:
             problems.append((name, f"it is cut and also tied to {', '.join(tied[1:])}, which may be used elsewhere"))
-        rule = GradientRule.SAME if dim is None else GradientRule.OWN
-        yield ParameterPlan(tied, tuple(parameter.shape), cut, dim, rule)
+        rule = GradientRule.SAME if lie.dim is None else GradientRule.OWN
+        yield ParameterPlan(tied, tuple(parameter.shape), lie.cut, lie.dim, rule, lie.unit)
 
 
 def _owner(model: nn.Module, name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from tpinit.runtime.shards import shard
+from tpinit.runtime.shards import aligned_shard
 
 __all__ = ["Cut", "GradientRule", "ParameterPlan", "Plan", "RegionPlan"]
 
@@ -33,7 +33,8 @@ class GradientRule(str, Enum):
 class ParameterPlan:
     """One logical parameter: its names (more than one where it is tied), whole shape, and cut.
 
-    `dim` is the dimension that is cut, None for a replicated parameter.
+    `dim` is the dimension that is cut, None for a replicated parameter; `unit` is how many neighbours along
+    it stay on one rank (a head's size, 1 where any cut will do).
     """
 
     names: tuple[str, ...]
@@ -41,6 +42,7 @@ class ParameterPlan:
     cut: Cut
     dim: int | None
     gradients: GradientRule
+    unit: int = 1
 
     @property
     def name(self) -> str:
@@ -49,7 +51,7 @@ class ParameterPlan:
 
     def slice_of(self, tp_size: int, tp_rank: int) -> tuple[int, int] | None:
         """Return (offset, length) along `dim` for a rank of the group; None where nothing is cut."""
-        return None if self.dim is None else shard(self.shape[self.dim], tp_size, tp_rank)
+        return None if self.dim is None else aligned_shard(self.shape[self.dim], self.unit, tp_size, tp_rank)
 
     def local_shape(self, tp_size: int, tp_rank: int) -> tuple[int, ...]:
         """Return the shape of the local tensor."""
@@ -92,6 +94,7 @@ class Plan:
                     "shape": list(one.shape),
                     "cut": one.cut.value,
                     "dim": one.dim,
+                    "unit": one.unit,
                     "slice": _slice(one.slice_of(self.tp_size, self.tp_rank)),
                     "local_shape": list(one.local_shape(self.tp_size, self.tp_rank)),
                     "gradients": one.gradients.value,
