@@ -9,8 +9,11 @@ import textwrap
 import time
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
+from tpinit.proofs.certificates import refuting
+from tpinit.proofs.certificates.check import Rejected
 from tpinit.proofs.claims import THEOREMS, Verdict
 from tpinit.proofs.running import Record, run
 
@@ -45,6 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     jobs = os.cpu_count() or 1
     parser.add_argument("--jobs", metavar="N", type=_positive, default=jobs, help=f"processes (here: {jobs})")
     parser.add_argument("--list", action="store_true", help="list the theorems and their clauses, and prove nothing")
+    parser.add_argument(
+        "--certificates",
+        metavar="DIR",
+        type=Path,
+        help="write the certificates of the propositional theorems (CNF, DRUP, README.txt), and prove nothing else",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress, the table only")
     return parser
 
@@ -66,6 +75,8 @@ def prove(argv: Sequence[str]) -> int:
         for name in names:
             print(f"{THEOREMS[name].clause:5} {name}")
         return 0
+    if arguments.certificates is not None:
+        return _write_certificates(parser, arguments.certificates)
     started, finished = time.perf_counter(), 0
 
     def progress(record: Record) -> None:
@@ -88,6 +99,21 @@ def prove(argv: Sequence[str]) -> int:
         else f"\n{proven} of {len(records)} theorems proven, {len(fallen)} not, in {seconds:.1f} s"
     )
     return 1 if fallen else 0
+
+
+def _write_certificates(parser: argparse.ArgumentParser, directory: Path) -> int:
+    try:
+        written = refuting.write(directory)
+    except OSError as problem:
+        parser.error(f"--certificates {directory}: {problem.strerror}; give a directory that can be written to")
+    except (refuting.Refused, Rejected) as problem:
+        print(f"nothing was written: {problem}", file=sys.stderr)
+        return 1
+    for name, said in written.items():
+        steps = said.lemmas + said.deletions
+        print(f"{name}: {said.variables} variables, {said.clauses} clauses, {steps} proof steps, verified")
+    print(f"{directory / 'README.txt'} says how to check them")
+    return 0
 
 
 def _print_table(records: Sequence[Record]) -> None:

@@ -1,5 +1,27 @@
 """The theorems, one module a group. Importing this package registers them all."""
 
-from tpinit.proofs.theorems import bounds, decision, equivalence, merge, rows, safety, sharding, shipped, topology
+from tpinit.proofs.theorems import (
+    bounds,
+    certified,
+    decision,
+    equivalence,
+    merge,
+    rows,
+    safety,
+    sharding,
+    shipped,
+    topology,
+)
 
-__all__ = ["bounds", "decision", "equivalence", "merge", "rows", "safety", "sharding", "shipped", "topology"]
+__all__ = [
+    "bounds",
+    "certified",
+    "decision",
+    "equivalence",
+    "merge",
+    "rows",
+    "safety",
+    "sharding",
+    "shipped",
+    "topology",
+]
