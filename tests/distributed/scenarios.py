@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributed import init_device_mesh
 from torch.nn import functional
 from tpinit.runtime import initialize, tp_model_init
+from tpinit.runtime.cutting import put_together
 from tpinit.runtime.digest import digest_model
 from tpinit.runtime.layers import sum_over_group
 from transformers import (
@@ -23,6 +24,9 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     MistralModel,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Phi3Model,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2Model,
@@ -32,6 +36,7 @@ FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM, LlamaModel),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, Qwen2Model),
     "mistral": (MistralConfig, MistralForCausalLM, MistralModel),
+    "phi3": (Phi3Config, Phi3ForCausalLM, Phi3Model),
 }
 LAYERS = 2
 VOCABULARY = 64
@@ -51,6 +56,7 @@ def build(family: str = "llama", base: bool = False, seed: int = 0, **options: A
         "max_position_embeddings": 64,
         "attn_implementation": "eager",
         "use_cache": False,
+        "pad_token_id": None,
         "initializer_range": 0.06,
         **options,
     }
@@ -178,7 +184,7 @@ def whole(local: torch.Tensor, record: Any, engine: Any) -> torch.Tensor:
         return local.detach().clone()
     parts = [torch.empty(record.local_shape(side.size, place), dtype=local.dtype) for place in range(side.size)]
     dist.all_gather(parts, local.detach().contiguous(), group=side.group)
-    return torch.cat(parts, dim=record.dim)
+    return put_together(parts, record)
 
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -20,12 +20,12 @@ def assert_equal_training(results: list[dict[str, Any]]) -> None:
         assert result["losses"][0] != result["losses"][-1]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "phi3"])
 @pytest.mark.parametrize(("world", "tp"), [(2, 2), (4, 2), (4, 4)])
 def test_a_sharded_model_trains_as_the_whole_one(worlds: Any, family: str, world: int, tp: int) -> None:
     results = worlds[world].run("compare", family=family, tp=tp, clipping=0.5)
     assert_equal_training(results)
-    assert results[0]["cut"] == LAYERS * (10 if family == "qwen2" else 7)
+    assert results[0]["cut"] == LAYERS * {"qwen2": 10, "phi3": 4}.get(family, 7)
 
 
 SOURCES = {

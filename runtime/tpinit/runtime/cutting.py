@@ -6,21 +6,38 @@ replaced. So optimizers built over the whole parameters go on to hold the right 
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.distributed import ProcessGroup
 from tpinit.runtime.layers import enter_region, make_column, make_row
 from tpinit.runtime.plan.records import ParameterPlan, Plan
 
-__all__ = ["carry_out", "local_part"]
+__all__ = ["carry_out", "local_part", "put_together"]
 
 
 def local_part(whole: torch.Tensor, record: ParameterPlan, tp_size: int, tp_rank: int) -> torch.Tensor:
-    """Return this rank's slice of a whole tensor: a view, or the tensor itself where nothing is cut."""
-    held = record.slice_of(tp_size, tp_rank)
-    if held is None or record.dim is None:
+    """Return what this rank holds of a whole tensor: the tensor itself where nothing is cut, a view of one piece."""
+    held = record.pieces_of(tp_size, tp_rank)
+    if record.dim is None:
         return whole
-    return whole.narrow(record.dim, *held)
+    found = [whole.narrow(record.dim, offset, length) for offset, length in held]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=record.dim)
+
+
+def put_together(parts: Sequence[torch.Tensor], record: ParameterPlan) -> torch.Tensor:
+    """Return the whole tensor of what the ranks of a TP group hold of it, in order: the inverse of `local_part`."""
+    if record.dim is None:
+        return parts[0].clone()
+    whole = parts[0].new_empty(record.shape)
+    for tp_rank, part in enumerate(parts):
+        begin = 0
+        for offset, length in record.pieces_of(len(parts), tp_rank):
+            whole.narrow(record.dim, offset, length).copy_(part.narrow(record.dim, begin, length))
+            begin += length
+    return whole
 
 
 def carry_out(
@@ -49,7 +66,18 @@ def carry_out(
         for name in region.columns:
             make_column(_linear(model, name))
         make_row(_linear(model, region.row), group)
-        enter_region(model.get_submodule(region.module), region.argument, group)
+        block = model.get_submodule(region.module)
+        _make_local(block, region.local)
+        enter_region(block, region.argument, group)
+
+
+def _make_local(block: nn.Module, local: tuple[tuple[str, int], ...]) -> None:
+    """Tell a block how much of it is here. Where its config says so, it gets a config of its own."""
+    for path, value in local:
+        owner, _, name = path.rpartition(".")
+        if owner:
+            setattr(block, owner, copy.copy(getattr(block, owner)))
+        setattr(getattr(block, owner) if owner else block, name, value)
 
 
 def _linear(model: nn.Module, name: str) -> nn.Linear:

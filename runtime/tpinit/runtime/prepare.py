@@ -93,7 +93,9 @@ def prepare(given: Given, report: Report) -> Ready:
     # Row 2 leaves the model as it is, and other ranks may hold another part of it.
     fields = report.fields if decision.tp_size.value is not None else report.replica
     optimizer = _optimizer(given, model, settings, fields)
-    fields.update({f"plan.{one.name}": [one.cut.value, one.shape, one.names] for one in plan.parameters})
+    fields.update(
+        {f"plan.{one.name}": [one.cut.value, one.shape, one.names, one.unit, one.blocks] for one in plan.parameters}
+    )
     fields.update(digest_model(model))
     return Ready(model, decision, plan, settings, optimizer)
 

@@ -1,4 +1,4 @@
-"""The plan of a transformers decoder: Llama, Qwen2, Mistral, their causal language models and base models.
+"""The plan of a transformers decoder: Llama, Qwen2, Mistral, Phi3, their causal language models and base models.
 
 A model is recognised by the exact types of its modules. Whatever owns a parameter and is not known here is
 refused by name: a subclass may compute something else, and a plan that guesses is silently wrong.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from tpinit.runtime.errors import PlanError
@@ -16,7 +17,8 @@ from tpinit.runtime.plan.records import Cut, GradientRule, ParameterPlan, Plan, 
 
 __all__ = ["plan_model"]
 
-_FAMILIES = ("Llama", "Qwen2", "Mistral")
+_FAMILIES = ("Llama", "Qwen2", "Mistral", "Phi3")
+_FUSED = ("Phi3",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +38,27 @@ class _Lie:
     cut: Cut = Cut.REPLICATED
     dim: int | None = None
     unit: int = 1
+    blocks: tuple[int, ...] = ()
 
 
 _ATTENTION = _Block("hidden_states", ("q_proj", "k_proj", "v_proj"), "o_proj", attention=True)
 _MLP = _Block("x", ("gate_proj", "up_proj"), "down_proj", attention=False)
+_FUSED_ATTENTION = _Block("hidden_states", ("qkv_proj",), "o_proj", attention=True)
+_FUSED_MLP = _Block("hidden_states", ("gate_up_proj",), "down_proj", attention=False)
 
 
 def _home(family: str) -> str:
     return f"transformers.models.{family.lower()}.modeling_{family.lower()}"
 
 
+def _blocks_of(family: str) -> tuple[_Block, _Block]:
+    return (_FUSED_ATTENTION, _FUSED_MLP) if family in _FUSED else (_ATTENTION, _MLP)
+
+
 _BLOCKS = {
     (_home(family), f"{family}{kind}"): block
     for family in _FAMILIES
-    for kind, block in (("Attention", _ATTENTION), ("MLP", _MLP))
+    for kind, block in zip(("Attention", "MLP"), _blocks_of(family), strict=True)
 }
 _REPLICATED = {(_home(family), f"{family}RMSNorm") for family in _FAMILIES} | {("torch.nn.modules.sparse", "Embedding")}
 _HEADED = {(_home(family), f"{family}ForCausalLM") for family in _FAMILIES}
@@ -70,7 +79,7 @@ def plan_model(model: nn.Module, tp_size: int, tp_rank: int) -> Plan:
             block = _BLOCKS.get(_type_of(module))
             if block is not None:
                 problems += _check_block(name, module, block, tp_size)
-                regions.append(_region(name, block))
+                regions.append(_region(name, module, block, tp_size))
             for parameter, how in _cuts(module, block):
                 covered.setdefault(id(parameter), how)
     else:
@@ -90,26 +99,50 @@ def _joined(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
 
-def _region(name: str, block: _Block) -> RegionPlan:
+def _region(name: str, module: nn.Module, block: _Block, tp_size: int) -> RegionPlan:
     columns = tuple(_joined(name, child) for child in block.columns)
-    return RegionPlan(name, block.argument, columns, _joined(name, block.row))
+    return RegionPlan(name, block.argument, columns, _joined(name, block.row), _local(module, block, tp_size))
+
+
+def _local(module: nn.Module, block: _Block, tp_size: int) -> tuple[tuple[str, int], ...]:
+    """A fused attention finds q, k and v by counting heads, of which it then has fewer."""
+    if block is not _FUSED_ATTENTION:
+        return ()
+    heads, kv_heads, _ = _heads(module)
+    return ("config.num_attention_heads", heads // tp_size), ("num_key_value_heads", kv_heads // tp_size)
 
 
 def _cuts(module: nn.Module, block: _Block | None) -> Iterator[tuple[nn.Parameter, _Lie]]:
     """Yield every parameter that this module's type explains, and how it lies over the group."""
     kind = _type_of(module)
     if block is not None:
-        unit = int(module.head_dim) if block.attention else 1  # type: ignore[arg-type]  # torch types attributes as Tensor
+        lies = _lies(module, block)
         for child in block.columns:
             for _, parameter in _own(module, child):
-                yield parameter, _Lie(Cut.COLUMN, 0, unit)
+                yield parameter, lies[child]
         for name, parameter in _own(module, block.row):
             # The bias of a row layer is added once, after the sum, so every rank holds all of it.
-            yield parameter, _Lie(Cut.ROW, 1, unit) if name == "weight" else _Lie()
+            yield parameter, lies[block.row] if name == "weight" else _Lie()
     elif kind in _REPLICATED:
         yield from ((parameter, _Lie()) for parameter in module.parameters(recurse=False))
     elif kind in _HEADED:
         yield from ((parameter, _Lie()) for _, parameter in _own(module, "lm_head"))
+
+
+def _lies(module: nn.Module, block: _Block) -> dict[str, _Lie]:
+    """Say how each layer's weight lies over the group. A block that is refused anyway lies anyhow."""
+    if not _is_plain(module, block):
+        return {child: _Lie(Cut.COLUMN, 0) for child in (*block.columns, block.row)}
+    found = {}
+    for child, counted in _counts(module, block).items():
+        cut, dim = (Cut.ROW, 1) if child == block.row else (Cut.COLUMN, 0)
+        lengths = tuple(one.count * one.width for one in counted)
+        found[child] = _Lie(cut, dim, counted[0].width, lengths if len(lengths) > 1 else ())
+    return found
+
+
+def _is_plain(module: nn.Module, block: _Block) -> bool:
+    return all(type(getattr(module, child)) is nn.Linear for child in (*block.columns, block.row))
 
 
 def _own(module: nn.Module, child: str) -> Iterator[tuple[str, nn.Parameter]]:
@@ -138,7 +171,7 @@ def _records(model: nn.Module, covered: dict[int, _Lie], problems: list[tuple[st
         if lie.dim is not None and len(tied) > 1:
             problems.append((name, f"it is cut and also tied to {', '.join(tied[1:])}, which may be used elsewhere"))
         rule = GradientRule.SAME if lie.dim is None else GradientRule.OWN
-        yield ParameterPlan(tied, tuple(parameter.shape), lie.cut, lie.dim, rule, lie.unit)
+        yield ParameterPlan(tied, tuple(parameter.shape), lie.cut, lie.dim, rule, lie.unit, lie.blocks)
 
 
 def _owner(model: nn.Module, name: str) -> str:
@@ -152,14 +185,15 @@ def _check_block(name: str, module: nn.Module, block: _Block, tp_size: int) -> I
         if type(linear) is not nn.Linear:
             yield _joined(name, child), f"it is a {type(linear).__qualname__}, and only a plain torch.nn.Linear is cut"
             return
-    counts = _counts(module, block)
-    for child, what, count, width in counts:
+    for child, counted in _counts(module, block).items():
         weight = getattr(module, child).weight
         actual = weight.shape[1] if child == block.row else weight.shape[0]
-        if actual != count * width:
-            yield _joined(name, f"{child}.weight"), f"its size {actual} is not {count} {what} x {width}"
-        elif count % tp_size:
-            yield _joined(name, f"{child}.weight"), f"its {count} {what} do not divide by {tp_size}"
+        if actual != sum(one.count * one.width for one in counted):
+            expected = " + ".join(f"{one.count} {one.what} x {one.width}" for one in counted)
+            yield _joined(name, f"{child}.weight"), f"its size {actual} is not {expected}"
+        for one in dict.fromkeys(counted):
+            if one.count % tp_size:
+                yield _joined(name, f"{child}.weight"), f"its {one.count} {one.what} do not divide by {tp_size}"
     dropout = getattr(module, "attention_dropout", 0.0)
     if block.attention and dropout:
         yield (
@@ -168,19 +202,33 @@ def _check_block(name: str, module: nn.Module, block: _Block, tp_size: int) -> I
         )
 
 
-def _counts(module: nn.Module, block: _Block) -> list[tuple[str, str, int, int]]:
-    """Return (child, what is counted, how many, how wide) for each layer: what a cut must not split."""
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """What a cut must not split: how many of it there are, and how wide each is."""
+
+    what: str
+    count: int
+    width: int
+
+
+def _heads(module: nn.Module) -> tuple[int, int, int]:
+    """Return attention heads, key/value heads and the size of a head."""
+    config: Any = module.config
+    width: Any = module.head_dim
+    return int(config.num_attention_heads), int(config.num_key_value_heads), int(width)
+
+
+def _counts(module: nn.Module, block: _Block) -> dict[str, tuple[_Counted, ...]]:
+    """Say what each layer's cut dimension consists of: one entry, or one for each fused block, in order."""
     if not block.attention:
-        size = _width(module, "gate_proj", 0)
-        return [(child, "intermediate features", size, 1) for child in ("gate_proj", "up_proj", "down_proj")]
-    config, width = module.config, int(module.head_dim)  # type: ignore[arg-type]  # torch types attributes as Tensor
-    heads, kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)  # type: ignore[union-attr, arg-type]  # same
-    return [
-        ("q_proj", "attention heads", heads, width),
-        ("k_proj", "key/value heads", kv_heads, width),
-        ("v_proj", "key/value heads", kv_heads, width),
-        ("o_proj", "attention heads", heads, width),
-    ]
+        features = _Counted("intermediate features", _width(module, block.row, 1), 1)
+        fused = 2 if block is _FUSED_MLP else 1
+        return {**dict.fromkeys(block.columns, (features,) * fused), block.row: (features,)}
+    heads, kv_heads, width = _heads(module)
+    query, key = _Counted("attention heads", heads, width), _Counted("key/value heads", kv_heads, width)
+    if block is _FUSED_ATTENTION:
+        return {"qkv_proj": (query, key, key), "o_proj": (query,)}
+    return {"q_proj": (query,), "k_proj": (key,), "v_proj": (key,), "o_proj": (query,)}
 
 
 def _check_tensors(model: nn.Module) -> Iterator[tuple[str, str]]:
@@ -203,8 +251,8 @@ def legal_sizes(model: nn.Module) -> list[int]:
     common = 0
     for module in model.modules():
         block = _BLOCKS.get(_type_of(module))
-        if block is not None and all(type(getattr(module, c)) is nn.Linear for c in (*block.columns, block.row)):
-            common = math.gcd(common, *(count for _, _, count, _ in _counts(module, block)))
+        if block is not None and _is_plain(module, block):
+            common = math.gcd(common, *(one.count for counted in _counts(module, block).values() for one in counted))
     return [size for size in range(1, common + 1) if common % size == 0]
 
 

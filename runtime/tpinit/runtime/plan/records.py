@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from tpinit.runtime.shards import aligned_shard
+from tpinit.runtime.shards import pieces
 
 __all__ = ["Cut", "GradientRule", "ParameterPlan", "Plan", "RegionPlan"]
 
@@ -34,7 +34,8 @@ class ParameterPlan:
     """One logical parameter: its names (more than one where it is tied), whole shape, and cut.
 
     `dim` is the dimension that is cut, None for a replicated parameter; `unit` is how many neighbours along
-    it stay on one rank (a head's size, 1 where any cut will do).
+    it stay on one rank (a head's size, 1 where any cut will do). `blocks` are the lengths along `dim` of what
+    is fused there and cut each on its own (q, k, v; gate, up), empty where it is one block.
     """
 
     names: tuple[str, ...]
@@ -43,32 +44,37 @@ class ParameterPlan:
     dim: int | None
     gradients: GradientRule
     unit: int = 1
+    blocks: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
         """The first name."""
         return self.names[0]
 
-    def slice_of(self, tp_size: int, tp_rank: int) -> tuple[int, int] | None:
-        """Return (offset, length) along `dim` for a rank of the group; None where nothing is cut."""
-        return None if self.dim is None else aligned_shard(self.shape[self.dim], self.unit, tp_size, tp_rank)
+    def pieces_of(self, tp_size: int, tp_rank: int) -> tuple[tuple[int, int], ...]:
+        """Return the (offset, length) along `dim` of each piece a rank holds, in order; none where nothing is cut."""
+        if self.dim is None:
+            return ()
+        return pieces(self.blocks or (self.shape[self.dim],), self.unit, tp_size, tp_rank)
 
     def local_shape(self, tp_size: int, tp_rank: int) -> tuple[int, ...]:
         """Return the shape of the local tensor."""
-        held = self.slice_of(tp_size, tp_rank)
-        return tuple(
-            held[1] if held is not None and dim == self.dim else length for dim, length in enumerate(self.shape)
-        )
+        held = sum(length for _, length in self.pieces_of(tp_size, tp_rank))
+        return tuple(held if dim == self.dim else length for dim, length in enumerate(self.shape))
 
 
 @dataclass(frozen=True, slots=True)
 class RegionPlan:
-    """One cut region: the module that encloses it, the input that its column layers share, and its layers."""
+    """One cut region: the module that encloses it, the input that its column layers share, and its layers.
+
+    `local` are the numbers that the module or its config holds of the whole, and what each is on one rank.
+    """
 
     module: str
     argument: str
     columns: tuple[str, ...]
     row: str
+    local: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +101,8 @@ class Plan:
                     "cut": one.cut.value,
                     "dim": one.dim,
                     "unit": one.unit,
-                    "slice": _slice(one.slice_of(self.tp_size, self.tp_rank)),
+                    "blocks": list(one.blocks),
+                    "pieces": [list(piece) for piece in one.pieces_of(self.tp_size, self.tp_rank)],
                     "local_shape": list(one.local_shape(self.tp_size, self.tp_rank)),
                     "gradients": one.gradients.value,
                 }
@@ -121,9 +128,6 @@ class Plan:
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
     def _slice_text(self, one: ParameterPlan) -> str:
-        held = one.slice_of(self.tp_size, self.tp_rank)
-        return "whole" if held is None else f"dim {one.dim}: {held[0]}:{held[0] + held[1]}"
-
-
-def _slice(held: tuple[int, int] | None) -> list[int] | None:
-    return None if held is None else list(held)
+        held = one.pieces_of(self.tp_size, self.tp_rank)
+        spans = ", ".join(f"{offset}:{offset + length}" for offset, length in held)
+        return f"dim {one.dim}: {spans}" if held else "whole"
