@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 import z3
 from tpinit.proofs.claims import Mutant
@@ -18,7 +20,9 @@ __all__ = [
     "forget_mesh",
     "no_disabling",
     "override",
+    "redefine",
     "reorder_dtypes",
+    "reorder_groups",
     "reorder_sizes",
     "without_code",
 ]
@@ -81,6 +85,20 @@ def reorder_sizes(*order: Source) -> Mutant:
 def reorder_dtypes(*order: Source) -> Mutant:
     """Make another precedence of dtypes."""
     return Mutant("dtypes in the order " + ", ".join(order), lambda m: replace(m, dtype_order=order))
+
+
+def reorder_groups(*order: Source) -> Mutant:
+    """Make another precedence of the groups that are no direct source."""
+    return Mutant("groups in the order " + ", ".join(order), lambda m: replace(m, config_group_order=order))
+
+
+def redefine(name: str, says: str, make: Callable[[Model, Any], object]) -> Mutant:
+    """Make one derived term of the model another, given the model and the right term; `replace` keeps the change."""
+    right = Model.__dict__[name].func
+    changed = cached_property(lambda m: make(m, right(m)))
+    changed.__set_name__(Model, name)
+    mutated = type("MutatedModel", (Model,), {name: changed})
+    return Mutant(f"{name} {says}", lambda m: mutated(**{item.name: getattr(m, item.name) for item in fields(Model)}))
 
 
 def no_disabling() -> Mutant:

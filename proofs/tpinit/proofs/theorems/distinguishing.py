@@ -1,0 +1,196 @@
+"""What mutation found that no other theorem says: nothing is refused needlessly, and nothing for another's reason.
+
+Each is a sentence of sections 2, 4 and 5 about what was given, not about the model's own definitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import z3
+from tpinit.proofs.claims import Claim, theorem
+from tpinit.proofs.mutants import override, redefine, reorder_groups
+from tpinit.spec.model import SIZE_OF, FieldTerm, Model, constant
+from tpinit.spec.vocabulary import DType, Outcome, Source, ViolationCode
+
+
+def _cfg(m: Model) -> z3.BoolRef:
+    """D1, D2: CFG of what was given."""
+    s = m.given_input
+    off = z3.And(s.autotp_given, s.autotp == 0, z3.Not(s.alias_given), z3.Not(s.tpi))
+    return z3.And(s.section, z3.Not(off))
+
+
+def _sizes(m: Model) -> list[tuple[z3.BoolRef, z3.ArithRef]]:
+    s, cfg = m.given_input, _cfg(m)
+    return [(z3.And(cfg, s.autotp_given), s.autotp), (z3.And(cfg, s.alias_given), s.alias), (s.tpi, s.call_size)]
+
+
+def _dtypes(m: Model) -> list[tuple[z3.BoolRef, z3.DatatypeRef]]:
+    s, cfg = m.given_input, _cfg(m)
+    return [(z3.And(cfg, s.dtype_given), s.dtype), (s.precision_given, s.precision), (s.tpi, s.call_dtype)]
+
+
+def _groups(m: Model) -> list[tuple[z3.BoolRef, z3.ExprRef]]:
+    s, cfg = m.given_input, _cfg(m)
+    direct = [(s.tpg, s.call_group), (s.mpu, s.mpu_group)]
+    return [*direct, (z3.And(cfg, s.cgroup_given), s.cgroup), (s.mesh, s.mesh_group)]
+
+
+def _all_are(given: Sequence[tuple[z3.BoolRef, z3.ExprRef]], value: z3.ExprRef) -> z3.BoolRef:
+    return z3.And(*(z3.Implies(exists, one == value) for exists, one in given))
+
+
+def _some(given: Sequence[tuple[z3.BoolRef, z3.ExprRef]]) -> z3.BoolRef:
+    return z3.Or(*(exists for exists, _ in given))
+
+
+@theorem(
+    "6.6",
+    control=override(
+        ViolationCode.SIZE_NOT_DIVIDING_WORLD,
+        "also for a supplied group",
+        lambda m, _right: z3.And(
+            m.cfg,
+            m.effective_size.exists,
+            m.effective_size.value >= 1,
+            m.given_input.world % m.effective_size.value != 0,
+        ),
+    ),
+)
+def what_adds_up_is_accepted(m: Model) -> Iterable[Claim]:
+    """Nothing is refused needlessly. Where a size n of at least 1 is given and every given size is n, every
+    given dtype is the same, every supplied group is the same and has n ranks, and, where none is
+    supplied, n divides the world, then a row that is no error starts; and where there is neither a call
+    nor a section but an mpu, nothing of it matters.
+    """
+    s, cfg = m.given_input, _cfg(m)
+    size, dtype, group = z3.Int("n"), z3.Const("d", s.dtype.sort()), z3.Const("g", s.cgroup.sort())
+    groups = _groups(m)
+    adds_up = z3.And(
+        m.well_typed,
+        size >= 1,
+        _some(_sizes(m)),
+        _all_are(_sizes(m), size),
+        _all_are(_dtypes(m), dtype),
+        _all_are(groups, group),
+        z3.Implies(_some(groups), SIZE_OF(group) == size),
+        z3.Implies(z3.Not(_some(groups)), s.world % size == 0),
+    )
+    row = z3.Or(z3.And(cfg, z3.Not(z3.And(s.tpg, s.mpu))), z3.And(s.tpi, s.tpg != s.mpu))
+    beyond = "n, d and g are any"
+    yield Claim("starts", z3.And(adds_up, row), m.starts, shown=(s,), beyond=beyond)
+    for code in ViolationCode:
+        yield Claim(code.value, z3.And(adds_up, row), z3.Not(m.violation(code)), shown=(s,), beyond=beyond)
+    alone = z3.And(m.well_typed, z3.Not(s.tpi), z3.Not(cfg), s.mpu)
+    no_autotp = z3.And(m.outcome == constant(Outcome.NO_AUTOTP), z3.Not(m.starts))
+    yield Claim("an mpu alone", alone, no_autotp, shown=(s,))
+
+
+@theorem(
+    "6.6",
+    control=override(
+        ViolationCode.SIZE_INVALID,
+        "also for a section's 0, which D2 excepts",
+        lambda m, right: z3.Or(right, z3.And(m.given(Source.CONFIG_AUTOTP_SIZE), m.given_input.autotp == 0)),
+    ),
+)
+def a_violation_holds_for_its_own_reason(m: Model) -> Iterable[Claim]:
+    """Each of the three violations that neither the table nor P3 is about holds exactly for its reason, whatever
+    else is wrong. SIZE_MISSING: a section, and no size from it or a call. SIZE_INVALID: a call's size or an alias
+    below 1, or an `autotp_size` below 0; so never for D2's 0. SIZE_NOT_DIVIDING_WORLD: a section, no group
+    from anywhere, and an effective size of at least 1 that leaves ranks over.
+    """
+    s, cfg, shown = m.given_input, _cfg(m), (m.given_input,)
+    missing, invalid = m.violation(ViolationCode.SIZE_MISSING), m.violation(ViolationCode.SIZE_INVALID)
+    undivided = m.violation(ViolationCode.SIZE_NOT_DIVIDING_WORLD)
+    yield Claim("missing", m.well_typed, missing == z3.And(cfg, z3.Not(_some(_sizes(m)))), shown=shown)
+    (autotp_given, autotp), (alias_given, alias), (_, call_size) = _sizes(m)
+    below = z3.Or(z3.And(s.tpi, call_size < 1), z3.And(alias_given, alias < 1), z3.And(autotp_given, autotp < 0))
+    yield Claim("invalid", m.well_typed, invalid == below, shown=shown)
+    to_create = z3.And(m.well_typed, cfg, z3.Not(_some(_groups(m))), _some(_sizes(m)))
+    yield Claim("only where a group is to be created", z3.And(m.well_typed, undivided), to_create, shown=shown)
+    effective = z3.If(autotp_given, autotp, z3.If(alias_given, alias, call_size))
+    leaves_over = z3.And(effective >= 1, s.world % effective != 0)
+    yield Claim("where ranks are left over", to_create, undivided == leaves_over, shown=shown)
+
+
+@theorem(
+    "6.6",
+    control=override(
+        ViolationCode.SIZE_MISMATCH,
+        "forgives a section's 0",
+        lambda m, right: z3.And(right, z3.Not(z3.And(m.given(Source.CONFIG_AUTOTP_SIZE), m.given_input.autotp == 0))),
+    ),
+)
+def zero_is_a_size_like_any_other(m: Model) -> Iterable[Claim]:
+    """D2: an `autotp_size` of 0 beside a call or a `tp.tp_size` is a given size, so it differs from every
+    valid one: SIZE_MISMATCH, and never SIZE_INVALID for itself.
+    """
+    s = m.given_input
+    zero = z3.And(m.well_typed, s.section, s.autotp_given, s.autotp == 0)
+    for says, other in (
+        ("a call", z3.And(s.tpi, s.call_size >= 1)),
+        ("the alias", z3.And(s.alias_given, s.alias >= 1)),
+    ):
+        mismatch = m.violation(ViolationCode.SIZE_MISMATCH)
+        yield Claim(f"beside {says}", z3.And(zero, other), z3.And(mismatch, m.error), shown=(s,))
+    valid = z3.And(z3.Implies(s.tpi, s.call_size >= 1), z3.Implies(s.alias_given, s.alias >= 1))
+    never = z3.Not(m.violation(ViolationCode.SIZE_INVALID))
+    yield Claim("never invalid itself", z3.And(zero, valid), never, shown=(s,))
+
+
+@theorem(
+    "6.6",
+    control=redefine(
+        "error",
+        "only where the sizes are valid",
+        lambda m, right: z3.And(right, z3.Not(m.violation(ViolationCode.SIZE_INVALID))),
+    ),
+)
+def every_violation_refuses(m: Model) -> Iterable[Claim]:
+    """Each violation by itself is an error, and nothing starts; and an error has at least one of the ten."""
+    holding = [m.violation(code) for code in ViolationCode]
+    refused = z3.And(m.outcome == constant(Outcome.ERROR), z3.Not(m.starts))
+    for code, holds in zip(ViolationCode, holding, strict=True):
+        yield Claim(code.value, z3.And(m.well_typed, holds), refused, shown=(m.given_input,))
+    error = z3.And(m.well_typed, m.outcome == constant(Outcome.ERROR))
+    yield Claim("no error without one", error, z3.Or(*holding), shown=(m.given_input,))
+    started = z3.And(m.well_typed, z3.Not(z3.Or(*holding)))
+    initialises = z3.Or(*(m.outcome == constant(one) for one in (Outcome.INIT_FROM_CONFIG, Outcome.INIT_FROM_CALL)))
+    yield Claim("starts where the outcome says so", started, m.starts == initialises, shown=(m.given_input,))
+
+
+@theorem("6.3", control=reorder_groups(Source.MESH_TP_GROUP, Source.CONFIG_TP_GROUP))
+def the_configs_group_comes_before_the_meshs(m: Model) -> Iterable[Claim]:
+    """Rows 3 and 7 take the config's group, else the mesh's: where both give the same one, the config is
+    named as its source (P1).
+    """
+    s = m.given_input
+    started = z3.And(m.well_typed, m.starts, z3.Not(s.tpg), z3.Not(s.mpu))
+    comes = m.effective_group.comes_from
+    of_config = z3.And(started, s.cgroup_given)
+    yield Claim("config", of_config, comes.get(Source.CONFIG_TP_GROUP, z3.BoolVal(False)), shown=(s,))
+    of_mesh = z3.And(started, z3.Not(s.cgroup_given), s.mesh)
+    yield Claim("mesh", of_mesh, comes.get(Source.MESH_TP_GROUP, z3.BoolVal(False)), shown=(s,))
+
+
+@theorem(
+    "6.3",
+    control=redefine(
+        "effective_dtype",
+        "is fp32 where nobody gives one",
+        lambda _m, right: FieldTerm(
+            z3.BoolVal(True), z3.If(right.exists, right.value, constant(DType.FP32)), right.comes_from
+        ),
+    ),
+)
+def a_dtype_that_nobody_gives_stays_unset(m: Model) -> Iterable[Claim]:
+    """D6: on success there is an effective dtype exactly where one is given, by the section, the precision or
+    the call; else its source is `unset`, and no dtype stands in for it.
+    """
+    dtype = m.effective_dtype
+    success = z3.And(m.well_typed, z3.Not(m.error))
+    given = _some(_dtypes(m))
+    yield Claim("exists", success, dtype.exists == given, shown=(m.given_input,))
+    yield Claim("unset", success, dtype.comes_from[Source.UNSET] == z3.Not(given), shown=(m.given_input,))
