@@ -72,7 +72,8 @@ class Theorem:
 
     Either `claims` about a model, with a `mutant` of it as control, which every solver decides; or
     `prove`, which decides by one engine named `engine`, and `refute`, the same of a control. `bound` is
-    the limit of the argument, in words, empty where there is none.
+    the limit of the argument, in words, empty where there is none. `sources` names the modules whose
+    source is what is proven, where it is not the claims.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Theorem:
     prove: Callable[[], Result] | None = None
     refute: Callable[[], Result] | None = None
     bound: str = ""
+    sources: tuple[str, ...] = ()
 
 
 THEOREMS: dict[str, Theorem] = {}

@@ -170,6 +170,7 @@ def lemma_theorem(
                 prove=lambda: prove_lemmas(lemmas_of(module)),
                 refute=lambda: prove_lemmas(lemmas_of(edited_module(module, *control))),
                 bound=bound,
+                sources=(module.__name__,),
             )
         )
         return lemmas_of

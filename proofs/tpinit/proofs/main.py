@@ -12,9 +12,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
+from tpinit.proofs import lint, report
 from tpinit.proofs.certificates import refuting
 from tpinit.proofs.certificates.check import Rejected
 from tpinit.proofs.claims import THEOREMS, Verdict
+from tpinit.proofs.ledger.exporting import write_smt2
 from tpinit.proofs.running import Record, run
 
 __all__ = ["prove"]
@@ -24,8 +26,8 @@ Prove the contract and the shipped resolver. Every theorem is decided for all in
 shown satisfiable, and a control, a contract or a source that is wrong in one place, must be refuted."""
 
 _EPILOG = """\
-exit codes: 0 all proven, 1 a theorem fell, was not decided, was vacuous, or its control survived,
-2 a usage error."""
+exit codes: 0 all proven, 1 a theorem fell, was not decided, was vacuous, or its control survived, a theorem is
+left out or a clause unnamed (not looked at with --only), or the ledger is not the committed one; 2 a usage error."""
 
 
 def _positive(text: str) -> int:
@@ -54,6 +56,10 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="write the certificates of the propositional theorems (CNF, DRUP, README.txt), and prove nothing else",
     )
+    parser.add_argument(
+        "--smt2", metavar="DIR", type=Path, help="write every query as an SMT-LIB 2 file to DIR, and prove nothing"
+    )
+    report.add_arguments(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress, the table only")
     return parser
 
@@ -77,6 +83,9 @@ def prove(argv: Sequence[str]) -> int:
         return 0
     if arguments.certificates is not None:
         return _write_certificates(parser, arguments.certificates)
+    if arguments.smt2 is not None:
+        return _write_smt2(parser, arguments.smt2, names)
+    committed = report.prepare(parser, arguments)
     started, finished = time.perf_counter(), 0
 
     def progress(record: Record) -> None:
@@ -85,12 +94,17 @@ def prove(argv: Sequence[str]) -> int:
         if not arguments.quiet:
             print(f"[{finished}/{len(names)}] {record.name}: {record.verdict.value}", file=sys.stderr, flush=True)
 
-    records = run(names, arguments.jobs, progress)
+    records = run(names, arguments.jobs, progress, report.is_wanted(arguments))
     _print_table(records)
     fallen = [record for record in records if record.verdict is not Verdict.PROVED]
     for record in fallen:
         print(f"\n{record.verdict.value.upper()}: {record.name}\n  {THEOREMS[record.name].statement}")
         print(textwrap.fill(record.detail, 100, initial_indent="  ", subsequent_indent="  "))
+    problems = [] if arguments.only else lint.problems(lint.FOLDER, THEOREMS)
+    if report.is_wanted(arguments):
+        problems += report.report(arguments, committed, records, started)
+    for problem in problems:
+        print(f"\nPROBLEM: {problem}")
     seconds = time.perf_counter() - started
     proven = len(records) - len(fallen)
     print(
@@ -98,7 +112,16 @@ def prove(argv: Sequence[str]) -> int:
         if not fallen
         else f"\n{proven} of {len(records)} theorems proven, {len(fallen)} not, in {seconds:.1f} s"
     )
-    return 1 if fallen else 0
+    return 1 if fallen or problems else 0
+
+
+def _write_smt2(parser: argparse.ArgumentParser, directory: Path, names: Sequence[str]) -> int:
+    try:
+        count = write_smt2(directory, names)
+    except OSError as problem:
+        parser.error(f"--smt2 {directory}: {problem.strerror}; give a directory that can be written to")
+    print(f"{count} queries written to {directory}; each says in its comments what it asks, and the answer claimed")
+    return 0
 
 
 def _write_certificates(parser: argparse.ArgumentParser, directory: Path) -> int:

@@ -11,6 +11,7 @@ from multiprocessing import get_context
 
 from tpinit.proofs import brute
 from tpinit.proofs.claims import THEOREMS, Claim, Result, Theorem, Verdict, right_model
+from tpinit.proofs.ledger.findings import Findings, explain
 from tpinit.proofs.solvers import SOLVERS, decide_all, digest
 
 __all__ = ["OracleRun", "Record", "judge", "run"]
@@ -30,6 +31,7 @@ class Record:
 
     `oracles` has what each said; `beyond` why the small domain could not be asked, where it could not.
     `controls` has each oracle's verdict on the control. `formula` is the digest of what was proven.
+    `findings` has witnesses and cores, where they were asked for.
     """
 
     name: str
@@ -40,10 +42,11 @@ class Record:
     beyond: str = ""
     formula: str = ""
     seconds: float = 0.0
+    findings: Findings = field(default_factory=Findings)
 
 
-def judge(theorem: Theorem) -> Record:
-    """Decide a theorem and its control by every oracle that can.
+def judge(theorem: Theorem, explained: bool = False) -> Record:
+    """Decide a theorem and its control by every oracle that can, and find witnesses and cores if asked to.
 
     All must agree. A control that is not refuted makes the theorem fail. Whatever goes wrong inside a
     proof is `unknown`, with the reason: never a pass, never a crash.
@@ -53,7 +56,15 @@ def judge(theorem: Theorem) -> Record:
         record = _by_claims(theorem) if theorem.claims is not None else _by_engine(theorem)
     except Exception as exception:  # a theorem that breaks is reported beside the others
         record = Record(theorem.name, Verdict.UNKNOWN, _told(exception))
-    return replace(record, seconds=time.perf_counter() - started)
+    record = replace(record, seconds=time.perf_counter() - started)
+    return _explained(theorem, record) if explained and record.verdict is Verdict.PROVED else record
+
+
+def _explained(theorem: Theorem, record: Record) -> Record:
+    try:
+        return replace(record, findings=explain(theorem))
+    except Exception as exception:  # what is proven and can't be explained is not understood: not a pass
+        return replace(record, verdict=Verdict.UNKNOWN, detail=f"no witness or core: {_told(exception)}")
 
 
 def _by_claims(theorem: Theorem) -> Record:
@@ -118,11 +129,11 @@ def _told(exception: BaseException) -> str:
     return f"{type(exception).__name__}: {exception}"
 
 
-def _judge_by_name(name: str) -> Record:
+def _judge_by_name(name: str, explained: bool) -> Record:
     import tpinit.proofs.theorems  # registers them in this process
 
     del tpinit
-    return judge(THEOREMS[name])
+    return judge(THEOREMS[name], explained)
 
 
 # The longest first, so that no process is left alone with them at the end.
@@ -133,12 +144,15 @@ def _slowest_first(name: str) -> int:
     return next((place for place, start in enumerate(_SLOW) if name.startswith(start)), len(_SLOW))
 
 
-def run(names: Sequence[str], jobs: int, done: Callable[[Record], None]) -> list[Record]:
-    """Judge the named theorems in `jobs` processes; `done` hears of each as it ends. In the given order."""
+def run(names: Sequence[str], jobs: int, done: Callable[[Record], None], explained: bool = False) -> list[Record]:
+    """Judge the named theorems in `jobs` processes; `done` hears of each as it ends. In the given order.
+
+    With `explained`, witnesses and cores are found too.
+    """
     order = sorted(names, key=_slowest_first)
     records: dict[str, Record] = {}
     with ProcessPoolExecutor(min(jobs, len(names)), mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(_judge_by_name, name): name for name in order}
+        waiting = {pool.submit(_judge_by_name, name, explained): name for name in order}
         try:
             for future in as_completed(waiting):
                 record = future.result()

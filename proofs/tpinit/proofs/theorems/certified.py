@@ -74,6 +74,7 @@ def _certified(clause: str, name: str, statement: str, control: str, weakened: C
             clause,
             f"{control}; the right contract's proof, forged onto it, is rejected",
             engine="certificate",
+            sources=("tpinit.spec.table", "tpinit.spec.prose"),
             prove=partial(decide, name, Contract()),
             refute=partial(_refute, name, weakened),
         )

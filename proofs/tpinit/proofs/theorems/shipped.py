@@ -104,6 +104,7 @@ def _part(
             clause="6.10",
             control=f"the source with {control[1].strip()!r} for {control[0].strip()!r}",
             engine="paths",
+            sources=(shipped.__name__,),
             prove=lambda: _on_every_path(pick(shipped), agrees),
             refute=lambda: _on_every_path(pick(edited(*control)), agrees),
         )
@@ -280,6 +281,7 @@ register(
         clause="6.10",
         control="a resolver that forgives nine violations at once",
         engine="composition",
+        sources=(shipped.__name__,),
         prove=lambda: _composition(shipped),
         refute=lambda: _composition(edited("ok = not violations", "ok = len(violations) < 9")),
     )
@@ -297,6 +299,7 @@ for _code in ViolationCode:
             clause="6.10",
             control=f"the source with {_CONTROLS[_code][1].strip()!r} for {_CONTROLS[_code][0].strip()!r}",
             engine="crosshair",
+            sources=(shipped.__name__,),
             prove=partial(check_predicate, _code),
             refute=partial(check_predicate, _code, _CONTROLS[_code]),
         )

@@ -1,0 +1,90 @@
+"""What each part of the contract is needed for: drop it, and see which theorem is the first to fall.
+
+A part that could be dropped unnoticed would be a part that nothing proven depends on. The parts are A0,
+each row of the table, each rule of the prose, and each violation code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from multiprocessing import get_context
+
+import z3
+from tpinit.proofs.claims import THEOREMS, Mutant, right_model
+from tpinit.proofs.ledger.findings import first_to_fall
+from tpinit.proofs.mutants import drop_row, without_code
+from tpinit.spec.model import Model
+from tpinit.spec.prose import RULES
+from tpinit.spec.table import ROWS
+from tpinit.spec.vocabulary import ViolationCode
+
+__all__ = ["A0", "Need", "drops", "needed_by", "needed_by_each"]
+
+A0 = "A0 (TPG implies TPI)"
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a part is needed for: the first theorem that falls without it, and how. Empty where none does."""
+
+    dropped: str
+    theorem: str = ""
+    falls: str = ""
+
+
+@dataclass(frozen=True)
+class _NotAssumingA0(Model):
+    """The model, but A0 is no premise. (It stays defined, so that theorems can speak of it.)"""
+
+    @cached_property
+    def typing(self) -> Mapping[str, z3.BoolRef]:
+        """What every input satisfies by its type, less A0."""
+        return {name: term for name, term in super().typing.items() if name != A0}
+
+
+def _without_a0(model: Model) -> Model:
+    if A0 not in model.typing:
+        raise ValueError(f"no premise of the model is named {A0!r}")
+    return _NotAssumingA0(**{item.name: getattr(model, item.name) for item in fields(Model)})
+
+
+def _without_rule(place: int) -> Callable[[Model], Model]:
+    return lambda model: replace(model, rules=(*model.rules[:place], *model.rules[place + 1 :]))
+
+
+def drops() -> Iterator[Mutant]:
+    """Give every contract that lacks one part; what it says is the part."""
+    yield Mutant(A0, _without_a0)
+    for row in ROWS:
+        yield Mutant(f"row {row.number}", drop_row(row.number).apply)
+    for place, rule in enumerate(RULES):
+        yield Mutant(f"{rule.clause}: {rule.says}", _without_rule(place))
+    for code in ViolationCode:
+        yield Mutant(code.value, without_code(code).apply)
+
+
+def needed_by(drop: Mutant, names: Sequence[str]) -> Need:
+    """Find the first of the named theorems that falls without the part."""
+    for name in names:
+        claims = THEOREMS[name].claims
+        falls = None if claims is None else first_to_fall(claims(drop.apply(right_model())))
+        if falls is not None:
+            return Need(drop.says, name, falls)
+    return Need(drop.says)
+
+
+def _needed_by_place(place: int, names: Sequence[str]) -> Need:
+    import tpinit.proofs.theorems  # registers them in this process
+
+    del tpinit
+    return needed_by(list(drops())[place], names)
+
+
+def needed_by_each(names: Sequence[str], jobs: int) -> list[Need]:
+    """Find for every part the first of the named theorems that falls without it, in `jobs` processes."""
+    places = range(len(list(drops())))
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(_needed_by_place, places, [names] * len(places)))

@@ -1,0 +1,160 @@
+"""The ledger as a page: one file that needs nothing else, for a browser of any width, in light and dark.
+
+Everything that comes out of the ledger is escaped, and the page's own policy forbids it to load anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+__all__ = ["page"]
+
+Ledger = Mapping[str, Any]
+
+
+def page(ledger: Ledger) -> str:
+    """Make the page of a ledger, with or without times. Raises KeyError for what is no ledger."""
+    template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    theorems, times = ledger["theorems"], ledger.get("times")
+    parts = {
+        "summary": _summary(ledger),
+        "options": "".join(_option(clause, says, theorems) for clause, says in ledger["clauses"].items()),
+        "count": str(len(theorems)),
+        "time_head": '<th role="columnheader" scope="col">Seconds</th>' if times else "",
+        "rows": "\n".join(_row(name, entry, times) for name, entry in theorems.items()),
+        "sections": _witnesses(ledger["witnesses"]) + _necessity(ledger["necessity"]),
+        "made_with": _made_with(ledger),
+    }
+    return re.sub(r"@(\w+)@", lambda hit: parts[hit[1]], template)
+
+
+def _option(clause: str, says: str, theorems: Mapping[str, Any]) -> str:
+    count = sum(entry["clause"] == clause for entry in theorems.values())
+    return f'<option value="{escape(clause)}">{escape(clause)}: {escape(says)} ({count})</option>'
+
+
+def _summary(ledger: Ledger) -> str:
+    total, proven = ledger["summary"]["theorems"], ledger["summary"]["proven"]
+    needed = sum(bool(need["theorem"]) for need in ledger["necessity"].values())
+    witnesses = ledger["witnesses"]
+    said = (
+        f"{proven} of {total} theorems are proven and every control is refuted."
+        if proven == total
+        else (f"<strong>{proven} of {total} theorems are proven, {total - proven} are not.</strong>")
+    )
+    return (
+        f"{said} {len(witnesses['rows'])} rows and {len(witnesses['codes'])} violations have a witness; "
+        f"{needed} of {len(ledger['necessity'])} parts of the contract were dropped and missed by a theorem."
+    )
+
+
+def _row(name: str, entry: Mapping[str, Any], times: Mapping[str, Any] | None) -> str:
+    words = escape(f"{name} {entry['clause']} {entry['statement']}".lower())
+    verdict = escape(entry["verdict"])
+    # A class only for the one verdict that is good: whatever else there is looks bad.
+    badge = f'<span class="badge{" proved" if verdict == "proved" else ""}">{verdict}</span>'
+    oracles = "".join(f"<li>{_oracle(*pair)}</li>" for pair in entry["oracles"].items())
+    time = ""
+    if times:
+        time = f'<td role="cell" class="number" data-label="Seconds">{times["theorems"][name]["total"]:.2f}</td>'
+    return (
+        f'<tr role="row" data-clause="{escape(entry["clause"])}" data-text="{words}">'
+        f'<td role="cell" class="narrow" data-label="Clause">{escape(entry["clause"])}</td>'
+        f'<td role="cell"><code class="name">{escape(name)}</code>'
+        f'<p class="statement">{escape(entry["statement"])}</p>'
+        f"<details><summary>Evidence<span hidden> of {escape(name)}</span></summary>{_evidence(entry)}</details></td>"
+        f'<td role="cell" class="narrow">{badge}</td>'
+        f'<td role="cell" data-label="Decided by"><ul class="plain">{oracles}</ul></td>{time}</tr>'
+    )
+
+
+def _oracle(name: str, said: Mapping[str, Any]) -> str:
+    failed = "" if said["verdict"] == "proved" else f" <strong>{escape(said['verdict'])}</strong>"
+    return f'{escape(name)}{failed} <span class="quiet">{said["checked"]:,} {escape(said["unit"])}</span>'
+
+
+def _evidence(entry: Mapping[str, Any]) -> str:
+    control = entry["control"]
+    fallen = [f"{verdict} by {oracle}" for oracle, verdict in control["verdicts"].items()]
+    told = [
+        ("What went wrong", escape(entry["detail"])),
+        ("Bound", escape(entry["bound"])),
+        ("Not asked", "; ".join(escape(f"{oracle}: {why}") for oracle, why in entry["not_asked"].items())),
+        ("Needs", _cores(entry["cores"])),
+        ("Premises hold for", _listed(_of(case["input"], case["claims"]) for case in entry["premises"])),
+        ("Reached for", _listed(_of(found, [claim]) for claim, found in entry["reached"].items())),
+        ("Control", escape(f"{control['says']}: {', '.join(fallen)}")),
+        ("It falls at", escape(control["falls"])),
+        ("Formula, SHA-256", f"<code>{escape(entry['formula'])}</code>" if entry["formula"] else ""),
+        (
+            "Source, SHA-256",
+            _listed(f"{escape(one)} <code>{escape(its)}</code>" for one, its in entry["sources"].items()),
+        ),
+    ]
+    return "<dl>" + "".join(f"<dt>{title}</dt><dd>{text}</dd>" for title, text in told if text) + "</dl>"
+
+
+def _cores(cores: Iterable[Mapping[str, Any]]) -> str:
+    return _listed(_of("; ".join(core["needs"]) or "the definitions alone", core["claims"]) for core in cores)
+
+
+def _of(text: str, claims: list[str]) -> str:
+    said = ", ".join(claims) if len(claims) <= 6 else f"{len(claims)} claims, {claims[0]} to {claims[-1]}"
+    return f'{escape(text)} <span class="of">({escape(said)})</span>'
+
+
+def _listed(items: Iterable[str]) -> str:
+    lines = list(items)
+    return "<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>" if lines else ""
+
+
+def _table(title: str, key: str, heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Make a section with a table. On a phone every cell but the first carries its head as a label."""
+    columns = "".join(f'<th role="columnheader" scope="col">{escape(head)}</th>' for head in heads)
+    body = "".join(
+        '<tr role="row">'
+        + "".join(
+            f'<td role="cell" data-label="{escape(head)}">{cell}</td>' for head, cell in zip(heads, row, strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<h2 id="{key}">{escape(title)}</h2>\n<table role="table" aria-labelledby="{key}">'
+        f'<thead role="rowgroup"><tr role="row">{columns}</tr></thead><tbody role="rowgroup">{body}</tbody></table>\n'
+    )
+
+
+def _witnesses(witnesses: Mapping[str, Mapping[str, str]]) -> str:
+    rows = [(f"row {escape(number)}", escape(told)) for number, told in witnesses["rows"].items()]
+    codes = [(f"<code>{escape(code)}</code>", escape(told)) for code, told in witnesses["codes"].items()]
+    return _table("An input for every row", "rows", ("Row", "Input"), rows) + _table(
+        "An input for every violation, where no other holds", "codes", ("Violation", "Input"), codes
+    )
+
+
+def _necessity(necessity: Mapping[str, Mapping[str, str]]) -> str:
+    rows = [
+        (
+            escape(dropped),
+            f"<code>{escape(need['theorem'])}</code>" if need["theorem"] else "<strong>no theorem falls</strong>",
+            escape(need["falls"]),
+        )
+        for dropped, need in necessity.items()
+    ]
+    title = "What each part of the contract is needed for"
+    return _table(title, "necessity", ("Dropped", "The first theorem to fall", "At"), rows)
+
+
+def _made_with(ledger: Ledger) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in ledger["versions"].items())
+    took = f" All of it took {ledger['times']['total']:.0f} seconds." if ledger.get("times") else ""
+    return (
+        f"<p>Decided with {escape(versions)}.{took}</p>"
+        f"<p>Brute force goes over every input with {escape(ledger['bounds']['brute'])}; the solvers have no such "
+        "bounds. A theorem that has a bound of its own states it.</p>"
+    )

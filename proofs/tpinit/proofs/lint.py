@@ -1,0 +1,117 @@
+"""The lint of the theorems: none is left out of what runs, and no clause of the contract is left unnamed.
+
+What is in the files is read from their syntax trees, without importing them: a theorem that nothing
+imports is what must be found.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from tpinit.proofs.claims import Theorem
+
+__all__ = ["CLAUSES", "FOLDER", "problems"]
+
+FOLDER = Path(__file__).parent / "theorems"
+
+# The contract, section 6, item by item, in short.
+CLAUSES: Mapping[str, str] = {
+    "6.1": "exhaustive and disjoint under A0; A0 necessary; rows reachable; one pair differs in one condition",
+    "6.2": "the table is equivalent to the prose",
+    "6.3": "the merge: config canonical, only gaps filled, mismatches exact, idempotent, sources true",
+    "6.4": "nothing is silently ignored",
+    "6.5": "a success is safe",
+    "6.6": "the decision is total and deterministic; every violation is reachable alone",
+    "6.7": "no bound on sizes, worlds or numbers of groups",
+    "6.8": "topology: groups partition the ranks, for every world and every dividing size",
+    "6.9": "shard arithmetic: offsets tile, uneven, head-aligned and fused ones too",
+    "6.10": "the shipped source equals the model on every path",
+}
+
+
+def problems(folder: Path, theorems: Mapping[str, Theorem]) -> list[str]:
+    """List what is wrong with the theorems of a folder, given those that are registered. Empty is right."""
+    trees = {path.stem: ast.parse(path.read_bytes(), str(path)) for path in sorted(folder.glob("*.py"))}
+    return [
+        *_modules_left_out(trees),
+        *_theorems_left_out(trees, theorems),
+        *_clauses_left_out(theorems),
+        *_without_source(theorems.values()),
+    ]
+
+
+def _modules_left_out(trees: Mapping[str, ast.Module]) -> Iterator[str]:
+    reached, waiting = {"__init__"}, ["__init__"]
+    while waiting:
+        for name in _imported(trees[waiting.pop()]):
+            if name in trees and name not in reached:
+                reached.add(name)
+                waiting.append(name)
+    for name in trees:
+        if name not in reached:
+            yield f"theorems/{name}.py: no suite imports it; import it in theorems/__init__.py"
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    """Give the last part of every module that could be meant by the imports of a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (item.name.rpartition(".")[2] for item in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").rpartition(".")[2]
+            yield from (item.name for item in node.names)
+
+
+_DECORATORS = ("theorem", "lemma_theorem")
+_CONSTRUCTORS = ("Claim", "Lemma")
+
+
+def _theorems_left_out(trees: Mapping[str, ast.Module], theorems: Mapping[str, Theorem]) -> Iterator[str]:
+    for module, tree in trees.items():
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+            where = f"theorems/{module}.py:{function.lineno}: {function.name}"
+            if any(_called(one) in _DECORATORS for one in function.decorator_list):
+                if function.name not in theorems:
+                    yield f"{where} is a theorem that no suite runs; it is not registered"
+            elif _states(function) and function.name not in used:
+                yield f"{where} states claims and nothing runs it; decorate it with @theorem"
+        for name, line in _named_theorems(tree):
+            if name not in theorems:
+                yield f"theorems/{module}.py:{line}: {name} is a theorem that no suite runs; it is not registered"
+
+
+def _called(node: ast.expr) -> str:
+    target = node.func if isinstance(node, ast.Call) else node
+    return target.id if isinstance(target, ast.Name) else target.attr if isinstance(target, ast.Attribute) else ""
+
+
+def _states(function: ast.FunctionDef) -> bool:
+    return any(isinstance(node, ast.Call) and _called(node) in _CONSTRUCTORS for node in ast.walk(function))
+
+
+def _named_theorems(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Give the names of theorems that are made by hand, where the name is a plain string."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and _called(node) == "Theorem":
+            named = [word.value for word in node.keywords if word.arg == "name"] + node.args[:1]
+            if named and isinstance(named[0], ast.Constant) and isinstance(named[0].value, str):
+                yield named[0].value, node.lineno
+
+
+def _clauses_left_out(theorems: Mapping[str, Theorem]) -> Iterator[str]:
+    named = {theorem.clause for theorem in theorems.values()}
+    for clause, says in CLAUSES.items():
+        if clause not in named:
+            yield f"clause {clause} ({says}): no theorem names it"
+    for theorem in theorems.values():
+        if theorem.clause not in CLAUSES:
+            yield f"theorem {theorem.name} names clause {theorem.clause!r}, which the contract has not"
+
+
+def _without_source(theorems: Iterable[Theorem]) -> Iterator[str]:
+    for theorem in theorems:
+        if theorem.claims is None and not theorem.sources:
+            yield f"theorem {theorem.name} does not say which source it is proven of; give it sources=(module,)"

@@ -1,0 +1,74 @@
+"""What `tpinit prove` does with the ledger: write it with its page, keep it, hold it against the committed one."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tpinit.proofs.claims import THEOREMS
+from tpinit.proofs.ledger.comparing import UnreadableLedger, differences, read, without_times
+from tpinit.proofs.ledger.entries import ledger, missing, text
+from tpinit.proofs.ledger.necessity import needed_by_each
+from tpinit.proofs.ledger.page import page
+from tpinit.proofs.running import Record
+
+__all__ = ["add_arguments", "is_wanted", "prepare", "report"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that speak of the ledger."""
+    parser.add_argument(
+        "--report", metavar="DIR", type=Path, help="write the ledger (ledger.json) and its page (index.html) to DIR"
+    )
+    parser.add_argument(
+        "--check-ledger",
+        metavar="FILE",
+        type=Path,
+        help="fail where FILE differs from the ledger of now, but for times",
+    )
+    parser.add_argument("--write-ledger", metavar="FILE", type=Path, help="write the ledger without times, to be kept")
+
+
+def is_wanted(arguments: argparse.Namespace) -> bool:
+    """Tell whether any option asks for the ledger, and so for witnesses and cores."""
+    return any(getattr(arguments, name) is not None for name in ("report", "check_ledger", "write_ledger"))
+
+
+def prepare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Mapping[str, object] | None:
+    """Refuse now what would be refused after all proofs. Return the committed ledger, where one is named."""
+    if arguments.only and (arguments.check_ledger is not None or arguments.write_ledger is not None):
+        parser.error("--check-ledger and --write-ledger speak of all theorems; leave out --only")
+    try:
+        if arguments.report is not None:
+            arguments.report.mkdir(parents=True, exist_ok=True)
+        return None if arguments.check_ledger is None else read(arguments.check_ledger)
+    except UnreadableLedger as problem:
+        parser.error(f"--check-ledger {problem}; write one with 'tpinit prove --write-ledger FILE'")
+    except OSError as problem:
+        parser.error(f"--report {arguments.report}: {problem.strerror}; give a directory that can be written to")
+
+
+def report(
+    arguments: argparse.Namespace,
+    committed: Mapping[str, object] | None,
+    records: Sequence[Record],
+    started: float,
+) -> list[str]:
+    """Make the ledger of the records and do with it what was asked. Return the problems found, in words.
+
+    Raises OSError where a file can't be written.
+    """
+    names = [record.name for record in records]
+    needs = needed_by_each(names, arguments.jobs)
+    whole = ledger(THEOREMS, records, needs, time.perf_counter() - started)
+    problems = [] if arguments.only else missing(needs, whole)
+    if arguments.report is not None:
+        (arguments.report / "ledger.json").write_text(text(whole), encoding="utf-8")
+        (arguments.report / "index.html").write_text(page(whole), encoding="utf-8")
+    if arguments.write_ledger is not None:
+        arguments.write_ledger.write_text(text(without_times(whole)), encoding="utf-8")
+    if committed is not None:
+        problems += [f"{arguments.check_ledger}: {line}" for line in differences(committed, whole)]
+    return problems
