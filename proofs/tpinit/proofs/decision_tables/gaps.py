@@ -26,19 +26,15 @@ class Gap:
 
 def find_gaps(space: Space, limit: int) -> tuple[tuple[Gap, ...], bool]:
     """Return at most `limit` maximal gaps, none superfluous, and whether they are all there is."""
-    solver = space.uncovered()
     found: list[tuple[Cube, Point]] = []
-    complete = False
-    while True:
-        if not space.check(solver):
-            complete = True
-            break
-        if len(found) == limit:
-            break
-        point = space.point(solver)
-        cube = _widened(space, point)
-        found.append((cube, point))
-        solver.add(space.outside(cube))
+    with space.uncovered() as solver:
+        complete = not space.check(solver)
+        while not complete and len(found) < limit:
+            point = space.point(solver)
+            cube = _widened(space, point)
+            found.append((cube, point))
+            solver.add(space.outside(cube))
+            complete = not space.check(solver)
     if complete:
         found = _needed(space, found)
     found.sort(key=lambda gap: (-volume(gap[0]), gap[0]))
@@ -76,13 +72,11 @@ def _widen(space: Space, point: Point, order: Sequence[int]) -> Cube:
 
 def _needed(space: Space, gaps: list[tuple[Cube, Point]]) -> list[tuple[Cube, Point]]:
     """Leave out each gap whose inputs the others have."""
-    solver = space.uncovered()
     for gap in list(gaps):
         others = [other for other in gaps if other is not gap]
-        solver.push()
-        for cube, _ in others:
-            solver.add(space.outside(cube))
-        if not space.check(solver):
-            gaps = others
-        solver.pop()
+        with space.uncovered() as solver:
+            for cube, _ in others:
+                solver.add(space.outside(cube))
+            if not space.check(solver):
+                gaps = others
     return gaps

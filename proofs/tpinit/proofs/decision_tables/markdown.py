@@ -95,7 +95,7 @@ def _cells(line: str) -> list[str]:
     if not line.startswith("|"):
         return []
     parts = re.split(r"(?<!\\)\|", line.removeprefix("|").removesuffix("|"))
-    return [part.replace("\\|", "|").strip().strip("`").strip() for part in parts]
+    return [part.replace("\\|", "|").replace("`", "").strip() for part in parts]
 
 
 def _column(grid: _Grid, column: int) -> list[str]:

@@ -6,7 +6,8 @@ remembered by the part of the cube that the axioms are about. Counting uses no s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -72,28 +73,37 @@ class Space:
             [z3.Bool(f"{c}")] if condition.boolean else [z3.Bool(f"{c}={v}") for v, _ in enumerate(condition.values)]
             for c, condition in enumerate(table.conditions)
         ]
+        self._decls = [[option.decl() for option in options] for options in self._bits]
         self._axiom_conditions = sorted({lit.condition for axiom in table.axioms for lit in literals(axiom.expr)})
+        self._about = [c in self._axiom_conditions for c in range(len(self.full))]
+        self._terms: dict[tuple[int, int], Any] = {}
         # admits[c][v]: the rows, as a mask, that match value v of condition c.
         self._admits = [
             [sum(1 << r for r, row in enumerate(table.rows) if row.cells[c] >> v & 1) for v in bits(full)]
             for c, full in enumerate(self.full)
         ]
         self._allowed = self._solver()
+        self._named: tuple[Any, list[Any]] | None = None
+        self._gap_solver: Any = None
         self._without: tuple[Any, list[Any]] | None = None
         self._known: dict[Cube, Point | None] = {}
-        # Allowed inputs seen so far: how many, and which of them have value v of condition c.
-        self._seen = 0
+        # Allowed inputs seen so far, and which of them, as a mask, have value v of condition c.
+        self._seen: list[Point] = []
         self._seen_with = [[0] * full.bit_length() for full in self.full]
 
     # --- terms ---------------------------------------------------------------------------------------
 
     def is_in(self, c: int, mask: int) -> Any:
         """Return the term: condition c has one of the values of the mask."""
-        if mask == self.full[c]:
-            return z3.BoolVal(True)
-        if self.table.conditions[c].boolean:
-            return self._bits[c][0] if mask == 0b10 else z3.Not(self._bits[c][0])
-        return z3.Or([self._bits[c][v] for v in bits(mask)])
+        if (c, mask) not in self._terms:
+            if mask == self.full[c]:
+                term = z3.BoolVal(True)
+            elif self.table.conditions[c].boolean:
+                term = self._bits[c][0] if mask == 0b10 else z3.Not(self._bits[c][0])
+            else:
+                term = z3.Or([self._bits[c][v] for v in bits(mask)])
+            self._terms[c, mask] = term
+        return self._terms[c, mask]
 
     def outside(self, cube: Cube) -> Any:
         """Return the term: the input is not in the cube."""
@@ -108,8 +118,14 @@ class Space:
             if self.table.conditions[c].boolean:
                 found.append(self.is_in(c, mask))
             else:
-                found += [z3.Not(self._bits[c][v]) for v in bits(self.full[c] & ~mask)]
+                found += [self._without_value(c, v) for v in bits(self.full[c] & ~mask)]
         return found
+
+    def _without_value(self, c: int, v: int) -> Any:
+        key = c, -1 - v  # no mask is negative
+        if key not in self._terms:
+            self._terms[key] = z3.Not(self._bits[c][v])
+        return self._terms[key]
 
     def _term(self, expr: Expr) -> Any:
         if isinstance(expr, Lit):
@@ -146,20 +162,32 @@ class Space:
     def point(self, solver: Any) -> Point:
         """Return the input that the solver found."""
         model = solver.model()
-        found = []
-        for condition, options in zip(self.table.conditions, self._bits, strict=True):
-            true = [v for v, option in enumerate(options) if z3.is_true(model.eval(option))]
-            found.append(len(true) if condition.boolean else true[0])
-        return tuple(found)
+        context = model.ctx.ref()
+
+        def is_true(decl: Any) -> bool:
+            # The C interface itself: wrapping each value in objects took most of the time of an analysis.
+            value = z3.Z3_model_get_const_interp(context, model.model, decl.ast)
+            return bool(value) and z3.Z3_get_bool_value(context, value) == z3.Z3_L_TRUE
+
+        return tuple(
+            int(is_true(decls[0])) if condition.boolean else next(v for v, decl in enumerate(decls) if is_true(decl))
+            for condition, decls in zip(self.table.conditions, self._decls, strict=True)
+        )
 
     # --- questions -----------------------------------------------------------------------------------
 
-    def uncovered(self) -> Any:
-        """Return a solver whose models are the allowed inputs that no row covers."""
-        solver = self._solver()
-        for row in self.table.rows:
-            solver.add(self.outside(row.cells))
-        return solver
+    @contextmanager
+    def uncovered(self) -> Iterator[Any]:
+        """Lend a solver whose models are the allowed inputs that no row covers; what is added to it is taken back."""
+        if self._gap_solver is None:
+            self._gap_solver = self._solver()
+            for row in self.table.rows:
+                self._gap_solver.add(self.outside(row.cells))
+        self._gap_solver.push()
+        try:
+            yield self._gap_solver
+        finally:
+            self._gap_solver.pop()
 
     def matching(self, cube: Cube) -> int:
         """Return the rows, as a mask, whose cells have a point in common with the cube."""
@@ -174,50 +202,56 @@ class Space:
 
     def witness(self, cube: Cube) -> Point | None:
         """Return an allowed input of the cube, or None where the axioms exclude all of it."""
-        settled = [simplify(axiom.expr, cube) for axiom in self.table.axioms]
-        if any(isinstance(expr, Const) and not expr.value for expr in settled):
-            return None
-        if all(isinstance(expr, Const) for expr in settled):
-            return tuple(map(_lowest, cube))
         key = tuple(cube[c] for c in self._axiom_conditions)
         if key not in self._known:
-            self._known[key] = self._ask(cube)
+            self._known[key] = self._seen_in(cube) or self._find(cube)
         found = self._known[key]
         if found is None:
             return None
-        axioms = set(self._axiom_conditions)
-        return tuple(found[c] if c in axioms else _lowest(mask) for c, mask in enumerate(cube))
+        return tuple(
+            found[c] if about else _lowest(mask) for c, (mask, about) in enumerate(zip(cube, self._about, strict=True))
+        )
 
-    def _ask(self, cube: Cube) -> Point | None:
-        """Find an allowed input whose part that the axioms are about is in the cube: seen before, or by Z3."""
-        seen = (1 << self._seen) - 1
+    def _seen_in(self, cube: Cube) -> Point | None:
+        """Return an allowed input met before whose part that the axioms are about is in the cube."""
+        seen = (1 << len(self._seen)) - 1
         for c in self._axiom_conditions:
             if cube[c] != self.full[c]:
                 some = 0
                 for v in bits(cube[c]):
                     some |= self._seen_with[c][v]
                 seen &= some
-        if seen:
-            index = _lowest(seen)
-            return tuple(
-                next((v for v, points in enumerate(with_value) if points >> index & 1), 0)
-                for with_value in self._seen_with
-            )
-        projected = tuple(mask if c in self._axiom_conditions else self.full[c] for c, mask in enumerate(cube))
+        return self._seen[_lowest(seen)] if seen else None
+
+    def _find(self, cube: Cube) -> Point | None:
+        """Find an allowed input of the cube: the axioms alone may settle it, else Z3 does."""
+        is_open = False
+        for axiom in self.table.axioms:
+            settled = simplify(axiom.expr, cube)
+            if isinstance(settled, Const) and not settled.value:
+                return None
+            is_open = is_open or not isinstance(settled, Const)
+        if not is_open:
+            return tuple(map(_lowest, cube))
+        projected = tuple(
+            mask if about else full for mask, about, full in zip(cube, self._about, self.full, strict=True)
+        )
         if not self.check(self._allowed, self.assumptions(projected)):
             return None
         point = self.point(self._allowed)
         for c, v in enumerate(point):
-            self._seen_with[c][v] |= 1 << self._seen
-        self._seen += 1
+            self._seen_with[c][v] |= 1 << len(self._seen)
+        self._seen.append(point)
         return point
 
     def blame(self, cube: Cube) -> list[int]:
         """Return a smallest-possible-by-deletion set of axioms that together exclude the whole cube."""
-        names = [z3.Bool(f"axiom {index}") for index in range(len(self.table.axioms))]
-        solver = self._solver(axioms=False)
-        for name, axiom in zip(names, self.table.axioms, strict=True):
-            solver.add(z3.Implies(name, self._term(axiom.expr)))
+        if self._named is None:
+            solver, names = self._solver(axioms=False), [z3.Bool(f"axiom {i}") for i in range(len(self.table.axioms))]
+            for name, axiom in zip(names, self.table.axioms, strict=True):
+                solver.add(z3.Implies(name, self._term(axiom.expr)))
+            self._named = solver, names
+        solver, names = self._named
         return self._core(solver, self.assumptions(cube), names)
 
     def cover(self, cube: Cube, rows: Sequence[int]) -> list[int] | None:

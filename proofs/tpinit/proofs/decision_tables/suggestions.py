@@ -42,8 +42,9 @@ class Suggestions:
 
 def suggest(space: Space, limit: int) -> Suggestions:
     """Return the best `limit` candidates for a table that has gaps."""
-    search = _Search(space)
-    cubes, searched = search.run()
+    if all(space.witness(row.cells) is None for row in space.table.rows):
+        return Suggestions()  # no row says anything, so all rules would fit
+    cubes, searched = _Search(space).run()
     ranked = sorted(cubes, key=lambda cube: (_literals(space, cube), -_size(space, cube), _order(cube)))
     closing = _closing(space, ranked)
     # Those that close the gap together are shown, whatever their rank.
@@ -96,10 +97,15 @@ class _Search:
             # The complements first: what excludes more makes what excludes less superfluous.
             wide = [full & ~single for single in singles] if len(singles) > 2 else []
             self.literals += [(c, mask) for mask in (*wide, *singles) if mask != full]
-        self.matching = [space.matching(self.cube(index)) for index in range(len(self.literals))]
+        witnesses = [space.witness(row.cells) for row in space.table.rows]
+        reachable = sum(1 << place for place, witness in enumerate(witnesses) if witness is not None)
+        self.matching = [reachable & space.matching(self.cube(index)) for index in range(len(self.literals))]
         # Covered inputs met so far, as a mask for each literal: a cube that has one is no gap.
         self.met = 0
         self.met_by = [0] * len(self.literals)
+        for witness in witnesses:
+            if witness is not None:
+                self.meet(witness)
 
     def cube(self, *indices: int) -> Cube:
         masks = list(self.space.full)
@@ -135,13 +141,15 @@ class _Search:
         if (rows and met) or (rows and not self.space.table.axioms):
             return
         cube = self.cube(*indices)
+        if self.space.witness(cube) is None:
+            return
         for place in bits(rows):
             common = meet(self.space.table.rows[place].cells, cube)
             point = None if common is None else self.space.witness(common)
             if point is not None:
                 self.meet(point)
                 return
-        if self.space.witness(cube) is None or any(contains(found, cube) for found in self.cubes):
+        if any(contains(found, cube) for found in self.cubes):
             return
         self.cubes = [*(found for found in self.cubes if not contains(cube, found)), cube]
 
@@ -154,24 +162,24 @@ class _Search:
 
 def _closing(space: Space, cubes: list[Cube]) -> tuple[int, ...] | None:
     """Return the places of cubes, none superfluous, that have every gap; None where all of them leave one."""
-    solver = space.uncovered()
     chosen: list[int] = []
-    while space.check(solver):
-        point = space.point(solver)
-        place = next(
-            (p for p, cube in enumerate(cubes) if all(m >> v & 1 for m, v in zip(cube, point, strict=True))), None
-        )
-        if place is None:
-            return None
-        chosen.append(place)
-        solver.add(space.outside(cubes[place]))
-    solver = space.uncovered()
+    with space.uncovered() as solver:
+        while space.check(solver):
+            point = space.point(solver)
+            place = next((p for p, cube in enumerate(cubes) if _has(cube, point)), None)
+            if place is None:
+                return None
+            chosen.append(place)
+            solver.add(space.outside(cubes[place]))
     for place in list(chosen):
         rest = [other for other in chosen if other != place]
-        solver.push()
-        for other in rest:
-            solver.add(space.outside(cubes[other]))
-        if not space.check(solver):
-            chosen = rest
-        solver.pop()
+        with space.uncovered() as solver:
+            for other in rest:
+                solver.add(space.outside(cubes[other]))
+            if not space.check(solver):
+                chosen = rest
     return tuple(sorted(chosen))
+
+
+def _has(cube: Cube, point: Point) -> bool:
+    return all(mask >> v & 1 for mask, v in zip(cube, point, strict=True))
