@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import pytest
 
-COMMANDS = ("resolve", "table", "schema", "prove", "train")
+COMMANDS = ("resolve", "table", "schema", "prove", "check-table", "train")
 
 
 @pytest.mark.parametrize("script", [False, True])

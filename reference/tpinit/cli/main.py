@@ -44,6 +44,11 @@ COMMANDS = {
         needs=(("z3", "proofs"), ("crosshair", "proofs")),
         own_parser=True,
     ),
+    "mutate": Command(
+        "change the contract and its code in one place at a time, and see who notices",
+        needs=(("z3", "proofs"), ("crosshair", "proofs"), ("pytest", "conformance")),
+        own_parser=True,
+    ),
     "check-table": Command("find what is wrong with a decision table, anybody's", needs=(("z3", "proofs"),)),
     "train": Command(
         "train a small sharded Llama beside the unsharded one",
@@ -102,7 +107,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         prog="tpinit",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # Wide enough that the longest name stands on one line with its summary.
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28),
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
