@@ -73,7 +73,7 @@ def test_the_help(tpinit):
     assert text.startswith("usage: tpinit check-table")
     assert "exit codes:" in text
     assert max(map(len, text.splitlines())) <= 120
-    assert "\n    check-table " in tpinit("--help").stdout.decode()
+    assert "\n    check-table" in tpinit("--help").stdout.decode()
 
 
 @pytest.mark.parametrize(("table", "code"), [(GAP, 1), (WHOLE, 0)])
@@ -108,6 +108,21 @@ def test_a_limit(tpinit):
 )
 def test_refusals(tpinit, refused, arguments, stdin, words):
     refused(tpinit("check-table", *arguments, stdin=stdin), *words)
+
+
+def test_a_table_can_be_checked_where_it_stands_in_a_document(tpinit):
+    other = "| name | meaning |\n|---|---|\n| A | some |"
+    document = f"# Rules\n\n{other}\n\n| A B | out |\n|---|---|\n| Y - | a |\n| N Y | b |\n"
+    answer = json.loads(tpinit("check-table", tpinit.write(document, "page.md"), "--json").stdout)
+    assert [gap["witness"] for gap in answer["gaps"]["items"]] == [{"A": "N", "B": "N"}]
+
+
+def test_control_letters_never_reach_a_terminal(tpinit):
+    table = json.dumps(json.loads(WHOLE) | {"title": "\x1b[31m\x07"})
+    result = tpinit("check-table", "-", stdin=table)
+    assert result.returncode == 0
+    assert b"\x1b" not in result.stdout
+    assert b"\\x1b[31m" in result.stdout
 
 
 def test_of_many_problems_the_first_are_told(tpinit):

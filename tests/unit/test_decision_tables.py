@@ -245,6 +245,8 @@ def test_what_axioms_mean(text, true):
         ("A = m", 5, "other values"),
         ("A and 'B", 7, "no closing quote"),
         ("(" * 100, 61, "nests at most"),
+        ("A iff " * 100 + "A", 367, "at most 60 iff"),
+        ("not " * 3000 + "A", 10_000, "at most 10000 letters"),
     ],
 )
 def test_errors_point_at_their_column(text, column, words):
@@ -252,6 +254,12 @@ def test_errors_point_at_their_column(text, column, words):
         parse(text, CONDITIONS)
     assert caught.value.column == column
     assert words in f"{caught.value.message}; {caught.value.fix}"
+
+
+def test_long_axioms_are_analysed():
+    long = ["A implies " * 900 + "B or not A", "A iff " * 60 + "A", "not " * 2000 + "A or B", "(" * 59 + "A" + ")" * 59]
+    for text in long:
+        assert told(table(*WHOLE, axioms=[text]))["inputs"]["all"] == 4
 
 
 # --- malformed tables ------------------------------------------------------------------------------------

@@ -107,8 +107,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         prog="tpinit",
         description=DESCRIPTION,
         epilog=EPILOG,
-        # Wide enough that the longest name stands on one line with its summary.
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tpinit.proofs.decision_tables.model import And, Condition, Const, Expr, Iff, Lit, Not, Or
 from tpinit.reference.spellings import nearest, printable
@@ -122,7 +122,8 @@ class _Parser:
     places: dict[str, int]
     conditions: Sequence[Condition]
     at: int = 0
-    depth: int = field(default=0)
+    depth: int = 0
+    iffs: int = 0
 
     @property
     def now(self) -> _Token:
@@ -143,6 +144,9 @@ class _Parser:
             raise self.error(f"an axiom nests at most {MAX_DEPTH} levels", "split it: all axioms hold")
         left = self.implies()
         while self.take("iff"):
+            self.iffs += 1
+            if self.iffs > MAX_DEPTH:
+                raise self.error(f"an axiom has at most {MAX_DEPTH} iff", "split it: all axioms hold")
             left = Iff(left, self.implies())
         self.depth -= 1
         return left
@@ -151,10 +155,8 @@ class _Parser:
         parts = [self.any()]
         while self.take("implies"):
             parts.append(self.any())
-        conclusion = parts.pop()
-        while parts:
-            conclusion = Or((Not(parts.pop()), conclusion))
-        return conclusion
+        # To the right: A implies (B implies C) is: not A, or not B, or C.
+        return parts[0] if len(parts) == 1 else Or((*map(Not, parts[:-1]), parts[-1]))
 
     def any(self) -> Expr:
         parts = [self.all()]

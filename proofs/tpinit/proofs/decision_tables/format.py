@@ -96,7 +96,8 @@ class _Reader:
             self.note(path, value, "must be a list", "write [ ... ]")
             return []
         if not least <= len(value) <= most:
-            self.note(path, _NOTHING, f"has {len(value)} items; {least} to {most} are legal", "split the table")
+            fix = "add some" if len(value) < least else "split the table"
+            self.note(path, _NOTHING, f"has {len(value)} items; {least} to {most} are legal", fix)
             return []
         return value
 

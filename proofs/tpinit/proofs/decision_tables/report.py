@@ -291,6 +291,8 @@ def _count(number: int, noun: str) -> str:
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
+    # What a table's texts would do to a terminal is spelled out instead.
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
     return textwrap.wrap(
-        text, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}    ", break_on_hyphens=False
+        shown, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}    ", break_on_hyphens=False
     ) or [indent]
