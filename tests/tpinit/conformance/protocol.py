@@ -36,6 +36,7 @@ __all__ = [
     "Garbage",
     "Implementation",
     "KitError",
+    "Place",
     "Result",
     "Skip",
     "Skipped",
@@ -76,6 +77,19 @@ class Implementation:
     dialects: tuple[str, ...] = ("documented",)
     choices: tuple[str, ...] = ()
     isolated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a world of real processes a case is asked: my rank, and the ranks of each group handle.
+
+    `ranks` has for a handle all groups of that kind, which tile the world: `{"g1": ((0, 1), (2, 3))}`; mine is the
+    one that holds `rank`. Different handles are different objects, also where their ranks are the same.
+    """
+
+    rank: int
+    world_size: int
+    ranks: Mapping[str, tuple[tuple[int, ...], ...]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,176 @@
+"""One process of an implementation: a line to it, a line from it, in time or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tpinit.conformance.messages import check_request
+from tpinit.conformance.protocol import Broken, Crashed, Garbage, KitError, TimedOut
+
+__all__ = ["Fault", "Peer"]
+
+MAX_LINE = 1 << 20  # bytes of one answer
+TAIL = 2000  # characters of stderr that are kept as evidence
+GRACE = 2.0  # seconds to end in, once asked to
+
+
+class Fault(Exception):
+    """What the process did instead of answering."""
+
+    def __init__(self, answer: Crashed | TimedOut | Garbage) -> None:
+        super().__init__(answer.message)
+        self.answer = answer
+
+
+class Peer:
+    """A process that speaks the protocol over stdio. It leads a process group, and all of that ends with it."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        """Start it. Raises Broken where there is no such command. `env` is added to the kit's own environment."""
+        # The id of a test is the slug of a vector, and a slug says what is expected.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 # closed in `end`, as long as the process lives
+        try:
+            self._process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                env={**inherited, **(env or {})},
+                start_new_session=True,
+                bufsize=0,
+            )
+        except OSError as error:
+            self._stderr.close()
+            raise Broken(f"{command[0]!r} can't be started: {error.strerror}") from error
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._in = self._process.stdin.fileno()
+        self.out = self._process.stdout.fileno()
+        os.set_blocking(self._in, False)
+        os.set_blocking(self.out, False)
+        self._heard = b""
+        self._eof = False
+
+    def ask(self, message: Mapping[str, Any], timeout: float) -> Any:
+        """Send one message and return the answer. Raises Fault for anything but one line of JSON in time."""
+        deadline = time.monotonic() + timeout
+        self.send(message, deadline)
+        while (line := self.line()) is None:
+            if not _ready(self.out, selectors.EVENT_READ, deadline):
+                raise Fault(TimedOut(f"no answer in {timeout:g} s", self.evidence()))
+        return self.understood(line)
+
+    def send(self, message: Mapping[str, Any], deadline: float) -> None:
+        """Send one message. Raises KitError for one that the protocol does not have."""
+        problems = check_request(message)
+        if problems:
+            raise KitError("; ".join(problems))
+        left = memoryview(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+        while left:
+            written = self._write(left)
+            left = left[written:]
+            if not written and not _ready(self._in, selectors.EVENT_WRITE, deadline):
+                raise Fault(TimedOut("it does not read what it is asked", self.evidence()))
+
+    def _write(self, line: memoryview) -> int:
+        try:
+            return os.write(self._in, line)
+        except BlockingIOError:
+            return 0
+        except BrokenPipeError:
+            raise Fault(self._ended()) from None
+
+    def line(self) -> bytes | None:
+        """Return a line that has arrived, or None as long as there is none. Raises Fault where none will come."""
+        self._listen()
+        line, newline, rest = self._heard.partition(b"\n")
+        if newline:
+            self._heard = rest
+            return line
+        if len(self._heard) > MAX_LINE:
+            raise Fault(Garbage(f"a line of more than {MAX_LINE} bytes", self.evidence()))
+        if self._eof:
+            raise Fault(self._ended())
+        return None
+
+    def understood(self, line: bytes) -> Any:
+        """Return what a line says. Raises Fault for one that is not JSON, or that came with more than was asked."""
+        if self._heard:
+            raise Fault(Garbage("more than one line for one question", self.evidence()))
+        try:
+            return json.loads(line)
+        except (ValueError, RecursionError):
+            shown = line[:80].decode(errors="backslashreplace")
+            raise Fault(Garbage(f"not a line of JSON: {shown!r}", self.evidence())) from None
+
+    def stray(self) -> bytes:
+        """Return what it said without being asked."""
+        self._listen()
+        return self._heard
+
+    def evidence(self) -> str:
+        """Return the end of its stderr."""
+        size = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, size - TAIL))
+        return self._stderr.read().decode(errors="replace")
+
+    def end(self, *, politely: bool) -> None:
+        """End it and all that it started, asking first or not."""
+        if self._process.returncode is not None:
+            return
+        if politely:
+            with contextlib.suppress(Fault):
+                self.send({"cmd": "stop"}, time.monotonic() + GRACE)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if politely and pipe is self._process.stdout:
+                self._wait(GRACE)
+                self._listen()
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter: macOS, for a group of zombies
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._stderr.close()
+        self._eof = True
+
+    def _wait(self, seconds: float) -> None:
+        """Wait for its end, and leave it unreaped: as long as it is, its process group is no one else's."""
+        deadline = time.monotonic() + seconds
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        while os.waitid(os.P_PID, self._process.pid, flags) is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+
+    def _listen(self) -> None:
+        while not self._eof and len(self._heard) <= MAX_LINE:
+            try:
+                heard = os.read(self.out, 1 << 16)
+            except BlockingIOError:
+                return
+            self._heard += heard
+            self._eof = not heard
+
+    def _ended(self) -> Crashed:
+        self._wait(GRACE)
+        state = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if state is None:
+            return Crashed("it closed its stdout", self.evidence())
+        if state.si_code == os.CLD_EXITED:
+            return Crashed(f"exit code {state.si_status}", self.evidence())
+        return Crashed(f"signal {signal.Signals(state.si_status).name}", self.evidence())
+
+
+def _ready(fd: int, event: int, deadline: float) -> bool:
+    with selectors.DefaultSelector() as selector:
+        selector.register(fd, event)
+        return bool(selector.select(max(0.0, deadline - time.monotonic())))

@@ -1,0 +1,164 @@
+"""Known failures: wrong answers that somebody has looked at, pinned exactly.
+
+A data file, so that a suite stays green over a fault that is on record and goes red when the fault changes or goes
+away::
+
+    {"format": "tpinit-known-failures", "version": 1, "failures": [
+      {"implementation": "acme", "versions": ">=1.2,<2", "vector": "r07-size-mismatch-01",
+       "answer": {"result": {...}}, "link": "https://..."}]}
+
+`answer` is what the report's case has under `answer`: the whole result, or the one word of a fault with its message.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tpinit.conformance.report import CaseReport, Report, Verdict
+
+__all__ = ["KnownFailure", "KnownFailuresError", "apply", "in_range", "read", "record"]
+
+FORMAT = "tpinit-known-failures"
+VERSION = 1
+_KEYS = {"implementation", "versions", "vector", "answer", "link"}
+_ANSWERS = {"result", "errored", "crashed", "timed_out", "garbage"}
+_CLAUSE = re.compile(r"(==|!=|<=|>=|<|>)\s*([0-9]+(?:\.[0-9]+)*)\Z")
+
+
+class KnownFailuresError(ValueError):
+    """A file of known failures is malformed. The text has every problem of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFailure:
+    """One wrong answer on record; `versions` is a range such as `>=1.2,<2`, or `*`."""
+
+    implementation: str
+    versions: str
+    vector: str
+    answer: Mapping[str, Any]
+    link: str
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers of a version, without what follows them (`0.19.8+cpu`), and without zeros at the end."""
+    match = re.match(r"v?([0-9]+(?:\.[0-9]+)*)", version)
+    numbers = [int(part) for part in match[1].split(".")] if match else []
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def in_range(version: str, versions: str) -> bool:
+    """Whether a version is in a range. Raises KnownFailuresError for a range that is none."""
+    if versions.strip() == "*":
+        return True
+    mine, holds = _release(version), True
+    for part in versions.split(","):
+        match = _CLAUSE.match(part.strip())
+        if match is None:
+            raise KnownFailuresError(f"{part.strip()!r} is not a version clause such as '>=1.2' (or '*' for all)")
+        operator, other = match[1], _release(match[2])
+        holds = (
+            holds
+            and {
+                "==": mine == other,
+                "!=": mine != other,
+                "<=": mine <= other,
+                ">=": mine >= other,
+                "<": mine < other,
+                ">": mine > other,
+            }[operator]
+        )
+    return holds
+
+
+def read(path: str | os.PathLike[str], vectors: Collection[str] | None = None) -> tuple[KnownFailure, ...]:
+    """Read a file of known failures; `vectors` are all ids that there are, to find entries that name none.
+
+    Raises KnownFailuresError, with every problem, and OSError where there is no such file.
+    """
+    try:
+        body = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise KnownFailuresError(f"{path}: not JSON: {error}") from error
+    if not isinstance(body, dict) or (body.get("format"), body.get("version")) != (FORMAT, VERSION):
+        raise KnownFailuresError(f"{path}: not a {FORMAT} file of version {VERSION}")
+    entries = body.get("failures")
+    if set(body) != {"format", "version", "failures"} or not isinstance(entries, list):
+        raise KnownFailuresError(f"{path}: its keys are format, version and failures, and failures is a list")
+    problems: list[str] = []
+    for number, entry in enumerate(entries):
+        problems += [f"failures[{number}]: {problem}" for problem in _problems(entry, vectors)]
+    if not problems:
+        places = [(entry["implementation"], entry["versions"], entry["vector"]) for entry in entries]
+        twice = {place for place in places if places.count(place) > 1}
+        problems += [f"{vector} of {name} {versions} is listed twice" for name, versions, vector in sorted(twice)]
+    if problems:
+        raise KnownFailuresError(f"{path}: " + "; ".join(problems))
+    return tuple(KnownFailure(**entry) for entry in entries)
+
+
+def _problems(entry: object, vectors: Collection[str] | None) -> list[str]:
+    if not isinstance(entry, dict) or set(entry) != _KEYS:
+        return [f"its keys are {', '.join(sorted(_KEYS))}"]
+    texts = [key for key in ("implementation", "versions", "vector", "link") if not isinstance(entry[key], str)]
+    if texts:
+        return [f"{key} is not a text" for key in texts]
+    problems = []
+    try:
+        in_range("1", entry["versions"])
+    except KnownFailuresError as error:
+        problems.append(f"versions: {error}")
+    if not re.match(r"https?://\S+\Z", entry["link"]):
+        problems.append(f"link: {entry['link']!r} is not a link")
+    if not isinstance(entry["answer"], dict) or len(_ANSWERS & set(entry["answer"])) != 1:
+        problems.append(f"answer: it is an object with one of {', '.join(sorted(_ANSWERS))}")
+    if vectors is not None and entry["vector"] not in vectors:
+        problems.append(f"vector: there is no {entry['vector']!r}")
+    return problems
+
+
+def apply(report: Report, failures: Collection[KnownFailure]) -> Report:
+    """Return the report with the verdicts that known failures make of it; those of other versions count for nothing."""
+    mine = {
+        failure.vector: failure
+        for failure in failures
+        if failure.implementation == report.name and in_range(report.version, failure.versions)
+    }
+    return replace(report, cases=tuple(_judged(case, mine.get(case.id)) for case in report.cases))
+
+
+def _judged(case: CaseReport, failure: KnownFailure | None) -> CaseReport:
+    if failure is None or case.verdict in (Verdict.SKIPPED, Verdict.NOT_RUN, Verdict.UNSTABLE):
+        return case
+    if case.verdict in (Verdict.AGREED, Verdict.PERMITTED):
+        return replace(case, verdict=Verdict.UNEXPECTED_PASS, link=failure.link)
+    same = json.dumps(case.answer, sort_keys=True) == json.dumps(failure.answer, sort_keys=True)
+    return replace(case, verdict=Verdict.KNOWN if same else Verdict.CHANGED, link=failure.link)
+
+
+def record(report: Report, versions: str, link: str) -> dict[str, Any]:
+    """Return the file that makes every wrong answer of a report known, for somebody to look at and put links to."""
+    wrong = (Verdict.DISAGREED, Verdict.ERRORED, Verdict.CRASHED, Verdict.TIMED_OUT, Verdict.GARBAGE, Verdict.CHANGED)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "failures": [
+            {
+                "implementation": report.name,
+                "versions": versions,
+                "vector": case.id,
+                "answer": case.answer,
+                "link": case.link or link,
+            }
+            for case in report.cases
+            if case.verdict in wrong or case.verdict is Verdict.KNOWN
+        ],
+    }

@@ -1,0 +1,259 @@
+"""Asks an implementation the vectors and judges what it says.
+
+An implementation sees the input of a vector and nothing else of it. It is asked twice, the second time in the reverse
+order and from a new start, so that an answer which depends on the cases before shows; where the adapter isolates
+every case in a process of its own, once is enough.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tpinit.conformance.adapters.inprocess import plain
+from tpinit.conformance.dialects import CHOICES, permitted
+from tpinit.conformance.messages import check_case, check_result
+from tpinit.conformance.oracle import oracle, verdict_of
+from tpinit.conformance.protocol import (
+    FAULTS,
+    Adapter,
+    Answer,
+    Broken,
+    Crashed,
+    Errored,
+    Garbage,
+    Implementation,
+    KitError,
+    Result,
+    Skipped,
+    TimedOut,
+    answer_to_json,
+)
+from tpinit.conformance.report import CaseReport, Difference, Report, Verdict, fields_of
+from tpinit.conformance.vectors import Vector, answer_of, to_inputs
+from tpinit.reference.resolver import resolve
+
+__all__ = ["Settings", "begin", "check_vectors", "compare", "conform", "judge"]
+
+NO_DIALECT = "tpinit-no-such-dialect"
+_VERDICTS: dict[type, Verdict] = {
+    Skipped: Verdict.SKIPPED,
+    Errored: Verdict.ERRORED,
+    Crashed: Verdict.CRASHED,
+    TimedOut: Verdict.TIMED_OUT,
+    Garbage: Verdict.GARBAGE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to ask and judge. `timeout` is in seconds a case; after `give_up` faults in a row the rest is not run.
+
+    With `strict` a field that an answer leaves out is a difference, without `choices` a permitted answer is one.
+    """
+
+    dialect: str = "documented"
+    timeout: float = 10.0
+    passes: int = 2
+    jobs: int = 1
+    give_up: int = 20
+    strict: bool = False
+    choices: bool = True
+    spelled: str = ""
+    selection: str = "all"
+
+
+def check_vectors(vectors: Sequence[Vector]) -> None:
+    """Check the kit before it judges anybody: each vector is legal, and resolver and oracle expect what it expects.
+
+    Raises KitError, naming the vector.
+    """
+    seen: set[str] = set()
+    for vector in vectors:
+        problems = check_case(vector.input) or check_result(vector.expected, vector.input)
+        if problems:
+            raise KitError(f"vector {vector.id} is malformed: {'; '.join(problems)}")
+        if vector.id in seen:
+            raise KitError(f"vector {vector.id} is there twice")
+        seen.add(vector.id)
+        inputs = to_inputs(dict(vector.input))
+        decision = resolve(inputs)
+        if verdict_of(decision) != oracle(inputs):
+            raise KitError(f"vector {vector.id}: the reference resolver and the oracle disagree")
+        if answer_of(decision, dict(vector.input["groups"])) != vector.expected:
+            raise KitError(f"vector {vector.id} does not expect what the contract says")
+
+
+def begin(adapter: Adapter, dialect: str) -> Implementation:
+    """Start an implementation and agree on the dialect.
+
+    Raises Broken where it does not start, does not speak the dialect, or says things about dialects that are not so.
+    """
+    who = adapter.start()
+    if dialect not in who.dialects:
+        raise Broken(f"{who.name} does not speak {dialect!r}, but: {', '.join(who.dialects) or 'nothing'}")
+    if adapter.dialect(NO_DIALECT):
+        raise Broken(f"{who.name} says that it speaks {NO_DIALECT!r}: there is no such dialect")
+    if not adapter.dialect(dialect):
+        raise Broken(f"{who.name} lists the dialect {dialect!r} and then refuses it")
+    return who
+
+
+def compare(expected: dict[str, Any], answer: Result, *, strict: bool = False) -> tuple[Difference, ...]:
+    """Return each field that was answered and is not the expected one, and each fault that was observed."""
+    given = fields_of(answer.answer)
+    differences = [
+        Difference(name, value, given.get(name))
+        for name, value in fields_of(expected).items()
+        if (name in given and _differ(given[name], value)) or (strict and name not in given)
+    ]
+    differences += [Difference(name, False, answer.observed[name]) for name in FAULTS if answer.observed.get(name)]
+    return tuple(differences)
+
+
+def _differ(given: object, expected: object) -> bool:
+    return given != expected or isinstance(given, bool) != isinstance(expected, bool)
+
+
+def judge(vector: Vector, answer: Answer, choices: tuple[str, ...] = (), *, strict: bool = False) -> CaseReport:
+    """Judge one answer to one vector; `choices` are the permissive choices that count."""
+    expected = dict(vector.expected)
+    case = CaseReport(
+        id=vector.id,
+        row=vector.row,
+        clauses=tuple(vector.clauses),
+        effect=str(vector.why.get("effect", "")),
+        input=vector.input,
+        expected=expected,
+        verdict=Verdict.AGREED,
+        answer=answer_to_json(answer),
+    )
+    if not isinstance(answer, Result):
+        return replace(
+            case, verdict=_VERDICTS[type(answer)], detail="" if isinstance(answer, Skipped) else answer.detail
+        )
+    differences = compare(expected, answer, strict=strict)
+    case = replace(case, observed=plain(answer.observed) or None)
+    if not differences:
+        return case
+    for name, instead in permitted(choices, vector.input, expected):
+        if not compare(instead, answer, strict=strict):
+            return replace(case, verdict=Verdict.PERMITTED, choice=name, differences=differences)
+    return replace(case, verdict=Verdict.DISAGREED, differences=differences)
+
+
+Reply = tuple["Answer | None", float]  # None: not asked; seconds
+
+
+def _ask(adapter: Adapter, vectors: Sequence[Vector], settings: Settings) -> list[Reply]:
+    """Ask a started implementation these vectors, in this order."""
+    replies: list[Reply] = []
+    faults = 0
+    for vector in vectors:
+        if faults >= settings.give_up:
+            replies.append((None, 0.0))
+            continue
+        begun = time.perf_counter()
+        answer = adapter.run(plain(vector.input), settings.timeout)
+        replies.append((answer, time.perf_counter() - begun))
+        faults = faults + 1 if isinstance(answer, (Crashed, TimedOut, Garbage)) else 0
+    return replies
+
+
+def _pass(
+    opener: Callable[[], Adapter], vectors: Sequence[Vector], settings: Settings
+) -> tuple[Implementation, list[Reply]]:
+    """Ask all vectors once, by as many adapters at a time as there are jobs. Raises Broken."""
+
+    def work(share: Sequence[Vector]) -> tuple[Implementation, list[Reply]]:
+        adapter = opener()
+        try:
+            who = begin(adapter, settings.dialect)
+            replies = _ask(adapter, share, settings)
+        except BaseException:
+            with contextlib.suppress(Broken):  # what it is raising for comes first
+                adapter.stop()
+            raise
+        adapter.stop()
+        return who, replies
+
+    jobs = max(1, min(settings.jobs, len(vectors)))
+    if jobs == 1:
+        return work(vectors)
+    with ThreadPoolExecutor(jobs) as pool:
+        done = list(pool.map(work, [vectors[first::jobs] for first in range(jobs)]))
+    if len({who for who, _ in done}) > 1:
+        raise Broken("started several times it says that it is different implementations")
+    replies: list[Reply] = [(None, 0.0)] * len(vectors)
+    for first, (_, share) in enumerate(done):
+        replies[first::jobs] = share
+    return done[0][0], replies
+
+
+def conform(opener: Callable[[], Adapter], vectors: Sequence[Vector], settings: Settings | None = None) -> Report:
+    """Ask an implementation all vectors and report. Raises KitError where the kit itself is wrong."""
+    settings = settings or Settings()
+    check_vectors(vectors)
+    begun = time.perf_counter()
+    unknown = Implementation(settings.spelled or "unknown", "unknown", "unknown")
+    try:
+        who, replies = _pass(opener, vectors, settings)
+    except Broken as error:
+        nothing = _cases(unknown, vectors, [(None, 0.0)] * len(vectors), settings)
+        return _report(unknown, nothing, settings, begun, broken=str(error))
+    cases = _cases(who, vectors, replies, settings)
+    if settings.passes > 1 and not who.isolated:
+        again = [index for index, (answer, _) in enumerate(replies) if isinstance(answer, (Result, Skipped, Errored))][
+            ::-1
+        ]
+        try:
+            _, others = _pass(opener, [vectors[index] for index in again], settings)
+        except Broken as error:
+            return _report(who, cases, settings, begun, broken=f"asked a second time: {error}")
+        for index, (other, _) in zip(again, others, strict=True):
+            cases[index] = _steadied(cases[index], other)
+    return _report(who, cases, settings, begun)
+
+
+def _cases(
+    who: Implementation, vectors: Sequence[Vector], replies: Sequence[Reply], settings: Settings
+) -> list[CaseReport]:
+    choices = who.choices if settings.choices else ()
+    cases = []
+    for vector, (answer, seconds) in zip(vectors, replies, strict=True):
+        if answer is None:
+            case = replace(judge(vector, Skipped("")), verdict=Verdict.NOT_RUN, answer=None)
+        else:
+            case = judge(vector, answer, choices, strict=settings.strict)
+        cases.append(replace(case, seconds=round(seconds, 6)))
+    return cases
+
+
+def _steadied(case: CaseReport, other: Answer | None) -> CaseReport:
+    """The case, or where the second answer is another one, that it is unstable."""
+    second = None if other is None else answer_to_json(other)
+    if second == case.answer:
+        return case
+    detail = f"in order it says {case.answer}, in the reverse order {second}"
+    return replace(case, verdict=Verdict.UNSTABLE, detail=detail, choice=None)
+
+
+def _report(
+    who: Implementation, cases: Sequence[CaseReport], settings: Settings, begun: float, broken: str | None = None
+) -> Report:
+    return Report(
+        name=who.name,
+        version=who.version,
+        language=who.language,
+        spelled=settings.spelled,
+        dialect=settings.dialect,
+        choices=tuple(name for name in who.choices if name in CHOICES),
+        selection=settings.selection,
+        cases=tuple(cases),
+        broken=broken,
+        seconds=round(time.perf_counter() - begun, 3),
+    )
