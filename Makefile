@@ -46,8 +46,8 @@ demo: $(STAMP) ## Prove the contract, resolve two real configs, train two sharde
 	@BIN=$(BIN) bash examples/demo.sh
 
 test: $(STAMP) ## Run all tests: single-process ones first, then those that start ranks
-	@echo "== Tests in one process: units, properties, command line"
-	@$(BIN)/python -m pytest --numprocesses 2 tests/unit tests/property tests/cli $(PYTEST_ARGS)
+	@echo "== Tests in one process: units, properties, command line, browser"
+	@$(BIN)/python -m pytest --numprocesses 2 tests/unit tests/property tests/cli tests/browser $(PYTEST_ARGS)
 	@echo "== Tests that start ranks"
 	@$(BIN)/python -m pytest tests/distributed $(PYTEST_ARGS)
 

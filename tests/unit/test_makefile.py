@@ -125,7 +125,15 @@ def ci(tmp_path):
         tpinit = tmp_path / ".venv/bin/tpinit"
         tpinit.write_text(f"#!/bin/sh\nexit {exits.get('prove', 0)}\n")
         tpinit.chmod(0o755)
-        return call("bash", ".ci/run", cwd=tmp_path)
+        # Nothing else is on the path, so that whether this machine has a browser makes no difference.
+        programs = tmp_path / "bin"
+        programs.mkdir()
+        for name in ("bash", "sh", "make", "dirname"):
+            (programs / name).symlink_to(shutil.which(name))
+        wanted = "apt-get" if "apt-get" in exits else "chromium"
+        (programs / wanted).write_text(f'#!/bin/sh\necho asked {wanted} "$@"\nexit {exits.get(wanted, 0)}\n')
+        (programs / wanted).chmod(0o755)
+        return call("bash", ".ci/run", cwd=tmp_path, PATH=str(programs))
 
     return run
 
@@ -133,8 +141,8 @@ def ci(tmp_path):
 def test_ci_says_what_ran(ci):
     result = ci()
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("ci: ok") == 4
-    assert "ci: all 4 parts passed" in result.stdout
+    assert result.stdout.count("ci: ok") == 5
+    assert "ci: all 5 parts passed" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -145,3 +153,15 @@ def test_ci_fails_where_a_part_does_and_names_it(ci, failing, part):
     assert result.returncode != 0
     assert f"ci: FAILED  {part}" in result.stdout
     assert "parts passed" not in result.stdout
+
+
+def test_ci_installs_a_browser_where_there_is_none(ci):
+    result = ci(**{"apt-get": 0})
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "asked apt-get install" in result.stdout
+
+
+def test_ci_fails_where_no_browser_can_be_had(ci):
+    result = ci(**{"apt-get": 100})
+    assert result.returncode != 0
+    assert "ci: FAILED  browser" in result.stdout

@@ -70,5 +70,8 @@ def report(
     if arguments.write_ledger is not None:
         arguments.write_ledger.write_text(text(without_times(whole)), encoding="utf-8")
     if committed is not None:
-        problems += [f"{arguments.check_ledger}: {line}" for line in differences(committed, whole)]
+        different = [f"{arguments.check_ledger}: {line}" for line in differences(committed, whole)]
+        if different:
+            different.append(f"where this is meant, keep it: tpinit prove --write-ledger {arguments.check_ledger}")
+        problems += different
     return problems

@@ -80,9 +80,43 @@ def queries(claim: Claim) -> list[tuple[str, tuple[z3.BoolRef, ...], Answer]]:
 
 
 def digest(claims: Iterable[Claim]) -> str:
-    """Hash the formulas of a theorem: the same as long as what is proven is the same (SHA-256, hex)."""
-    texts = (smt2(terms) for claim in claims for _, terms, _ in queries(claim))
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    """Hash the formulas of a theorem: the same as long as what is proven is the same (SHA-256, hex).
+
+    A term's hash is made of its operator's and its parts' hashes. (What a solver prints won't do: its names
+    for shared parts depend on what else it was ever told.)
+    """
+    known: dict[int, str] = {}
+    kept = list(claims)  # a term's id is its own only as long as the term lives
+    asked = [(name, terms, answer) for claim in kept for name, terms, answer in queries(claim)]
+    parts = [
+        f"{name} {answer.value} " + " ".join(_hash(term, known) for term in terms) for name, terms, answer in asked
+    ]
+    return _sha256("\n".join(parts))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hash(term: z3.ExprRef, known: dict[int, str]) -> str:
+    key = term.get_id()
+    if key not in known:
+        operator = _operator(term)
+        known[key] = _sha256(f"{operator}({' '.join(_hash(part, known) for part in term.children())})")
+    return known[key]
+
+
+def _operator(term: z3.ExprRef) -> str:
+    """Say what a term does with its parts, its sort included. Raises ValueError for a quantifier."""
+    if not z3.is_app(term):
+        raise ValueError(f"the digest knows no {type(term).__name__}: {term}")
+    name = str(term) if z3.is_int_value(term) else term.decl().name()
+    sort = term.sort()
+    members = ""
+    if isinstance(sort, z3.DatatypeSortRef):
+        members = " ".join(sort.constructor(place).name() for place in range(sort.num_constructors()))
+    free = "free " if term.decl().kind() == z3.Z3_OP_UNINTERPRETED else ""
+    return f"{free}{name}: {sort} {members}"
 
 
 def decide_all(claims: Iterable[Claim], solve: Solve = ask_z3) -> Result:

@@ -74,7 +74,8 @@ def _row(name: str, entry: Mapping[str, Any], times: Mapping[str, Any] | None) -
 
 def _oracle(name: str, said: Mapping[str, Any]) -> str:
     failed = "" if said["verdict"] == "proved" else f" <strong>{escape(said['verdict'])}</strong>"
-    return f'{escape(name)}{failed} <span class="quiet">{said["checked"]:,} {escape(said["unit"])}</span>'
+    unit = said["unit"].removesuffix("s") if said["checked"] == 1 else said["unit"]
+    return f'{escape(name)}{failed} <span class="quiet">{said["checked"]:,} {escape(unit)}</span>'
 
 
 def _evidence(entry: Mapping[str, Any]) -> str:

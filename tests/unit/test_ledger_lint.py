@@ -1,0 +1,96 @@
+"""The lint of the theorems, each rule with something that it must reject."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
+from tpinit.proofs import lint, main
+from tpinit.proofs.claims import THEOREMS
+from tpinit.proofs.running import Record
+
+
+@pytest.fixture
+def folder(tmp_path):
+    copied = tmp_path / "theorems"
+    shutil.copytree(lint.FOLDER, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    return copied
+
+
+def test_the_theorems_as_they_are_have_no_problem(folder):
+    assert lint.problems(folder, THEOREMS) == []
+
+
+def test_a_module_that_nothing_imports_is_found(folder):
+    (folder / "forgotten.py").write_text('"""Nothing."""\n', encoding="utf-8")
+    (problem,) = lint.problems(folder, THEOREMS)
+    assert problem.startswith("theorems/forgotten.py: no suite imports it")
+
+
+def test_a_module_that_another_one_imports_is_reached(folder):
+    (folder / "helping.py").write_text('"""Nothing."""\n', encoding="utf-8")
+    rows = folder / "rows.py"
+    rows.write_text(
+        rows.read_text(encoding="utf-8") + "\nfrom tpinit.proofs.theorems import helping\n", encoding="utf-8"
+    )
+    assert lint.problems(folder, THEOREMS) == []
+
+
+@pytest.mark.parametrize(
+    ("added", "said"),
+    [
+        ("def undecorated(m):\n    yield Claim('', m.a0, m.a0)\n", "undecorated states claims and nothing runs it"),
+        ("def lemmas(m):\n    return [Lemma('', m.a0, m)]\n", "lemmas states claims and nothing runs it"),
+        ("@theorem('6.1', control=drop_row(7))\ndef unseen(m):\n    pass\n", "unseen is a theorem that no suite runs"),
+        ("@claims.theorem('6.1', control=None)\ndef unseen(m):\n    pass\n", "unseen is a theorem that no suite runs"),
+        ("def later():\n    register(Theorem(name='unheard', clause=''))\n", "unheard is a theorem that no suite runs"),
+        ("def later():\n    register(Theorem('unheard', ''))\n", "unheard is a theorem that no suite runs"),
+    ],
+)
+def test_a_theorem_that_nothing_runs_is_found(folder, added, said):
+    rows = folder / "rows.py"
+    rows.write_text(rows.read_text(encoding="utf-8") + "\n\n" + added, encoding="utf-8")
+    (problem,) = lint.problems(folder, THEOREMS)
+    assert said in problem
+    assert problem.startswith("theorems/rows.py:")
+
+
+def test_a_helper_that_a_theorem_uses_is_no_theorem(folder):
+    rows = folder / "rows.py"
+    added = "def _some(m):\n    yield Claim('', m.a0, m.a0)\n\n\ndef uses():\n    return _some\n"
+    rows.write_text(rows.read_text(encoding="utf-8") + "\n\n" + added, encoding="utf-8")
+    assert lint.problems(folder, THEOREMS) == []
+
+
+@pytest.mark.parametrize("clause", lint.CLAUSES)
+def test_a_clause_that_no_theorem_names_is_found(folder, clause):
+    rest = {name: theorem for name, theorem in THEOREMS.items() if theorem.clause != clause}
+    problems = [problem for problem in lint.problems(folder, rest) if problem.startswith("clause")]
+    assert len(problems) == 1
+    assert problems[0].startswith(f"clause {clause} (")
+
+
+def test_a_clause_that_the_contract_has_not_is_found(folder):
+    odd = replace(THEOREMS["rows_are_exhaustive"], clause="6.11")
+    (problem,) = lint.problems(folder, {**THEOREMS, odd.name: odd})
+    assert "'6.11', which the contract has not" in problem
+
+
+def test_a_theorem_of_an_engine_says_of_which_source_it_is_proven(folder):
+    silent = replace(THEOREMS["shipped_row_number"], sources=())
+    (problem,) = lint.problems(folder, {**THEOREMS, silent.name: silent})
+    assert "does not say which source" in problem
+
+
+def test_a_problem_fails_the_whole_run_and_is_told(monkeypatch, capsys):
+    def run(names, *_):
+        return [Record(name, main.Verdict.PROVED) for name in names]
+
+    monkeypatch.setattr(main, "run", run)
+    assert main.prove(["--quiet"]) == 0
+    monkeypatch.delitem(main.THEOREMS, "a0_is_necessary")
+    assert main.prove(["--quiet"]) == 1
+    assert "PROBLEM: theorems/rows.py" in capsys.readouterr().out
+    assert main.prove(["--quiet", "--only", "rows_are_*"]) == 0
