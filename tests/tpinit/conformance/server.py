@@ -90,7 +90,8 @@ def main() -> None:
         raise SystemExit("usage: python -m tpinit.conformance.server PKG:OBJECT")
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    serve(resolve_object(sys.argv[1]), sys.stdin.buffer, replies)
+    found = resolve_object(sys.argv[1])
+    serve(found() if isinstance(found, type) else found, sys.stdin.buffer, replies)
 
 
 if __name__ == "__main__":
