@@ -1,7 +1,9 @@
 """Decision tables: each kind of finding in a table that has it and in one that has not; the readers' refusals."""
 
+import itertools
 import json
 import pathlib
+import random
 
 import pytest
 from tpinit.proofs.decision_tables.analysis import Severity, analyse
@@ -166,6 +168,34 @@ def test_a_missing_axiom_with_two_premises_and_none_at_all():
 def test_a_constant_condition_is_a_missing_axiom():
     answer = told(table("Y Y: a", "Y N: b"))
     assert [rule["text"] for rule in answer["missing_axioms"]["items"]] == ["A"]
+
+
+def test_no_gap_is_superfluous():
+    """Checkered tables, in which the gaps that are found first can make one another superfluous."""
+    points = list(itertools.product("NY", repeat=4))
+    for seed in range(30):
+        rng = random.Random(seed)
+        rows = rng.sample(points, rng.randint(2, 8))
+        found = analyse(table_from(table(*(" ".join(row) + ": x" for row in rows), conditions="ABCD")), 100)
+        cubes = [
+            {
+                point
+                for point in points
+                if all(mask >> "NY".index(v) & 1 for mask, v in zip(gap.where, point, strict=True))
+            }
+            for gap in found.gaps
+        ]
+        assert set().union(*cubes) == set(points) - set(rows)
+        for place, cube in enumerate(cubes):
+            assert cube - set().union(*cubes[:place], *cubes[place + 1 :])
+
+
+def test_rows_are_not_merged_past_one_that_decides_between_them():
+    rows = ("Y Y: a", "- N: b", "Y N: a", "N Y: c")
+    assert [item["rows"] for item in items(table(*rows), "mergeable")] == [["1", "3"]]
+    assert items(table(*rows, policy="first"), "mergeable") == []
+    moved = (rows[0], rows[2], rows[1], rows[3])
+    assert [item["rows"] for item in items(table(*moved, policy="first"), "mergeable")] == [["1", "2"]]
 
 
 def test_a_limit_says_that_there_is_more():
