@@ -73,7 +73,8 @@ def _value(term: z3.ExprRef, columns: Columns, known: dict[int, Any]) -> Any:
     if kind == z3.Z3_OP_DT_CONSTRUCTOR:
         return np.int64(_members(term.sort()).index(term.decl().name()))
     if term.decl().eq(SIZE_OF):
-        return columns["size_of"][:, 0] * (parts[0] == 0) + columns["size_of"][:, 1] * (parts[0] == 1)
+        sizes = columns["size_of"]
+        return reduce(np.add, (sizes[:, group] * (parts[0] == group) for group in range(sizes.shape[1])))
     if kind == z3.Z3_OP_UNINTERPRETED and not parts and str(term) in columns:
         return columns[str(term)]
     raise ValueError(f"the small domain knows nothing of {term.decl()}")

@@ -49,6 +49,7 @@ COMMANDS = {
         needs=(("z3", "proofs"), ("crosshair", "proofs"), ("pytest", "conformance")),
         own_parser=True,
     ),
+    "vectors": Command("count, list and regenerate the conformance vectors"),
     "check-table": Command("find what is wrong with a decision table, anybody's", needs=(("z3", "proofs"),)),
     "train": Command(
         "train a small sharded Llama beside the unsharded one",

@@ -3,6 +3,7 @@
 from tpinit.proofs.theorems import (
     bounds,
     certified,
+    classes,
     decision,
     distinguishing,
     equivalence,
@@ -17,6 +18,7 @@ from tpinit.proofs.theorems import (
 __all__ = [
     "bounds",
     "certified",
+    "classes",
     "decision",
     "distinguishing",
     "equivalence",
