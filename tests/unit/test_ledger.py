@@ -436,7 +436,9 @@ def test_the_page_tells_what_is_not_proven():
     ledger["theorems"]["rows_are_exhaustive"]["verdict"] = "refuted"
     ledger["necessity"]["row 7"] = {"theorem": "", "falls": ""}
     text = page(ledger)
-    total = len(ledger["theorems"])
-    assert f"<strong>{total - 1} of {total} theorems are proven, 1 are not.</strong>" in text
+    total, parts = len(ledger["theorems"]), len(ledger["necessity"])
+    assert f"<strong>1 of {total} theorems are not proven.</strong>" in text
+    assert f"<strong>1 of {parts} parts of the contract can be left out, and no theorem falls.</strong>" in text
+    assert f"All {total} theorems are proven" in page(COMMITTED)
     assert '<span class="badge">refuted</span>' in text
     assert "<strong>no theorem falls</strong>" in text

@@ -39,17 +39,19 @@ def _option(clause: str, says: str, theorems: Mapping[str, Any]) -> str:
 
 def _summary(ledger: Ledger) -> str:
     total, proven = ledger["summary"]["theorems"], ledger["summary"]["proven"]
-    needed = sum(bool(need["theorem"]) for need in ledger["necessity"].values())
+    parts = len(ledger["necessity"])
+    unneeded = sum(not need["theorem"] for need in ledger["necessity"].values())
     witnesses = ledger["witnesses"]
-    said = (
-        f"{proven} of {total} theorems are proven and every control is refuted."
-        if proven == total
-        else (f"<strong>{proven} of {total} theorems are proven, {total - proven} are not.</strong>")
-    )
-    return (
-        f"{said} {len(witnesses['rows'])} rows and {len(witnesses['codes'])} violations have a witness; "
-        f"{needed} of {len(ledger['necessity'])} parts of the contract were dropped and missed by a theorem."
-    )
+    said = f"All {total} theorems are proven, and every control is refuted."
+    if proven != total:
+        said = f"<strong>{total - proven} of {total} theorems are not proven.</strong>"
+    left_out = f"Leave out any one of the {parts} parts of the contract, and a theorem falls."
+    if unneeded:
+        left_out = (
+            f"<strong>{unneeded} of {parts} parts of the contract can be left out, and no theorem falls.</strong>"
+        )
+    rows, codes = len(witnesses["rows"]), len(witnesses["codes"])
+    return f"{said} {rows} rows and {codes} violations have an input each that shows them. {left_out}"
 
 
 def _row(name: str, entry: Mapping[str, Any], times: Mapping[str, Any] | None) -> str:
@@ -64,12 +66,25 @@ def _row(name: str, entry: Mapping[str, Any], times: Mapping[str, Any] | None) -
     return (
         f'<tr role="row" data-clause="{escape(entry["clause"])}" data-text="{words}">'
         f'<td role="cell" class="narrow" data-label="Clause">{escape(entry["clause"])}</td>'
-        f'<td role="cell"><code class="name">{escape(name)}</code>'
-        f'<p class="statement">{escape(entry["statement"])}</p>'
+        f'<td role="cell"><code class="name">{_name(name)}</code>'
+        f'<p class="statement">{_prose(entry["statement"])}</p>'
         f"<details><summary>Evidence<span hidden> of {escape(name)}</span></summary>{_evidence(entry)}</details></td>"
-        f'<td role="cell" class="narrow">{badge}</td>'
+        f'<td role="cell" class="narrow verdict">{badge}</td>'
         f'<td role="cell" data-label="Decided by"><ul class="plain">{oracles}</ul></td>{time}</tr>'
     )
+
+
+def _name(name: str) -> str:
+    """Escape a name, which may be broken at its underscores."""
+    return escape(name).replace("_", "_<wbr>")
+
+
+def _prose(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
+def _hash(digest: str) -> str:
+    return f'<code class="hash">{escape(digest)}</code>'
 
 
 def _oracle(name: str, said: Mapping[str, Any]) -> str:
@@ -90,10 +105,10 @@ def _evidence(entry: Mapping[str, Any]) -> str:
         ("Reached for", _listed(_of(found, [claim]) for claim, found in entry["reached"].items())),
         ("Control", escape(f"{control['says']}: {', '.join(fallen)}")),
         ("It falls at", escape(control["falls"])),
-        ("Formula, SHA-256", f"<code>{escape(entry['formula'])}</code>" if entry["formula"] else ""),
+        ("Formula, SHA-256", _hash(entry["formula"]) if entry["formula"] else ""),
         (
             "Source, SHA-256",
-            _listed(f"{escape(one)} <code>{escape(its)}</code>" for one, its in entry["sources"].items()),
+            _listed(f"{escape(one)} {_hash(its)}" for one, its in entry["sources"].items()),
         ),
     ]
     return "<dl>" + "".join(f"<dt>{title}</dt><dd>{text}</dd>" for title, text in told if text) + "</dl>"
@@ -132,7 +147,7 @@ def _table(title: str, key: str, heads: tuple[str, ...], rows: Iterable[tuple[st
 
 def _witnesses(witnesses: Mapping[str, Mapping[str, str]]) -> str:
     rows = [(f"row {escape(number)}", escape(told)) for number, told in witnesses["rows"].items()]
-    codes = [(f"<code>{escape(code)}</code>", escape(told)) for code, told in witnesses["codes"].items()]
+    codes = [(f"<code>{_name(code)}</code>", escape(told)) for code, told in witnesses["codes"].items()]
     return _table("An input for every row", "rows", ("Row", "Input"), rows) + _table(
         "An input for every violation, where no other holds", "codes", ("Violation", "Input"), codes
     )
@@ -142,7 +157,7 @@ def _necessity(necessity: Mapping[str, Mapping[str, str]]) -> str:
     rows = [
         (
             escape(dropped),
-            f"<code>{escape(need['theorem'])}</code>" if need["theorem"] else "<strong>no theorem falls</strong>",
+            f"<code>{_name(need['theorem'])}</code>" if need["theorem"] else "<strong>no theorem falls</strong>",
             escape(need["falls"]),
         )
         for dropped, need in necessity.items()
