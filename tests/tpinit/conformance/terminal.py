@@ -1,0 +1,120 @@
+"""A report for a terminal: the twelve rows, what was not answered, and each divergence with its reproduction."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable
+from typing import Any
+
+from tpinit.conformance.dialects import CHOICES
+from tpinit.conformance.report import BROKEN, WRONG, CaseReport, Report, Verdict, exit_code, footer
+
+__all__ = ["partly_answered", "reproduction", "summary", "text"]
+
+_COLUMNS = ("row", "cases", "answered", "agreed", "permitted", "known", "skipped", "wrong", "broken")
+_VERDICT_OF = {
+    0: "conforms",
+    1: "does not conform",
+    4: "is broken: its answers can't be relied on",
+}
+
+
+def reproduction(report: Report, case: CaseReport) -> str:
+    """Return the command that asks this one case again."""
+    return f"tpinit conform --impl {shlex.quote(report.spelled)} --only {case.id}"
+
+
+def counts(cases: Iterable[CaseReport]) -> dict[str, int]:
+    """Count cases as the table does."""
+    cases = tuple(cases)
+
+    def of(*verdicts: Verdict) -> int:
+        return sum(case.verdict in verdicts for case in cases)
+
+    return {
+        "cases": len(cases),
+        "answered": sum(case.answered for case in cases),
+        "agreed": of(Verdict.AGREED),
+        "permitted": of(Verdict.PERMITTED),
+        "known": of(Verdict.KNOWN),
+        "skipped": of(Verdict.SKIPPED),
+        "wrong": of(*WRONG),
+        "broken": of(*BROKEN),
+    }
+
+
+def partly_answered(report: Report) -> list[str]:
+    """Say of each field that answers leave out how often it was there: what was not answered did not agree."""
+    answered = sum(case.answered for case in report.cases)
+    fields = footer(report)["fields"]
+    return [
+        f"{name} in {field['answered']} of {answered} answers"
+        for name, field in fields.items()
+        if answered and field["answered"] < answered
+    ]
+
+
+def summary(report: Report) -> str:
+    """Say in one line who was asked what, and how it came out."""
+    count = counts(report.cases)
+    told = ", ".join(f"{number} {name}" for name, number in count.items() if number and name != "cases")
+    asked = f"{count['cases']} vectors ({report.selection}) in {report.seconds:.1f} s"
+    came = _VERDICT_OF[exit_code(report)]
+    return f"{report.name} {report.version} {came}: {asked}: {told or 'none answered'}"
+
+
+def text(report: Report, limit: int = 20) -> str:
+    """Return the whole report in words; of very many divergences the first `limit`."""
+    lines = [f"{report.name} {report.version} ({report.language}), dialect {report.dialect}", ""]
+    lines += _table(report)
+    lines += [""]
+    lines += [f"choice {name}: {CHOICES[name].summary}; {used} answers permitted by it" for name, used in _used(report)]
+    partly = partly_answered(report)
+    if partly:
+        lines += ["not all fields were answered: " + "; ".join(partly)]
+    if report.broken:
+        lines += [f"broken: {report.broken}"]
+    bad = [case for case in report.cases if case.verdict in WRONG | BROKEN and case.verdict is not Verdict.NOT_RUN]
+    for case in bad[:limit]:
+        lines += ["", *_told(report, case)]
+    if len(bad) > limit:
+        lines += ["", f"... and {len(bad) - limit} more; --json, --junit and --html have them all"]
+    return "\n".join([*lines, *([""] if bad else []), summary(report)])
+
+
+def _used(report: Report) -> list[tuple[str, int]]:
+    return list(footer(report)["choices"].items())
+
+
+def _table(report: Report) -> list[str]:
+    rows = sorted({case.row for case in report.cases})
+    body = [(str(row), counts(case for case in report.cases if case.row == row)) for row in rows]
+    body.append(("all", counts(report.cases)))
+    lines = ["  ".join(f"{name:>{max(4, len(name))}}" for name in _COLUMNS)]
+    for label, count in body:
+        cells = [label, *(str(count[name] or "-") for name in _COLUMNS[1:])]
+        lines.append("  ".join(f"{cell:>{max(4, len(name))}}" for name, cell in zip(_COLUMNS, cells, strict=True)))
+    return lines
+
+
+def _told(report: Report, case: CaseReport) -> list[str]:
+    lines = [f"{case.verdict.value.replace('_', ' ')}: {case.id} (row {case.row}; {', '.join(case.clauses)})"]
+    lines += [
+        f"  {difference.field}: expected {_json(difference.expected)}, given {_json(difference.given)}"
+        for difference in case.differences
+    ]
+    if case.answer is not None and not case.answered:
+        lines += [f"  {kind.replace('_', ' ')}: {said}" for kind, said in case.answer.items()]
+    if case.detail:
+        lines += [f"  | {line}" for line in case.detail.strip().splitlines()[-6:]]
+    if case.effect and case.verdict in WRONG:
+        lines += [f"  effect: {case.effect}"]
+    if case.link:
+        lines += [f"  on record: {case.link}"]
+    return [*lines, f"  again: {reproduction(report, case)}"]
+
+
+def _json(value: Any) -> str:
+    made = json.dumps(value)
+    return made if len(made) <= 200 else f"{made[:197]}..."
