@@ -31,6 +31,7 @@ __all__ = [
     "check",
     "committed",
     "generate",
+    "hash_of",
     "spec_hash",
     "vector_of",
     "write",
@@ -220,11 +221,15 @@ def _leaves(value: object) -> Iterator[object]:
 
 
 def spec_hash() -> str:
-    """Hash the spec's sources (SHA-256, hex), line ends and space at the end of lines aside."""
+    """Hash the spec's sources (SHA-256, hex)."""
+    return hash_of({name: files("tpinit.spec").joinpath(name).read_bytes().decode() for name in SPEC})
+
+
+def hash_of(sources: Mapping[str, str]) -> str:
+    """Hash sources by name, line ends and space at the end of lines aside (SHA-256, hex)."""
     digest = hashlib.sha256()
-    for name in SPEC:
-        lines = files("tpinit.spec").joinpath(name).read_text(encoding="utf-8").splitlines()
-        digest.update("\n".join([name, *(line.rstrip() for line in lines), ""]).encode())
+    for name, source in sources.items():
+        digest.update("\n".join([name, *(line.rstrip() for line in source.splitlines()), ""]).encode())
     return digest.hexdigest()
 
 
