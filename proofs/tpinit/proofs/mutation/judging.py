@@ -1,0 +1,129 @@
+"""What becomes of a mutant of the model: killed by a theorem, or proven equal to the original, or neither."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
+import z3
+from tpinit.proofs.claims import THEOREMS, Theorem, Verdict, right_model
+from tpinit.proofs.mutation.record import Fate, Judged
+from tpinit.proofs.mutation.spec import SpecMutant
+from tpinit.proofs.solvers import decide_all
+from tpinit.spec.model import FieldTerm, Model, constant
+from tpinit.spec.model import Verdict as RowVerdict
+from tpinit.spec.vocabulary import Outcome, ViolationCode
+
+__all__ = ["by_theorems", "differences", "judge_spec", "seen_in"]
+
+TIMEOUT_MS = 30_000
+
+# Which theorems to try first, so that most mutants fall at once; all others follow, as registered.
+_FIRST: Mapping[str, tuple[str, ...]] = {
+    "table": ("table_and_prose_agree_on_the_outcome", "table_and_prose_agree_on_the_sources"),
+    "prose": ("table_and_prose_agree_on_the_outcome", "table_and_prose_agree_on_the_sources", "section_four_is_p3"),
+    "definitions": (
+        "only_zero_disables_a_section",
+        "every_violation_refuses",
+        "a_violation_holds_for_its_own_reason",
+        "section_four_is_p3",
+    ),
+    "predicates": (
+        "section_four_is_p3",
+        "a_violation_holds_for_its_own_reason",
+        "rows_reject_exactly_by_their_codes",
+    ),
+    "orders": (
+        "config_is_canonical",
+        "the_call_fills_only_what_is_missing",
+        "the_configs_group_comes_before_the_meshs",
+    ),
+    "decisions": ("only_zero_disables_a_section", "rows_are_exhaustive", "a_violation_holds_for_its_own_reason"),
+}
+
+
+def _in_order(target: str, without: Collection[str]) -> Iterator[Theorem]:
+    first = [THEOREMS[name] for name in _FIRST[target]]
+    for theorem in [*first, *(one for one in THEOREMS.values() if one not in first)]:
+        if theorem.claims is not None and theorem.name not in without:
+            yield theorem
+
+
+def by_theorems(mutant: SpecMutant, without: Collection[str] = ()) -> tuple[str, str]:
+    """Return the first theorem that the mutant does not satisfy, and what that said; two empty texts for none."""
+    for theorem in _in_order(mutant.target, without):
+        assert theorem.claims is not None
+        result = decide_all(theorem.claims(mutant.apply(right_model())))
+        if result.verdict in (Verdict.REFUTED, Verdict.VACUOUS):
+            return theorem.name, f"{result.verdict.value}: {result.detail}" if result.detail else result.verdict.value
+    return "", ""
+
+
+def judge_spec(mutant: SpecMutant, without: Collection[str] = ()) -> Judged:
+    """Try every theorem on the mutant, then prove it equal, else let it survive, with an input that tells it.
+
+    `without` are the names of theorems to leave out.
+    """
+    # What the prose says is all that a theorem sees of it: a mutant that says the same can't be killed.
+    if mutant.target == "prose" and not seen_in(mutant):
+        return _equivalent(mutant)
+    killer, how = by_theorems(mutant, without)
+    if killer:
+        return Judged(mutant.target, mutant.name, Fate.KILLED, killer, how)
+    seen = seen_in(mutant)
+    return Judged(mutant.target, mutant.name, Fate.SURVIVED, "", seen) if seen else _equivalent(mutant)
+
+
+def _equivalent(mutant: SpecMutant) -> Judged:
+    proof = "Z3 proves that it decides, merges and says the same for every input"
+    return Judged(mutant.target, mutant.name, Fate.EQUIVALENT, "z3", proof)
+
+
+def seen_in(mutant: SpecMutant) -> str:
+    """Return what tells the mutant from the original, empty where Z3 proves that nothing does."""
+    right = right_model()
+    wrong = mutant.apply(right_model())
+    for says, term in differences(right, wrong):
+        solver = z3.Solver()
+        solver.set("timeout", TIMEOUT_MS)
+        solver.add(term)
+        if says != "what an input is":
+            solver.add(right.well_typed)
+        answer = solver.check()
+        if answer != z3.unsat:
+            return f"differs in {says}" if answer == z3.sat else f"Z3 could not compare {says}"
+    return ""
+
+
+def differences(right: Model, wrong: Model) -> Iterator[tuple[str, z3.BoolRef]]:
+    """Yield everything that can be seen of a contract, each with the term for: the two differ in it."""
+    yield "what an input is", right.well_typed != wrong.well_typed
+    yield "the outcome", right.outcome != wrong.outcome
+    yield "whether it starts", right.starts != wrong.starts
+    yield "D2's note", right.disabled != wrong.disabled
+    yield "the row", right.row_number != wrong.row_number
+    for code in ViolationCode:
+        yield code.value, right.violation(code) != wrong.violation(code)
+    for name in ("effective_size", "effective_dtype", "effective_group"):
+        yield name, z3.And(z3.Not(right.error), _fields_differ(getattr(right, name), getattr(wrong, name)))
+    yield "the table", _verdicts_differ(right.by_table, wrong.by_table)
+    yield "the prose", _verdicts_differ(right.by_prose, wrong.by_prose)
+    for mine, theirs in zip(right.disagreements, wrong.disagreements, strict=True):
+        yield f"P3's {mine.code.value}", right.disagree(mine) != wrong.disagree(theirs)
+
+
+def _fields_differ(mine: FieldTerm, theirs: FieldTerm) -> z3.BoolRef:
+    sources = {*mine.comes_from, *theirs.comes_from}
+    never = z3.BoolVal(False)
+    comes = [mine.comes_from.get(source, never) != theirs.comes_from.get(source, never) for source in sorted(sources)]
+    return z3.Or(mine.exists != theirs.exists, z3.And(mine.exists, mine.value != theirs.value), *comes)
+
+
+def _verdicts_differ(mine: RowVerdict, theirs: RowVerdict) -> z3.BoolRef:
+    codes = z3.And(mine.outcome == constant(Outcome.ERROR), mine.code != theirs.code)
+    return z3.Or(
+        mine.outcome != theirs.outcome,
+        codes,
+        mine.fields_from != theirs.fields_from,
+        mine.group_from != theirs.group_from,
+    )
