@@ -51,6 +51,7 @@ COMMANDS = {
     ),
     "vectors": Command("count, list and regenerate the conformance vectors"),
     "check-table": Command("find what is wrong with a decision table, anybody's", needs=(("z3", "proofs"),)),
+    "conform": Command("hold an implementation of the contract, anybody's, against its conformance vectors"),
     "train": Command(
         "train a small sharded Llama beside the unsharded one",
         needs=(("torch", "runtime"), ("transformers", "hf")),

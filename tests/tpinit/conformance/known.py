@@ -22,7 +22,7 @@ from typing import Any
 
 from tpinit.conformance.report import CaseReport, Report, Verdict
 
-__all__ = ["KnownFailure", "KnownFailuresError", "apply", "in_range", "read", "record"]
+__all__ = ["KnownFailure", "KnownFailuresError", "apply", "in_range", "judged", "read", "record"]
 
 FORMAT = "tpinit-known-failures"
 VERSION = 1
@@ -127,16 +127,20 @@ def _problems(entry: object, vectors: Collection[str] | None) -> list[str]:
 
 def apply(report: Report, failures: Collection[KnownFailure]) -> Report:
     """Return the report with the verdicts that known failures make of it; those of other versions count for nothing."""
-    mine = {
-        failure.vector: failure
-        for failure in failures
-        if failure.implementation == report.name and in_range(report.version, failure.versions)
-    }
-    return replace(report, cases=tuple(_judged(case, mine.get(case.id)) for case in report.cases))
+    cases = (judged(case, report.name, report.version, failures) for case in report.cases)
+    return replace(report, cases=tuple(cases))
 
 
-def _judged(case: CaseReport, failure: KnownFailure | None) -> CaseReport:
-    if failure is None or case.verdict in (Verdict.SKIPPED, Verdict.NOT_RUN, Verdict.UNSTABLE):
+def judged(case: CaseReport, name: str, version: str, failures: Collection[KnownFailure]) -> CaseReport:
+    """Return one case with the verdict that a known failure of this implementation makes of it, if there is one."""
+    for failure in failures:
+        if (failure.implementation, failure.vector) == (name, case.id) and in_range(version, failure.versions):
+            return _judged(case, failure)
+    return case
+
+
+def _judged(case: CaseReport, failure: KnownFailure) -> CaseReport:
+    if case.verdict in (Verdict.SKIPPED, Verdict.NOT_RUN, Verdict.UNSTABLE):
         return case
     if case.verdict in (Verdict.AGREED, Verdict.PERMITTED):
         return replace(case, verdict=Verdict.UNEXPECTED_PASS, link=failure.link)

@@ -37,6 +37,8 @@ def resolve_object(path: str) -> Any:
         of_the_name = error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}."))
         why = "no such module" if of_the_name else f"it needs {error.name}, which is not installed here"
         raise AdapterError(f"{module_name!r} can't be imported: {why}") from error
+    except Exception as error:  # whatever a module does when it is imported
+        raise AdapterError(f"{module_name!r} can't be imported: {type(error).__name__}: {error}") from error
     for name in names.split("."):
         if not hasattr(found, name):
             raise AdapterError(f"{module_name!r} has no {names!r}")
@@ -101,5 +103,7 @@ def opener(spelled: str, *, fresh: bool = False, in_process: bool = False) -> Op
     try:
         found = resolve_object(path)
     except AdapterError as error:
-        raise AdapterError(f"{error}. fix: pip install 'tpinit[{kind}]'") from error
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            raise AdapterError(f"{error}. fix: pip install 'tpinit[{kind}]'") from error
+        raise
     return lambda: as_adapter(found, path)
