@@ -57,6 +57,15 @@ def test_what_every_success_assumes_is_named_part_by_part():
         (z3.Distinct(X, Y, X + Y), "x, y, x + y all differ"),
         (z3.Or(X > 1, z3.And(Y > 1, X > Y)), "x > 1 or (y > 1 and x > y)"),
         (MODEL.given_input.world == fresh_symbols("_other").world, "world_size: the same in both inputs"),
+        (z3.And(MODEL.cfg, replace(MODEL, given_input=fresh_symbols("_other")).cfg), "CFG in both inputs"),
+        (
+            (MODEL.given_input.autotp < 1) == (fresh_symbols("_other").autotp < 1),
+            "config.autotp_size < 1: the same in both inputs",
+        ),
+        (
+            (MODEL.given_input.autotp < 1) == (fresh_symbols("_other").alias < 1),
+            "(config.autotp_size < 1) is (config.tp.tp_size of the other input < 1)",
+        ),
     ],
     ids=str,
 )

@@ -7,7 +7,7 @@ the name. What has no name is printed, operator by operator, with the names of i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import astuple, fields
 from enum import Enum
 from functools import lru_cache
 
@@ -181,9 +181,16 @@ def name_of(term: z3.ExprRef) -> str:
 
 def _of_both(term: z3.ExprRef) -> str:
     """Say shortly what is said of both inputs alike. Empty where it is not."""
-    if term.num_args() != 2 or name_of(term.arg(1)) != name_of(term.arg(0)) + _OTHER:
+    if term.num_args() != 2 or not z3.substitute(term.arg(0), *_others()).eq(term.arg(1)):
+        return ""
+    if term.arg(0).eq(term.arg(1)):
         return ""
     return name_of(term.arg(0)) + (" in both inputs" if z3.is_and(term) else ": the same in both inputs")
+
+
+@lru_cache(maxsize=1)
+def _others() -> list[tuple[z3.ExprRef, z3.ExprRef]]:
+    return list(zip(astuple(fresh_symbols()), astuple(fresh_symbols("_other")), strict=True))
 
 
 def _bracketed(part: z3.ExprRef, inside: int) -> str:
