@@ -90,7 +90,7 @@ def judge_code(target: Target, name: str, coverage: Coverage, listed: Mapping[st
     """
     mutant = mutants_of(target)[name]
     source = mutant.source()
-    killer, how, unproven = _by_theorems(target, mutant, source)
+    killer, how, unproven, proven = _by_theorems(target, mutant, source)
     if not killer:
         ended = _by_tests(target, mutant, source, coverage)
         killer, how = ended.failed, ended.how
@@ -98,6 +98,8 @@ def judge_code(target: Target, name: str, coverage: Coverage, listed: Mapping[st
         killer, how = unproven
     if killer:
         return Judged(target.name, name, Fate.KILLED, killer, how)
+    if proven:
+        return Judged(target.name, name, Fate.EQUIVALENT, "z3", proven)
     if name in listed:
         return Judged(target.name, name, Fate.LISTED, "", listed[name])
     return Judged(target.name, name, Fate.SURVIVED)
@@ -132,17 +134,41 @@ def _by_tests(target: Target, mutant: SourceMutant, source: str, coverage: Cover
 _THEOREM_SECONDS = 60
 
 
-def _by_theorems(target: Target, mutant: SourceMutant, source: str) -> tuple[str, str, tuple[str, str] | None]:
-    """Return the theorem that the changed module refutes and how, and one that it leaves undecided."""
+def _by_theorems(target: Target, mutant: SourceMutant, source: str) -> tuple[str, str, tuple[str, str] | None, str]:
+    """Return the theorem that the changed module refutes and how, one that it leaves undecided, and its equivalence.
+
+    The last is empty, or says why the theorems, all still proven, prove the mutant equal to the original.
+    """
     theorems = _theorems(target, mutant.function)
     if not theorems:
-        return "", "", None
+        return "", "", None, ""
     with temporary_home() as home:
         said = forked(home, _THEOREM_SECONDS, lambda: _judged_in_child(target, source, theorems))
     if said is None:
-        return "", "", (f"a time-out of {theorems[0].name}", "")
-    undecided = said["undecided"]
-    return said["failed"], said["how"], tuple(undecided) if undecided else None
+        return "", "", (f"a time-out of {theorems[0].name}", ""), ""
+    if said["failed"] or said["undecided"]:
+        return said["failed"], said["how"], tuple(said["undecided"]) if said["undecided"] else None, ""
+    names = ", ".join(theorem.name for theorem in theorems)
+    whole = target.clause == "6.10" and not _gives_evidence(target, mutant.function)
+    return "", "", None, f"it decides as the model for every input, and gives no evidence: {names}" if whole else ""
+
+
+def _gives_evidence(target: Target, function: str) -> bool:
+    """Tell whether the evidence of a violation comes through a function: of evidence there is no theorem."""
+    text = (checkout() / target.file).read_text(encoding="utf-8")
+    calls = _calls(text)
+    if function not in calls:
+        return True
+    (table,) = (node for node in ast.parse(text).body if _constant(node) == "VIOLATIONS")
+    assert isinstance(table, ast.AnnAssign)
+    assert isinstance(table.value, ast.Tuple)
+    evidence = [row.elts[2] for row in table.value.elts if isinstance(row, ast.Tuple)]
+    used = {node.id for part in evidence for node in ast.walk(part) if isinstance(node, ast.Name)}
+    return any(function in calls.get(name, ()) for name in used)
+
+
+def _constant(node: ast.stmt) -> str:
+    return node.target.id if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) else ""
 
 
 def _judged_in_child(target: Target, source: str, theorems: Sequence[Theorem]) -> dict[str, object]:

@@ -35,6 +35,9 @@ _ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
 }
 _NAMES = {"any": "all", "all": "any", "min": "max", "max": "min", "startswith": "endswith", "endswith": "startswith"}
 
+# Of these the order of two arguments is no matter, or a message's.
+_UNORDERED = ("isinstance", "getattr", "Problem", "note", "min", "max", "distance")
+
 
 @dataclass(frozen=True, slots=True)
 class SourceMutant:
@@ -268,7 +271,7 @@ def _other_calls(node: ast.Call) -> Iterator[ast.AST]:
     plain = len(node.args) >= 2 and not any(isinstance(one, ast.Starred) for one in node.args)
     same = plain and ast.dump(node.args[0]) == ast.dump(node.args[1])
     callee = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
-    if plain and not same and callee not in ("isinstance", "getattr", "Problem", "note"):
+    if plain and not same and callee not in _UNORDERED:
         yield _with(node, args=[node.args[1], node.args[0], *node.args[2:]])
     picks = ("get", "pop", "startswith", "endswith", "getattr")
     for index, one in enumerate(node.args):

@@ -7,7 +7,7 @@ and about calls: `sources` has their mutants.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import permutations
@@ -216,14 +216,32 @@ def _changing(change: Change) -> Callable[[Model, Any], z3.BoolRef]:
 
 
 def _of_orders() -> Iterator[SpecMutant]:
-    for says, right, reorder in (("sizes", SIZES, reorder_sizes), ("dtypes", DTYPES, reorder_dtypes)):
+    for says, name, right, reorder in (
+        ("sizes", "effective_size", SIZES, reorder_sizes),
+        ("dtypes", "effective_dtype", DTYPES, reorder_dtypes),
+    ):
         others = [order for length in (3, 2) for order in permutations(right, length) if order != right]
         for order in others:
             names = ", ".join(source.value for source in order)
-            yield SpecMutant("orders", f"{says} in the order {names}", reorder(*order).apply)
+            changed = _and_then(reorder(*order).apply, _naming(name, right))
+            yield SpecMutant("orders", f"{says} in the order {names}", changed)
     mesh, config = Source.MESH_TP_GROUP, Source.CONFIG_TP_GROUP
     yield SpecMutant("orders", "the mesh's group before the config's", reorder_groups(mesh, config).apply)
     yield SpecMutant("orders", "no group of the config", reorder_groups(mesh).apply)
+
+
+def _and_then(first: Apply, second: Apply) -> Apply:
+    return lambda m: second(first(m))
+
+
+def _naming(name: str, sources: Sequence[Source]) -> Apply:
+    """Keep a source that an order leaves out as one that a theorem may ask for: it never is the source."""
+    never = {source: z3.BoolVal(False) for source in sources}
+
+    def complete(_m: Model, term: FieldTerm) -> FieldTerm:
+        return FieldTerm(term.exists, term.value, MappingProxyType({**never, **term.comes_from}))
+
+    return redefine(name, "", complete).apply
 
 
 # --- D1, D2, D4, D5, D6 --------------------------------------------------------------------------------
@@ -268,7 +286,8 @@ def _alias_ignored(m: Model) -> Model:
     sizes = (ViolationCode.SIZE_MISSING, ViolationCode.SIZE_INVALID, ViolationCode.SIZE_MISMATCH)
     changed = {code: _without_alias(m.predicates[code]) for code in sizes}
     order = tuple(source for source in m.size_order if source is not Source.CONFIG_TP_SIZE)
-    return replace(m, size_order=order, predicates=MappingProxyType({**m.predicates, **changed}))
+    without = replace(m, size_order=order, predicates=MappingProxyType({**m.predicates, **changed}))
+    return _naming("effective_size", SIZES)(without)
 
 
 def _without_alias(right: Callable[[Model], z3.BoolRef]) -> Callable[[Model], z3.BoolRef]:
