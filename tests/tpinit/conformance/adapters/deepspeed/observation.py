@@ -1,0 +1,172 @@
+"""What a world of ranks did in one job, put together from the reports of its ranks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from tpinit.conformance.adapters.deepspeed.jobs import Partition
+
+__all__ = ["Ended", "Observation", "Training", "observe"]
+
+# What DeepSpeed's own words for a violation are, by the part that does not change.
+_WORDS: tuple[tuple[str, str], ...] = (
+    (r"Conflicting tp_model_init arguments", "CONFLICTING_CALLS"),
+    (r"must not receive mpu", "GROUP_AND_MPU"),
+    (r"Conflicting tensor_parallel\.(autotp_size|tp\.tp_size) in config", "SIZE_MISMATCH"),
+    (r"tp\.tp_size \(.*\) does not match tensor_parallel\.autotp_size", "SIZE_MISMATCH"),
+    (r"does not match tp_group size", "GROUP_SIZE_MISMATCH"),
+    (r"Conflicting tensor_parallel\.tp\.tp_group in config", "GROUP_IDENTITY_MISMATCH"),
+    (r"Conflicting (dtype|tensor_parallel\.dtype)", "DTYPE_MISMATCH"),
+)
+# Weights are of the order of 1 after four updates; what rounding alone does stays below these.
+_TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}
+
+
+class Ended(str, Enum):
+    """How the ranks came out of `initialize` (or of a call before it)."""
+
+    ENGINE = "engine"
+    ERROR = "error"
+    HANG = "hang"
+    DIED = "died"
+    DISAGREE = "disagree"
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Four updates beside the unsharded model: the largest error of a weight, and the first error raised instead."""
+
+    off_by: float | None = None
+    updates: Sequence[Mapping[str, Any]] = ()
+    tolerance: float = 0.0
+    raised: Mapping[str, str] | None = None
+    hung: Sequence[int] = ()
+
+    @property
+    def wrong(self) -> bool:
+        """Whether weights went another way than the unsharded model's."""
+        return self.off_by is not None and not self.off_by <= self.tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One job as it went: the outcome, the error of each rank, and what the engines did."""
+
+    ended: Ended
+    errors: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    hung: Sequence[int] = ()
+    where: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    degrees: Sequence[int] = ()
+    slices: Sequence[int | None] = ()
+    dtypes: Sequence[str] = ()
+    claims: Sequence[Mapping[str, Any]] = ()
+    sharding: Partition | None = None
+    averaging: Partition | None = None
+    divisor: float | None = None
+    checking: Partition | None = None
+    training: Training = Training()
+    changed: Mapping[str, str] = field(default_factory=dict)
+    steps: Sequence[Sequence[Mapping[str, Any]]] = ()
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """The violations that an error names, by its `codes` or by DeepSpeed's words."""
+        for error in self.errors.values():
+            if error.get("codes"):
+                return tuple(error["codes"])
+            for words, code in _WORDS:
+                if re.search(words, error["message"]):
+                    return (code,)
+        return ()
+
+    @property
+    def message(self) -> str:
+        """The first error in one line, with the ranks that raised it."""
+        if not self.errors:
+            return f"ranks {list(self.hung)} hang" if self.hung else ""
+        error = next(iter(self.errors.values()))
+        same = [other for other, told in self.errors.items() if told["type"] == error["type"]]
+        text = " ".join(str(error["message"]).split())
+        who = "all ranks" if len(same) == len(self.steps) else f"rank{'s' * (len(same) > 1)} {_listed(same)}"
+        return f"{who}: {error['type']}: {text[:220] or '(no message)'}"
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks))
+
+
+def observe(report: Mapping[str, Any], model: str = "m") -> Observation:
+    """Put together what one job's ranks report of one model."""
+    ranks: Sequence[Mapping[str, Any]] = report["ranks"]
+    steps = [[note for note in rank["steps"] if note.get("model") == model] for rank in ranks]
+    changed: dict[str, str] = {}
+    errors: dict[int, Mapping[str, Any]] = {}
+    for rank, notes in enumerate(steps):
+        for note in notes:
+            changed.update(note.get("config_changed") or {})
+            if note["op"] != "observe" and note.get("ok") is False and rank not in errors:
+                errors[rank] = note["error"]
+    engines = [rank for rank, notes in enumerate(steps) if _engine(notes) is not None]
+    where = {rank: ranks[rank].get("stack", []) for rank in report["hung"]}
+    common: dict[str, Any] = {"errors": errors, "steps": steps, "changed": changed, "where": where}
+    if len(engines) < len(steps):
+        if report["died"]:
+            return Observation(Ended.DIED, **common)
+        if errors and engines:
+            return Observation(Ended.DISAGREE, **common)
+        ended = Ended.HANG if report["hung"] else Ended.ERROR
+        return Observation(ended, hung=report["hung"], **common)
+    shards = [_engine(notes) or {} for notes in steps]
+    claims = [next(note["claims"] for note in notes if "claims" in note) for notes in steps]
+    dtypes = sorted({dtype for shard in shards for dtype in shard["dtypes"]})
+    averaging = _gathered(steps, "averaging", "ranks")
+    return Observation(
+        Ended.ENGINE,
+        hung=report["hung"],
+        degrees=[shard["degree"] for shard in shards],
+        slices=[shard["slice"] for shard in shards],
+        dtypes=dtypes,
+        claims=claims,
+        sharding=_gathered(steps, "sharding", "group"),
+        averaging=averaging,
+        divisor=next((note["divisor"] for note in _notes(steps, "averaging") if note.get("divisor")), None),
+        checking=_gathered(steps, "check", "group"),
+        training=_training(steps, dtypes, report["hung"]),
+        **common,
+    )
+
+
+def _engine(notes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    return next((note["shards"] for note in notes if note["op"] == "initialize" and note.get("shards")), None)
+
+
+def _notes(steps: Sequence[Sequence[Mapping[str, Any]]], what: str) -> list[Mapping[str, Any]]:
+    return [note for notes in steps for note in notes if note.get("what") == what]
+
+
+def _gathered(steps: Sequence[Sequence[Mapping[str, Any]]], what: str, key: str) -> Partition | None:
+    """The groups of all ranks as a partition, or as they are where they are none; None where one did not tell."""
+    told = [note.get(key) for note in _notes(steps, what) if note.get("ok")]
+    if len(told) < len(steps) or any(group is None for group in told):
+        return None
+    groups: Partition = []
+    for group in told:
+        if group is not None and group not in groups:
+            groups.append(group)
+    return sorted(groups)
+
+
+def _training(steps: Sequence[Sequence[Mapping[str, Any]]], dtypes: Sequence[str], hung: Sequence[int]) -> Training:
+    notes = _notes(steps, "numbers")
+    tolerance = max((_TOLERANCE.get(dtype, 1e-3) for dtype in dtypes), default=1e-3)
+    raised = next((note["error"] for note in notes if note.get("ok") is False), None)
+    updates = [note.get("updates", []) for note in notes]
+    unfinished = [rank for rank, note in enumerate(notes) if "ok" not in note and rank in hung]
+    if raised is not None or unfinished or not updates or not all(updates):
+        return Training(raised=raised, tolerance=tolerance, hung=unfinished)
+    worst = max((rank for rank in updates), key=lambda rank: max(one["weights_off_by"] for one in rank))
+    return Training(max(one["weights_off_by"] for one in worst), worst, tolerance)

@@ -1,0 +1,224 @@
+"""One job on one rank: make its groups, do its steps, and note what every step did."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import re
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch._C._distributed_c10d import FileStore
+from tpinit.conformance.adapters.deepspeed.ranks import observe
+from tpinit.conformance.adapters.deepspeed.ranks.implementations import Implementation
+from tpinit.conformance.adapters.deepspeed.ranks.model import LEARNING_RATE, Dense
+
+__all__ = ["Desk", "run_job"]
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
+_PATH = re.compile(r"(?:/[^\s'\"(),:]+)+/(?=[^/\s'\"]+)")
+
+
+class Mpu:
+    """A model-parallel unit with DeepSpeed's six methods over two given groups; `named` picks Megatron's names."""
+
+    def __init__(self, tp: Any, dp: Any, megatron: bool = False) -> None:
+        side = "tensor_model_parallel" if megatron else "model_parallel"
+        for name, group in ((side, tp), ("data_parallel", dp)):
+            setattr(self, f"get_{name}_group", lambda group=group: group)
+            setattr(self, f"get_{name}_rank", lambda group=group: dist.get_rank(group))
+            setattr(self, f"get_{name}_world_size", lambda group=group: dist.get_world_size(group))
+
+
+@dataclass
+class Desk:
+    """What one rank has before it during one job: its objects by name, and the report that it writes."""
+
+    implementation: Implementation
+    template: nn.Module
+    rank: int
+    world: int
+    home: Path
+    groups: dict[str, Any] = field(default_factory=dict)
+    configs: dict[str, Any] = field(default_factory=dict)
+    meshes: dict[str, Any] = field(default_factory=dict)
+    models: dict[str, nn.Module] = field(default_factory=dict)
+    engines: dict[str, Any] = field(default_factory=dict)
+    checks: dict[str, Any] = field(default_factory=dict)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    def model(self, name: str) -> nn.Module:
+        """Return the model of that name: a copy of the template, made on first use."""
+        if name not in self.models:
+            self.models[name] = copy.deepcopy(self.template)
+        return self.models[name]
+
+    def value(self, given: Any) -> Any:
+        """Turn JSON into what a user would hand over: groups, dtypes and floats that JSON has no word for."""
+        if isinstance(given, Mapping):
+            if "$group" in given:
+                return self.groups[given["$group"]]
+            if "$dtype" in given:
+                return _DTYPES[given["$dtype"]]
+            if "$tuple" in given:
+                return tuple(given["$tuple"])
+            if "$text" in given:
+                return base64.urlsafe_b64encode(json.dumps(given["$text"]).encode()).decode()
+            return {key: self.value(inner) for key, inner in given.items()}
+        return [self.value(inner) for inner in given] if isinstance(given, list) else given
+
+
+def run_job(job: Mapping[str, Any], desk: Desk) -> None:
+    """Do the steps of a job in turn and leave the report in a file. Stops where the ranks no longer agree."""
+    for handle, partition in job["groups"].items():
+        if isinstance(partition, Mapping):
+            shape = (desk.world // partition["mesh"], partition["mesh"])
+            desk.meshes[handle] = _mesh(desk, {"shape": shape, "names": ("dp", "tp")})
+            desk.groups[handle] = desk.meshes[handle].get_group("tp")
+            continue
+        made = [(ranks, dist.new_group(ranks)) for ranks in partition]
+        desk.groups[handle] = next(
+            (group for ranks, group in made if desk.rank in ranks), dist.GroupMember.NON_GROUP_MEMBER
+        )
+    desk.configs = {name: desk.value(config) for name, config in job["configs"].items()}
+    store = FileStore(str(desk.home / "agree"), desk.world)
+    for number, step in enumerate(job["steps"]):
+        note: dict[str, Any] = {key: step[key] for key in ("op", "model", "what") if key in step}
+        desk.steps.append(note)
+        _write(desk)
+        begun = time.monotonic()
+        try:
+            note.update(_OPERATIONS[step["op"]](desk, step))
+            note["ok"] = True
+        except Exception as error:
+            note.update(ok=False, error=_told(error))
+        note["seconds"] = round(time.monotonic() - begun, 2)
+        _write(desk)
+        store.set(f"{number}.{desk.rank}", "1" if note["ok"] else "0")
+        if len({store.get(f"{number}.{rank}") for rank in range(desk.world)}) > 1:
+            note["disagree"] = True
+            break
+        if not note["ok"] and step["op"] != "observe" and not job.get("goes_on"):
+            break  # as the user's program would
+    _write(desk, done=True)
+
+
+def _write(desk: Desk, done: bool = False) -> None:
+    partial = desk.home / f"report.{desk.rank}.partial"
+    partial.write_text(json.dumps({"steps": desk.steps, "done": done}, default=str), encoding="utf-8")
+    partial.rename(desk.home / f"report.{desk.rank}.json")
+
+
+def _told(error: BaseException) -> dict[str, Any]:
+    """An error as plain data: type, text without the paths of this machine, and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{'/'.join(Path(frames[-1].filename).parts[-2:])}:{frames[-1].name}" if frames else ""
+    told: dict[str, Any] = {
+        "type": type(error).__qualname__,
+        "message": _PATH.sub("", str(error))[:1500],
+        "where": where,
+    }
+    decision = getattr(error, "decision", None)
+    if decision is not None:
+        told["codes"] = [violation.code.value for violation in decision.violations]
+    elif isinstance(getattr(error, "code", None), str):
+        told["codes"] = [error.code]  # type: ignore[attr-defined] # looked at in the line above
+    return told
+
+
+def _call(desk: Desk, step: Mapping[str, Any]) -> dict[str, Any]:
+    model = desk.model(step["model"])
+    group = {} if step.get("tp_group") is None else {"tp_group": desk.value(step["tp_group"])}
+    returned = desk.implementation.tp_model_init(
+        model, tp_size=desk.value(step["tp_size"]), dtype=desk.value(step["dtype"]), **group
+    )
+    desk.models[step["model"]] = returned
+    return {"same_model": returned is model}
+
+
+def _initialize(desk: Desk, step: Mapping[str, Any]) -> dict[str, Any]:
+    model = desk.model(step["model"])
+    config = desk.configs[step["config"]]
+    arguments: dict[str, Any] = {"model": model, "config": config}
+    arguments["optimizer"] = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    if step.get("mpu") is not None:
+        mpu = step["mpu"]
+        arguments["mpu"] = Mpu(desk.groups[mpu["tp"]], desk.groups[mpu["dp"]], bool(mpu.get("megatron")))
+    if step.get("mesh") is not None:
+        arguments["mesh_param"] = _mesh(desk, step["mesh"])
+    before = _flat(config)
+    note: dict[str, Any] = {}
+    try:
+        engine = desk.implementation.initialize(**arguments)
+        desk.engines[step["model"]] = engine
+        desk.checks[step["model"]] = desk.implementation.input_check(engine)
+        note["claims"] = desk.implementation.claims(engine)
+        note["shards"] = observe.shards(engine.module, dict(desk.template.named_parameters()))
+        note["trained_by_optimizer"] = _trained(engine)
+    finally:
+        after = _flat(config)
+        changed = sorted(path for path in {*before, *after} if before.get(path) != after.get(path))
+        desk.steps[-1]["config_changed"] = {path: after.get(path, "gone") for path in changed}
+    return note
+
+
+def _mesh(desk: Desk, given: Any) -> Any:
+    """A torch DeviceMesh for {"shape", "names"}, the one a group was made from, else DeepSpeed's own tuple."""
+    if isinstance(given, Mapping) and "of_group" in given:
+        return desk.meshes[given["of_group"]]
+    if isinstance(given, Mapping) and "shape" in given:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        return init_device_mesh("cpu", tuple(given["shape"]), mesh_dim_names=tuple(given["names"]))
+    return desk.value(given)
+
+
+def _trained(engine: Any) -> int:
+    optimizer = engine.optimizer
+    return sum(len(group["params"]) for group in optimizer.param_groups) if optimizer is not None else 0
+
+
+def _flat(value: Any, path: str = "") -> dict[str, str]:
+    """A config as {path: text}: enough to see any change of a value or a key."""
+    if isinstance(value, dict):
+        flat = {path: "{}"} if not value else {}
+        for key, inner in value.items():
+            flat.update(_flat(inner, f"{path}.{key}" if path else str(key)))
+        return flat
+    return {path: f"a {type(value).__name__}" if isinstance(value, dist.ProcessGroup) else repr(value)}
+
+
+def _observe(desk: Desk, step: Mapping[str, Any]) -> dict[str, Any]:
+    engine = desk.engines.get(step["model"])
+    if engine is None:
+        return {"skipped": "no engine"}
+    if step["what"] == "numbers":
+        dense = Dense(desk.template)
+        return observe.numbers(engine, dense, step["data"], desk.rank, step["positions"][desk.rank])
+    if step["what"] == "sharding":
+        return {"group": observe.sharding_group(engine, desk.world, desk.rank)}
+    if step["what"] == "averaging":
+        return observe.averaging_group(engine, desk.world, desk.rank)
+    check = desk.checks[step["model"]]
+    return {"group": observe.check_group(check, desk.world, desk.rank) if check is not None else None}
+
+
+def _keep(desk: Desk, step: Mapping[str, Any]) -> dict[str, Any]:
+    """Note the state of a config object, as a user's own code would find it."""
+    return {"config": _flat(desk.configs[step["config"]])}
+
+
+_OPERATIONS: dict[str, Callable[[Desk, Mapping[str, Any]], dict[str, Any]]] = {
+    "call": _call,
+    "initialize": _initialize,
+    "observe": _observe,
+    "look": _keep,
+}

@@ -1,0 +1,107 @@
+"""The implementations that a rank can drive, behind one shape. Each is imported once, before the ranks are forked."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["IMPLEMENTATIONS", "Implementation"]
+
+_CHECK = "check_dataloader_inputs_same_across_ranks"
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation:
+    """One implementation: its two functions, and how to see its effects.
+
+    `initialize(**arguments)` returns the engine. `input_check(engine)` returns a function that runs the engine's own
+    first-batch check on the inputs it is given and raises where that refuses them, or None where there is no check.
+    `claims(engine)` returns what the engine says about itself. `prepare` runs once, before the ranks are forked.
+    """
+
+    name: str
+    version: str
+    tp_model_init: Callable[..., nn.Module]
+    initialize: Callable[..., Any]
+    input_check: Callable[[Any], Callable[[dict[str, Any]], None] | None]
+    claims: Callable[[Any], dict[str, Any]]
+    prepare: Callable[[], None]
+
+
+def _deepspeed() -> Implementation:
+    # Not an import statement: the kit's own environment has no DeepSpeed, and must not need it to be read.
+    deepspeed = importlib.import_module("deepspeed")
+
+    def initialize(**arguments: Any) -> Any:
+        return deepspeed.initialize(**arguments)[0]
+
+    def prepare() -> None:
+        # The one operator that gloo worlds compile: built here once, its module is inherited by every fork.
+        backend = importlib.import_module("deepspeed.comm.torch")
+        if hasattr(backend, "build_shm_op"):
+            backend.build_shm_op()
+
+    def claims(engine: Any) -> dict[str, Any]:
+        groups = importlib.import_module("deepspeed.utils.groups")
+        size = getattr(engine, "autotp_size", None)
+        return {
+            **_batch(engine),
+            "tp_size": size() if size is not None else None,
+            "dp_world_size": int(groups._get_data_parallel_world_size()),
+        }
+
+    return Implementation(
+        "deepspeed", str(deepspeed.__version__), deepspeed.tp_model_init, initialize, _deepspeed_check, claims, prepare
+    )
+
+
+def _deepspeed_check(engine: Any) -> Callable[[dict[str, Any]], None] | None:
+    """Find the hook before the first forward: it takes itself away when it has passed once."""
+    hooks = [hook for hook in engine.module._forward_pre_hooks.values() if getattr(hook, "__name__", "") == _CHECK]
+    if not hooks:
+        return None
+    return lambda inputs: hooks[0](engine.module, (), inputs)
+
+
+def _tpinit() -> Implementation:
+    runtime = importlib.import_module("tpinit.runtime")
+    metadata = importlib.import_module("importlib.metadata")
+
+    def initialize(**arguments: Any) -> Any:
+        return runtime.initialize(**arguments)[0]
+
+    def input_check(engine: Any) -> Callable[[dict[str, Any]], None] | None:
+        def check(inputs: dict[str, Any]) -> None:
+            engine._inputs_checked = engine.mesh.tp.group is None
+            with torch.no_grad():
+                engine(**inputs)
+
+        return check
+
+    def claims(engine: Any) -> dict[str, Any]:
+        return {
+            **_batch(engine),
+            "tp_size": engine.decision.tp_size.value,
+            "dp_world_size": engine.mesh.dp.size,
+            "row": engine.decision.row,
+        }
+
+    return Implementation(
+        "tpinit", metadata.version("tpinit"), runtime.tp_model_init, initialize, input_check, claims, lambda: None
+    )
+
+
+def _batch(engine: Any) -> dict[str, Any]:
+    return {
+        "train_batch_size": engine.train_batch_size(),
+        "micro_batch_size": engine.train_micro_batch_size_per_gpu(),
+        "accumulation_steps": engine.gradient_accumulation_steps(),
+    }
+
+
+IMPLEMENTATIONS: dict[str, Callable[[], Implementation]] = {"deepspeed": _deepspeed, "tpinit": _tpinit}

@@ -1,0 +1,168 @@
+"""What an engine does, read from its tensors and its communication and never from what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from tpinit.conformance.adapters.deepspeed.ranks.model import LEARNING_RATE, Dense, batch
+
+__all__ = ["averaging_group", "check_group", "numbers", "sharding_group", "shards"]
+
+_COLUMN = "self_attn.q_proj.weight"
+_ROW = "self_attn.o_proj.weight"
+_DIFFERENT_STEPS = (0, 1)
+_EQUAL_STEPS = (2, 3)
+_SCALES = 8  # how often a dynamic fp16 loss scale may fall before an update is done
+
+
+def _named(model: nn.Module, ending: str) -> nn.Parameter:
+    return next(parameter for name, parameter in model.named_parameters() if name.endswith(ending))
+
+
+def shards(model: nn.Module, full: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Say how the parameters were cut: the degree, which slice this rank holds, and the dtypes they have.
+
+    `slice` is the index of the original weight's slice that the column-parallel weight equals, None for no slice at
+    all; `foreign` names the parameters that equal no slice of the original weights.
+    """
+    dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
+    foreign, positions, degree = [], {}, 1
+    for name, parameter in model.named_parameters():
+        found = _slices(parameter.detach(), full[name])
+        if not found:
+            foreign.append(name)
+        positions[name] = found
+        if name.endswith(_COLUMN):
+            degree = full[name].shape[0] // max(parameter.shape[0], 1)
+    column = next(found for name, found in positions.items() if name.endswith(_COLUMN))
+    return {"degree": degree, "slice": column[0] if column else None, "dtypes": dtypes, "foreign": foreign}
+
+
+def _slices(local: torch.Tensor, full: torch.Tensor) -> list[int]:
+    if local.shape == full.shape:
+        return [0] if _same(local, full) else []
+    if local.dim() != full.dim() or not local.numel():
+        return []
+    dims = [dim for dim in range(local.dim()) if local.shape[dim] != full.shape[dim]]
+    if len(dims) != 1:
+        return []
+    size = local.shape[dims[0]]
+    count = full.shape[dims[0]] // size
+    return [index for index in range(count) if _same(local, full.narrow(dims[0], index * size, size))]
+
+
+def _same(local: torch.Tensor, full: torch.Tensor) -> bool:
+    return bool(torch.equal(local, full.to(local.dtype)))
+
+
+def sharding_group(engine: Any, world: int, rank: int) -> list[int]:
+    """Return the ranks whose weights reach this rank's output: each rank in turn spoils its row-parallel weight."""
+    weight = _named(engine.module, _ROW)
+    inputs = {"input_ids": batch(99, 0)["input_ids"]}
+    with torch.no_grad():
+        before = engine.module(**inputs).logits.float().clone()
+        group = []
+        for spoiler in range(world):
+            kept = weight.detach().clone()
+            if spoiler == rank:
+                weight.add_(3.0)
+            if not torch.equal(engine.module(**inputs).logits.float(), before):
+                group.append(spoiler)
+            weight.copy_(kept)
+    return group
+
+
+def averaging_group(engine: Any, world: int, rank: int) -> dict[str, Any]:
+    """Return the ranks whose gradients reach this rank's sharded weight in one update, and the divisor.
+
+    The gradient of each rank is replaced by a one at the rank's own place and zeros elsewhere: what the update
+    subtracts is then one over the divisor at the place of every rank that took part.
+    """
+    weight = _named(engine.module, _COLUMN)
+
+    def marked(gradient: torch.Tensor) -> torch.Tensor:
+        mark = torch.zeros_like(gradient)
+        mark.view(-1)[rank] = 1
+        return mark
+
+    handle = weight.register_hook(marked)  # type: ignore[no-untyped-call]  # torch leaves Tensor.register_hook untyped
+    ranks: list[int] = []
+    for _ in range(_SCALES):
+        before = weight.detach().float().flatten()[:world].clone()
+        _train_step(engine, batch(98, 0), int(engine.gradient_accumulation_steps()))
+        after = _named(engine.module, _COLUMN).detach().float().flatten()[:world]
+        shares = ((before - after) / LEARNING_RATE).tolist()
+        ranks = [place for place, share in enumerate(shares) if abs(share) > 0.05]
+        if ranks:
+            break
+    handle.remove()
+    return {"ranks": ranks, "divisor": round(1 / shares[ranks[0]], 2) if ranks else None}
+
+
+def _train_step(engine: Any, inputs: dict[str, torch.Tensor], accumulation: int = 1) -> float:
+    for _ in range(accumulation):
+        loss = engine(**inputs).loss
+        engine.backward(loss)
+        engine.step()
+    return float(loss)
+
+
+def check_group(check: Callable[[dict[str, Any]], None], world: int, rank: int) -> list[int]:
+    """Return the ranks whose differing inputs the engine's check refuses on this rank."""
+
+    def refuses(odd: int) -> bool:
+        try:
+            check({"input_ids": batch(97, int(rank == odd))["input_ids"]})
+        except Exception:  # whatever it raises is its refusal
+            return True
+        return False
+
+    return [odd for odd in range(world) if refuses(odd)]
+
+
+def numbers(engine: Any, dense: Dense, data: Sequence[int], rank: int, position: int) -> dict[str, Any]:
+    """Train four updates, two on data that differs and two on data that is equal, beside the unsharded model.
+
+    `data` holds the data index of every rank (equal within a TP group); `position` is this rank's place in it.
+    Returns, for each update, this rank's loss and the one it should have, the largest difference of a weight to its
+    slice of the unsharded model, and where that is.
+    """
+    updates = []
+    accumulation = int(engine.gradient_accumulation_steps())
+    for step in (*_DIFFERENT_STEPS, *_EQUAL_STEPS):
+        indices = list(data) if step in _DIFFERENT_STEPS else [0] * len(data)
+        inputs = batch(step, indices[rank])
+        expected = dense.loss(inputs)
+        loss = _train_step(engine, inputs, accumulation)
+        dense.step([batch(step, index) for index in sorted(set(indices))])
+        where, worst = _worst(engine.module, dense, position)
+        updates.append(
+            {
+                "data": "different" if step in _DIFFERENT_STEPS else "equal",
+                "loss": loss,
+                "expected_loss": expected,
+                "weights_off_by": worst,
+                "worst_weight": where,
+            }
+        )
+    skipped = int(getattr(engine, "skipped_steps", 0))
+    # Updates that a dynamic loss scale left out are no fault, but nothing can be said of the others then.
+    return {"skipped_updates": skipped} if skipped else {"updates": updates}
+
+
+def _worst(model: nn.Module, dense: Dense, position: int) -> tuple[str, float]:
+    """Return the parameter that is farthest from its slice of the unsharded model, and by how much."""
+    off = {}
+    whole = dense.weights()
+    for name, parameter in model.named_parameters():
+        full, local = whole[name], parameter.detach().float()
+        for dim in range(local.dim()):
+            if local.shape[dim] != full.shape[dim]:
+                count = full.shape[dim] // local.shape[dim]
+                full = full.narrow(dim, position % count * local.shape[dim], local.shape[dim])
+        off[name] = float((local - full).abs().max())
+    where = max(off, key=lambda name: off[name])
+    return where, off[where]

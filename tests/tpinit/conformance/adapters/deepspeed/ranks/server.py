@@ -1,0 +1,143 @@
+"""A fork server: imports an implementation once, then forks the ranks of every job it is given, one world at a time.
+
+Jobs come as JSON lines on stdin, reports go as JSON lines to stdout. A job has its own processes, its own process
+groups and a time limit; when it is over nothing of it is left but its report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import gc
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
+from tpinit.conformance.adapters.deepspeed.ranks.case import Desk, run_job
+from tpinit.conformance.adapters.deepspeed.ranks.implementations import IMPLEMENTATIONS, Implementation
+from tpinit.conformance.adapters.deepspeed.ranks.model import build
+
+__all__ = ["main"]
+
+_GRACE = 2.0  # seconds between the stack dump of a rank that hangs and its end
+_DEATH = 1  # PR_SET_PDEATHSIG
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what an implementation prints must not get between the answers
+    implementation = IMPLEMENTATIONS[sys.argv[1]]()
+    torch.set_num_threads(1)
+    template = build()
+    implementation.prepare()
+    gc.collect()
+    gc.freeze()
+    _say(answers, {"ready": True, "name": implementation.name, "version": implementation.version})
+    for line in sys.stdin:
+        _say(answers, _serve(json.loads(line), implementation, template))
+
+
+def _say(answers: Any, message: Mapping[str, Any]) -> None:
+    answers.write(json.dumps(message, default=str) + "\n")
+    answers.flush()
+
+
+def _serve(job: Mapping[str, Any], implementation: Implementation, template: Any) -> dict[str, Any]:
+    """Run one job in a world of forks and return what its ranks reported."""
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="tpinit-case-") as folder:
+        home = Path(folder)
+        ranks: dict[int, int] = {}
+        for rank in range(job["world"]):
+            process = os.fork()
+            if process == 0:
+                _rank(job, Desk(implementation, template, rank, job["world"], home))
+            ranks[process] = rank
+        ends = _wait(ranks, begun + job["timeout"])
+        reports = [_report(home, rank) for rank in range(job["world"])]
+    hung = sorted(rank for rank, end in ends.items() if end == "hung")
+    died = {rank: end for rank, end in sorted(ends.items()) if end not in ("done", "hung")}
+    seconds = round(time.monotonic() - begun, 2)
+    return {"id": job["id"], "ranks": reports, "hung": hung, "died": died, "seconds": seconds}
+
+
+def _rank(job: Mapping[str, Any], desk: Desk) -> None:
+    """Be one rank, and never return."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        # Whatever ends the server ends its ranks.
+        ctypes.CDLL(None).prctl(_DEATH, signal.SIGKILL)
+        log = os.open(desk.home / f"log.{desk.rank}", os.O_WRONLY | os.O_CREAT, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        stack = (desk.home / f"stack.{desk.rank}").open("w", encoding="utf-8")
+        faulthandler.dump_traceback_later(job["timeout"] - _GRACE, file=stack)
+        place = {"RANK": desk.rank, "LOCAL_RANK": desk.rank, "WORLD_SIZE": desk.world, "MASTER_PORT": 1}
+        os.environ.update({name: str(number) for name, number in place.items()}, MASTER_ADDR="127.0.0.1")
+        store = FileStore(str(desk.home / "store"), desk.world)
+        limit = timedelta(seconds=job["timeout"] * 2)  # a collective that waits for ever is ours to end, as a hang
+        dist.init_process_group("gloo", store=store, rank=desk.rank, world_size=desk.world, timeout=limit)
+        run_job(job, desk)
+        code = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _wait(ranks: dict[int, int], deadline: float) -> dict[int, str]:
+    """Wait for these processes; end those that are late. Returns how each rank ended."""
+    ends: dict[int, str] = {}
+    running = dict(ranks)
+    while running and time.monotonic() < deadline:
+        for process in list(running):
+            found, status = os.waitpid(process, os.WNOHANG)
+            if found:
+                code = os.waitstatus_to_exitcode(status)
+                ends[running.pop(process)] = "done" if code == 0 else f"exit code {code}"
+        time.sleep(0.005)
+    for process, rank in running.items():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        ends[rank] = "hung"
+    return ends
+
+
+def _report(home: Path, rank: int) -> dict[str, Any]:
+    path = home / f"report.{rank}.json"
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps": []}
+    log, stack = home / f"log.{rank}", home / f"stack.{rank}"
+    if not report.get("done") and log.exists():
+        report["log"] = log.read_text(encoding="utf-8", errors="replace")[-1500:]
+        report["stack"] = [_frame(line) for line in stack.read_text(encoding="utf-8").splitlines() if "File" in line][
+            :8
+        ]
+    return report
+
+
+def _frame(line: str) -> str:
+    """A line of a stack dump as file:function, without the folders of this machine."""
+    file, _, function = line.strip().removeprefix("File ").partition(" in ")
+    return f"{'/'.join(Path(file.split(chr(34))[1]).parts[-2:])}:{function}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Several calls in one process: repeats, two models, a failure and then a good call, one config for two models.
+
+The contract says of them: calls for one model agree (D9), calls for different models never touch each other (D9), a
+config is never changed (D10); and one `initialize` decides by its own inputs and by nothing that came before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tpinit.conformance.adapters.deepspeed.jobs import BASE, Partition, blocks, observations, orthogonal
+from tpinit.conformance.adapters.deepspeed.judge import Aspect, Departure, Expected, Kind, judge
+from tpinit.conformance.adapters.deepspeed.observation import Ended, observe
+from tpinit.spec.vocabulary import Outcome
+
+__all__ = ["Sequence", "job_of_sequence", "judge_sequence", "sequences"]
+
+_WATCH = ("numbers", "sharding", "averaging", "check")
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """One program. `engines` says what each model's engine must be; `errors` which steps must raise, and with what."""
+
+    id: str
+    title: str
+    world: int
+    steps: tuple[Mapping[str, Any], ...]
+    configs: Mapping[str, Any]
+    groups: Mapping[str, Partition] = field(default_factory=dict)
+    engines: Mapping[str, Expected] = field(default_factory=dict)
+    errors: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+
+
+def job_of_sequence(sequence: Sequence, timeout: float) -> dict[str, Any]:
+    """Return the job of a sequence: its steps, whatever they raise."""
+    return {
+        "id": sequence.id,
+        "world": sequence.world,
+        "groups": dict(sequence.groups),
+        "configs": dict(sequence.configs),
+        "steps": list(sequence.steps),
+        "timeout": timeout,
+        "goes_on": True,
+    }
+
+
+def judge_sequence(sequence: Sequence, report: Mapping[str, Any]) -> list[Departure]:
+    """Return the departures of a whole program."""
+    found = []
+    for number, codes in sequence.errors.items():
+        found += _error(report, number, codes)
+    for model, expected in sequence.engines.items():
+        seen = observe(report, model)
+        if seen.ended is Ended.ERROR and seen.training.off_by is None and not seen.errors:
+            found.append(Departure(Kind.CRASH, Aspect.OUTCOME, f"model {model}: an engine", "it was never reached"))
+            continue
+        found += [
+            Departure(one.kind, one.aspect, f"model {model}: {one.expected}", one.observed)
+            for one in judge(expected, seen)
+        ]
+    return found
+
+
+def _error(report: Mapping[str, Any], number: int, codes: tuple[str, ...]) -> list[Departure]:
+    notes = [rank["steps"][number] if number < len(rank["steps"]) else {} for rank in report["ranks"]]
+    should = f"step {number + 1} raises {' or '.join(codes)}"
+    if all(note.get("ok") for note in notes):
+        return [Departure(Kind.ERROR, Aspect.OUTCOME, should, "no error")]
+    alone = {**report, "ranks": [{"steps": [note]} for note in notes]}
+    seen = observe(alone, notes[0].get("model", "m"))
+    if set(seen.codes) & set(codes):
+        return []
+    return [Departure(Kind.ERROR if seen.codes else Kind.CRASH, Aspect.OUTCOME, should, seen.message or "nothing")]
+
+
+def _sharded(world: int, size: int) -> Expected:
+    tp = blocks(world, size)
+    return Expected(Outcome.INIT_FROM_CONFIG, tp_size=size, tp_groups=tp, dp_groups=orthogonal(tp))
+
+
+def _init(model: str, config: str, **more: Any) -> dict[str, Any]:
+    return {"op": "initialize", "model": model, "config": config, **more}
+
+
+def _call(model: str, size: int, group: str | None = None) -> dict[str, Any]:
+    tp_group = None if group is None else {"$group": group}
+    return {"op": "call", "model": model, "tp_size": size, "dtype": {"$dtype": "fp32"}, "tp_group": tp_group}
+
+
+def _section(size: int) -> dict[str, Any]:
+    return {**BASE, "tensor_parallel": {"autotp_size": size}}
+
+
+def _watch(model: str, size: int, what: tuple[str, ...] = _WATCH) -> list[dict[str, Any]]:
+    return observations(blocks(4, size), what, model)
+
+
+def _repeats() -> Iterator[Sequence]:
+    config = {"c": _section(2)}
+    yield Sequence(
+        "call-twice-alike",
+        "tp_model_init twice for one model, with the same arguments",
+        4,
+        (_call("a", 2), _call("a", 2), _init("a", "c"), *_watch("a", 2)),
+        config,
+        engines={"a": _sharded(4, 2)},
+    )
+    for name, second in (("size", _call("a", 4)), ("dtype", {**_call("a", 2), "dtype": {"$dtype": "bf16"}})):
+        title = f"tp_model_init twice for one model, with another {name}"
+        yield Sequence(f"call-twice-{name}", title, 4, (_call("a", 2), second), {}, errors={1: ("CONFLICTING_CALLS",)})
+    yield Sequence(
+        "call-twice-group",
+        "tp_model_init twice for one model, with another group of the same size",
+        4,
+        (_call("a", 2, "g"), _call("a", 2, "h")),
+        {},
+        {"g": [[0, 1], [2, 3]], "h": [[0, 2], [1, 3]]},
+        errors={1: ("CONFLICTING_CALLS",)},
+    )
+
+
+def _two_models() -> Iterator[Sequence]:
+    yield Sequence(
+        "two-models-call",
+        "tp_model_init for two models, of different sizes",
+        4,
+        (_call("a", 2), _call("b", 4), _init("a", "c"), *_watch("a", 2)),
+        {"c": _section(2)},
+        engines={"a": _sharded(4, 2)},
+    )
+    for first, second in ((2, 4), (4, 2)):
+        yield Sequence(
+            f"two-models-{first}-{second}",
+            f"two models in one process, by config: autotp_size {first}, then {second}",
+            4,
+            (_init("a", "c"), _init("b", "d"), *_watch("b", second)),
+            {"c": _section(first), "d": _section(second)},
+            engines={"b": _sharded(4, second)},
+        )
+    row1 = ("NO_TP_INTENT",)
+    yield Sequence(
+        "record-outlives",
+        "tp_model_init and initialize for one model, then initialize of another that never had a call",
+        4,
+        (_call("a", 2), _init("a", "c"), _init("b", "d")),
+        {"c": _section(2), "d": dict(BASE)},
+        engines={"b": Expected(Outcome.ERROR, row1)},
+    )
+    yield Sequence(
+        "config-reused",
+        "one config object without a section: first with a call and an mpu, then for a model without a call",
+        4,
+        (_call("a", 2), _init("a", "c", mpu={"tp": "g", "dp": "d"}), _init("b", "c")),
+        {"c": dict(BASE)},
+        {"g": blocks(4, 2), "d": orthogonal(blocks(4, 2))},
+        engines={"b": Expected(Outcome.ERROR, row1)},
+    )
+    yield Sequence(
+        "second-mpu",
+        "a sharded model, then a second model with an mpu (row 2); then the first one trains",
+        4,
+        (_init("a", "c"), _init("b", "d", mpu={"tp": "one", "dp": "all"}), *_watch("a", 2)),
+        {"c": _section(2), "d": dict(BASE)},
+        {"one": blocks(4, 1), "all": blocks(4, 4)},
+        engines={"a": _sharded(4, 2)},
+    )
+
+
+def _after_failure() -> Iterator[Sequence]:
+    bad_batch = {**_section(4), "train_batch_size": 7, "train_micro_batch_size_per_gpu": 2}
+    yield Sequence(
+        "failed-then-good",
+        "initialize with a size that does not divide the world, then the corrected config",
+        4,
+        (_init("a", "bad"), _init("a", "good"), *_watch("a", 2)),
+        {"bad": _section(3), "good": _section(2)},
+        engines={"a": _sharded(4, 2)},
+        errors={0: ("SIZE_NOT_DIVIDING_WORLD",)},
+    )
+    yield Sequence(
+        "failed-call-then-good",
+        "a call and an initialize that fails on its batch sizes; then another model of another size",
+        4,
+        (_call("a", 4), _init("a", "bad"), _init("b", "good"), *_watch("b", 2)),
+        {"bad": {**bad_batch, "tensor_parallel": {}}, "good": _section(2)},
+        engines={"b": _sharded(4, 2)},
+    )
+
+
+def sequences() -> list[Sequence]:
+    """Return all programs."""
+    return [program for part in (_repeats(), _two_models(), _after_failure()) for program in part]

@@ -1,0 +1,17 @@
+"""Our own runtime in real processes, through the same adapter as DeepSpeed.
+
+To the kit it is `py: tpinit.conformance.adapters.tpinit_runtime:adapter`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from tpinit.conformance.adapters.deepspeed.adapter import RankServerAdapter
+
+__all__ = ["adapter"]
+
+
+def adapter() -> RankServerAdapter:
+    """Return an adapter for the runtime that is installed beside this kit."""
+    return RankServerAdapter("tpinit", lambda: sys.executable, meshes=True)
