@@ -152,11 +152,9 @@ def _opener(spelled: str, arguments: argparse.Namespace) -> Callable[[], Adapter
     from tpinit.conformance.adapters import AdapterError, opener
 
     if spelled.partition(":")[0].strip() not in ("cmd", "py", "ranks"):
-        for option in ("fresh", "jobs"):
-            if getattr(arguments, option) not in (False, 1):
-                raise UsageError(
-                    f"--{option} is about processes, and {spelled!r} has none. fix: 'py: ...' or 'cmd: ...'"
-                )
+        for option, given in (("fresh", arguments.fresh), ("jobs", arguments.jobs > 1)):
+            if given:
+                raise UsageError(f"--{option} is for 'py: ...', 'cmd: ...' and 'ranks: ...', and not for {spelled!r}")
     if "" not in sys.path:
         sys.path.insert(0, "")  # a package in this folder is found, as with python -m
     try:
