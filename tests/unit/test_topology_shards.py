@@ -40,7 +40,8 @@ def test_a_partition_may_be_in_any_order():
     ("tp_groups", "dp_groups"),
     [
         ([(0, 1), (2, 3)], [(0, 1), (2, 3)]),  # two in common, or none
-        ([(0, 1), (2, 3)], [(0, 2), (1, 2)]),  # only the last pair has both of its ranks elsewhere
+        ([(0, 1), (2, 3)], [(0, 2), (1, 3)]),
+        ([(0, 1), (2, 3)], [(0, 2), (0, 1)]),  # one in common, two, one, none
         ([(0, 1)], [(0, 1)]),
         ([(0, 1)], [(2, 3)]),
     ],

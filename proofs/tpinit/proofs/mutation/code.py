@@ -16,9 +16,10 @@ from tpinit.proofs.mutation.sources import SourceMutant, source_mutants
 
 __all__ = ["TARGETS", "Target", "checkout", "cover", "judge_code", "mutants_of"]
 
-_READER = ("tests/unit/test_config.py", "tests/unit/test_config_sources.py")
-_OBJECTS = ("tests/unit/test_objects.py", "tests/unit/test_explain.py", "tests/unit/test_schema.py")
-_ALL = (*_READER, *_OBJECTS, "tests/unit/test_errors.py")
+_READER = ("tests/unit/test_config.py", "tests/unit/test_config_sources.py", "tests/unit/test_config_more.py")
+_OBJECTS = ("tests/unit/test_objects.py", "tests/unit/test_objects_more.py", "tests/unit/test_explain.py")
+_SCHEMA = "tests/unit/test_schema.py"
+_ALL = (*_READER, *_OBJECTS, _SCHEMA, "tests/unit/test_errors.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def _runtime(name: str, clause: str) -> Target:
 
 
 TARGETS: tuple[Target, ...] = (
-    _reference("resolver", _OBJECTS[:2], "6.10"),
+    _reference("resolver", ("tests/unit/test_evidence.py", "tests/unit/test_explain.py"), "6.10"),
     *(_reference(name, _READER) for name in ("config", "fields", "source", "values", "top", "spellings")),
     *(_reference(name, _OBJECTS) for name in ("groups", "mpu", "objects")),
     _runtime("topology", "6.8"),
