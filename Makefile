@@ -16,6 +16,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 EXTRAS := proofs,runtime,hf,conformance,dev
 # The stamp is the last thing an install writes, so that a half-made environment is never taken for a whole one.
 STAMP := $(VENV)/.installed
+# Real DeepSpeed, for the kit to be held against: an environment of its own, because nothing here depends on it.
+DEEPSPEED_VENV := .venv-deepspeed
+DEEPSPEED_STAMP := $(DEEPSPEED_VENV)/.installed
+DEEPSPEED := 0.19.8
+DEEPSPEED_BEFORE := 0.17.6
+DEEPSPEED_ARGS ?= --document docs/deepspeed-$(DEEPSPEED).md --known tests/tpinit/conformance/known/deepspeed-$(DEEPSPEED).json --reproductions docs/reproductions --own --older $(CURDIR)/$(DEEPSPEED_VENV)/before
 PORTIONS := spec reference cli runtime proofs conformance
 
 # The ranks of a distributed test share few cores: one thread each, unless the caller says otherwise.
@@ -23,10 +29,10 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help venv demo test lint prove clean
+.PHONY: help venv demo test lint prove deepspeed clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## Make the environment in .venv, with the exact versions of constraints.txt
 
@@ -64,6 +70,21 @@ lint: $(STAMP) ## Check style, types and who imports whom
 prove: $(STAMP) ## Prove every theorem of the contract
 	@$(BIN)/tpinit prove
 
+deepspeed: $(STAMP) $(DEEPSPEED_STAMP) ## Hold real DeepSpeed against the contract and write its page (DEEPSPEED_ARGS=--smoke: a part of it)
+	@TPINIT_DEEPSPEED_PYTHON=$(CURDIR)/$(DEEPSPEED_VENV)/bin/python $(BIN)/python -m tpinit.conformance.adapters.deepspeed $(DEEPSPEED_ARGS)
+
+# Only the environment, for `tpinit conform --impl deepspeed` and for tests/distributed/test_deepspeed_adapter.py.
+deepspeed-env: $(DEEPSPEED_STAMP)
+
+$(DEEPSPEED_STAMP): constraints.txt
+	@rm -f $(DEEPSPEED_STAMP)
+	@echo "== Environment: $(DEEPSPEED_VENV), with deepspeed $(DEEPSPEED)"
+	@$(PYTHON) -m venv $(DEEPSPEED_VENV)
+	@$(DEEPSPEED_VENV)/bin/python -m pip install --quiet --quiet setuptools wheel ninja $$(grep -E '^(torch|transformers)==' constraints.txt)
+	@DS_BUILD_OPS=0 $(DEEPSPEED_VENV)/bin/python -m pip install --quiet --quiet --no-build-isolation deepspeed==$(DEEPSPEED)
+	@DS_BUILD_OPS=0 $(DEEPSPEED_VENV)/bin/python -m pip install --quiet --quiet --no-build-isolation --no-deps --target $(DEEPSPEED_VENV)/before deepspeed==$(DEEPSPEED_BEFORE)
+	@touch $(DEEPSPEED_STAMP)
+
 clean: ## Remove the environment and everything generated
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(DEEPSPEED_VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

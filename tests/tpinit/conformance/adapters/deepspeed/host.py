@@ -50,7 +50,13 @@ class RankServer:
         self._log = Path(self._home) / "log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [self.python, "-m", "tpinit.conformance.adapters.deepspeed.ranks.server", self.implementation],
+                [
+                    self.python,
+                    "-m",
+                    "tpinit.conformance.adapters.deepspeed.ranks.server",
+                    self.implementation,
+                    self._home,
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -12,6 +12,7 @@ import faulthandler
 import gc
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -35,7 +36,7 @@ _DEATH = 1  # PR_SET_PDEATHSIG
 
 
 def main() -> None:
-    """Serve until stdin ends."""
+    """Serve until stdin ends. The arguments: the implementation's name, and the folder that this server may fill."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what an implementation prints must not get between the answers
     implementation = IMPLEMENTATIONS[sys.argv[1]]()
@@ -47,6 +48,8 @@ def main() -> None:
     _say(answers, {"ready": True, "name": implementation.name, "version": implementation.version})
     for line in sys.stdin:
         _say(answers, _serve(json.loads(line), implementation, template))
+    # Who started this server may have been killed, and then nobody else does.
+    shutil.rmtree(sys.argv[2], ignore_errors=True)
 
 
 def _say(answers: Any, message: Mapping[str, Any]) -> None:
@@ -84,7 +87,7 @@ def _rank(job: Mapping[str, Any], desk: Desk) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
         stack = (desk.home / f"stack.{desk.rank}").open("w", encoding="utf-8")
-        faulthandler.dump_traceback_later(job["timeout"] - _GRACE, file=stack)
+        faulthandler.dump_traceback_later(max(job["timeout"] - _GRACE, 0.1), file=stack)
         place = {"RANK": desk.rank, "LOCAL_RANK": desk.rank, "WORLD_SIZE": desk.world, "MASTER_PORT": 1}
         os.environ.update({name: str(number) for name, number in place.items()}, MASTER_ADDR="127.0.0.1")
         store = FileStore(str(desk.home / "store"), desk.world)

@@ -1,0 +1,7 @@
+"""2 ranks. tp_model_init takes any dtype, also one that does not exist."""
+
+import deepspeed
+from tiny import CONFIG, attempt, model, start
+
+net = deepspeed.tp_model_init(model(), tp_size=2, dtype="bf61")
+attempt("dtype='bf61'", lambda: start(net, {**CONFIG, "tensor_parallel": {"autotp_size": 2}}))

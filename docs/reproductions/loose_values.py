@@ -1,0 +1,9 @@
+"""2 ranks. Values of another type: some are taken silently, some fail on a comparison."""
+
+from tiny import CONFIG, attempt, model, start
+
+for section in ({"autotp_size": 2.0}, {"autotp_size": True}, {"autotp_size": "2"}, {"tp": {"tp_size": "2"}}):
+    attempt(f"{section}", lambda section=section: start(model(), {**CONFIG, "tensor_parallel": section}))
+for enabled in ("true", 1):
+    config = {**CONFIG, "tensor_parallel": {"autotp_size": 2}, "bf16": {"enabled": enabled}}
+    attempt(f"bf16.enabled {enabled!r}", lambda config=config: start(model(), config))

@@ -1,0 +1,6 @@
+"""4 ranks. An mpu over groups of 4 and autotp_size 2: nobody compares the two."""
+
+from tiny import CONFIG, Mpu, attempt, model, start
+
+mpu = Mpu([[0, 1, 2, 3]], [[0], [1], [2], [3]])
+attempt("initialize", lambda: start(model(), {**CONFIG, "tensor_parallel": {"autotp_size": 2}}, mpu=mpu))

@@ -1,0 +1,5 @@
+"""2 ranks. tp.tp_size alone enables nothing: the model trains unsharded, without a word."""
+
+from tiny import CONFIG, attempt, model, start
+
+attempt("tp.tp_size 2", lambda: start(model(), {**CONFIG, "tensor_parallel": {"tp": {"tp_size": 2}}}))

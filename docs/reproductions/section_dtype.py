@@ -1,0 +1,8 @@
+"""2 ranks. tensor_parallel.dtype can't be given: a name is refused, and a torch dtype can't be printed on rank 0."""
+
+import torch
+from tiny import CONFIG, attempt, model, start
+
+for dtype in ("bf16", torch.bfloat16, None):
+    section = {"autotp_size": 2, "dtype": dtype}
+    attempt(f"dtype {dtype!r}", lambda section=section: start(model(), {**CONFIG, "tensor_parallel": section}))

@@ -1,0 +1,89 @@
+"""Run real DeepSpeed (or our runtime, in the same way) and write what was found.
+
+python -m tpinit.conformance.adapters.deepspeed [--smoke] [--implementation tpinit] [--document FILE] [--known FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tpinit.conformance.adapters.deepspeed import CHOICES, python_of
+from tpinit.conformance.adapters.deepspeed.adapter import RankServerAdapter
+from tpinit.conformance.adapters.deepspeed.campaign import Campaign, run
+from tpinit.conformance.adapters.deepspeed.document import Shown, document, known, reproduce, summary
+from tpinit.conformance.adapters.deepspeed.findings import DEEPSPEED, sort
+from tpinit.conformance.protocol import Broken
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, print a summary, write what was asked for. Returns 0 where every departure belongs to a finding."""
+    options = _parser().parse_args(argv)
+    try:
+        campaign = _run(options)
+    except Broken as error:
+        _say(str(error))
+        return 4
+    if options.save is not None:
+        options.save.write_bytes(pickle.dumps(campaign))
+    findings = DEEPSPEED if campaign.who.name == "deepspeed" else ()
+    found, left = sort(campaign.cases, findings)
+    sys.stdout.write(summary(campaign, found, left) + "\n")
+    if options.known is not None:
+        options.known.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(known(campaign, found), indent=1, sort_keys=True)
+        options.known.write_text(text + "\n", encoding="utf-8")
+    if options.document is not None:
+        outputs = {} if options.reproductions is None else reproduce(found, options.reproductions, python_of())
+        own = run(_own(), say=_say) if options.own else None
+        older = None if options.older is None else run(_deepspeed(options.older), parts=("rows",), say=_say)
+        options.document.write_text(document(campaign, found, left, Shown(outputs, own, older)), encoding="utf-8")
+    return 1 if left else 0
+
+
+def _run(options: argparse.Namespace) -> Campaign:
+    if options.load is not None:
+        loaded: Campaign = pickle.loads(options.load.read_bytes())
+        return loaded
+    adapter = _own() if options.implementation == "tpinit" else _deepspeed("")
+    parts = ("rows",) if options.rows else ("vectors", "written", "programs")
+    return run(adapter, smoke=options.smoke, parts=parts, say=_say)
+
+
+def _own() -> RankServerAdapter:
+    return RankServerAdapter("tpinit", lambda: sys.executable, meshes=True)
+
+
+def _deepspeed(before: str) -> RankServerAdapter:
+    """`before` is a folder with another release, put before the interpreter's own."""
+    return RankServerAdapter("deepspeed", python_of, choices=CHOICES, extra_path=before)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tpinit.conformance.adapters.deepspeed", description=__doc__)
+    parser.add_argument("--implementation", choices=("deepspeed", "tpinit"), default="deepspeed")
+    parser.add_argument("--smoke", action="store_true", help="a minute's part of the run")
+    parser.add_argument("--rows", action="store_true", help="the twelve rows only")
+    parser.add_argument("--save", type=Path, help="keep the raw result here, for --load")
+    parser.add_argument("--load", type=Path, help="take a kept result instead of running")
+    parser.add_argument("--known", type=Path, help="write the known failures here")
+    parser.add_argument("--document", type=Path, help="write the document here")
+    parser.add_argument("--reproductions", type=Path, help="run the scripts of this folder for the document")
+    parser.add_argument("--own", action="store_true", help="run our own runtime too, for the document")
+    parser.add_argument("--older", help="run the twelve rows with the older release in this folder, for the document")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,347 @@
+"""What is behind the departures: each finding once, with its kind, what it breaks, and the script that shows it.
+
+A departure belongs to the first finding whose pattern its line matches; one that belongs to none is listed as
+unexplained, and fails the run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tpinit.conformance.adapters.deepspeed.judge import Departure, Kind
+
+__all__ = ["DEEPSPEED", "Case", "Finding", "Found", "sort"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One finding. `pattern` is searched in `id | aspect | expected | observed`; `script` is a file of the docs."""
+
+    slug: str
+    kind: Kind
+    title: str
+    breaks: str
+    ranks: int
+    script: str
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One thing that was asked (a vector, an entry, a program) and its departures; `answered` is false for a skip."""
+
+    id: str
+    title: str
+    departures: Sequence[Departure] = ()
+    answered: bool = True
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Found:
+    """A finding with the cases that showed it."""
+
+    finding: Finding
+    cases: list[tuple[Case, Departure]] = field(default_factory=list)
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the cases, once each."""
+        return list(dict.fromkeys(case.id for case, _ in self.cases))
+
+
+_W, _H, _C, _I, _E, _L, _D = Kind
+
+DEEPSPEED: tuple[Finding, ...] = (
+    Finding(
+        "config-changed",
+        _L,
+        "The caller's config object is written to, also by an `initialize` that then raises",
+        "D10",
+        2,
+        "config_changed.py",
+        r"\| the caller's config \|",
+    ),
+    Finding(
+        "second-model-mpu",
+        _W,
+        "A second model with an mpu moves the gradient averaging of the first, sharded one: gradients of different "
+        "shards are averaged",
+        "D9: calls for different models never touch each other",
+        4,
+        "second_mpu.py",
+        r"^second-mpu",
+    ),
+    Finding(
+        "mesh-tuple",
+        _W,
+        "`mesh_param=(4, 1)` beside `autotp_size: 2` averages gradients of different shards; nothing compares the two",
+        "P3 (a disagreement on group size is an error)",
+        4,
+        "mesh.py",
+        r"^mesh-tuple",
+    ),
+    Finding(
+        "mpu-group-ignored",
+        _W,
+        "The mpu's tensor-parallel group does not shard: parameters are always cut over neighbours. Data that is right "
+        "for the mpu is refused by the check of the first batch, and is trained on wrongly where that batch passes",
+        "rows 4, 6 and 8: the TP group is the mpu's",
+        4,
+        "mpu_group.py",
+        r"^(row-0[468]|mpu-crossed|r0[468]-init).*\| (sharding group|averaging group|input-check group|numbers) \|",
+    ),
+    Finding(
+        "group-not-printable",
+        _C,
+        "Any `tp_group`, from the call or from the config, ends in a TypeError on rank 0, which prints its config as "
+        "JSON; the other ranks have an engine and wait for rank 0 in their first collective",
+        "rows 9 and 11, and rows 3, 4, 7 and 8 with a config group: none of them can be used",
+        4,
+        "tp_group.py",
+        r"ProcessGroup is not JSON serializable",
+    ),
+    Finding(
+        "dtype-not-printable",
+        _C,
+        "A torch dtype in `tensor_parallel.dtype` ends in a TypeError on rank 0, which prints its config as JSON; the "
+        "other ranks have an engine",
+        "D8",
+        2,
+        "section_dtype.py",
+        r"dtype is not JSON serializable",
+    ),
+    Finding(
+        "size-not-dividing",
+        _C,
+        "A size that does not divide the world gives some ranks an engine and the others an IndexError",
+        "SIZE_NOT_DIVIDING_WORLD",
+        4,
+        "not_dividing.py",
+        r"IndexError",
+    ),
+    Finding(
+        "size-beyond-world",
+        _C,
+        "A size larger than the world is an AssertionError without a message",
+        "SIZE_NOT_DIVIDING_WORLD",
+        2,
+        "beyond_world.py",
+        r"AssertionError: \(no message\)",
+    ),
+    Finding(
+        "call-size-invalid",
+        _C,
+        "A size of `tp_model_init` that is no size (0, negative, a text, a float, a bool) fails later, on arithmetic "
+        "or a tensor's shape",
+        "SIZE_INVALID, D7",
+        2,
+        "negative_call.py",
+        r"ZeroDivisionError|invalid shape dimension|unsupported operand type|and strides .* don't match",
+    ),
+    Finding(
+        "auto",
+        _C,
+        '`autotp_size: "auto"` is compared with 0 (TypeError), and beside a call it is a conflict instead of a gap',
+        "D3",
+        2,
+        "auto.py",
+        r"^(autotp-size-auto|call-2-autotp-auto)",
+    ),
+    Finding(
+        "section-no-object",
+        _C,
+        "A null section, and one that is no object, is an AttributeError",
+        "D1, D8",
+        2,
+        "null.py",
+        r"AttributeError: '\w+' object has no attribute 'get'",
+    ),
+    Finding(
+        "size-of-other-type",
+        _C,
+        "A text or a list as `autotp_size` is a TypeError from a comparison, which names no key",
+        "D7",
+        2,
+        "loose_values.py",
+        r"^autotp-size-.*not supported between instances",
+    ),
+    Finding(
+        "call-dtype-ignored",
+        _I,
+        "The dtype of `tp_model_init` does nothing: without a matching bf16 or fp16 section the parameters keep theirs",
+        "rows 6 to 8: dtype from the call where the config has none",
+        2,
+        "call_dtype.py",
+        r"\| dtype \|",
+    ),
+    Finding(
+        "nested-size-ignored",
+        _I,
+        "`tp.tp_size` alone enables nothing: the model trains unsharded, without a word",
+        "D5",
+        2,
+        "nested_size.py",
+        r"\| tp_size \| \d+ \| parameters cut in 1$",
+    ),
+    Finding(
+        "batch",
+        _I,
+        "`train_batch_size` is not kept: without an mpu the tensor-parallel ranks count as data-parallel ones, so an "
+        "update uses `train_batch_size / autotp_size` samples (with an mpu it is kept)",
+        "DeepSpeed's own definition, the samples that lead to one update (which it also gives as micro batch x "
+        "accumulation x number of GPUs: the two differ here)",
+        4,
+        "batch_size.py",
+        r"\| batch arithmetic \|",
+    ),
+    Finding(
+        "two-models-size",
+        _L,
+        "The second model of a process is sharded over the group of the first, whatever its own `autotp_size` says",
+        "D9: calls for different models never touch each other",
+        4,
+        "two_models.py",
+        r"^two-models-[24]",
+    ),
+    Finding(
+        "record-outlives",
+        _L,
+        "The record of `tp_model_init` belongs to the process and is never used up: it shards, or stops, models that "
+        "never had a call",
+        "D9",
+        2,
+        "record_outlives.py",
+        r"^(record-outlives|config-reused|failed-call-then-good)",
+    ),
+    Finding(
+        "calls-compared",
+        _E,
+        "Two calls are compared across models, and their groups by size only: two models can't have two sizes, and "
+        "another group of the same size passes",
+        "D9",
+        4,
+        "two_calls.py",
+        r"^(call-twice-group|two-models-call)",
+    ),
+    Finding(
+        "section-dtype-refused",
+        _E,
+        "`tensor_parallel.dtype` takes no name of a dtype at all (`bf16`, `float32`), though the merge with a call "
+        "reads `fp16`, `bf16` and `fp32`",
+        "D8",
+        2,
+        "section_dtype.py",
+        r"TPTrainingConfig dtype Input should be an instance of dtype",
+    ),
+    Finding(
+        "row-1",
+        _D,
+        "Row 1 (nothing given) is no error but plain data parallelism: what DeepSpeed is without AutoTP",
+        "row 1, NO_TP_INTENT",
+        2,
+        "row_1.py",
+        r"NO_TP_INTENT \| no error: plain data parallelism",
+    ),
+    Finding(
+        "row-5",
+        _E,
+        "Row 5 (a call alone) is no error: a group is created, on purpose, for the Hugging Face Trainer",
+        "row 5, NO_GROUP_SOURCE",
+        2,
+        "row_5.py",
+        r"NO_GROUP_SOURCE.* \| no error",
+    ),
+    Finding(
+        "call-dtype-unchecked",
+        _E,
+        "`tp_model_init` takes any dtype, also one that does not exist",
+        "D8",
+        2,
+        "call_dtype_nonsense.py",
+        r"^call-dtype-.*\| no error",
+    ),
+    Finding(
+        "size-below-one",
+        _E,
+        "A negative `autotp_size`, or none at all in a section, and any bad `tp.tp_size` beside it, mean plain data "
+        "parallelism instead of an error",
+        "SIZE_INVALID, SIZE_MISSING, D5",
+        2,
+        "sizes_below_one.py",
+        r"(SIZE_INVALID|SIZE_MISSING|SIZE_NOT_DIVIDING_WORLD).*\| no error: plain data parallelism",
+    ),
+    Finding(
+        "loose-types",
+        _E,
+        'Values of another type are taken silently: `2.0` and `true` as sizes, `"2"` inside `tp`, `"true"` and `1` as '
+        "`bf16.enabled`",
+        "D7, D8",
+        2,
+        "loose_values.py",
+        r"error that names (autotp_size|tp_size|enabled) \| no error",
+    ),
+    Finding(
+        "mpu-size-unchecked",
+        _E,
+        "The size of the mpu's group is never compared with `autotp_size` or with the call's size",
+        "GROUP_SIZE_MISMATCH",
+        4,
+        "mpu_size.py",
+        r"GROUP_SIZE_MISMATCH.*\| no error",
+    ),
+    Finding(
+        "nested-size-1",
+        _E,
+        "`tp.tp_size` is compared with `autotp_size` only where it is not 1, and only where something is sharded",
+        "SIZE_MISMATCH, D5",
+        2,
+        "nested_one.py",
+        r"SIZE_MISMATCH.*\| no error",
+    ),
+    Finding(
+        "tp-mpu",
+        _E,
+        "`tp.mpu` takes anything, and nothing reads it",
+        "D11",
+        2,
+        "mpu_inside.py",
+        r"^section-mpu-inside",
+    ),
+    Finding(
+        "null-field",
+        _E,
+        "A null field (`dtype`, `autotp_size`, `tp`, `tp_size`) is a validation error and not an absent one",
+        "D1, D3",
+        2,
+        "section_dtype.py",
+        r"ValidationError.*input_value=None",
+    ),
+    Finding(
+        "mesh-torch",
+        _C,
+        "A torch DeviceMesh as `mesh_param` is a TypeError: meshes are tuples, and have no tensor-parallel dimension",
+        "D4, P6",
+        4,
+        "mesh.py",
+        r"^mesh-torch",
+    ),
+)
+
+
+def sort(cases: Sequence[Case], findings: Sequence[Finding]) -> tuple[list[Found], list[tuple[Case, Departure]]]:
+    """Give every departure to the first finding that it matches; return the findings with cases, and what is left."""
+    found: Mapping[str, Found] = {finding.slug: Found(finding) for finding in findings}
+    left = []
+    for case in cases:
+        for one in case.departures:
+            line = f"{case.id} | {one.aspect.value} | {one.expected} | {one.observed}"
+            finding = next((finding for finding in findings if re.search(finding.pattern, line)), None)
+            if finding is None:
+                left.append((case, one))
+            else:
+                found[finding.slug].cases.append((case, one))
+    worst_first = sorted(found.values(), key=lambda each: list(Kind).index(each.finding.kind))
+    return [each for each in worst_first if each.cases], left
