@@ -5,6 +5,7 @@ import sys
 import pytest
 from tpinit.reference.config import read_config
 from tpinit.reference.errors import ConfigError
+from tpinit.reference.fields import SECTION, TP, Field, Kind, named
 from tpinit.reference.spellings import show_int
 
 
@@ -35,3 +36,63 @@ def few_digits():
 @pytest.mark.usefixtures("few_digits")
 def test_an_interpreter_that_prints_fewer_digits_than_we_read():
     assert show_int(10**700) == f"an integer of {(10**700).bit_length()} bits"
+
+
+# --- what decides, and what is carried -----------------------------------------------------------------
+
+VALUES = {
+    Kind.SIZE: 2,
+    Kind.COUNT: 1,
+    Kind.BOOL: True,
+    Kind.DTYPE: "bf16",
+    Kind.TUPLE: ["a"],
+    Kind.GROUP: [0, 1],
+    Kind.OBJECT: {},
+}
+
+
+def value_of(field):
+    return field.choices[0] if field.choices else VALUES[field.kind]
+
+
+@pytest.mark.parametrize("field", [field for field in SECTION if field.name != "tp"], ids=lambda field: field.name)
+def test_a_field_is_carried_unless_it_decides(field):
+    carried = read_config({"tensor_parallel": {field.name: value_of(field)}}).section.carried
+    assert (field.name in carried) is not field.decides
+
+
+@pytest.mark.parametrize(
+    "field", [field for field in TP if field.kind is not Kind.FORBIDDEN], ids=lambda field: field.name
+)
+def test_a_field_of_tp_is_carried_unless_it_decides(field):
+    carried = read_config({"tensor_parallel": {"tp": {field.name: value_of(field)}}}).section.carried
+    assert carried == ({} if field.decides else {"tp": {field.name: value_of(field)}})
+
+
+def test_tp_decides_and_a_field_does_not_unless_it_says_so():
+    assert named(SECTION)["tp"].decides
+    assert not Field("name", Kind.BOOL, "").decides
+
+
+# --- keys at the top level -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "fix"),
+    [
+        ("autotp_size", "move it to tensor_parallel.autotp_size"),
+        ("tp_grain_size", "move it to tensor_parallel.tp.tp_grain_size"),
+        ("tensorparallel", 'rename it to "tensor_parallel"'),
+        ("tensr_paralel", 'rename it to "tensor_parallel"'),
+        ("bf_16", 'rename it to "bf16"'),
+    ],
+)
+def test_a_near_key_is_told_where_it_belongs(key, fix):
+    with pytest.raises(ConfigError) as caught:
+        read_config({key: {}})
+    assert [problem.fix for problem in caught.value.problems] == [fix]
+
+
+@pytest.mark.parametrize("key", ["tensr_parael", "bfloat", "optimizer"])
+def test_a_key_that_is_not_near_is_the_rest_of_the_config(key):
+    assert read_config({key: {}}).config == {key: {}}
