@@ -56,7 +56,7 @@ def run(tmp_path):
 
 
 def test_every_vector_is_a_test(run):
-    done = run("--tpinit-adapter", "mine:adapter", "-q")
+    done = run("--tpinit-adapter", "mine:adapter", "-q", "--no-header")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(load()) + 1} passed" in done.stdout
     assert "tpinit:" not in done.stdout

@@ -8,6 +8,7 @@ every case in a process of its own, once is enough.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -149,12 +150,12 @@ def judge(vector: Vector, answer: Answer, choices: tuple[str, ...] = (), *, stri
 Reply = tuple["Answer | None", float]  # None: not asked; seconds
 
 
-def _ask(adapter: Adapter, vectors: Sequence[Vector], settings: Settings) -> list[Reply]:
-    """Ask a started implementation these vectors, in this order."""
+def _ask(adapter: Adapter, vectors: Sequence[Vector], settings: Settings, ended: threading.Event) -> list[Reply]:
+    """Ask a started implementation these vectors, in this order, as long as the run has not ended."""
     replies: list[Reply] = []
     faults = 0
     for vector in vectors:
-        if faults >= settings.give_up:
+        if faults >= settings.give_up or ended.is_set():
             replies.append((None, 0.0))
             continue
         begun = time.perf_counter()
@@ -168,12 +169,13 @@ def _pass(
     opener: Callable[[], Adapter], vectors: Sequence[Vector], settings: Settings
 ) -> tuple[Implementation, list[Reply]]:
     """Ask all vectors once, by as many adapters at a time as there are jobs. Raises Broken."""
+    ended = threading.Event()
 
     def work(share: Sequence[Vector]) -> tuple[Implementation, list[Reply]]:
         adapter = opener()
         try:
             who = begin(adapter, settings.dialect)
-            replies = _ask(adapter, share, settings)
+            replies = _ask(adapter, share, settings, ended)
         except BaseException:
             with contextlib.suppress(Broken):  # what it is raising for comes first
                 adapter.stop()
@@ -185,7 +187,10 @@ def _pass(
     if jobs == 1:
         return work(vectors)
     with ThreadPoolExecutor(jobs) as pool:
-        done = list(pool.map(work, [vectors[first::jobs] for first in range(jobs)]))
+        try:
+            done = list(pool.map(work, [vectors[first::jobs] for first in range(jobs)]))
+        finally:
+            ended.set()  # where this thread is interrupted, the others must not go on to the end
     if len({who for who, _ in done}) > 1:
         raise Broken("started several times it says that it is different implementations")
     replies: list[Reply] = [(None, 0.0)] * len(vectors)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tpinit.conformance.vectors import answer_of, to_inputs
@@ -11,17 +10,22 @@ from tpinit.reference.resolver import resolve
 __all__ = ["adapter"]
 
 
-def adapter(case: dict[str, Any]) -> dict[str, Any]:
-    """Answer one case by the contract."""
-    inputs = to_inputs(case)
-    return answer_of(resolve(inputs), case["groups"])
+class _Reference:
+    """Answers by the contract."""
+
+    def __call__(self, case: dict[str, Any]) -> dict[str, Any]:
+        """Answer one case."""
+        return answer_of(resolve(to_inputs(case)), case["groups"])
+
+    @property
+    def implementation(self) -> dict[str, str]:
+        """Who answers; found out when asked, since that takes longer than many an answer."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return {"name": "reference", "version": version("tpinit")}
+        except PackageNotFoundError:  # run from a source tree that was never installed
+            return {"name": "reference", "version": "0"}
 
 
-def _version() -> str:
-    try:
-        return version("tpinit")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "0"
-
-
-adapter.implementation = {"name": "reference", "version": _version()}  # type: ignore[attr-defined] # functions have attributes
+adapter = _Reference()
