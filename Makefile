@@ -10,6 +10,7 @@ MAKEFLAGS += --no-builtin-rules
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+MUTATE_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -29,10 +30,10 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help venv demo test lint prove deepspeed clean
+.PHONY: help venv demo test lint prove mutate deepspeed deepspeed-env clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## Make the environment in .venv, with the exact versions of constraints.txt
 
@@ -52,8 +53,10 @@ demo: $(STAMP) ## Prove the contract, resolve two real configs, train two sharde
 	@BIN=$(BIN) bash examples/demo.sh
 
 test: $(STAMP) ## Run all tests: single-process ones first, then those that start ranks
-	@echo "== Tests in one process: units, properties, command line, browser"
-	@$(BIN)/python -m pytest --numprocesses 2 tests/unit tests/property tests/cli tests/browser $(PYTEST_ARGS)
+	@echo "== Units and properties"
+	@$(BIN)/python -m pytest --numprocesses 2 tests/unit tests/property $(PYTEST_ARGS)
+	@echo "== Tools, command line, packaging, browser"
+	@$(BIN)/python -m pytest --numprocesses 2 tests/integration tests/cli tests/browser $(PYTEST_ARGS)
 	@echo "== Tests that start ranks"
 	@$(BIN)/python -m pytest tests/distributed $(PYTEST_ARGS)
 
@@ -73,8 +76,8 @@ prove: $(STAMP) ## Prove every theorem of the contract
 deepspeed: $(STAMP) $(DEEPSPEED_STAMP) ## Hold real DeepSpeed against the contract and write its page (DEEPSPEED_ARGS=--smoke: a part of it)
 	@TPINIT_DEEPSPEED_PYTHON=$(CURDIR)/$(DEEPSPEED_VENV)/bin/python $(BIN)/python -m tpinit.conformance.adapters.deepspeed $(DEEPSPEED_ARGS)
 
-# Only the environment, for `tpinit conform --impl deepspeed` and for tests/distributed/test_deepspeed_adapter.py.
-deepspeed-env: $(DEEPSPEED_STAMP)
+# For `tpinit conform --impl deepspeed` and for tests/distributed/test_deepspeed_adapter.py.
+deepspeed-env: $(DEEPSPEED_STAMP) ## Make the environment of real DeepSpeed alone
 
 $(DEEPSPEED_STAMP): constraints.txt
 	@rm -f $(DEEPSPEED_STAMP)
@@ -84,6 +87,9 @@ $(DEEPSPEED_STAMP): constraints.txt
 	@DS_BUILD_OPS=0 $(DEEPSPEED_VENV)/bin/python -m pip install --quiet --quiet --no-build-isolation deepspeed==$(DEEPSPEED)
 	@DS_BUILD_OPS=0 $(DEEPSPEED_VENV)/bin/python -m pip install --quiet --quiet --no-build-isolation --no-deps --target $(DEEPSPEED_VENV)/before deepspeed==$(DEEPSPEED_BEFORE)
 	@touch $(DEEPSPEED_STAMP)
+
+mutate: $(STAMP) ## Judge every mutant of the contract and a sample of those of the code (MUTATE_ARGS)
+	@$(BIN)/tpinit mutate $(MUTATE_ARGS)
 
 clean: ## Remove the environment and everything generated
 	rm -rf $(VENV) $(DEEPSPEED_VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
