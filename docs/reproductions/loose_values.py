@@ -2,7 +2,7 @@
 
 from tiny import CONFIG, attempt, model, start
 
-for section in ({"autotp_size": 2.0}, {"autotp_size": True}, {"autotp_size": "2"}, {"tp": {"tp_size": "2"}}):
+for section in ({"autotp_size": True}, {"autotp_size": "2"}, {"tp": {"tp_size": "2"}}, {"autotp_size": 2.0}):
     attempt(f"{section}", lambda section=section: start(model(), {**CONFIG, "tensor_parallel": section}))
 for enabled in ("true", 1):
     config = {**CONFIG, "tensor_parallel": {"autotp_size": 2}, "bf16": {"enabled": enabled}}

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 deepspeed.init_distributed(verbose=False)
 torch.set_num_threads(1)
 RANK, WORLD = dist.get_rank(), dist.get_world_size()
-CONFIG = {"train_micro_batch_size_per_gpu": 1}
+CONFIG = {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": 0.0}
 torch.manual_seed(0)
 _SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
 MODEL = LlamaForCausalLM(LlamaConfig(**_SIZES, num_key_value_heads=4, vocab_size=32, initializer_range=0.15))

@@ -97,7 +97,7 @@ DEEPSPEED: tuple[Finding, ...] = (
         "group-not-printable",
         _C,
         "Any `tp_group`, from the call or from the config, ends in a TypeError on rank 0, which prints its config as "
-        "JSON; the other ranks have an engine and wait for rank 0 in their first collective",
+        "JSON, while the other ranks return an engine",
         "rows 9 and 11, and rows 3, 4, 7 and 8 with a config group: none of them can be used",
         4,
         "tp_group.py",
@@ -134,12 +134,12 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "call-size-invalid",
         _C,
-        "A size of `tp_model_init` that is no size (0, negative, a text, a float, a bool) fails later, on arithmetic "
-        "or a tensor's shape",
+        "A size of `tp_model_init` that is no size (0, negative, a text, a float, a bool) fails later, on arithmetic, "
+        "a tensor's shape or its memory",
         "SIZE_INVALID, D7",
         2,
         "negative_call.py",
-        r"ZeroDivisionError|invalid shape dimension|unsupported operand type|and strides .* don't match",
+        r"ZeroDivisionError|invalid shape dimension|unsupported operand type|and strides .* don't match|CPUAllocator",
     ),
     Finding(
         "auto",
@@ -205,6 +205,15 @@ DEEPSPEED: tuple[Finding, ...] = (
         4,
         "two_models.py",
         r"^two-models-[24]",
+    ),
+    Finding(
+        "sharded-then-whole",
+        _L,
+        "After a sharded model, a model that is not sharded can't be initialized in the same process (AttributeError)",
+        "D9: calls for different models never touch each other",
+        2,
+        "sharded_then_whole.py",
+        r"^sharded-then-whole|get_model_parallel_rank",
     ),
     Finding(
         "record-outlives",

@@ -12,7 +12,7 @@ from typing import Any
 
 from tpinit.conformance.adapters.deepspeed.jobs import BASE, Partition, blocks, observations, orthogonal
 from tpinit.conformance.adapters.deepspeed.judge import Aspect, Departure, Expected, Kind, judge
-from tpinit.conformance.adapters.deepspeed.observation import Ended, observe
+from tpinit.conformance.adapters.deepspeed.observation import Ended, Observation, observe
 from tpinit.spec.vocabulary import Outcome
 
 __all__ = ["Sequence", "job_of_sequence", "judge_sequence", "sequences"]
@@ -23,7 +23,7 @@ _WATCH = ("numbers", "sharding", "averaging", "check")
 @dataclass(frozen=True, slots=True)
 class Sequence:
     """One program. `engines` says what each model's engine must be; `errors` which steps must raise, and with which
-    codes (any error will do where none is named).
+    codes (any error will do where none is named), `fine` which must not.
     """
 
     id: str
@@ -34,6 +34,7 @@ class Sequence:
     groups: Mapping[str, Partition] = field(default_factory=dict)
     engines: Mapping[str, Expected] = field(default_factory=dict)
     errors: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    fine: tuple[int, ...] = ()
 
 
 def job_of_sequence(sequence: Sequence, timeout: float) -> dict[str, Any]:
@@ -54,6 +55,10 @@ def judge_sequence(sequence: Sequence, report: Mapping[str, Any]) -> list[Depart
     found = []
     for number, codes in sequence.errors.items():
         found += _error(report, number, codes)
+    for number in sequence.fine:
+        seen = _alone(report, number)
+        if seen.errors:
+            found.append(Departure(Kind.ERROR, Aspect.OUTCOME, f"step {number + 1} raises nothing", seen.message))
     for model, expected in sequence.engines.items():
         seen = observe(report, model)
         if seen.ended is Ended.ERROR and seen.training.off_by is None and not seen.errors:
@@ -71,11 +76,16 @@ def _error(report: Mapping[str, Any], number: int, codes: tuple[str, ...]) -> li
     should = f"step {number + 1} raises {' or '.join(codes)}"
     if all(note.get("ok") for note in notes):
         return [Departure(Kind.ERROR, Aspect.OUTCOME, should, "no error")]
-    alone = {**report, "ranks": [{"steps": [note]} for note in notes]}
-    seen = observe(alone, notes[0].get("model", "m"))
+    seen = _alone(report, number)
     if all(note.get("ok") is False for note in notes) and (not codes or set(seen.codes) & set(codes)):
         return []
     return [Departure(Kind.ERROR if seen.codes else Kind.CRASH, Aspect.OUTCOME, should, seen.message or "nothing")]
+
+
+def _alone(report: Mapping[str, Any], number: int) -> Observation:
+    """What one step of a program did on all ranks."""
+    notes = [rank["steps"][number] if number < len(rank["steps"]) else {} for rank in report["ranks"]]
+    return observe({**report, "ranks": [{"steps": [note]} for note in notes]}, notes[0].get("model", "m"))
 
 
 def _sharded(world: int, size: int) -> Expected:
@@ -132,6 +142,7 @@ def _two_models() -> Iterator[Sequence]:
         (_call("a", 2), _call("b", 4), _init("a", "c"), *_watch("a", 2)),
         {"c": _section(2)},
         engines={"a": _sharded(4, 2)},
+        fine=(0, 1),
     )
     for first, second in ((2, 4), (4, 2)):
         yield Sequence(
@@ -142,6 +153,14 @@ def _two_models() -> Iterator[Sequence]:
             {"c": _section(first), "d": _section(second)},
             engines={"b": _sharded(4, second)},
         )
+    yield Sequence(
+        "sharded-then-whole",
+        "two models in one process: autotp_size 2, then 1",
+        4,
+        (_init("a", "c"), _init("b", "d"), *_watch("b", 1)),
+        {"c": _section(2), "d": _section(1)},
+        engines={"b": _sharded(4, 1)},
+    )
     row1 = ("NO_TP_INTENT",)
     yield Sequence(
         "record-outlives",

@@ -12,6 +12,7 @@ import faulthandler
 import gc
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -33,6 +34,7 @@ __all__ = ["main"]
 
 _GRACE = 2.0  # seconds between the stack dump of a rank that hangs and its end
 _DEATH = 1  # PR_SET_PDEATHSIG
+_MEMORY = 12 << 30  # bytes of address space: a size that nobody checked must not take the machine with it
 
 
 def main() -> None:
@@ -83,6 +85,7 @@ def _rank(job: Mapping[str, Any], desk: Desk) -> None:
         os.setpgid(0, 0)
         # Whatever ends the server ends its ranks.
         ctypes.CDLL(None).prctl(_DEATH, signal.SIGKILL)
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
         log = os.open(desk.home / f"log.{desk.rank}", os.O_WRONLY | os.O_CREAT, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
