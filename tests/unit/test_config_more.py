@@ -96,3 +96,28 @@ def test_a_near_key_is_told_where_it_belongs(key, fix):
 @pytest.mark.parametrize("key", ["tensr_parael", "bfloat", "optimizer"])
 def test_a_key_that_is_not_near_is_the_rest_of_the_config(key):
     assert read_config({key: {}}).config == {key: {}}
+
+
+@pytest.mark.parametrize(("key", "near"), [("keep_modul_on_hos", True), ("keep_modul_on_ho", False)])
+def test_a_key_of_the_section_at_the_top_is_near_up_to_two_letters(key, near):
+    if not near:
+        assert read_config({key: True}).config == {key: True}
+        return
+    with pytest.raises(ConfigError, match=r"move it to tensor_parallel\.keep_module_on_host"):
+        read_config({key: True})
+
+
+@pytest.mark.parametrize(("key", "near"), [("enabld", True), ("enabl", True), ("enab", False)])
+def test_a_key_of_a_precision_block_is_near_up_to_two_letters(key, near):
+    if not near:
+        assert read_config({"bf16": {key: True}}).precision is None
+        return
+    with pytest.raises(ConfigError, match='write "enabled"'):
+        read_config({"bf16": {key: True}})
+
+
+@pytest.mark.parametrize(("block", "path"), [(3, "bf16"), ({"enabled": "yes"}, "bf16.enabled")])
+def test_a_malformed_block_is_not_taken_for_an_enabled_one(block, path):
+    with pytest.raises(ConfigError) as caught:
+        read_config({"bf16": block, "fp16": {"enabled": True}})
+    assert [problem.path for problem in caught.value.problems] == [path]
