@@ -149,8 +149,9 @@ def _evidence(seen: Observation) -> dict[str, Any]:
 
 def _engine_answer(case: Case, partitions: Mapping[str, Any], seen: Observation) -> dict[str, Any]:
     degree = max(seen.degrees)
-    # A size of 1 shows in nothing that was done, so here alone the engine's own word is taken.
-    sharded = degree > 1 or (seen.claims[0].get("tp_size") == 1 and (case["section"] or case["call"]) is not None)
+    # A size of 1 shows in nothing that is done: what was asked for is then what happened.
+    section, call = case["section"] or {}, case["call"] or {}
+    sharded = degree > 1 or 1 in (section.get("autotp_size"), section.get("tp_size"), call.get("tp_size"))
     if not sharded:
         return {"outcome": "no_autotp", "tp_size": {"value": None}, "dtype": _dtype(case, seen)}
     handles = [handle for handle, partition in partitions.items() if sorted(partition) == seen.sharding]

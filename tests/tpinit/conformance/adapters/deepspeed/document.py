@@ -15,7 +15,7 @@ from tpinit.conformance import known as known_failures
 from tpinit.conformance.adapters.deepspeed.campaign import Campaign
 from tpinit.conformance.adapters.deepspeed.catalogue import Entry, expected_of
 from tpinit.conformance.adapters.deepspeed.findings import Case, Found
-from tpinit.conformance.adapters.deepspeed.judge import Departure, Expected, Kind
+from tpinit.conformance.adapters.deepspeed.judge import Aspect, Departure, Expected, Kind
 from tpinit.conformance.adapters.deepspeed.observation import Ended, Observation
 from tpinit.spec.table import ROWS
 
@@ -128,7 +128,11 @@ def document(campaign: Campaign, found: Sequence[Found], left: Left, shown: Show
 
 
 def _table(campaign: Campaign, found: Sequence[Found]) -> str:
-    lines = ["## Counts\n", "| | cases | asked | agree | depart |", "|---|---|---|---|---|"]
+    lines = [
+        "## Counts\n",
+        "| | cases | asked | agree | agree but change the caller's config | depart otherwise |",
+        "|---|---|---|---|---|---|",
+    ]
     groups = (
         ("vectors", campaign.vectors),
         ("as people write them, with the twelve rows", campaign.written),
@@ -136,8 +140,10 @@ def _table(campaign: Campaign, found: Sequence[Found]) -> str:
     )
     for name, cases in groups:
         asked = [case for case in cases if case.answered]
-        depart = sum(bool(case.departures) for case in asked)
-        lines.append(f"| {name} | {len(cases)} | {len(asked)} | {len(asked) - depart} | {depart} |")
+        agree = sum(not case.departures for case in asked)
+        changed = sum(bool(case.departures) and not _otherwise(case) for case in asked)
+        rest = len(asked) - agree - changed
+        lines.append(f"| {name} | {len(cases)} | {len(asked)} | {agree} | {changed} | {rest} |")
     lines += ["\n| kind | findings | cases |", "|---|---|---|"]
     for kind in Kind:
         mine = [each for each in found if each.finding.kind is kind]
@@ -149,6 +155,10 @@ def _table(campaign: Campaign, found: Sequence[Found]) -> str:
         "where one rank raises and the others return an engine, their first collective is not tried.\n"
     )
     return "\n".join(lines)
+
+
+def _otherwise(case: Case) -> bool:
+    return any(one.aspect is not Aspect.CONFIG for one in case.departures)
 
 
 def _rows(campaign: Campaign) -> str:
@@ -165,15 +175,13 @@ def _rows(campaign: Campaign) -> str:
             continue
         facts = " ".join("Y" if value else "N" for _, value in row.facts)
         observed = [_short(seen) for _, seen, _ in mine]
-        verdict = "agrees" if not any(_about(departures) for _, _, departures in mine) else "**departs**"
+        verdict = (
+            "agrees" if not any(_otherwise(Case("", "", departures)) for _, _, departures in mine) else "**departs**"
+        )
         second = observed[1] if len(observed) > 1 else ""
         lines.append(f"| {row.number} | {facts} | {_promise(mine[0][0])} | {observed[0]} | {second} | {verdict} |")
     lines.append("\nThat the caller's config is changed is left out of this table; see below.\n")
     return "\n".join(lines)
-
-
-def _about(departures: Sequence[Departure]) -> list[Departure]:
-    return [one for one in departures if one.kind is not Kind.LEAK]
 
 
 def _promise(entry: Entry) -> str:

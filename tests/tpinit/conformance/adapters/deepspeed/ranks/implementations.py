@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -55,9 +56,14 @@ def _deepspeed() -> Implementation:
             "dp_world_size": int(groups._get_data_parallel_world_size()),
         }
 
-    return Implementation(
-        "deepspeed", str(deepspeed.__version__), deepspeed.tp_model_init, initialize, _deepspeed_check, claims, prepare
-    )
+    def shard_at_once(*arguments: Any, **named: Any) -> Any:
+        # Releases whose call shards, and does not only record, need their own backend before it.
+        deepspeed.init_distributed(verbose=False)
+        return deepspeed.tp_model_init(*arguments, **named)
+
+    records = importlib.util.find_spec("deepspeed.runtime.tensor_parallel.init_utils") is not None
+    call = deepspeed.tp_model_init if records else shard_at_once
+    return Implementation("deepspeed", str(deepspeed.__version__), call, initialize, _deepspeed_check, claims, prepare)
 
 
 def _deepspeed_check(engine: Any) -> Callable[[dict[str, Any]], None] | None:

@@ -39,6 +39,8 @@ _MEMORY = 12 << 30  # bytes of address space: a size that nobody checked must no
 
 def main() -> None:
     """Serve until stdin ends. The arguments: the implementation's name, and the folder that this server may fill."""
+    signal.signal(signal.SIGTERM, _end)
+    ctypes.CDLL(None).prctl(_DEATH, signal.SIGTERM)  # who started this server may be killed in the middle of a build
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what an implementation prints must not get between the answers
     implementation = IMPLEMENTATIONS[sys.argv[1]]()
@@ -50,8 +52,13 @@ def main() -> None:
     _say(answers, {"ready": True, "name": implementation.name, "version": implementation.version})
     for line in sys.stdin:
         _say(answers, _serve(json.loads(line), implementation, template))
-    # Who started this server may have been killed, and then nobody else does.
     shutil.rmtree(sys.argv[2], ignore_errors=True)
+
+
+def _end(*_: object) -> None:
+    """End this server, its compilers and, by their own wish, its ranks; leave nothing in the file system."""
+    shutil.rmtree(sys.argv[2], ignore_errors=True)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _say(answers: Any, message: Mapping[str, Any]) -> None:
@@ -83,6 +90,7 @@ def _rank(job: Mapping[str, Any], desk: Desk) -> None:
     code = 1
     try:
         os.setpgid(0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         # Whatever ends the server ends its ranks.
         ctypes.CDLL(None).prctl(_DEATH, signal.SIGKILL)
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
