@@ -41,19 +41,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.known.write_text(text + "\n", encoding="utf-8")
     if options.document is not None:
         outputs = {} if options.reproductions is None else reproduce(found, options.reproductions, python_of())
-        own = run(_own(), say=_say) if options.own else None
-        older = None if options.older is None else run(_deepspeed(options.older), parts=("rows",), say=_say)
+        own = None if options.own is None else _kept(options.own) or run(_own(), say=_say)
+        older = None
+        if options.older is not None:
+            older = _kept(options.older) or run(_deepspeed(options.older), parts=("rows",), say=_say)
         options.document.write_text(document(campaign, found, left, Shown(outputs, own, older)), encoding="utf-8")
     return 1 if left else 0
 
 
 def _run(options: argparse.Namespace) -> Campaign:
+    kept = _kept(options.load)
+    if kept is not None:
+        return kept
     if options.load is not None:
-        loaded: Campaign = pickle.loads(options.load.read_bytes())
-        return loaded
+        raise Broken(f"--load {options.load}: no such file")
     adapter = _own() if options.implementation == "tpinit" else _deepspeed("")
     parts = ("rows",) if options.rows else ("vectors", "written", "programs")
     return run(adapter, smoke=options.smoke, parts=parts, say=_say)
+
+
+def _kept(path: str | None) -> Campaign | None:
+    """A result that --save has kept; only ever one's own, because it is a pickle."""
+    if path is None or not Path(path).is_file():
+        return None
+    kept: Campaign = pickle.loads(Path(path).read_bytes())
+    return kept
 
 
 def _own() -> RankServerAdapter:
@@ -75,13 +87,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--implementation", choices=("deepspeed", "tpinit"), default="deepspeed")
     parser.add_argument("--smoke", action="store_true", help="a minute's part of the run")
     parser.add_argument("--rows", action="store_true", help="the twelve rows only")
-    parser.add_argument("--save", type=Path, help="keep the raw result here, for --load")
-    parser.add_argument("--load", type=Path, help="take a kept result instead of running")
+    parser.add_argument("--save", type=Path, help="keep the raw result in this file")
+    parser.add_argument("--load", help="take a kept result instead of running")
     parser.add_argument("--known", type=Path, help="write the known failures here")
     parser.add_argument("--document", type=Path, help="write the document here")
     parser.add_argument("--reproductions", type=Path, help="run the scripts of this folder for the document")
-    parser.add_argument("--own", action="store_true", help="run our own runtime too, for the document")
-    parser.add_argument("--older", help="run the twelve rows with the older release in this folder, for the document")
+    parser.add_argument("--own", nargs="?", const="run", help="our own runtime too, for the document: run, or kept")
+    parser.add_argument("--older", help="the twelve rows with the older release in this folder, or kept")
     return parser
 
 

@@ -235,9 +235,10 @@ def _divergences(found: Sequence[Found], outputs: Mapping[str, str], version: st
 
 
 def _evidence(each: Found) -> list[str]:
-    """One line for every kind of departure of a finding, with the case where it was first seen."""
+    """One line for everything that was compared, with the case where it departs in the worst way."""
     lines, aspects = [], set()
-    for case, one in each.cases:
+    worst_first = sorted(each.cases, key=lambda pair: list(Kind).index(pair[1].kind))
+    for case, one in worst_first:
         if one.aspect in aspects:
             continue
         aspects.add(one.aspect)
