@@ -124,7 +124,7 @@ def _key(case: Any) -> str:
 
 def _judged(vector: Vector, seen: Observation) -> list[Departure]:
     world, mpu = vector.input["world_size"], vector.input["mpu"]
-    partitions = materialise(world, vector.input["groups"])
+    partitions = materialise(vector.input)
     expected = Expected.of(vector.expected, world, partitions, mpu and mpu["tp_group"])
     return judge(expected, seen)
 

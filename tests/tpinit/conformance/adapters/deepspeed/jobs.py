@@ -45,14 +45,16 @@ def orthogonal(partition: Partition) -> Partition:
     return [sorted(ranks) for ranks in zip(*partition, strict=True)]
 
 
-def materialise(world: int, sizes: Mapping[str, int]) -> dict[str, Partition]:
-    """Give every handle its ranks: blocks, and strides for a second group of the same size.
+def materialise(case: Case) -> dict[str, Partition]:
+    """Give every handle its ranks: blocks (the mesh's first), and strides for a second group of the same size.
 
     Raises Skip for a group that can't tile the world: no such groups can hold every rank.
     """
+    world, sizes = case["world_size"], case["groups"]
     partitions: dict[str, Partition] = {}
     seen: dict[int, int] = {}
-    for handle, size in sizes.items():
+    for handle in sorted(sizes, key=lambda handle: handle != case["mesh"]):
+        size = sizes[handle]
         if size > world or world % size:
             raise Skip(f"groups of {size} ranks ({handle}) do not tile a world of {world}")
         partitions[handle] = strides(world, size) if seen.get(size, 0) % 2 else blocks(world, size)
@@ -105,7 +107,7 @@ def job_of(case: Case, name: str, timeout: float, *, meshes: bool) -> dict[str, 
         raise Skip(f"a world of {world} ranks; here are worlds of {' and '.join(map(str, WORLDS))}")
     if case["mesh"] is not None and not meshes:
         raise Skip("mesh_param is (data_parallel, sequence_parallel): it has no tensor-parallel dimension")
-    partitions = materialise(world, case["groups"])
+    partitions = materialise(case)
     groups: dict[str, Any] = dict(partitions)
     initialize: dict[str, Any] = {"op": "initialize", "model": "m", "config": "c"}
     if case["mpu"] is not None:
@@ -113,7 +115,6 @@ def job_of(case: Case, name: str, timeout: float, *, meshes: bool) -> dict[str, 
         groups["dp_of_mpu"] = orthogonal(partitions[tp])
         initialize["mpu"] = {"tp": tp, "dp": "dp_of_mpu"}
     if case["mesh"] is not None:
-        partitions[case["mesh"]] = blocks(world, case["groups"][case["mesh"]])
         groups[case["mesh"]] = {"mesh": case["groups"][case["mesh"]]}
         initialize["mesh"] = {"of_group": case["mesh"]}
     steps: list[dict[str, Any]] = [*_call_step(case), initialize]

@@ -206,7 +206,7 @@ def _observe(desk: Desk, step: Mapping[str, Any]) -> dict[str, Any]:
     if step["what"] == "sharding":
         return {"group": observe.sharding_group(engine, desk.world, desk.rank)}
     if step["what"] == "averaging":
-        return observe.averaging_group(engine, desk.world, desk.rank)
+        return observe.averaging_group(engine, desk.world, desk.rank, desk.implementation.loss_scale)
     check = desk.checks[step["model"]]
     return {"group": observe.check_group(check, desk.world, desk.rank) if check is not None else None}
 

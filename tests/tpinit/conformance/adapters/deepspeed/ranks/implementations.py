@@ -22,7 +22,8 @@ class Implementation:
 
     `initialize(**arguments)` returns the engine. `input_check(engine)` returns a function that runs the engine's own
     first-batch check on the inputs it is given and raises where that refuses them, or None where there is no check.
-    `claims(engine)` returns what the engine says about itself. `prepare` runs once, before the ranks are forked.
+    `claims(engine)` returns what the engine says about itself. `loss_scale(engine)` is what a gradient is now
+    multiplied by. `prepare` runs once, before the ranks are forked.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Implementation:
     initialize: Callable[..., Any]
     input_check: Callable[[Any], Callable[[dict[str, Any]], None] | None]
     claims: Callable[[Any], dict[str, Any]]
+    loss_scale: Callable[[Any], float]
     prepare: Callable[[], None]
 
 
@@ -63,7 +65,9 @@ def _deepspeed() -> Implementation:
 
     records = importlib.util.find_spec("deepspeed.runtime.tensor_parallel.init_utils") is not None
     call = deepspeed.tp_model_init if records else shard_at_once
-    return Implementation("deepspeed", str(deepspeed.__version__), call, initialize, _deepspeed_check, claims, prepare)
+    return Implementation(
+        "deepspeed", str(deepspeed.__version__), call, initialize, _deepspeed_check, claims, lambda _: 1.0, prepare
+    )
 
 
 def _deepspeed_check(engine: Any) -> Callable[[dict[str, Any]], None] | None:
@@ -98,7 +102,14 @@ def _tpinit() -> Implementation:
         }
 
     return Implementation(
-        "tpinit", metadata.version("tpinit"), runtime.tp_model_init, initialize, input_check, claims, lambda: None
+        "tpinit",
+        metadata.version("tpinit"),
+        runtime.tp_model_init,
+        initialize,
+        input_check,
+        claims,
+        lambda engine: float(engine.loss_scale),
+        lambda: None,
     )
 
 

@@ -75,7 +75,7 @@ def sharding_group(engine: Any, world: int, rank: int) -> list[int]:
     return group
 
 
-def averaging_group(engine: Any, world: int, rank: int) -> dict[str, Any]:
+def averaging_group(engine: Any, world: int, rank: int, loss_scale: Callable[[Any], float]) -> dict[str, Any]:
     """Return the ranks whose gradients reach this rank's sharded weight in one update, and the divisor.
 
     The gradient of each rank is replaced by a one at the rank's own place and zeros elsewhere: what the update
@@ -85,7 +85,7 @@ def averaging_group(engine: Any, world: int, rank: int) -> dict[str, Any]:
 
     def marked(gradient: torch.Tensor) -> torch.Tensor:
         mark = torch.zeros_like(gradient)
-        mark.view(-1)[rank] = 1
+        mark.view(-1)[rank] = loss_scale(engine)
         return mark
 
     handle = weight.register_hook(marked)  # type: ignore[no-untyped-call]  # torch leaves Tensor.register_hook untyped

@@ -34,7 +34,7 @@ __all__ = ["main"]
 
 _GRACE = 2.0  # seconds between the stack dump of a rank that hangs and its end
 _DEATH = 1  # PR_SET_PDEATHSIG
-_MEMORY = 12 << 30  # bytes of address space: a size that nobody checked must not take the machine with it
+_MEMORY = 6 << 30  # bytes of address space: a size that nobody checked must not take the machine with it
 
 
 def main() -> None:
