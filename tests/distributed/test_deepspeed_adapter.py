@@ -66,13 +66,20 @@ def test_what_is_seen_is_refused_where_something_else_was_expected(strides):
     assert [one.aspect for one in judge(right, replace(strides, changed={"x": "1"}))] == [Aspect.CONFIG]
 
 
-def test_numbers_off_by_the_wrong_data_are_seen(server):
-    # The ranks of a tensor-parallel group get different data behind the check's back: after it has passed once.
-    job = job_of_entry(replace(entry("row-03"), warm=True), 60)
+def test_training_that_differs_from_the_unsharded_model_is_seen(server):
+    clipped = replace(entry("row-03"), more={"gradient_clipping": 0.01})
+    seen = run_job(server, job_of_entry(clipped, 60))
+    assert seen.training.wrong
+    last = judge(expected_of(clipped), seen)[-1]
+    assert (last.kind, last.aspect) == (Kind.WRONG_TRAINING, Aspect.NUMBERS)
+
+
+def test_data_that_the_first_check_refuses_is_seen(server):
+    job = job_of_entry(entry("row-03"), 60)
     for step in job["steps"]:
         if step.get("what") == "numbers":
             step["data"] = [0, 1, 0, 1]
-    assert run_job(server, job).training.wrong
+    assert run_job(server, job).training.raised["type"] == "AgreementError"
 
 
 def test_a_hang_ends_its_own_case_only(server):
