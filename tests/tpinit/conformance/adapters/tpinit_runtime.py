@@ -11,7 +11,5 @@ from tpinit.conformance.adapters.deepspeed.adapter import RankServerAdapter
 
 __all__ = ["adapter"]
 
-
-def adapter() -> RankServerAdapter:
-    """Return an adapter for the runtime that is installed beside this kit."""
-    return RankServerAdapter("tpinit", lambda: sys.executable, meshes=True)
+# The runtime that is installed beside this kit. Nothing is started before `start`.
+adapter = RankServerAdapter("tpinit", lambda: sys.executable, meshes=True)
