@@ -83,7 +83,7 @@ $(DEEPSPEED_STAMP): constraints.txt
 	@rm -f $(DEEPSPEED_STAMP)
 	@echo "== Environment: $(DEEPSPEED_VENV), with deepspeed $(DEEPSPEED)"
 	@$(PYTHON) -m venv $(DEEPSPEED_VENV)
-	@$(DEEPSPEED_VENV)/bin/python -m pip install --quiet --quiet setuptools wheel ninja $$(grep -E '^(torch|transformers)==' constraints.txt)
+	@$(DEEPSPEED_VENV)/bin/python -m pip install --quiet --quiet --constraint constraints.txt setuptools wheel ninja torch transformers
 	@DS_BUILD_OPS=0 $(DEEPSPEED_VENV)/bin/python -m pip install --quiet --quiet --no-build-isolation deepspeed==$(DEEPSPEED)
 	@DS_BUILD_OPS=0 $(DEEPSPEED_VENV)/bin/python -m pip install --quiet --quiet --no-build-isolation --no-deps --target $(DEEPSPEED_VENV)/before deepspeed==$(DEEPSPEED_BEFORE)
 	@touch $(DEEPSPEED_STAMP)

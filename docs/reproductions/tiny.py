@@ -44,7 +44,7 @@ def attempt(what, function):
     try:
         value = function()
     except Exception as error:
-        tell(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:150] or '(no message)'}")
+        tell(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:130] or '(no message)'}")
         return None
     tell(f"{what}: {describe(value) if hasattr(value, 'module') else value}")
     return value

@@ -213,6 +213,7 @@ def _cell(text: str) -> str:
 
 def _divergences(found: Sequence[Found], outputs: Mapping[str, str], version: str) -> str:
     lines = ["## Divergences, the worst first\n"]
+    shown_at: dict[str, int] = {}
     for number, each in enumerate(found, 1):
         finding = each.finding
         shown = ", ".join(f"`{one}`" for one in each.ids[:4])
@@ -223,7 +224,10 @@ def _divergences(found: Sequence[Found], outputs: Mapping[str, str], version: st
             f"case{'s' * (len(each.ids) > 1)}: {shown}{more}.\n",
         ]
         lines += _evidence(each)
-        if finding.script in outputs:
+        if finding.script in shown_at:
+            lines.append(f"`docs/reproductions/{finding.script}` shows it: see number {shown_at[finding.script]}.\n")
+        elif finding.script in outputs:
+            shown_at[finding.script] = number
             lines += [
                 f"`torchrun --nproc-per-node {finding.ranks} docs/reproductions/{finding.script}` prints "
                 f"with {version}:\n",
@@ -257,7 +261,7 @@ def _unexplained(left: Left) -> str:
 
 
 def _skips(campaign: Campaign) -> str:
-    reasons = Counter(case.reason.split(" (")[0] for case in campaign.cases if not case.answered)
+    reasons = Counter(case.reason.split(" (g")[0] for case in campaign.cases if not case.answered)
     if not reasons:
         return ""
     lines = ["## Not asked\n", "| cases | why |", "|---|---|"]

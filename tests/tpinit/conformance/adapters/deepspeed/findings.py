@@ -75,6 +75,17 @@ DEEPSPEED: tuple[Finding, ...] = (
         r"^second-mpu",
     ),
     Finding(
+        "two-models-size",
+        _W,
+        "The second model of a process is sharded over the group of the first, whatever its own `autotp_size` says. "
+        "Data that is right for it is refused by the check of the first batch, and is trained on wrongly where that "
+        "batch passes",
+        "D9: calls for different models never touch each other",
+        4,
+        "two_models.py",
+        r"^two-models-[24]",
+    ),
+    Finding(
         "mesh-tuple",
         _W,
         "`mesh_param=(4, 1)` beside `autotp_size: 2` averages gradients of different shards; nothing compares the two",
@@ -196,15 +207,6 @@ DEEPSPEED: tuple[Finding, ...] = (
         4,
         "batch_size.py",
         r"\| batch arithmetic \|",
-    ),
-    Finding(
-        "two-models-size",
-        _L,
-        "The second model of a process is sharded over the group of the first, whatever its own `autotp_size` says",
-        "D9: calls for different models never touch each other",
-        4,
-        "two_models.py",
-        r"^two-models-[24]",
     ),
     Finding(
         "sharded-then-whole",

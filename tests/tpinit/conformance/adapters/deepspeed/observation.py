@@ -90,7 +90,8 @@ class Observation:
             return f"ranks {list(self.hung)} hang" if self.hung else ""
         error = next(iter(self.errors.values()))
         same = [other for other, told in self.errors.items() if told["type"] == error["type"]]
-        text = " ".join(str(error["message"]).split())
+        # Pydantic ends with a link to its own version's pages.
+        text = " ".join(str(error["message"]).split()).partition(" For further information")[0]
         who = "all ranks" if len(same) == len(self.steps) else f"rank{'s' * (len(same) > 1)} {_listed(same)}"
         return f"{who}: {error['type']}: {text[:220] or '(no message)'}"
 

@@ -154,6 +154,14 @@ def _two_models() -> Iterator[Sequence]:
             engines={"b": _sharded(4, second)},
         )
     yield Sequence(
+        "two-models-4-2-warm",
+        "two models in one process: autotp_size 4, then 2; the first batch is the same on every rank",
+        4,
+        (_init("a", "c"), _init("b", "d"), *_watch("b", 2, ("sharding", "numbers", "averaging"))),
+        {"c": _section(4), "d": _section(2)},
+        engines={"b": _sharded(4, 2)},
+    )
+    yield Sequence(
         "sharded-then-whole",
         "two models in one process: autotp_size 2, then 1",
         4,

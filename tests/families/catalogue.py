@@ -1,0 +1,288 @@
+"""Small random models of many families, and a batch for each: what is sharded here is compared with the whole model.
+
+Two lists. `FAMILIES` are written by hand: 12 heads of size 4, so that 2, 3 and 4 ranks divide them, and variants
+(`llama_uneven`, `falcon_rw`) whose shapes or wiring are the point. `causal_models()` is every causal language model of
+the transformers release that is installed, shrunk by rule. Run as a program, it prints a table of the latter.
+
+A key's bias adds the same to every score of a query where no rotation comes after it, so its exact gradient is zero and
+what is computed is rounding: compare a gradient with the largest of its model, not each with itself
+(`VANISHING_GRADIENTS`).
+
+Put this folder on `sys.path` to import it; it needs torch and transformers.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from causal import build_causal, causal_models, main
+from drawing import generator, quiet, redraw, tokens
+from torch import Tensor, nn
+
+__all__ = ["FAMILIES", "VANISHING_GRADIENTS", "Family", "batch", "build", "build_causal", "causal_models", "loss"]
+
+AUTO_CLASSES = {
+    "causal": "AutoModelForCausalLM",
+    "masked": "AutoModelForMaskedLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "image": "AutoModelForImageClassification",
+    "contrast": "AutoModel",
+    "speech": "AutoModelForSpeechSeq2Seq",
+}
+
+# Endings of the names of parameters whose exact gradient is zero, or partly so in a fused projection.
+VANISHING_GRADIENTS = ("k_proj.bias", "key.bias")
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How to build one small model: transformers' name of its type, what it computes, and its configuration."""
+
+    model_type: str
+    kind: str  # a key of AUTO_CLASSES
+    settings: Settings
+
+
+def _causal(model_type: str, base: Settings, **settings: Any) -> Family:
+    return Family(model_type, "causal", {**base, **settings})
+
+
+BASE: Settings = {"vocab_size": 96, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 12}
+IDS: Settings = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+DECODER: Settings = {**BASE, **IDS, "intermediate_size": 96, "max_position_embeddings": 64}
+FULL: Settings = {**DECODER, "num_key_value_heads": 12}
+GROUPED: Settings = {**DECODER, "num_key_value_heads": 6}
+HALF_ROPE: Settings = {"rope_theta": 10000.0, "rope_type": "default", "partial_rotary_factor": 0.5}
+SLIDING: Settings = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+MOE: Settings = {
+    **GROUPED,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "output_router_logits": False,
+}
+MLA: Settings = {
+    **FULL,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 4,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+}
+GPT2: Settings = {**IDS, "vocab_size": 96, "n_positions": 64, "n_embd": 48, "n_layer": 2, "n_head": 12, "n_inner": 96}
+BLOOM: Settings = {**IDS, "vocab_size": 96, "hidden_size": 48, "n_layer": 2, "n_head": 12}
+FALCON: Settings = {**BASE, **IDS, "max_position_embeddings": 64, "ffn_hidden_size": 96}
+ENCODER: Settings = {**DECODER, "type_vocab_size": 2}
+T5: Settings = {
+    "vocab_size": 96,
+    "d_model": 48,
+    "d_kv": 4,
+    "d_ff": 96,
+    "num_layers": 2,
+    "num_heads": 12,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 16,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+IMAGE: Settings = {"image_size": 16, "patch_size": 4, "num_channels": 3}
+VISION: Settings = {
+    k: v for k, v in DECODER.items() if k not in {"vocab_size", "max_position_embeddings", *IDS}
+} | IMAGE
+WHISPER: Settings = {
+    **IDS,
+    "vocab_size": 96,
+    "num_mel_bins": 16,
+    "d_model": 48,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 12,
+    "decoder_attention_heads": 12,
+    "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 96,
+    "max_source_positions": 16,
+    "max_target_positions": 64,
+    "decoder_start_token_id": 3,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+}
+
+FAMILIES: dict[str, Family] = {
+    "llama": _causal("llama", GROUPED),
+    "llama_full": _causal("llama", FULL),
+    "llama_kv2": _causal("llama", DECODER, num_key_value_heads=2),
+    "llama_kv1": _causal("llama", DECODER, num_key_value_heads=1),
+    "llama_tied": _causal("llama", GROUPED, tie_word_embeddings=True),
+    "llama_bias": _causal("llama", GROUPED, attention_bias=True, mlp_bias=True),
+    "llama_vocab101": _causal("llama", GROUPED, vocab_size=101),
+    # Nothing divides by 2, 3 or 4: 7 heads of 4, which do not fill the hidden size of 35, 97 inside, 101 tokens.
+    "llama_uneven": _causal(
+        "llama",
+        DECODER,
+        hidden_size=35,
+        head_dim=4,
+        num_attention_heads=7,
+        num_key_value_heads=7,
+        intermediate_size=97,
+        vocab_size=101,
+    ),
+    # 10 query heads in 5 groups: whole groups do not divide by 2, 3 or 4 either.
+    "llama_uneven_groups": _causal(
+        "llama", DECODER, hidden_size=40, head_dim=4, num_attention_heads=10, num_key_value_heads=5
+    ),
+    "mistral": _causal("mistral", GROUPED, sliding_window=6),
+    "qwen2": _causal("qwen2", GROUPED),
+    "qwen3": _causal("qwen3", GROUPED, head_dim=4),
+    "qwen2_moe": _causal("qwen2_moe", MOE, shared_expert_intermediate_size=48),
+    "qwen3_moe": _causal("qwen3_moe", MOE, head_dim=4, norm_topk_prob=True),
+    "mixtral": _causal("mixtral", GROUPED, num_local_experts=4, num_experts_per_tok=2, output_router_logits=False),
+    "gemma": _causal("gemma", GROUPED, head_dim=4),
+    "gemma2": _causal("gemma2", GROUPED, head_dim=4, query_pre_attn_scalar=4, **SLIDING),
+    "gemma3": _causal("gemma3_text", GROUPED, head_dim=4, query_pre_attn_scalar=4, **SLIDING),
+    "phi": _causal("phi", FULL, rope_parameters=HALF_ROPE),
+    "phi_qk_layernorm": _causal("phi", FULL, rope_parameters=HALF_ROPE, qk_layernorm=True),
+    "phi3": _causal("phi3", GROUPED, original_max_position_embeddings=64),
+    "gpt2": _causal("gpt2", GPT2),
+    "gpt_neox": _causal("gpt_neox", DECODER, rope_parameters=HALF_ROPE),
+    "gpt_neox_serial": _causal("gpt_neox", DECODER, rope_parameters=HALF_ROPE, use_parallel_residual=False),
+    "gptj": _causal("gptj", GPT2, rotary_dim=2),
+    "opt": _causal("opt", BASE, **IDS, ffn_dim=96, max_position_embeddings=64, word_embed_proj_dim=48),
+    "opt_projected": _causal(
+        "opt",
+        BASE,
+        **IDS,
+        ffn_dim=96,
+        max_position_embeddings=64,
+        word_embed_proj_dim=24,
+        do_layer_norm_before=False,
+    ),
+    "bloom": _causal("bloom", BLOOM),
+    # One kv head for all, attention beside the MLP.
+    "falcon": _causal(
+        "falcon", FALCON, multi_query=True, parallel_attn=True, new_decoder_architecture=False, bias=False
+    ),
+    # Every head its own kv head, ALiBi, attention before the MLP, biases.
+    "falcon_rw": _causal(
+        "falcon", FALCON, multi_query=False, parallel_attn=False, new_decoder_architecture=False, alibi=True, bias=True
+    ),
+    "falcon_new": _causal("falcon", FALCON, new_decoder_architecture=True, num_kv_heads=6, bias=False),
+    "mpt": _causal(
+        "mpt",
+        {"vocab_size": 96, "d_model": 48, "n_heads": 12, "n_layers": 2, "expansion_ratio": 2, "max_seq_len": 64},
+    ),
+    "starcoder2": _causal("starcoder2", GROUPED, use_bias=True),
+    "stablelm": _causal("stablelm", GROUPED, rope_parameters=HALF_ROPE),
+    "stablelm_bias": _causal("stablelm", GROUPED, rope_parameters=HALF_ROPE, use_qkv_bias=True),
+    "stablelm_qk_layernorm": _causal("stablelm", GROUPED, rope_parameters=HALF_ROPE, qk_layernorm=True),
+    "stablelm_parallel": _causal("stablelm", GROUPED, rope_parameters=HALF_ROPE, use_parallel_residual=True),
+    "olmo": _causal("olmo", GROUPED, clip_qkv=1.0),
+    "olmo2": _causal("olmo2", GROUPED),
+    "cohere": _causal("cohere", GROUPED, logit_scale=0.5),
+    "cohere_qk_norm": _causal("cohere", GROUPED, logit_scale=0.5, use_qk_norm=True),
+    "cohere2": _causal("cohere2", GROUPED, logit_scale=0.5, **SLIDING),
+    "granite": _causal(
+        "granite",
+        GROUPED,
+        embedding_multiplier=3.0,
+        logits_scaling=2.0,
+        residual_multiplier=0.5,
+        attention_multiplier=0.5,
+    ),
+    "glm": _causal("glm", GROUPED, head_dim=4, rope_parameters=HALF_ROPE),
+    "glm4": _causal("glm4", GROUPED, head_dim=4, rope_parameters=HALF_ROPE),
+    "internlm3": _causal("internlm3", GROUPED, head_dim=4, attention_bias=True, mlp_bias=True),
+    "deepseek_v2": _causal("deepseek_v2", MLA),
+    "deepseek_v2_lite": _causal("deepseek_v2", MLA, q_lora_rank=None),
+    "deepseek_v3": _causal("deepseek_v3", MLA, n_group=2, topk_group=1),
+    "bert": Family("bert", "masked", ENCODER),
+    "roberta": Family("roberta", "masked", {**ENCODER, "pad_token_id": 1, "bos_token_id": 0}),
+    "t5": Family("t5", "seq2seq", {**T5, "feed_forward_proj": "relu"}),
+    "t5_gated": Family("t5", "seq2seq", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "vit": Family("vit", "image", {**VISION, "num_labels": 12}),
+    "clip": Family(
+        "clip",
+        "contrast",
+        {"text_config": {**DECODER, "projection_dim": 24}, "vision_config": {**VISION, "projection_dim": 24}}
+        | {"projection_dim": 24},
+    ),
+    "whisper": Family("whisper", "speech", WHISPER),
+}
+
+
+def build(name: str, seed: int = 0, **overrides: Any) -> nn.Module:
+    """The small fp32 model of family `name` with parameters drawn from `seed`, in training mode, without dropout.
+
+    `overrides` go into the configuration last (a dict into the dict that stands there), so a test that wants dropout
+    or another shape names it; `attn_implementation` and `experts_implementation` ("eager" unless named) are taken too.
+    """
+    import transformers
+
+    family = FAMILIES[name]
+    backends = {key: overrides.pop(key, "eager") for key in ("attn_implementation", "experts_implementation")}
+    settings = copy.deepcopy(family.settings)
+    for key, value in overrides.items():
+        inner = settings.get(key)
+        settings[key] = {**inner, **value} if isinstance(inner, dict) and isinstance(value, dict) else value
+    settings.setdefault("use_cache", False)
+    config = transformers.AutoConfig.for_model(family.model_type, **settings)
+    quiet(config, frozenset(overrides))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # for what parameters keep of their first values
+        auto = getattr(transformers, AUTO_CLASSES[family.kind])
+        model: nn.Module = auto.from_config(config, dtype=torch.float32, **backends)
+    redraw(model, seed)
+    return model.train()
+
+
+def batch(
+    name: str, model: nn.Module, seed: int, rows: int = 2, length: int = 12, ignored: int = 0
+) -> dict[str, Tensor]:
+    """Inputs and labels of `rows` examples of `length` tokens; the last `ignored` labels of each row are -100."""
+    kind = FAMILIES[name].kind
+    config: Any = model.config
+    if kind in {"image", "contrast"}:
+        vision = getattr(config, "vision_config", config)
+        side = vision.image_size
+        pixels = torch.randn(rows, vision.num_channels, side, side, generator=generator(seed, "pixel_values"))
+        if kind == "image":
+            return {"pixel_values": pixels, "labels": _labels(config.num_labels, rows, seed)}
+        ids = tokens(config.text_config.vocab_size, rows, length, seed)
+        ids[:, -1] = config.text_config.eos_token_id  # where the text's one vector is read off
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+    labels = tokens(config.vocab_size, rows, length, seed, "labels")
+    if kind == "speech":
+        bins, frames = config.num_mel_bins, 2 * config.max_source_positions
+        inputs = {"input_features": torch.randn(rows, bins, frames, generator=generator(seed, "input_features"))}
+    else:
+        inputs = {"input_ids": tokens(config.vocab_size, rows, length, seed)}
+    if kind == "causal":
+        labels = inputs["input_ids"].clone()
+    if ignored:
+        labels[:, -ignored:] = -100
+    return {**inputs, "labels": labels}
+
+
+def _labels(count: int, rows: int, seed: int) -> Tensor:
+    return tokens(count, rows, 1, seed, "labels", first=0).squeeze(1)
+
+
+def loss(name: str, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The scalar loss of `model` on `batch`: what the model's output calls `.loss`, which CLIP computes on request."""
+    extra = {"return_loss": True} if FAMILIES[name].kind == "contrast" else {}
+    value: Tensor = model(**batch, **extra).loss
+    return value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The models that sharding is tested with are fit for it: small, drawn from a seed, and all of them at work."""
+
+import functools
+import pathlib
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+FOLDER = pathlib.Path(__file__).resolve().parents[1] / "families"
+FROZEN = {"whisper": {"model.encoder.embed_positions.weight"}}  # sinusoids, which transformers does not train
+
+
+@functools.cache
+def catalogue():
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import catalogue
+    finally:
+        sys.path.remove(str(FOLDER))
+    return catalogue
+
+
+def names():
+    return sorted(catalogue().FAMILIES)
+
+
+def gradients(name, seed=0, data=0):
+    families = catalogue()
+    model = families.build(name, seed)
+    loss = families.loss(name, model, families.batch(name, model, data))
+    loss.backward()
+    return model, loss.item()
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_seed_says_all(name):
+    families = catalogue()
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    (one, loss), (again, same) = gradients(name), gradients(name)
+    assert torch.equal(before, torch.get_rng_state())
+    assert loss == same
+    assert one.state_dict().keys() == again.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), again.state_dict().values(), strict=True))
+    other = families.build(name, 1)
+    same_weights = {
+        k for (k, a), b in zip(one.named_parameters(), other.parameters(), strict=True) if torch.equal(a, b)
+    }
+    assert same_weights == FROZEN.get(name, set())
+    data = families.batch(name, one, 1)
+    assert all(torch.equal(a, b) for a, b in zip(data.values(), families.batch(name, one, 1).values(), strict=True))
+    assert families.loss(name, one, data).item() != loss
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_parameter_of_a_family_gets_a_gradient(name):
+    model, loss = gradients(name)
+    assert 0.5 < loss < 10
+    parameters = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert dict(model.named_parameters()).keys() - parameters.keys() == FROZEN.get(name, set())
+    assert {parameter.dtype for parameter in parameters.values()} == {torch.float32}
+    assert sum(parameter.numel() for parameter in parameters.values()) < 200_000
+    assert all(parameter.grad is not None for parameter in parameters.values())
+    largest = max(parameter.grad.abs().max().item() for parameter in parameters.values())
+    small = {key for key, parameter in parameters.items() if parameter.grad.abs().max() < 1e-5 * largest}
+    assert all(key.endswith(catalogue().VANISHING_GRADIENTS) for key in small), small
+
+
+@pytest.mark.parametrize("name", names())
+def test_no_family_draws_at_random_while_it_trains(name):
+    model, _ = gradients(name)
+    assert not [key for key, module in model.named_modules() if "Dropout" in type(module).__name__ and module.p]
+    families = catalogue()
+    data = families.batch(name, model, 0)
+    assert families.loss(name, model, data).item() == families.loss(name, model.eval(), data).item()
+
+
+def test_two_three_and_four_ranks_divide_what_is_meant_to_be_divided():
+    families = catalogue()
+    uneven = {name for name in families.FAMILIES if "uneven" in name or name == "llama_vocab101"}
+    for name in set(families.FAMILIES) - uneven - {"llama_kv1", "llama_kv2"}:
+        config = families.build(name).config
+        for part in (getattr(config, "text_config", config), getattr(config, "vision_config", config)):
+            assert part.hidden_size % 12 == 0
+            assert part.num_attention_heads % 12 == 0
+
+
+def test_what_a_test_overrides_stays_overridden():
+    families = catalogue()
+    model = families.build("clip", text_config={"num_hidden_layers": 1, "attention_dropout": 0.5})
+    assert len(model.text_model.encoder.layers) == 1
+    assert model.config.text_config.hidden_size == 48
+    model = families.build("llama", attention_dropout=0.5, attn_implementation="sdpa")
+    assert model.config.attention_dropout == 0.5
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_ties_stay_tied_and_ignored_labels_count_for_nothing():
+    families = catalogue()
+    model = families.build("llama_tied")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    labels = families.batch("llama", model, 0, rows=3, length=8, ignored=5)["labels"]
+    assert labels.shape == (3, 8)
+    assert ((labels == -100).sum(1) == 5).all()
