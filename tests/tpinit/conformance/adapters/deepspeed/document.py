@@ -47,6 +47,7 @@ def reproduce(found: Sequence[Found], folder: Path, python: str) -> dict[str, st
             "PATH": os.pathsep.join([str(Path(python).parent), os.environ.get("PATH", os.defpath)]),
             "DS_ACCELERATOR": "cpu",
             "TORCH_EXTENSIONS_DIR": home,
+            "TMPDIR": home,  # torchrun leaves its logs where it makes them
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
         }
