@@ -18,11 +18,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from causal import build_causal, causal_models, main
+from causal import UNBUILDABLE, batch_causal, build_causal, causal_models, loss_causal, main
 from drawing import generator, quiet, redraw, tokens
 from torch import Tensor, nn
 
-__all__ = ["FAMILIES", "VANISHING_GRADIENTS", "Family", "batch", "build", "build_causal", "causal_models", "loss"]
+__all__ = [
+    "FAMILIES",
+    "UNBUILDABLE",
+    "VANISHING_GRADIENTS",
+    "Family",
+    "batch",
+    "batch_causal",
+    "build",
+    "build_causal",
+    "causal_models",
+    "loss",
+    "loss_causal",
+]
 
 AUTO_CLASSES = {
     "causal": "AutoModelForCausalLM",
