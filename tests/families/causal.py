@@ -20,23 +20,25 @@ from torch import Tensor, nn
 # Sizes by name, under the size.
 RULES: dict[int, str] = {
     2: "num_hidden_layers num_layers n_layer n_layers encoder_layers decoder_layers num_encoder_layers"
-    " num_decoder_layers num_experts_per_tok num_experts_per_token moe_k moe_topk moe_top_k top_k_experts type_vocab_size rotary_dim"
-    " zero_expert_num eos_token_id",
+    " num_decoder_layers num_experts_per_tok num_experts_per_token moe_k moe_topk moe_top_k top_k_experts"
+    " type_vocab_size rotary_dim zero_expert_num eos_token_id",
     12: "num_attention_heads num_heads n_head n_heads encoder_attention_heads decoder_attention_heads"
     " num_encoder_attention_heads num_decoder_attention_heads linear_num_value_heads linear_num_heads mamba_n_heads"
     " mamba_num_heads",
     6: "num_key_value_heads num_kv_heads kv_n_heads linear_num_key_heads sliding_window window_size",
-    4: "head_dim d_kv dim_head attention_head_dim attention_head_size v_head_dim qk_rope_head_dim qk_nope_head_dim"
-    " global_head_dim swa_head_dim linear_head_dim linear_key_head_dim linear_value_head_dim index_head_dim"
-    " num_experts num_local_experts n_routed_experts moe_num_experts n_groups index_n_heads index_topk o_groups"
-    " mamba_chunk_size chunk_size local_attn_chunk_length lsh_attn_chunk_length hidden_size_per_layer_input",
+    4: "head_dim d_kv kv_channels dim_head attention_head_dim attention_head_size v_head_dim qk_rope_head_dim"
+    " qk_nope_head_dim global_head_dim swa_head_dim linear_head_dim linear_key_head_dim linear_value_head_dim"
+    " index_head_dim num_experts num_local_experts n_routed_experts moe_num_experts n_groups index_n_heads index_topk"
+    " o_groups mamba_chunk_size chunk_size local_attn_chunk_length lsh_attn_chunk_length hidden_size_per_layer_input",
     1: "n_shared_experts num_shared_experts moe_num_shared_experts n_group topk_group num_expert_group"
     " first_k_dense_replace num_dense_layers bos_token_id",
-    8: "mamba_d_head mamba_head_dim mamba_d_state state_size ssm_state_size laurel_rank o_lora_rank compress_dim",
+    8: "mamba_d_head mamba_head_dim mamba_d_state state_size ssm_state_size laurel_rank o_lora_rank hc_lowrank",
     16: "kv_lora_rank image_size",
-    24: "q_lora_rank moe_intermediate_size expert_ffn_hidden_size",
+    24: "dim_model_base q_lora_rank moe_intermediate_size expert_ffn_hidden_size",
     48: "hidden_size d_model n_embd dim emb_dim embed_dim embedding_size hidden_size_global pronunciation_embed_dim"
-    " shape_embed_dim shared_expert_intermediate_size shared_intermediate_size moe_shared_expert_intermediate_size",
+    " shape_embed_dim shared_expert_intermediate_size shared_intermediate_size moe_shared_expert_intermediate_size"
+    " shared_experts_intermediate_size input_embedding_size output_embedding_size adapter_in_dim adapter_out_dim"
+    " adapter_input_size",
     64: "max_position_embeddings n_positions n_ctx max_seq_len original_max_position_embeddings",
     96: "vocab_size intermediate_size n_inner ffn_dim d_ff dff dim_ff d_inner ffn_hidden_size encoder_ffn_dim"
     " decoder_ffn_dim feed_forward_size dense_intermediate_size mamba_d_ssm vocab_size_per_layer_input"
@@ -51,6 +53,8 @@ ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 HYBRID = ["linear_attention", "full_attention"]
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
+    "big_bird": {"attention_type": "original_full"},
+    "bigbird_pegasus": {"attention_type": "original_full"},
     "blt": {"encoder_hash_byte_group_vocab": 64},
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
@@ -65,6 +69,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "activation_sparsity_pattern": [0.5, 0.0],
         "num_kv_shared_layers": 0,
     },
+    "gemma4_text": {"global_head_dim": 8},
+    "gemma4_unified_text": {"global_head_dim": 8},
     "git": {"vision_config": {"patch_size": 8}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {"layer_types": HYBRID},

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import string
 import sys
 
 import pytest
@@ -105,3 +106,33 @@ def test_ties_stay_tied_and_ignored_labels_count_for_nothing():
     labels = families.batch("llama", model, 0, rows=3, length=8, ignored=5)["labels"]
     assert labels.shape == (3, 8)
     assert ((labels == -100).sum(1) == 5).all()
+
+
+@pytest.mark.parametrize("letter", string.ascii_lowercase)
+def test_every_causal_model_of_the_release_that_can_be_built_trains_a_step(letter):
+    families = catalogue()
+    problems = {}
+    for name in families.causal_models():
+        if not name.startswith(letter):
+            continue
+        model = families.build_causal(name)
+        data = families.batch_causal(name, model, 0)
+        loss = families.loss_causal(model, data)
+        loss.backward()
+        again = families.loss_causal(families.build_causal(name), data)
+        resting = families.loss_causal(model.eval(), data)
+        size = sum(parameter.numel() for parameter in model.parameters())
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        if not (loss == again == resting and 0.5 < loss < 10 and size < 300_000 and len(gradients) > 5):
+            problems[name] = (loss.item(), again.item(), resting.item(), size, len(gradients))
+        if not all(gradient.isfinite().all() for gradient in gradients):
+            problems[name] = "a gradient is not finite"
+    assert problems == {}
+
+
+def test_what_cannot_be_built_has_a_reason_and_is_refused_with_it():
+    families = catalogue()
+    assert not families.UNBUILDABLE.keys() & set(families.causal_models())
+    for name, reason in families.UNBUILDABLE.items():
+        with pytest.raises(ValueError, match=reason):
+            families.build_causal(name)
