@@ -1,4 +1,4 @@
-"""Carry out a plan on a model: cut the data of each parameter, turn the layers, open the regions.
+"""Carry out a plan on a model: cut the data of each parameter, turn the layers, adapt the blocks.
 
 Every Parameter object survives with its name, its `requires_grad`, its ties and its hooks: only its data is
 replaced. So optimizers built over the whole parameters go on to hold the right ones.
@@ -6,16 +6,28 @@ replaced. So optimizers built over the whole parameters go on to hold the right 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from torch.distributed import ProcessGroup
-from tpinit.runtime.layers import enter_region, make_column, make_row
-from tpinit.runtime.plan.records import ParameterPlan, Plan
+from tpinit.runtime.layers import (
+    ColumnLayer,
+    Entry,
+    HeadLayer,
+    RowLayer,
+    collect_output,
+    cut_embedding,
+    cut_experts,
+    keep_logits_apart,
+    turn,
+)
+from tpinit.runtime.plan.records import LayerKind, LayerPlan, ParameterPlan, Plan
+from tpinit.runtime.plan.rehearsal import adapt_block
 
-__all__ = ["carry_out", "local_part", "put_together"]
+__all__ = ["PartOf", "carry_out", "local_part", "put_together", "turn_layers"]
+
+PartOf = Callable[[ParameterPlan, nn.Parameter], torch.Tensor]
 
 
 def local_part(whole: torch.Tensor, record: ParameterPlan, tp_size: int, tp_rank: int) -> torch.Tensor:
@@ -41,46 +53,69 @@ def put_together(parts: Sequence[torch.Tensor], record: ParameterPlan) -> torch.
 
 
 def carry_out(
-    model: nn.Module, plan: Plan, group: ProcessGroup | None, dtype: torch.dtype | None, device: torch.device
+    model: nn.Module,
+    plan: Plan,
+    group: ProcessGroup | None,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    part_of: PartOf | None = None,
 ) -> None:
     """Cut `model` in place by `plan`, cast its floating-point parameters to `dtype`, move it to `device`.
 
-    `dtype` None keeps each parameter's own. Buffers keep theirs: a rotary table in half precision is
-    another model. No collective is issued, and nothing here can be refused: the plan was checked before.
+    `dtype` None keeps each parameter's own. Buffers keep theirs: a rotary table in half precision is another
+    model. `part_of` gives this rank's part of a parameter, in memory of its own; without it the part is taken
+    from the parameter itself. No collective is issued, and nothing here can be refused: the plan was checked
+    before.
     """
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for record in plan.parameters:
             parameter = parameters[record.name]
-            part = local_part(parameter.data, record, plan.tp_size, plan.tp_rank)
+            if part_of is not None:
+                part = part_of(record, parameter)
+            else:
+                part = local_part(parameter.data, record, plan.tp_size, plan.tp_rank)
             if dtype is not None and parameter.is_floating_point():
                 part = part.to(dtype)
-            if record.dim is not None:
+            if record.dim is not None and part_of is None:
                 # A slice of its own, so that the whole can be freed.
                 part = part.clone(memory_format=torch.contiguous_format)
             parameter.data = part
     model.to(device)
-    if group is None:
-        return
-    for region in plan.regions:
-        for name in region.columns:
-            make_column(_linear(model, name))
-        make_row(_linear(model, region.row), group)
-        block = model.get_submodule(region.module)
-        _make_local(block, region.local)
-        enter_region(block, region.argument, group)
+    if group is not None:
+        turn_layers(model, plan, group)
 
 
-def _make_local(block: nn.Module, local: tuple[tuple[str, int], ...]) -> None:
-    """Tell a block how much of it is here. Where its config says so, it gets a config of its own."""
-    for path, value in local:
-        owner, _, name = path.rpartition(".")
-        if owner:
-            setattr(block, owner, copy.copy(getattr(block, owner)))
-        setattr(getattr(block, owner) if owner else block, name, value)
+def turn_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
+    """Give every module of the plan its parallel forward. Its parameters are already cut."""
+    entry = Entry(group)
+    for layer in plan.layers:
+        _turn(model, layer, plan, group, entry)
+    for block in plan.blocks:
+        adapt_block(model.get_submodule(block.module), block, plan.tp_rank)
 
 
-def _linear(model: nn.Module, name: str) -> nn.Linear:
-    module = model.get_submodule(name)
-    assert isinstance(module, nn.Linear)
-    return module
+def _turn(model: nn.Module, layer: LayerPlan, plan: Plan, group: ProcessGroup, entry: Entry) -> None:
+    module = model.get_submodule(layer.module)
+    if layer.kind is LayerKind.COLUMN:
+        turn(module, ColumnLayer, group, entry if layer.entry else None)
+    elif layer.kind is LayerKind.ROW:
+        turn(module, RowLayer, group)
+    elif layer.kind is LayerKind.COLUMN_GATHER:
+        turn(module, ColumnLayer, group, entry, layer.ranks)
+    elif layer.kind is LayerKind.ROW_SPLIT:
+        turn(module, RowLayer, group, ranks=layer.ranks)
+    elif layer.kind is LayerKind.SHARED_OUTPUT:
+        collect_output(module, group)
+    elif layer.kind is LayerKind.EXPERTS:
+        cut_experts(module, entry, group)
+    else:
+        ((begin, length),) = layer.ranks[plan.tp_rank]
+        if layer.kind is LayerKind.EMBEDDING:
+            assert isinstance(module, nn.Embedding)
+            cut_embedding(module, begin, length, group)
+        else:
+            turn(module, HeadLayer, group, entry, layer.ranks)
+            assert isinstance(module, HeadLayer)
+            whole = sum(held for ((_, held),) in layer.ranks)
+            keep_logits_apart(model, module, begin, length, whole, group)

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from tpinit.runtime.agreement import Report, check, exchange
 from tpinit.runtime.digest import digest_inputs
 from tpinit.runtime.errors import EngineError
-from tpinit.runtime.gradients import average, global_norm, scale
+from tpinit.runtime.gradients import average, global_norm, scale, sum_parts
 from tpinit.runtime.groups import Mesh
 from tpinit.runtime.optim import LossScaler, Slot
 from tpinit.runtime.plan.records import Plan
@@ -87,6 +87,7 @@ class Engine:
         for slot in self._slots:
             slot.collect()
         if self.is_gradient_accumulation_boundary():
+            sum_parts(self._slots, self.mesh.tp, self.device)
             average(self._slots, self.mesh.dp, self.device)
         self._owed = True
         return scaled.detach()

@@ -6,13 +6,50 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
+from tpinit.runtime.cutting import local_part
 from tpinit.runtime.groups import Side
 from tpinit.runtime.optim import Slot
 from tpinit.runtime.plan.records import GradientRule
 
-__all__ = ["average", "global_norm", "scale"]
+__all__ = ["average", "global_norm", "scale", "sum_parts"]
 
 _BUCKET = 1 << 25  # elements in one all-reduce: large enough to be bandwidth-bound, small beside a model
+
+
+def sum_parts(slots: Sequence[Slot], side: Side, device: torch.device) -> None:
+    """Sum over the TP group the gradients of what several of its ranks hold, each having a part, in place.
+
+    One all-reduce for each dtype. A parameter that no rank used stays without a gradient.
+    """
+    parts = [slot for slot in slots if slot.record.gradients is GradientRule.SUM and slot.parameter.requires_grad]
+    if side.group is None or not parts:
+        return
+    for dtype in dict.fromkeys(slot.target.dtype for slot in parts):
+        alike = [slot for slot in parts if slot.target.dtype == dtype]
+        used = torch.tensor([slot.target.grad is not None for slot in alike], dtype=dtype, device=device)
+        wholes = [_whole(slot, side) for slot in alike]
+        flat = torch.cat([used, *(whole.reshape(-1) for whole in wholes)])
+        dist.all_reduce(flat, group=side.group)
+        summed = torch.split(flat[len(alike) :], [whole.numel() for whole in wholes])
+        for slot, whole, total, count in zip(alike, wholes, summed, flat[: len(alike)].tolist(), strict=True):
+            if count:
+                slot.target.grad = local_part(total.view_as(whole), slot.record, side.size, side.position).clone(
+                    memory_format=torch.contiguous_format
+                )
+
+
+def _whole(slot: Slot, side: Side) -> torch.Tensor:
+    """Return a gradient in the place that its part has in the whole, with zeros around it."""
+    grad, record = slot.target.grad, slot.record
+    whole = torch.zeros(record.shape, dtype=slot.target.dtype, device=slot.target.device)
+    if grad is not None and record.dim is None:
+        whole.copy_(grad)
+    elif grad is not None:
+        begin = 0
+        for offset, length in record.pieces_of(side.size, side.position):
+            whole.narrow(record.dim, offset, length).copy_(grad.narrow(record.dim, begin, length))
+            begin += length
+    return whole
 
 
 def average(slots: Sequence[Slot], side: Side, device: torch.device) -> None:
@@ -63,15 +100,36 @@ def global_norm(slots: Sequence[Slot], side: Side, device: torch.device) -> torc
     Slices count on each rank of the TP group and are summed over it; gradients that are the same on all of
     them count once. One all-reduce of one number.
     """
-    own = _square([slot for slot in slots if slot.rule is GradientRule.OWN], device)
-    same = _square([slot for slot in slots if slot.rule is GradientRule.SAME], device)
+    own = _square([_counted(slot, side) for slot in slots if slot.record.dim is not None], device)
+    same = _square([slot.target.grad for slot in slots if slot.record.dim is None], device)
     if side.group is not None:
         dist.all_reduce(own, group=side.group)
     return (own + same).sqrt()
 
 
-def _square(slots: Sequence[Slot], device: torch.device) -> torch.Tensor:
-    norms = [torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in _grads(slots)]
+def _counted(slot: Slot, side: Side) -> torch.Tensor | None:
+    """Return what of a slice's gradient this rank counts: all that no rank before it holds too."""
+    grad, record = slot.target.grad, slot.record
+    if grad is None or record.gradients is not GradientRule.SUM:
+        return grad
+    assert record.dim is not None
+    before = {
+        place
+        for rank in range(side.position)
+        for offset, length in record.pieces_of(side.size, rank)
+        for place in range(offset, offset + length)
+    }
+    held = [
+        place
+        for offset, length in record.pieces_of(side.size, side.position)
+        for place in range(offset, offset + length)
+    ]
+    kept = torch.tensor([place not in before for place in held], device=grad.device)
+    return grad.transpose(0, record.dim)[kept]
+
+
+def _square(grads: Sequence[torch.Tensor | None], device: torch.device) -> torch.Tensor:
+    norms = [torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads if grad is not None]
     if not norms:
         return torch.zeros((), dtype=torch.float64, device=device)
     return torch.stack(norms).double().square().sum()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from tpinit.runtime.errors import EngineError, UnsupportedError
-from tpinit.runtime.plan.records import GradientRule, Plan
+from tpinit.runtime.plan.records import ParameterPlan, Plan
 from tpinit.runtime.settings import Part, Scaling
 
 __all__ = ["LossScaler", "Slot", "WarmupSchedule", "build_optimizer", "build_schedule", "make_slots"]
@@ -27,7 +27,7 @@ class Slot:
 
     parameter: nn.Parameter
     target: nn.Parameter
-    rule: GradientRule
+    record: ParameterPlan
 
     def collect(self) -> None:
         """Move the gradient of the last backward to the master, in fp32; nothing without a master."""
@@ -58,7 +58,7 @@ def make_slots(model: nn.Module, plan: Plan, optimizer: Optimizer | None) -> lis
         parameter = parameters[record.name]
         low = parameter.dtype in (torch.bfloat16, torch.float16) and id(parameter) in held
         target = nn.Parameter(parameter.detach().float()) if low else parameter
-        slots.append(Slot(parameter, target, record.gradients))
+        slots.append(Slot(parameter, target, record))
     masters = {id(slot.parameter): slot.target for slot in slots}
     for group in groups:
         group["params"] = [masters.get(id(parameter), parameter) for parameter in group["params"]]

@@ -94,7 +94,10 @@ def prepare(given: Given, report: Report) -> Ready:
     fields = report.fields if decision.tp_size.value is not None else report.replica
     optimizer = _optimizer(given, model, settings, fields)
     fields.update(
-        {f"plan.{one.name}": [one.cut.value, one.shape, one.names, one.unit, one.blocks] for one in plan.parameters}
+        {
+            f"plan.{one.name}": [one.cut.value, one.shape, one.names, one.unit, one.blocks, one.slices]
+            for one in plan.parameters
+        }
     )
     fields.update(digest_model(model))
     return Ready(model, decision, plan, settings, optimizer)

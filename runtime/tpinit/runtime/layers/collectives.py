@@ -1,19 +1,23 @@
-"""The two collectives of tensor parallelism, each the other's mirror under autograd.
+"""The collectives of tensor parallelism, each with its mirror under autograd.
 
 Entering a cut region copies the input to the group: identity forward, all-reduce backward. Leaving it sums
 the partial results: all-reduce forward, identity backward. A region with one entry and one exit issues one
-all-reduce each way, however many sibling layers read the entry.
+all-reduce each way, however many sibling layers read the entry. Gathering and splitting are each the other's
+mirror too.
 """
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
-__all__ = ["copy_to_group", "sum_over_group"]
+__all__ = ["Entry", "copy_to_group", "gather_over_group", "split_over_group", "sum_over_group"]
+
+Ranks = tuple[tuple[tuple[int, int], ...], ...]
 
 
 class _CopyToGroup(torch.autograd.Function):
@@ -33,7 +37,7 @@ class _CopyToGroup(torch.autograd.Function):
 class _SumOverGroup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, partial: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-        # The matrix product that made `partial` does not save its output, so summing in place is safe.
+        # The operation that made `partial` does not save its output, so summing in place is safe.
         ctx.mark_dirty(partial)
         dist.all_reduce(partial, group=group)
         return partial
@@ -41,6 +45,51 @@ class _SumOverGroup(torch.autograd.Function):
     @staticmethod
     def backward(_: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         return grads[0], None
+
+
+class _GatherOverGroup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: torch.Tensor, group: ProcessGroup, ranks: Ranks) -> torch.Tensor:
+        ctx.group, ctx.ranks = group, ranks
+        return _gather(part, group, ranks)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return _take(grads[0], ctx.ranks[dist.get_rank(ctx.group)]).contiguous(), None, None
+
+
+class _SplitOverGroup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, whole: torch.Tensor, group: ProcessGroup, ranks: Ranks) -> torch.Tensor:
+        ctx.group, ctx.ranks = group, ranks
+        return _take(whole, ranks[dist.get_rank(group)]).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return _gather(grads[0], ctx.group, ctx.ranks), None, None
+
+
+def _take(whole: torch.Tensor, held: tuple[tuple[int, int], ...]) -> torch.Tensor:
+    found = [whole.narrow(-1, offset, length) for offset, length in held]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+
+
+def _gather(part: torch.Tensor, group: ProcessGroup, ranks: Ranks) -> torch.Tensor:
+    """Put the parts of all ranks together along the last dimension. Shorter ones are padded on the way."""
+    lengths = [sum(length for _, length in held) for held in ranks]
+    longest = max(lengths)
+    sent = part.contiguous()
+    if part.shape[-1] < longest:
+        sent = torch.nn.functional.pad(sent, (0, longest - part.shape[-1]))
+    parts = [torch.empty_like(sent) for _ in ranks]
+    dist.all_gather(parts, sent, group=group)
+    whole = part.new_empty((*part.shape[:-1], max(offset + length for held in ranks for offset, length in held)))
+    for one, held in zip(parts, ranks, strict=True):
+        begin = 0
+        for offset, length in held:
+            whole.narrow(-1, offset, length).copy_(one.narrow(-1, begin, length))
+            begin += length
+    return whole
 
 
 def copy_to_group(hidden: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
@@ -51,3 +100,44 @@ def copy_to_group(hidden: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
 def sum_over_group(partial: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
     """Return the sum of `partial` over the group, in place; the gradient passes unchanged."""
     return _SumOverGroup.apply(partial, group)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
+
+
+def gather_over_group(part: torch.Tensor, group: ProcessGroup, ranks: Ranks) -> torch.Tensor:
+    """Return the whole of [..., part]: `ranks[r]` are the (offset, length) that rank r has. Its gradient is split."""
+    return _GatherOverGroup.apply(part, group, ranks)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
+
+
+def split_over_group(whole: torch.Tensor, group: ProcessGroup, ranks: Ranks) -> torch.Tensor:
+    """Return this rank's part of [..., whole]; the gradients of all parts are gathered."""
+    return _SplitOverGroup.apply(whole, group, ranks)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
+
+
+class Entry:
+    """The door to the cut layers of a model: siblings that read the same tensor go in together.
+
+    The first of them copies its input to the group; the next ones get the same copy, so that their gradients
+    meet before the one all-reduce. Nothing is kept alive, and nothing outlives its tensor, so activation
+    checkpointing, which computes its inputs anew, goes in anew.
+    """
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self.group = group
+        self._hidden: weakref.ref[torch.Tensor] | None = None
+        self._copied: weakref.ref[torch.Tensor] | None = None
+        self._version = 0
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the copy of `hidden` that is in the group; `hidden` itself where no gradient is asked for."""
+        if not (hidden.requires_grad and torch.is_grad_enabled()):
+            return hidden
+        if self._hidden is not None and self._copied is not None and self._hidden() is hidden:
+            copied = self._copied()
+            if copied is not None and self._version == hidden._version:
+                return copied
+        copied = copy_to_group(hidden, self.group)
+        self._hidden, self._copied, self._version = weakref.ref(hidden), weakref.ref(copied), hidden._version
+        return copied
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Entry:
+        """Return an entry to the same group: a copied model trains in the same one."""
+        return Entry(self.group)

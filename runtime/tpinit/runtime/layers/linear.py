@@ -1,75 +1,97 @@
-"""The parallel linear layers: the user's own modules, with another forward and a slice of each parameter.
+"""The parallel layers: the user's own modules, with another forward and a slice of each parameter.
 
-A layer is turned by giving the very module object another class, so the module tree, the qualified names,
-the hooks and every Parameter object stay the user's own.
+A layer is turned by giving the very module object a class derived from its own, so the module tree, the
+qualified names, the hooks, `isinstance` and every Parameter object stay the user's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional
-from tpinit.runtime.layers.collectives import copy_to_group, sum_over_group
+from tpinit.runtime.layers.collectives import Entry, Ranks, gather_over_group, split_over_group, sum_over_group
 
-__all__ = ["ColumnLinear", "RowLinear", "enter_region", "make_column", "make_row"]
+__all__ = ["ColumnLayer", "HeadLayer", "RowLayer", "turn"]
 
 
-class ColumnLinear(nn.Linear):
-    """A linear layer that holds some rows of the weight [out / n, in] and of the bias [out / n].
+class ColumnLayer:
+    """A matrix that holds some of its output features, and of its bias [out / n].
 
-    Its input is whole and its output is this rank's part of the features. The all-reduce of its input's
-    gradient belongs to the region that it is in (`enter_region`), so that siblings share it.
+    Its input is whole. `tp_entry` collects the gradient of the input, None where another layer does; `tp_ranks`
+    is set where the output shall be whole too.
     """
 
-
-class RowLinear(nn.Linear):
-    """A linear layer that holds some columns of the weight [out, in / n] and the whole bias [out].
-
-    Its input is this rank's part of the features; its output is summed over the group, and the bias is
-    added once, after the sum.
-    """
-
+    weight: torch.Tensor
+    bias: torch.Tensor | None
     tp_group: ProcessGroup
+    tp_entry: Entry | None
+    tp_ranks: Ranks
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
+        """Map [..., in] to [..., out / n], or to [..., out]."""
+        hidden = self.tp_entry(input) if self.tp_entry is not None else input
+        output = functional.linear(hidden, _as_linear(self), self.bias)
+        return gather_over_group(output, self.tp_group, self.tp_ranks) if self.tp_ranks else output
+
+
+class RowLayer:
+    """A matrix that holds some of its input features, and the whole bias [out], added once, after the sum.
+
+    Its input is this rank's part of the features, or the whole of them where `tp_ranks` is set.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    tp_group: ProcessGroup
+    tp_ranks: Ranks
+
+    def forward(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
         """Map [..., in / n] to [..., out]: one all-reduce."""
-        output = sum_over_group(functional.linear(input, self.weight), self.tp_group)
+        hidden = split_over_group(input, self.tp_group, self.tp_ranks) if self.tp_ranks else input
+        output = sum_over_group(functional.linear(hidden, _as_linear(self)), self.tp_group)
         return output if self.bias is None else output + self.bias
 
 
-def make_column(linear: nn.Linear) -> None:
-    """Turn a plain linear, whose parameters are already cut, into a column layer."""
-    linear.__class__ = ColumnLinear
-    linear.out_features = linear.weight.shape[0]
+class HeadLayer(ColumnLayer):
+    """The output head, cut by vocabulary. Its logits are whole, but while the loss is computed from its part.
 
-
-def make_row(linear: nn.Linear, group: ProcessGroup) -> None:
-    """Turn a plain linear, whose weight is already cut, into a row layer of the group."""
-    linear.__class__ = RowLinear
-    assert isinstance(linear, RowLinear)
-    linear.in_features = linear.weight.shape[1]
-    linear.tp_group = group
-
-
-def enter_region(block: nn.Module, argument: str, group: ProcessGroup) -> None:
-    """Make `block` copy its input to the group: siblings inside that read it share one backward all-reduce.
-
-    `argument` is the name of the input, which may also come as the first positional argument. The copy is
-    made afresh in each call, so nothing is kept alive and activation checkpointing re-runs it rightly.
+    `tp_part` says so for the forward that is running: see `loss`.
     """
-    block.register_forward_pre_hook(_entry(argument, group), with_kwargs=True)
+
+    tp_part: bool
+
+    def forward(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
+        """Map [..., hidden] to the logits [..., vocabulary], or to this rank's part of them."""
+        hidden = self.tp_entry(input) if self.tp_entry is not None else input
+        output = functional.linear(hidden, self.weight, self.bias)
+        return output if self.tp_part else gather_over_group(output, self.tp_group, self.tp_ranks)
 
 
-def _entry(
-    argument: str, group: ProcessGroup
-) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]:
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if argument in kwargs:
-            return args, {**kwargs, argument: copy_to_group(kwargs[argument], group)}
-        return (copy_to_group(args[0], group), *args[1:]), kwargs
+def _as_linear(layer: ColumnLayer | RowLayer) -> torch.Tensor:
+    # GPT-2's Conv1D holds [in, out], every other matrix [out, in].
+    return layer.weight if isinstance(layer, nn.Linear) else layer.weight.t()
 
-    return enter
+
+_TURNED: dict[tuple[type, type], type] = {}
+
+
+def turn(module: nn.Module, kind: type, group: ProcessGroup, entry: Entry | None = None, ranks: Ranks = ()) -> None:
+    """Turn a matrix, whose parameters are already cut, into a layer of this kind."""
+    own = type(module)
+    if (own, kind) not in _TURNED:
+        _TURNED[own, kind] = type(f"{kind.__name__}Of{own.__name__}", (kind, own), {"__module__": __name__})
+    module.__class__ = _TURNED[own, kind]
+    module.tp_group, module.tp_ranks = group, ranks
+    if kind is not RowLayer:
+        module.tp_entry = entry
+    if kind is HeadLayer:
+        module.tp_part = False
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif hasattr(module, "nf"):
+        module.nx, module.nf = weight.shape

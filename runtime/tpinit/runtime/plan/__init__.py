@@ -1,6 +1,15 @@
-"""The plan: which parameter is cut how, one record a parameter."""
+"""The plan: which parameter is cut how, one record a parameter; and what becomes of each module."""
 
-from tpinit.runtime.plan.decoder import plan_model
-from tpinit.runtime.plan.records import Cut, GradientRule, ParameterPlan, Plan, RegionPlan
+from tpinit.runtime.plan.planner import plan_model
+from tpinit.runtime.plan.records import BlockPlan, Cut, GradientRule, LayerKind, LayerPlan, ParameterPlan, Plan
 
-__all__ = ["Cut", "GradientRule", "ParameterPlan", "Plan", "RegionPlan", "plan_model"]
+__all__ = [
+    "BlockPlan",
+    "Cut",
+    "GradientRule",
+    "LayerKind",
+    "LayerPlan",
+    "ParameterPlan",
+    "Plan",
+    "plan_model",
+]

@@ -1,0 +1,116 @@
+"""Cross-entropy over logits that are cut by vocabulary: they are never gathered in training."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed import ProcessGroup
+from torch.nn import functional
+from tpinit.runtime.layers.linear import HeadLayer
+
+__all__ = ["cross_entropy", "keep_logits_apart"]
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, target: torch.Tensor, begin: int, ignored: int, group: ProcessGroup
+    ) -> torch.Tensor:
+        largest = logits.amax(dim=-1)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
+        shifted = logits - largest.unsqueeze(-1)
+        here = (target >= begin) & (target < begin + logits.shape[-1])
+        local = torch.where(here, target - begin, 0).unsqueeze(-1)
+        found = shifted.gather(-1, local).squeeze(-1).masked_fill(~here, 0)
+        weights = shifted.exp_()  # in place: `found` has been taken
+        both = torch.stack([weights.sum(dim=-1), found])
+        dist.all_reduce(both, group=group)
+        kept = target != ignored
+        ctx.save_for_backward(weights.div_(both[0].unsqueeze(-1)), local, here & kept, kept)
+        return torch.where(kept, both[0].log() - both[1], 0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+        weights, local, here, kept = ctx.saved_tensors
+        scale = torch.where(kept, grads[0], 0).unsqueeze(-1)
+        grad = weights * scale
+        grad.scatter_add_(-1, local, -(scale * here.unsqueeze(-1)))
+        return grad, None, None, None, None
+
+
+def cross_entropy(
+    logits: torch.Tensor, target: torch.Tensor, begin: int, group: ProcessGroup, ignore_index: int = -100
+) -> torch.Tensor:
+    """Return the cross-entropy [n] of logits [n, vocabulary / ranks] that begin at `begin`, for targets [n].
+
+    Two all-reduces, of n and 2 n numbers, forward, none backward. A target equal to `ignore_index` gives 0.
+    """
+    return _CrossEntropy.apply(logits, target, begin, ignore_index, group)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
+
+
+def _causal_loss(original: Any, begin: int, length: int, whole: int, group: ProcessGroup) -> Any:
+    """Return transformers' loss of a causal language model, for this rank's part of the logits or the whole."""
+
+    def loss(
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        vocab_size: int,
+        num_items_in_batch: Any = None,
+        ignore_index: int = -100,
+        shift_labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if logits.shape[-1] != length or length == whole:
+            return original(
+                logits, labels, vocab_size, num_items_in_batch, ignore_index, shift_labels=shift_labels, **kwargs
+            )
+        if shift_labels is None:
+            shift_labels = functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+        target = shift_labels.reshape(-1).to(logits.device)
+        each = cross_entropy(logits.float().reshape(-1, length), target, begin, group, ignore_index)
+        if num_items_in_batch is None:
+            return each.sum() / (target != ignore_index).sum()
+        return each.sum() / num_items_in_batch
+
+    return loss
+
+
+def keep_logits_apart(
+    model: nn.Module, head: HeadLayer, begin: int, length: int, whole: int, group: ProcessGroup
+) -> None:
+    """Let the model compute its own loss from this rank's logits, where it has transformers' loss and gets labels.
+
+    Then the output has no logits. Without labels, without gradients, for a tuple and for any other loss, the
+    logits are whole.
+    """
+    loss: Any = getattr(model, "loss_function", None)
+    if getattr(loss, "__name__", "") != "ForCausalLMLoss" or length == whole:
+        return
+    model.loss_function = _causal_loss(loss, begin, length, whole, group)
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        given = signature.bind_partial(*args, **kwargs).arguments
+        extra = given.get("kwargs", {})
+        asked = given.get("labels", extra.get("labels")) is not None
+        plain = given.get("return_dict", extra.get("return_dict")) is not False
+        head.tp_part = asked and plain and torch.is_grad_enabled()
+
+    def leave(_: nn.Module, __: Any, ___: Any, output: Any) -> Any:
+        if not head.tp_part:
+            return output
+        head.tp_part = False
+        if not isinstance(output, Mapping) or "logits" not in output:
+            return output
+        return type(output)(**{key: value for key, value in output.items() if key != "logits"})
+
+    model.register_forward_pre_hook(enter, with_kwargs=True)
+    model.register_forward_hook(leave, with_kwargs=True, always_call=True)

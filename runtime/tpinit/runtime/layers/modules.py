@@ -1,0 +1,70 @@
+"""Modules that are no single matrix: embeddings cut by vocabulary, blocks of experts, shared outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed import ProcessGroup
+from tpinit.runtime.layers.collectives import Entry, copy_to_group, sum_over_group
+
+__all__ = ["collect_output", "cut_embedding", "cut_experts"]
+
+
+def cut_embedding(module: nn.Embedding, begin: int, length: int, group: ProcessGroup) -> None:
+    """Turn an embedding that holds the rows [begin, begin + length) into one that looks up all of them.
+
+    Ids of other ranks' rows give zeros here, and the sum over the group, one all-reduce, gives the rest. What
+    a derived class does with the result (a scale) is done before the sum, which it commutes with.
+    """
+    padding = module.padding_idx
+    # Whoever holds the row of the padding keeps its gradient zero; the others have no such row.
+    module.padding_idx = padding - begin if padding is not None and begin <= padding < begin + length else None
+    module.num_embeddings = length
+    held: list[torch.Tensor] = []
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        ids = args[0] if args else kwargs["input"]
+        here = (ids >= begin) & (ids < begin + length)
+        held.append(here)
+        local = torch.where(here, ids - begin, 0)
+        return ((local, *args[1:]), kwargs) if args else (args, {**kwargs, "input": local})
+
+    def leave(_: nn.Module, __: Any, ___: Any, output: torch.Tensor) -> torch.Tensor:
+        here = held.pop().unsqueeze(-1)
+        return sum_over_group(output.masked_fill(~here, 0), group)
+
+    module.register_forward_pre_hook(enter, with_kwargs=True)
+    module.register_forward_hook(leave, with_kwargs=True)
+
+
+def cut_experts(module: nn.Module, entry: Entry, group: ProcessGroup) -> None:
+    """Turn a block of experts, each cut inside, into one whose output is summed over the group.
+
+    The hidden states, and the weights by which the router mixes the experts, each collect their gradients.
+    """
+
+    def collect(value: Any, door: Any) -> Any:
+        floating = isinstance(value, torch.Tensor) and value.is_floating_point() and value.requires_grad
+        return door(value) if floating and torch.is_grad_enabled() else value
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        doors = [entry, *([lambda value: copy_to_group(value, group)] * max(0, len(args) - 1))]
+        changed = tuple(collect(value, door) for value, door in zip(args, doors, strict=False))
+        named = {
+            name: collect(value, entry if name == "hidden_states" else lambda one: copy_to_group(one, group))
+            for name, value in kwargs.items()
+        }
+        return changed, named
+
+    def leave(_: nn.Module, __: Any, ___: Any, output: Any) -> Any:
+        return sum_over_group(output.clone(), group)
+
+    module.register_forward_pre_hook(enter, with_kwargs=True)
+    module.register_forward_hook(leave, with_kwargs=True)
+
+
+def collect_output(module: nn.Module, group: ProcessGroup) -> None:
+    """Let the gradient of a module's whole output be summed over the group."""
+    module.register_forward_hook(lambda _, __, output: copy_to_group(output, group))

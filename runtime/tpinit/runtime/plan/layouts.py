@@ -1,0 +1,176 @@
+"""How the matrices of one region may lie over the ranks: whole heads, fused parts, single features.
+
+A layout says for each column matrix which of its output features, and for the row matrices which of their
+input features, a rank holds. The shapes allow several; which of them is right, the rehearsal tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from tpinit.runtime.shards import aligned_shard, pieces, shard
+
+__all__ = ["Heads", "Held", "Layout", "Spread", "head_layouts", "feature_layouts", "legal_sizes"]
+
+Held = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How one dimension lies over the ranks: `ranks[r]` are the (offset, length) of what rank r holds, in order.
+
+    `unit` and `blocks` say the same in short where they can (see `shards.pieces`), else `unit` is 0. `shared`
+    says that some of it is held by more than one rank.
+    """
+
+    ranks: tuple[Held, ...]
+    unit: int = 0
+    blocks: tuple[int, ...] = ()
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Attention heads: how many there are, and how many key/value heads they share; and what each rank has."""
+
+    count: int
+    kv_count: int
+    ranks: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
+
+    def local(self, rank: int) -> tuple[int, int]:
+        """Return how many heads, and key/value heads, a rank has."""
+        (_, heads), (_, kv_heads) = self.ranks[rank]
+        return heads, kv_heads
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way to cut a region: the output features of each column matrix, the input features of the row ones."""
+
+    columns: Mapping[str, Spread]
+    row: Spread
+    heads: Heads | None = None
+
+
+def feature_layouts(columns: Mapping[str, int], width: int, tp_size: int) -> Iterator[Layout]:
+    """Yield the layouts of a region without attention: `columns` gives output features, `width` the row's input.
+
+    Features are cut one by one. A column of twice the width is two fused parts, one after the other or in turn.
+    """
+    if width < tp_size:
+        return
+    row = _regular((width,), 1, tp_size)
+    plain = {name: row for name, size in columns.items() if size == width}
+    fused = [name for name, size in columns.items() if size == 2 * width]
+    if len(plain) + len(fused) != len(columns):
+        return
+    yield Layout({**plain, **{name: _regular((width, width), 1, tp_size) for name in fused}}, row)
+    if fused:
+        yield Layout({**plain, **{name: _regular((2 * width,), 2, tp_size) for name in fused}}, row)
+
+
+def head_layouts(
+    columns: Mapping[str, int], width: int, numbers: Sequence[int], tp_size: int
+) -> Iterator[tuple[Heads, Layout]]:
+    """Yield the layouts of an attention region. `numbers` are those among which its numbers of heads may be.
+
+    Query, key and value may be matrices of their own, or fused: one after the other, or head by head, or
+    group by group. Where there are fewer key/value heads than ranks, or they do not divide, several ranks may
+    hold one.
+    """
+    for count in dict.fromkeys(number for number in numbers if number > 0 and width % number == 0):
+        for kv_count in dict.fromkeys([count, *(one for one in numbers if one > 0 and count % one == 0), 1]):
+            heads = _heads_of(count, kv_count, tp_size)
+            if heads is None:
+                continue
+            for found in _spreads(columns, width, heads, tp_size):
+                yield heads, Layout(found, _spread(width // count, [(0, count, 0)], heads, tp_size), heads)
+
+
+def legal_sizes(width: int, count: int, kv_count: int, largest: int) -> list[int]:
+    """Return the TP sizes up to `largest` for which the heads of a region, or its features, can be cut."""
+    if not count:
+        return list(range(1, min(width, largest) + 1))
+    return [size for size in range(1, largest + 1) if _heads_of(count, kv_count, size) is not None]
+
+
+def _heads_of(count: int, kv_count: int, tp_size: int) -> Heads | None:
+    """Give each rank whole heads and the key/value heads that those read, each read by equally many; None if not."""
+    group = count // kv_count
+    if tp_size > count:
+        return None
+    if kv_count >= tp_size:
+        kv = [shard(kv_count, tp_size, rank) for rank in range(tp_size)]
+        return Heads(count, kv_count, tuple(((begin * group, held * group), (begin, held)) for begin, held in kv))
+    even = [shard(count, tp_size, rank) for rank in range(tp_size)]
+    read = [(begin // group, (begin + held - 1) // group) for begin, held in even]
+    if all(first == last for first, last in read):
+        return Heads(count, kv_count, tuple((one, (kv[0], 1)) for one, kv in zip(even, read, strict=True)))
+    # Each key/value head gets ranks of its own, so that all heads of a rank read the same one.
+    ranks = []
+    for place in range(kv_count):
+        _, helpers = shard(tp_size, kv_count, place)
+        if helpers > group:
+            return None
+        for index in range(helpers):
+            begin, held = shard(group, helpers, index)
+            ranks.append(((place * group + begin, held), (place, 1)))
+    return Heads(count, kv_count, tuple(ranks))
+
+
+def _spreads(columns: Mapping[str, int], width: int, heads: Heads, tp_size: int) -> Iterator[dict[str, Spread]]:
+    count, kv_count = heads.count, heads.kv_count
+    size = width // count
+    group = count // kv_count
+    if len(columns) > 1:
+        found = {}
+        for name, features in columns.items():
+            if features == width or (features != kv_count * size and features % count == 0):
+                found[name] = _spread(features // count, [(0, count, 0)], heads, tp_size)
+            elif features % kv_count == 0:
+                found[name] = _spread(features // kv_count, [(0, kv_count, 1)], heads, tp_size)
+            else:
+                return
+        yield found
+        return
+    ((name, features),) = columns.items()
+    if features == width + 2 * kv_count * size:
+        if group == 1:
+            yield {name: _spread(3 * size, [(0, count, 0)], heads, tp_size)}
+        blocks = [(0, count, 0), (count, kv_count, 1), (count + kv_count, kv_count, 1)]
+        yield {name: _spread(size, blocks, heads, tp_size)}
+        if group > 1:
+            yield {name: _spread((group + 2) * size, [(0, kv_count, 1)], heads, tp_size)}
+
+
+def _spread(unit: int, blocks: Sequence[tuple[int, int, int]], heads: Heads, tp_size: int) -> Spread:
+    """Give each rank its heads of each block: (first head, heads, 0 for heads and 1 for key/value heads)."""
+    ranks = []
+    for held in heads.ranks:
+        found = []
+        for begin, _, which in blocks:
+            first, length = held[which]
+            found.append(((begin + first) * unit, length * unit))
+        ranks.append(tuple(found))
+    total = sum(count for _, count, _ in blocks) * unit
+    covered = sum(length for held in ranks for _, length in held)
+    lengths = tuple(count * unit for _, count, _ in blocks)
+    group = heads.count // heads.kv_count
+    for width in (unit, unit * group):
+        if all(length % width == 0 for length in lengths):
+            short = tuple(pieces(lengths, width, tp_size, rank) for rank in range(tp_size))
+            if short == tuple(ranks):
+                return Spread(short, width, lengths if len(lengths) > 1 else ())
+    return Spread(tuple(ranks), shared=covered > total)
+
+
+def _regular(blocks: tuple[int, ...], unit: int, tp_size: int) -> Spread:
+    ranks = tuple(pieces(blocks, unit, tp_size, rank) for rank in range(tp_size))
+    return Spread(ranks, unit, blocks if len(blocks) > 1 else ())
+
+
+def even(length: int, tp_size: int, unit: int = 1) -> Spread:
+    """Cut one dimension in units, the first ranks one longer where it does not divide."""
+    ranks = tuple((aligned_shard(length, unit, tp_size, rank),) for rank in range(tp_size))
+    return Spread(ranks, unit)

@@ -1,0 +1,411 @@
+"""The plan of a model: wishes fitted to what the data flow allows, and checked by a rehearsal.
+
+Nothing here is a list of model names. A source (`partition_config`, a preset, the model's own `tp_plan`) says
+which layers shall be cut; without one, whatever can be cut is. How a layer is cut, what its block must be
+told, and that the cut is exact, come from the model itself: see `regions` and `rehearsal`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from tpinit.runtime.errors import PlanError
+from tpinit.runtime.plan.examples import example_inputs
+from tpinit.runtime.plan.experts import ExpertsFit, fit_experts
+from tpinit.runtime.plan.layouts import Layout, Spread, even
+from tpinit.runtime.plan.records import BlockPlan, Cut, GradientRule, LayerKind, LayerPlan, ParameterPlan, Plan
+from tpinit.runtime.plan.regions import Fitted, candidates, fit
+from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, block_plan, rehearse
+from tpinit.runtime.plan.styles import Style, Wishes, from_transformers
+from tpinit.runtime.plan.trace import Matrix, Trace, experts_of, matrices_of, trace
+from tpinit.runtime.plan.vocabulary import Vocabulary, find_vocabulary
+
+__all__ = ["plan_model"]
+
+_BIG = 1 << 14  # elements of a replicated weight that is worth a note
+
+
+@dataclass(frozen=True, slots=True)
+class _Lie:
+    """How a parameter lies over the group."""
+
+    cut: Cut
+    dim: int
+    spread: Spread
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A plan in the making."""
+
+    lies: dict[int, _Lie] = field(default_factory=dict)
+    layers: list[LayerPlan] = field(default_factory=list)
+    blocks: list[BlockPlan] = field(default_factory=list)
+    inner: set[str] = field(default_factory=set)
+    why: dict[str, str] = field(default_factory=dict)
+
+
+def plan_model(
+    model: nn.Module,
+    tp_size: int,
+    tp_rank: int,
+    wishes: Wishes | None = None,
+    example: Mapping[str, Any] | None = None,
+    vocabulary: bool = True,
+) -> Plan:
+    """Return the plan of `model` for one rank of a TP group. Reads the model, changes nothing.
+
+    `wishes` come from a config; without any they are the model's own `tp_plan`, and without that one whatever
+    the data flow allows is cut. `example` are keyword arguments of one small forward, for models whose inputs
+    can't be told from their config. With a `tp_size` of 1 nothing is cut, and every model is covered.
+
+    Raises PlanError, with everything that is wrong at once, where nothing can be cut, and for gradients or
+    storage that a cut would break.
+    """
+    problems = list(_check_tensors(model))
+    if problems:
+        raise _refusal(problems, tp_size)
+    if tp_size == 1:
+        return Plan(1, tp_rank, tuple(_records(model, _Draft(), 1)), source="one rank: nothing is cut")
+    matrices = matrices_of(model)
+    if wishes is None:
+        wishes = from_transformers(model, [*matrices, *experts_of(model)])
+    inputs = example if example is not None else example_inputs(model, _device(model))
+    if inputs is None:
+        raise PlanError(
+            f"nothing is known of the inputs of a {type(model).__qualname__}, which has no transformers config: "
+            "give a small batch of keyword arguments as `example`"
+        )
+    seen = _trace(model, inputs)
+    draft = _Draft()
+    head = find_vocabulary(model, matrices, seen, tp_size) if vocabulary else Vocabulary()
+    task = _Task(model, inputs, seen, matrices, wishes, tp_size, head.head_names)
+    fitted = _fit_all(task, draft)
+    if not fitted and not experts_of(model):
+        raise _refusal(list(draft.why.items()) or [(type(model).__qualname__, _NO_PAIR)], tp_size)
+    for region, layout, adaptation in fitted:
+        _draft_region(model, region, layout, adaptation, matrices, draft, tp_size)
+    _draft_experts(model, wishes, tp_size, draft)
+    _draft_vocabulary(head, tp_size, draft)
+    _mark_inner(seen, draft, fitted)
+    _check_dropout(model, fitted, tp_size)
+    source = wishes.source if wishes is not None else "structure"
+    notes = tuple(_notes(model, draft, wishes))
+    return Plan(
+        tp_size,
+        tp_rank,
+        tuple(_records(model, draft, tp_size)),
+        tuple(draft.layers),
+        tuple(draft.blocks),
+        source,
+        notes,
+    )
+
+
+def _device(model: nn.Module) -> torch.device:
+    for parameter in model.parameters():
+        if not parameter.is_meta:
+            return parameter.device
+    return torch.device("cpu")
+
+
+def _trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
+    try:
+        return trace(model, inputs)
+    except Exception as error:
+        told = {name: list(one.shape) for name, one in inputs.items() if isinstance(one, torch.Tensor)}
+        raise PlanError(
+            f"the forward of {type(model).__qualname__} can't be run on a small batch {told}: "
+            f"{type(error).__name__}: {str(error)[:300]}; give keyword arguments that it takes as `example`"
+        ) from error
+
+
+# --- regions ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What the regions of a model are fitted to."""
+
+    model: nn.Module
+    inputs: Mapping[str, Any]
+    seen: Trace
+    matrices: Mapping[str, Matrix]
+    wishes: Wishes | None
+    tp_size: int
+    heads: tuple[str, ...]
+
+
+def _fit_all(task: _Task, draft: _Draft) -> list[Fitted]:
+    """Fit regions that are alike alike; where that does not hold together, each on its own.
+
+    Raises PlanError where each fits and all together do not.
+    """
+    for alike in (True, False):
+        fitted = _fit_regions(task, draft, alike)
+        called = [one for one in fitted if one[0].rows[0] in task.seen.inputs]
+        try:
+            if called:
+                rehearse(task.model, task.inputs, task.seen, called, task.tp_size)
+        except Mismatch as error:
+            if not alike:
+                raise PlanError(
+                    f"this model can't be cut over {task.tp_size} ranks: each of its blocks can, but together they "
+                    f"compute something else: {error}"
+                ) from error
+        else:
+            break
+    return fitted
+
+
+def _fit_regions(task: _Task, draft: _Draft, alike: bool) -> list[Fitted]:
+    """Fit every region that is wished for, the heaviest first."""
+    model, inputs, seen, matrices = task.model, task.inputs, task.seen, task.matrices
+    known: dict[tuple[Any, ...], tuple[Layout, Adaptation] | Mismatch] = {}
+    fitted: list[Fitted] = []
+    taken: set[str] = set()
+    for region in candidates(matrices, seen, task.heads):
+        names = {*region.columns, *region.rows}
+        if names & taken or not _wished(region, task.wishes):
+            continue
+        key = _likeness(model, region, matrices) if alike else (region.rows,)
+        if key not in known:
+            try:
+                known[key] = fit(model, inputs, seen, region, matrices, task.tp_size)
+            except Mismatch as error:
+                known[key] = error
+        found = known[key]
+        if isinstance(found, Mismatch):
+            draft.why.update(dict.fromkeys(names, str(found)))
+            continue
+        layout, adaptation = found
+        fitted.append((region, _renamed(layout, region), adaptation))
+        taken |= names
+    return fitted + _uncalled(model, fitted, matrices, seen)
+
+
+def _wished(region: Region, wishes: Wishes | None) -> bool:
+    if wishes is None:
+        return True
+    columns = [wishes.styles.get(name, Style()) for name in region.columns]
+    rows = [wishes.styles.get(name, Style()) for name in region.rows]
+    adapters = [".lora_" in name for name in (*region.columns, *region.rows)]
+    if any(adapters):  # the adapters of a layer follow it
+        return True
+    return all(style.column for style in columns) and all(style.row for style in rows)
+
+
+def _likeness(model: nn.Module, region: Region, matrices: Mapping[str, Matrix]) -> tuple[Any, ...]:
+    """Return what two regions have in common that can be fitted alike: the block's type and numbers, and shapes."""
+    block = model.get_submodule(region.block)
+    start = len(region.block) + 1 if region.block else 0
+    shapes = tuple(
+        (name[start:], matrices[name].in_features, matrices[name].out_features)
+        for name in (*region.columns, *region.rows)
+    )
+    numbers = tuple(
+        sorted((name, one) for name, one in vars(block).items() if type(one) is int and "layer" not in name)
+    )
+    inside = tuple(sorted(name for name, _ in block.named_modules()))
+    return type(block), shapes, len(region.columns), region.attends, numbers, inside
+
+
+def _renamed(layout: Layout, region: Region) -> Layout:
+    """Return the layout of a region that was fitted under the names of another that is like it."""
+    if set(layout.columns) == set(region.columns):
+        return layout
+    spreads = list(layout.columns.values())
+    return Layout(dict(zip(region.columns, spreads, strict=True)), layout.row, layout.heads)
+
+
+def _uncalled(model: nn.Module, fitted: Sequence[Fitted], matrices: Mapping[str, Matrix], seen: Trace) -> list[Fitted]:
+    """Return the regions of blocks that the small batch did not reach, each like one that it did (experts in a list)."""
+
+    def pattern(name: str) -> str:
+        return re.sub(r"\d+", "*", name)
+
+    known = {(pattern(one[0].block), type(model.get_submodule(one[0].block))): one for one in fitted}
+    reached = {one[0].block for one in fitted}
+    found = []
+    for name, module in model.named_modules():
+        like = known.get((pattern(name), type(module)))
+        if like is None or name in reached:
+            continue
+        region, layout, adaptation = like
+        columns = tuple(name + one[len(region.block) :] for one in region.columns)
+        rows = tuple(name + one[len(region.block) :] for one in region.rows)
+        if any(one not in matrices or one in seen.sources for one in (*columns, *rows)):
+            continue
+        alike = all(
+            matrices[mine].out_features == matrices[theirs].out_features
+            and matrices[mine].in_features == matrices[theirs].in_features
+            for mine, theirs in zip((*columns, *rows), (*region.columns, *region.rows), strict=True)
+        )
+        if alike and not region.shared:
+            spreads = {mine: layout.columns[theirs] for mine, theirs in zip(columns, region.columns, strict=True)}
+            twin = Region(name, columns, rows, (), region.attends)
+            found.append((twin, Layout(spreads, layout.row, layout.heads), adaptation))
+    return found
+
+
+def _draft_region(
+    model: nn.Module,
+    region: Region,
+    layout: Layout,
+    adaptation: Adaptation,
+    matrices: Mapping[str, Matrix],
+    draft: _Draft,
+    tp_size: int,
+) -> None:
+    for name in region.columns:
+        matrix, spread = matrices[name], layout.columns[name]
+        draft.lies[id(matrix.module.weight)] = _Lie(Cut.COLUMN, matrix.out_dim, spread)
+        bias = getattr(matrix.module, "bias", None)
+        if bias is not None:
+            draft.lies[id(bias)] = _Lie(Cut.COLUMN, 0, spread)
+        # What a shared matrix gives collects its gradient where it leaves that matrix: once, for all readers.
+        draft.layers.append(LayerPlan(name, LayerKind.COLUMN, entry=name not in region.fed))
+    for name in region.rows:
+        matrix = matrices[name]
+        draft.lies[id(matrix.module.weight)] = _Lie(Cut.ROW, 1 - matrix.out_dim, layout.row)
+        draft.layers.append(LayerPlan(name, LayerKind.ROW))
+    draft.layers += [LayerPlan(name, LayerKind.SHARED_OUTPUT) for name in region.shared]
+    block = model.get_submodule(region.block)
+    for name in adaptation.parameters:
+        assert layout.heads is not None
+        ranks = tuple((held[0],) for held in layout.heads.ranks)
+        draft.lies[id(getattr(block, name))] = _Lie(Cut.COLUMN, 0, Spread(ranks, 1))
+    if adaptation != Adaptation(parameters=adaptation.parameters):
+        draft.blocks.append(block_plan(region.block, layout, adaptation))
+    for name in adaptation.outputs:
+        draft.inner.add(f"{region.block}.{name}.weight" if region.block else f"{name}.weight")
+
+
+def _mark_inner(seen: Trace, draft: _Draft, fitted: Sequence[Fitted]) -> None:
+    """Mark the parameters that meet features which are cut: each rank has a part of their gradient."""
+    cut = {name for region, _, _ in fitted for name in (*region.columns, *region.shared)}
+    for name, met in seen.meets.items():
+        if met & cut:
+            draft.inner.add(name)
+
+
+# --- experts, vocabulary ---------------------------------------------------------------------------------
+
+
+def _draft_experts(model: nn.Module, wishes: Wishes | None, tp_size: int, draft: _Draft) -> None:
+    known: dict[tuple[Any, ...], ExpertsFit | Mismatch] = {}
+    for name, module in experts_of(model).items():
+        if wishes is not None and not wishes.styles.get(name, Style()).experts:
+            continue
+        key = (type(module), tuple(module.gate_up_proj.shape), tuple(module.down_proj.shape))
+        if key not in known:
+            try:
+                known[key] = fit_experts(module, tp_size)
+            except Mismatch as error:
+                known[key] = error
+        found = known[key]
+        if isinstance(found, Mismatch):
+            draft.why[name] = str(found)
+            continue
+        for parameter, (cut, dim, spread) in found.spreads.items():
+            draft.lies[id(getattr(module, parameter))] = _Lie(cut, dim, spread)
+        draft.layers.append(LayerPlan(name, LayerKind.EXPERTS))
+        if found.numbers:
+            draft.blocks.append(BlockPlan(name, numbers=found.numbers))
+
+
+def _draft_vocabulary(head: Vocabulary, tp_size: int, draft: _Draft) -> None:
+    for name, parameter in head.parameters:
+        if id(parameter) not in draft.lies:
+            draft.lies[id(parameter)] = _Lie(Cut.VOCABULARY, 0, even(parameter.shape[0], tp_size))
+        del name
+    for name, kind, size in head.layers:
+        draft.layers.append(LayerPlan(name, kind, even(size, tp_size).ranks))
+
+
+# --- records ---------------------------------------------------------------------------------------------
+
+
+def _records(model: nn.Module, draft: _Draft, tp_size: int) -> Iterator[ParameterPlan]:
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for name, parameter in model.named_parameters():
+        shape, tied = tuple(parameter.shape), tuple(names[id(parameter)])
+        lie = draft.lies.get(id(parameter))
+        if lie is None:
+            rule = GradientRule.SUM if draft.inner & set(tied) else GradientRule.SAME
+            why = next((draft.why[one] for one in _owners(tied) if one in draft.why), "")
+            yield ParameterPlan(tied, shape, Cut.REPLICATED, None, rule, why=why)
+        else:
+            spread = lie.spread
+            rule = GradientRule.SUM if spread.shared else GradientRule.OWN
+            slices = () if spread.unit else spread.ranks
+            yield ParameterPlan(tied, shape, lie.cut, lie.dim, rule, spread.unit or 1, spread.blocks, slices)
+
+
+def _owners(names: Sequence[str]) -> list[str]:
+    return [name.rpartition(".")[0] for name in names]
+
+
+def _notes(model: nn.Module, draft: _Draft, wishes: Wishes | None) -> Iterator[str]:
+    if wishes is not None:
+        if wishes.unmatched:
+            yield f"nothing in the model matches {', '.join(wishes.unmatched)} of {wishes.source}"
+        if wishes.unknown:
+            yield f"{wishes.source} has styles that are not known and not followed: {', '.join(wishes.unknown)}"
+    reasons: dict[str, list[str]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and parameter.numel() >= _BIG and id(parameter) not in draft.lies:
+            why = draft.why.get(name.rpartition(".")[0], "no rule cuts it")
+            reasons.setdefault(why, []).append(name)
+    for why, found in reasons.items():
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        yield f"whole on every rank: {', '.join(found[:3])}{more}: {why}"
+
+
+# --- checks ----------------------------------------------------------------------------------------------
+
+
+def _check_dropout(model: nn.Module, fitted: Sequence[Fitted], tp_size: int) -> None:
+    problems = []
+    for region, _, _ in fitted:
+        block = model.get_submodule(region.block)
+        for name, value in vars(block).items():
+            if "dropout" in name and isinstance(value, float) and value > 0 and region.attends:
+                problems.append((f"{region.block}.{name}", f"it is {value}: {_DROPOUT}"))
+    if problems:
+        raise _refusal(problems, tp_size)
+
+
+_NO_PAIR = "it has no two layers of which the outputs of one feed the other alone"
+_DROPOUT = "dropout on cut heads needs other random numbers on each rank; set it to 0.0"
+
+
+def _check_tensors(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield what would break under any cut: tensors that are shared, or already in use."""
+    holders: dict[int, str] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            continue
+        if parameter.grad is not None:
+            yield name, "it already has a gradient: call model.zero_grad() before initialize"
+        if parameter.numel():
+            other = holders.setdefault(parameter.untyped_storage().data_ptr(), name)
+            if other != name:
+                yield name, f"it shares memory with {other} but is another Parameter: tie them by one Parameter"
+
+
+def _refusal(problems: Sequence[tuple[str, str]], tp_size: int) -> PlanError:
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in problems:
+        by_reason.setdefault(reason, []).append(name)
+    lines = [f"this model can't be cut over {tp_size} ranks:"]
+    for reason, names in by_reason.items():
+        lines.append(f"  {', '.join(names)}: {reason}")
+    return PlanError("\n".join(lines), (name for name, _ in problems))

@@ -1,0 +1,293 @@
+"""Regions: which matrices are cut together, found from the data flow; and how, found by rehearsing."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from tpinit.runtime.plan.examples import BATCH
+from tpinit.runtime.plan.layouts import Heads, Layout, feature_layouts, head_layouts
+from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, rehearse
+from tpinit.runtime.plan.trace import Matrix, Trace, run_with_stubs
+
+__all__ = ["Fitted", "candidates", "fit"]
+
+Fitted = tuple[Region, Layout, Adaptation]
+_MANY = 5  # how many doubtful numbers of a block are tried in all combinations
+
+
+def candidates(matrices: Mapping[str, Matrix], seen: Trace, heads: Sequence[str] = ()) -> list[Region]:
+    """Return the regions that the data flow allows, those with the most weights first. They may overlap.
+
+    A region is a set of row matrices that all read the same column matrices, whose outputs go nowhere else.
+    A matrix that such a block reads and others read too is shared, if those others are columns of the block.
+    `heads` are output heads, which end the model and are no rows.
+    """
+    readers: dict[str, set[str]] = {}
+    for name, sources in seen.sources.items():
+        for source in sources:
+            readers.setdefault(source, set()).add(name)
+    for name in seen.ends:
+        readers.setdefault(name, set()).add("")
+    by_sources: dict[frozenset[str], list[str]] = {}
+    for name, sources in seen.sources.items():
+        if sources and name not in heads:
+            by_sources.setdefault(sources, []).append(name)
+    found = []
+    for sources, rows in by_sources.items():
+        columns = sorted(name for name in sources if readers[name] <= set(rows) and name in matrices)
+        shared = sorted(sources - set(columns))
+        legal = all(readers[name] <= {*rows, *columns} and name in matrices for name in shared)
+        fed = tuple(name for name in columns if seen.sources[name] & set(shared))
+        legal = legal and all(seen.sources[name] <= set(shared) for name in fed)
+        if columns and legal and len({matrices[name].in_features for name in rows}) == 1:
+            attends = any(name in seen.attending for name in columns)
+            found.append(Region(_common([*columns, *rows]), tuple(columns), tuple(rows), tuple(shared), attends, fed))
+    return sorted(found, key=lambda region: -_weight(region, matrices))
+
+
+def _weight(region: Region, matrices: Mapping[str, Matrix]) -> int:
+    return sum(matrices[name].in_features * matrices[name].out_features for name in (*region.columns, *region.rows))
+
+
+def _common(names: Sequence[str]) -> str:
+    split = [name.split(".")[:-1] for name in names]
+    same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False))
+    return ".".join(parts[0] for parts in same)
+
+
+def fit(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    seen: Trace,
+    region: Region,
+    matrices: Mapping[str, Matrix],
+    tp_size: int,
+) -> tuple[Layout, Adaptation]:
+    """Return the first layout, and adaptation of the block, with which the rehearsal of a region succeeds.
+
+    Raises Mismatch, with what the likeliest attempt ended in.
+    """
+    block = model.get_submodule(region.block)
+    columns = {name: matrices[name].out_features for name in region.columns}
+    width = matrices[region.rows[0]].in_features
+    first: Mismatch | None = None
+    shapes = _argument_shapes(model, inputs, seen, region) if region.attends else {}
+    for heads, layout in _layouts(block, region, columns, width, tp_size):
+        for adaptation in _adaptations(block, columns, width, heads, shapes, tp_size):
+            try:
+                rehearse(model, inputs, seen, [(region, layout, adaptation)], tp_size, only=True)
+            except Mismatch as error:
+                first = first or error
+                continue
+            return layout, _least(model, inputs, seen, region, layout, adaptation, tp_size)
+    raise first or Mismatch(_no_layout(region, columns, width, tp_size))
+
+
+def _least(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    seen: Trace,
+    region: Region,
+    layout: Layout,
+    adaptation: Adaptation,
+    tp_size: int,
+) -> Adaptation:
+    """Leave out of an adaptation, one by one, what the rehearsal succeeds without."""
+    for field in ("arguments", "outputs", "numbers"):
+        for one in getattr(adaptation, field):
+            less = replace(adaptation, **{field: tuple(other for other in getattr(adaptation, field) if other != one)})
+            try:
+                rehearse(model, inputs, seen, [(region, layout, less)], tp_size, only=True)
+            except Mismatch:
+                continue
+            adaptation = less
+    return adaptation
+
+
+def _no_layout(region: Region, columns: Mapping[str, int], width: int, tp_size: int) -> str:
+    kind = "attention heads" if region.attends else "features"
+    sizes = ", ".join(f"{name.rpartition('.')[2]} {size}" for name, size in columns.items())
+    return f"no way to cut its {kind} over {tp_size} ranks fits its sizes ({sizes}; the row's input {width})"
+
+
+def _layouts(
+    block: nn.Module, region: Region, columns: Mapping[str, int], width: int, tp_size: int
+) -> Iterator[tuple[Heads | None, Layout]]:
+    if region.attends:
+        yield from head_layouts(columns, width, _head_numbers(block), tp_size)
+    else:
+        yield from ((None, layout) for layout in feature_layouts(columns, width, tp_size))
+
+
+# --- numbers of a block ----------------------------------------------------------------------------------
+
+
+def _numbers(owner: Any) -> dict[str, int]:
+    values = owner if isinstance(owner, dict) else vars(owner)
+    return {
+        name: value
+        for name, value in values.items()
+        if type(value) is int and value > 0 and not name.startswith("_") and name not in _NEVER
+    }
+
+
+# Numbers of a module or a config that say nothing about the features of a layer.
+_NEVER = {"training", "layer_idx", "layer_id", "pad_token_id", "bos_token_id", "eos_token_id", "vocab_size"}
+
+
+def _head_numbers(block: nn.Module) -> list[int]:
+    """Return the numbers that may count heads, the likely ones first: those whose names say so."""
+    found: list[tuple[int, int]] = []
+    for _, owner, _ in _owners(block):
+        for name, value in _numbers(owner).items():
+            counts = "head" in name and not re.search(r"dim|size|width", name)
+            unlikely = 2 - counts + (counts and bool(re.search(r"kv|key|value|group", name)))
+            found.append((unlikely if counts else 3, value))
+    return list(dict.fromkeys(value for _, value in sorted(found, key=lambda one: one[0])))
+
+
+def _owners(block: nn.Module) -> Iterator[tuple[str, Any, set[str] | None]]:
+    """Yield what has numbers: the block and the modules inside, each with its config (and what of that is read)."""
+    for name, module in block.named_modules():
+        prefix = f"{name}." if name else ""
+        if isinstance(module, (nn.Linear, nn.Embedding)) or type(module).__qualname__ == "Conv1D":
+            continue
+        yield prefix, module, None
+        config = getattr(module, "config", None)
+        if config is not None and not isinstance(config, nn.Module):
+            yield f"{prefix}config.", config, _config_names(module)
+
+
+def _config_names(block: nn.Module) -> set[str]:
+    """Return the entries of its config that a block's own forward reads."""
+    try:
+        text = inspect.getsource(type(block).forward)
+    except (OSError, TypeError):
+        return set()
+    return set(re.findall(r"self\.config\.(\w+)", text))
+
+
+def _adaptations(
+    block: nn.Module,
+    columns: Mapping[str, int],
+    width: int,
+    heads: Heads | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    tp_size: int,
+) -> Iterator[Adaptation]:
+    """Yield what a block may have to be told, nothing first, then everything that has a number of the whole."""
+    numbers = _whole_numbers(block, columns, width, heads, tp_size)
+    arguments: list[tuple[str, int]] = []
+    base = Adaptation()
+    if heads is not None:
+        arguments = _head_arguments(shapes, heads.count)
+        base = Adaptation(
+            outputs=tuple(
+                name
+                for name, one in block.named_modules()
+                if isinstance(one, nn.Embedding) and one.embedding_dim == heads.count
+            ),
+            parameters=tuple(
+                name
+                for name, one in block._parameters.items()
+                if one is not None and one.dim() and one.shape[0] == heads.count
+            ),
+        )
+    for chosen in _subsets(numbers):
+        for taken in _subsets(arguments):
+            yield replace(base, numbers=tuple(chosen), arguments=tuple(taken))
+
+
+def _subsets(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Yield none, all, and then all other choices, the larger ones first; of many, not all choices."""
+    yield ()
+    if items:
+        yield tuple(items)
+    if 1 < len(items) <= _MANY:
+        for size in range(len(items) - 1, 0, -1):
+            yield from itertools.combinations(items, size)
+
+
+def _whole_numbers(
+    block: nn.Module, columns: Mapping[str, int], width: int, heads: Heads | None, tp_size: int
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the numbers of a block that may count what it has of the whole, with each rank's."""
+    locals_of: dict[int, tuple[int, ...]] = {}
+    if heads is not None:
+        ranks = [heads.local(rank) for rank in range(tp_size)]
+        size, group = width // heads.count, heads.count // heads.kv_count
+        # A later entry does not replace an earlier one: a number of heads is likelier than a size.
+        for value, local in (
+            (heads.count, tuple(count for count, _ in ranks)),
+            (heads.kv_count, tuple(kv for _, kv in ranks)),
+            (width, tuple(count * size for count, _ in ranks)),
+            (heads.kv_count * size, tuple(kv * size for _, kv in ranks)),
+            (width + 2 * heads.kv_count * size, tuple((count + 2 * kv) * size for count, kv in ranks)),
+        ):
+            locals_of.setdefault(value, local)
+        groups = tuple(count // kv for count, kv in ranks)
+        if groups != (group,) * tp_size:
+            locals_of.setdefault(group, groups)
+        locals_of.pop(size, None) if size not in (heads.count, heads.kv_count) else None
+        locals_of = {value: local for value, local in locals_of.items() if local != (value,) * tp_size}
+    else:
+        from tpinit.runtime.shards import shard_length
+
+        locals_of[width] = tuple(shard_length(width, tp_size, rank) for rank in range(tp_size))
+        locals_of[2 * width] = tuple(2 * one for one in locals_of[width])
+    found = []
+    for prefix, owner, read in _owners(block):
+        for name, value in _numbers(owner).items():
+            sized = re.search(r"head_dim|head_size|per_head|hidden_per", name)
+            if value in locals_of and not sized and (read is None or name in read):
+                found.append((f"{prefix}{name}", locals_of[value]))
+    return found
+
+
+# --- arguments that come in whole ------------------------------------------------------------------------
+
+
+def _argument_shapes(
+    model: nn.Module, inputs: Mapping[str, Any], seen: Trace, region: Region
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the floating-point tensors that a block is called with, by name or place."""
+    found: dict[str, tuple[int, ...]] = {}
+
+    def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for name, value in [*((str(place), one) for place, one in enumerate(args)), *kwargs.items()]:
+            if hasattr(value, "shape") and value.is_floating_point():
+                found.setdefault(name, tuple(value.shape))
+
+    calls: dict[str, int] = {}
+
+    def again(outputs: Mapping[str, list[Any]], name: str) -> Any:
+        call = calls.get(name, 0)
+        calls[name] = call + 1
+        return outputs[name][call].clone()
+
+    handle = model.get_submodule(region.block).register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        run_with_stubs(
+            model,
+            inputs,
+            lambda one, _: again(seen.outputs, one.name),
+            lambda name, _: again(seen.experts, name),
+        )
+    finally:
+        handle.remove()
+    return found
+
+
+def _head_arguments(shapes: Mapping[str, tuple[int, ...]], count: int) -> list[tuple[str, int]]:
+    return [
+        (name, dim)
+        for name, shape in shapes.items()
+        for dim, size in enumerate(shape[:-1])
+        if size in (count, BATCH * count)
+    ][:3]

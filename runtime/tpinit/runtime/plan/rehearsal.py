@@ -1,0 +1,237 @@
+"""The rehearsal: is a region, on one rank's part of the features, the same computation as on all of them?
+
+What lies between the column matrices and the row matrices of a region runs as the model has it, once whole
+and once for each rank, on the same random outputs of all matrices. What reaches the row matrices on a rank
+must be its part of what reached them in the whole run: then the sum over the ranks is exact.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from tpinit.runtime.plan.layouts import Held, Layout
+from tpinit.runtime.plan.records import BlockPlan
+from tpinit.runtime.plan.trace import Matrix, Trace, run_with_stubs
+
+__all__ = ["Adaptation", "Mismatch", "Region", "adapt_block", "block_plan", "held_part", "rehearse"]
+
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """What is cut together: the column matrices, the row matrices that read what they lead to, the block around.
+
+    `shared` are matrices whose whole output enters the block too, beside being read by its columns `fed` (the
+    rotary key of latent attention).
+    """
+
+    block: str
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    shared: tuple[str, ...]
+    attends: bool
+    fed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptation:
+    """What a block must be told so that it works on a part.
+
+    `numbers`: paths below the block (`num_heads`, `config.n_head`) and the number for each rank. `arguments`:
+    tensor arguments, by name, of which a rank takes its heads, with the dimension. `outputs`: modules inside
+    whose output's last dimension counts heads; `parameters`: parameters of the block of one number a head.
+    """
+
+    numbers: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    arguments: tuple[tuple[str, int], ...] = ()
+    outputs: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+
+
+class Mismatch(Exception):
+    """A rank would compute something else than its part; the text says what."""
+
+
+class _Seen(Exception):
+    """The row matrix of interest was reached: the rest of the forward is of no interest."""
+
+
+def held_part(whole: torch.Tensor, dim: int, held: Held) -> torch.Tensor:
+    """Return the pieces of a dimension that a rank holds, one after the other: a view where it is one piece."""
+    found = [whole.narrow(dim, offset, length) for offset, length in held]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=dim)
+
+
+def rehearse(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    whole: Trace,
+    cuts: Sequence[tuple[Region, Layout, Adaptation]],
+    tp_size: int,
+    only: bool = False,
+) -> None:
+    """Run the model once for each rank with the regions cut, and compare what reaches their row matrices.
+
+    `only` ends each run at the last row matrix of the regions. Raises Mismatch.
+    """
+    for rank in range(tp_size):
+        _rehearse_rank(model, inputs, whole, cuts, rank, only)
+
+
+def _rehearse_rank(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    whole: Trace,
+    cuts: Sequence[tuple[Region, Layout, Adaptation]],
+    rank: int,
+    only: bool,
+) -> None:
+    columns = {name: layout.columns[name].ranks[rank] for region, layout, _ in cuts for name in region.columns}
+    rows = {name: layout.row.ranks[rank] for region, layout, _ in cuts for name in region.rows}
+    calls: dict[str, int] = {}
+    waited = sum(len(whole.inputs[name]) for name in rows)
+
+    def matrix(one: Matrix, features: torch.Tensor) -> torch.Tensor:
+        nonlocal waited
+        call = calls.get(one.name, 0)
+        calls[one.name] = call + 1
+        if call >= len(whole.outputs.get(one.name, ())):
+            raise Mismatch(f"{one.name} is reached another number of times than in the whole model")
+        if one.name in rows:
+            _compare(one.name, features, held_part(whole.inputs[one.name][call], -1, rows[one.name]), rank)
+            waited -= 1
+            if only and not waited:
+                raise _Seen
+        output = whole.outputs[one.name][call]
+        return held_part(output, -1, columns[one.name]).clone() if one.name in columns else output.clone()
+
+    def experts(name: str, _: torch.Tensor) -> torch.Tensor:
+        call = calls.get(name, 0)
+        calls[name] = call + 1
+        return whole.experts[name][call].clone()
+
+    with ExitStack() as stack:
+        for region, layout, adaptation in cuts:
+            stack.enter_context(adapted(model.get_submodule(region.block), layout, adaptation, rank))
+        try:
+            with suppress(_Seen):
+                run_with_stubs(model, inputs, matrix, experts)
+        except (Mismatch, NotImplementedError):
+            raise
+        except Exception as error:  # whatever a model raises on a part of its features: this cut is none
+            raise Mismatch(f"its forward raises {type(error).__name__}: {str(error).splitlines()[0][:160]}") from error
+    if waited > 0:
+        raise Mismatch("not all of its row matrices are reached")
+
+
+def _compare(name: str, features: torch.Tensor, expected: torch.Tensor, rank: int) -> None:
+    if features.shape != expected.shape:
+        raise Mismatch(f"{name} is reached by {list(features.shape)} on rank {rank}, not by {list(expected.shape)}")
+    if features.is_meta:
+        return
+    scale = float(expected.abs().max()) or 1.0
+    off = float((features - expected).abs().max())
+    if not off <= _TOLERANCE * scale:
+        raise Mismatch(f"what reaches {name} on rank {rank} is off by {off / scale:.2g} of its largest number")
+
+
+# --- adapting a block ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def adapted(block: nn.Module, layout: Layout, adaptation: Adaptation, rank: int) -> Iterator[None]:
+    """Tell a block how much of it is here, for the time of a rehearsal."""
+    undo: list[Callable[[], None]] = []
+    handles = adapt_block(block, block_plan("", layout, adaptation), rank, undo)
+    for name in adaptation.parameters:
+        assert layout.heads is not None
+        block.__dict__[name] = held_part(getattr(block, name).data, 0, (layout.heads.ranks[rank][0],))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name in adaptation.parameters:
+            block.__dict__.pop(name, None)
+        for step in reversed(undo):
+            step()
+
+
+def block_plan(name: str, layout: Layout, adaptation: Adaptation) -> BlockPlan:
+    """Return what a block must be told, as a record of the plan."""
+    heads = layout.heads
+    count, ranks = (heads.count, tuple(held for held, _ in heads.ranks)) if heads is not None else (0, ())
+    return BlockPlan(name, count, ranks, adaptation.numbers, adaptation.arguments, adaptation.outputs)
+
+
+def adapt_block(
+    block: nn.Module, plan: BlockPlan, rank: int, undo: list[Callable[[], None]] | None = None
+) -> list[Any]:
+    """Tell a block for good how much of it is here: its numbers, and hooks on what comes in whole.
+
+    Where a number stands in a config, its module gets a config of its own. Parameters are not touched. Returns
+    the handles of the hooks; `undo` collects what takes back the rest.
+    """
+    for path, ranks in plan.numbers:
+        _set_number(block, path, ranks[rank], undo if undo is not None else [])
+    handles: list[Any] = []
+    if plan.arguments:
+        taken = _take_heads(dict(plan.arguments), plan.heads, plan.head_ranks[rank])
+        handles.append(block.register_forward_pre_hook(taken, with_kwargs=True))
+    handles += [
+        block.get_submodule(name).register_forward_hook(_last(plan.heads, plan.head_ranks[rank]))
+        for name in plan.outputs
+    ]
+    return handles
+
+
+def _set_number(owner: Any, path: str, value: int, undo: list[Callable[[], None]]) -> None:
+    first, _, rest = path.partition(".")
+    if not rest:
+        undo.append(partial(setattr, owner, first, getattr(owner, first)))
+        setattr(owner, first, value)
+        return
+    inner = getattr(owner, first)
+    if not isinstance(inner, nn.Module):
+        undo.append(partial(setattr, owner, first, inner))
+        inner = copy.copy(inner)
+        setattr(owner, first, inner)
+    _set_number(inner, rest, value, undo)
+
+
+def _take_heads(arguments: Mapping[str, int], count: int, held: tuple[int, int]) -> Any:
+    def take(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        changed = dict(kwargs)
+        positional = list(args)
+        for name, dim in arguments.items():
+            if name.isdecimal():
+                if int(name) < len(positional):
+                    positional[int(name)] = _heads_of(positional[int(name)], dim, count, held)
+            elif name in changed:
+                changed[name] = _heads_of(changed[name], dim, count, held)
+        return tuple(positional), changed
+
+    return take
+
+
+def _heads_of(value: Any, dim: int, count: int, held: tuple[int, int]) -> Any:
+    """Take a rank's heads of a dimension that counts heads, or batch times heads; whatever else comes stays."""
+    if not isinstance(value, torch.Tensor) or value.dim() <= dim or value.shape[dim] % count:
+        return value
+    split = value.unflatten(dim, (value.shape[dim] // count, count))
+    return split.narrow(dim + 1, *held).flatten(dim, dim + 1)
+
+
+def _last(count: int, held: tuple[int, int]) -> Any:
+    def take(_: nn.Module, __: Any, output: Any) -> Any:
+        return output.narrow(-1, *held) if output.shape[-1] == count else output
+
+    return take

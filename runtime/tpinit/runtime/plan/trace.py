@@ -1,0 +1,264 @@
+"""One run of a model in which every weight matrix is a stub: which matrices feed which, and what passes between.
+
+A stub returns random numbers of the right shape, so the run costs no matrix product, needs no weights (they
+may be on the meta device), and does not depend on what the weights happen to be. Every tensor carries the
+names of the nearest matrices whose outputs reached it, by its storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["Matrix", "Trace", "experts_of", "matrices_of", "run_with_stubs", "trace"]
+
+_PRODUCTS = ("bmm", "baddbmm", "scaled_dot_product", "flash_attention", "efficient_attention")
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A module that multiplies the last dimension of its input by a weight: a linear layer, or GPT-2's Conv1D.
+
+    `out_dim` is the dimension of the weight that the output's features lie along: 0 for [out, in], 1 for [in, out].
+    """
+
+    name: str
+    module: nn.Module
+    out_dim: int
+
+    @property
+    def out_features(self) -> int:
+        """The size of the output's last dimension."""
+        return int(self._weight.shape[self.out_dim])
+
+    @property
+    def in_features(self) -> int:
+        """The size of the input's last dimension."""
+        return int(self._weight.shape[1 - self.out_dim])
+
+    @property
+    def _weight(self) -> torch.Tensor:
+        weight = self.module.weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+
+@dataclass(slots=True)
+class Trace:
+    """What one run showed.
+
+    `sources[m]` are the matrices whose outputs reach the input of m with no other matrix between; `attending`
+    those that go through a product of two activations (attention) on their way; `meets[p]` the matrices whose
+    outputs meet the parameter p; `ends` those that reach the model's outputs; `inputs` and `outputs` the
+    tensors of each call, in order.
+    """
+
+    sources: dict[str, frozenset[str]] = field(default_factory=dict)
+    attending: set[str] = field(default_factory=set)
+    meets: dict[str, set[str]] = field(default_factory=dict)
+    ends: frozenset[str] = frozenset()
+    inputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    experts: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+
+
+def matrices_of(model: nn.Module) -> dict[str, Matrix]:
+    """Return every module that is a weight matrix, by its name: nn.Linear and what derives from it, and Conv1D."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            found[name] = Matrix(name, module, 0)
+        elif type(module).__module__ == "transformers.pytorch_utils" and type(module).__qualname__ == "Conv1D":
+            found[name] = Matrix(name, module, 1)
+    return found
+
+
+def experts_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return every module that holds the weights of all experts in tensors of three dimensions, by its name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if {"gate_up_proj", "down_proj"} <= {key for key, one in module._parameters.items() if one is not None}
+        and all(one is None or one.dim() == 3 for key, one in module._parameters.items() if key.endswith("_proj"))
+    }
+
+
+def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
+    """Run the model on `inputs` with stubs, in evaluation mode, and return what was seen. Changes nothing.
+
+    Raises whatever the model's forward raises.
+    """
+    seen = Trace()
+    watch = _Watch(model, seen)
+    generator = torch.Generator().manual_seed(0)
+
+    def matrix(one: Matrix, features: torch.Tensor) -> torch.Tensor:
+        seen.sources[one.name] = seen.sources.get(one.name, frozenset()) | watch.matrices(features)
+        output = _random((*features.shape[:-1], one.out_features), features, generator)
+        seen.inputs.setdefault(one.name, []).append(features.detach().clone())
+        seen.outputs.setdefault(one.name, []).append(output)
+        return watch.mark(output.clone(), one.name)
+
+    def experts(name: str, features: torch.Tensor) -> torch.Tensor:
+        output = _random(tuple(features.shape), features, generator)
+        seen.experts.setdefault(name, []).append(output)
+        return watch.mark(output.clone(), name)
+
+    with watch:
+        result = run_with_stubs(model, inputs, matrix, experts)
+    values = result.values() if isinstance(result, Mapping) else tree_leaves(result)
+    ended = [one for value in values for one in tree_leaves(value) if isinstance(one, torch.Tensor)]
+    seen.ends = frozenset().union(*(watch.matrices(one) for one in ended))
+    return seen
+
+
+def run_with_stubs(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    matrix: Callable[[Matrix, torch.Tensor], torch.Tensor],
+    experts: Callable[[str, torch.Tensor], torch.Tensor],
+) -> Any:
+    """Run a forward in which `matrix` answers for each weight matrix and `experts` for each block of experts."""
+    with ExitStack() as stack, torch.no_grad():
+        stack.enter_context(_evaluating(model))
+        stack.enter_context(_materialised(model))
+        for one in matrices_of(model).values():
+            stack.enter_context(_stub(one.module, _matrix_stub(one, matrix)))
+        for name, module in experts_of(model).items():
+            stack.enter_context(_stub(module, _experts_stub(name, experts)))
+        for module in model.modules():
+            if isinstance(module, nn.Embedding) and module.weight.is_meta:
+                stack.enter_context(_stub(module, _embedding_stub(module)))
+        return model(**inputs)
+
+
+def _matrix_stub(
+    one: Matrix, matrix: Callable[[Matrix, torch.Tensor], torch.Tensor]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda input, *_, **__: matrix(one, input)
+
+
+def _experts_stub(name: str, experts: Callable[[str, torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return lambda hidden_states, *_, **__: experts(name, hidden_states)
+
+
+def _embedding_stub(module: nn.Embedding) -> Callable[[torch.Tensor], torch.Tensor]:
+    def look_up(input: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        ramp = torch.linspace(-1, 1, module.embedding_dim).expand(*input.shape, -1)
+        return ramp + input.unsqueeze(-1).to(ramp.dtype) * 0.1
+
+    return look_up
+
+
+def _random(shape: tuple[int, ...], like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    dtype = like.dtype if like.is_floating_point() else torch.float32
+    return torch.randn(shape, generator=generator).to(like.device, dtype)
+
+
+@contextmanager
+def _stub(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    had = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.__dict__["forward"]
+        if had is not None:
+            module.forward = had
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _materialised(model: nn.Module) -> Iterator[None]:
+    """Give the small tensors of a model on the meta device numbers for the time of a run: norms, routers, tables."""
+    stubbed = {id(one) for matrix in matrices_of(model).values() for one in matrix.module.parameters(recurse=False)}
+    stubbed |= {id(one) for module in experts_of(model).values() for one in module.parameters(recurse=False)}
+    stubbed |= {
+        id(one) for module in model.modules() if isinstance(module, nn.Embedding) for one in module.parameters()
+    }
+    generator = torch.Generator().manual_seed(1)
+    swapped: list[tuple[nn.Module, str, torch.Tensor]] = []
+    try:
+        for module in model.modules():
+            for kind in (module._parameters, module._buffers):
+                for name, one in kind.items():
+                    if one is not None and one.is_meta and id(one) not in stubbed:
+                        swapped.append((module, name, one))
+                        real = torch.randn(one.shape, generator=generator)
+                        dtype = one.dtype if one.is_floating_point() else torch.float32
+                        module.__dict__[name] = (
+                            real.to(dtype) if one.is_floating_point() else torch.zeros(one.shape, dtype=one.dtype)
+                        )
+        yield
+    finally:
+        for module, name, _ in swapped:
+            module.__dict__.pop(name, None)
+
+
+class _Watch(TorchDispatchMode):
+    """Carries names from tensor to tensor through every operation."""
+
+    def __init__(self, model: nn.Module, seen: Trace) -> None:
+        super().__init__()
+        self._seen = seen
+        self._names: dict[int, frozenset[str]] = {}
+        self._kept: list[Any] = []  # so that no storage is freed and its address used again
+        of_matrices = {id(one) for matrix in matrices_of(model).values() for one in matrix.module.parameters()}
+        for name, parameter in model.named_parameters():
+            if id(parameter) not in of_matrices:
+                self._set(parameter, frozenset({_PARAMETER + name}))
+
+    def mark(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        """Let a tensor carry one name and nothing else."""
+        self._set(tensor, frozenset({name}))
+        return tensor
+
+    def matrices(self, tensor: torch.Tensor) -> frozenset[str]:
+        """Return the names of matrices that a tensor carries."""
+        return frozenset(name for name in self._get(tensor) if not name.startswith(_PARAMETER))
+
+    def _get(self, tensor: torch.Tensor) -> frozenset[str]:
+        return self._names.get(tensor.untyped_storage()._cdata, frozenset())
+
+    def _set(self, tensor: torch.Tensor, names: frozenset[str]) -> None:
+        storage = tensor.untyped_storage()
+        self._kept.append(storage)
+        self._names[storage._cdata] = names
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+        names = frozenset().union(*(self._get(one) for one in given))
+        if names:
+            self._note(func, given, names)
+            for one in tree_leaves(result):
+                if isinstance(one, torch.Tensor):
+                    self._set(one, self._get(one) | names)
+        return result
+
+    def _note(self, func: Any, given: list[torch.Tensor], names: frozenset[str]) -> None:
+        matrices = {name for name in names if not name.startswith(_PARAMETER)}
+        for name in names - matrices:
+            self._seen.meets.setdefault(name.removeprefix(_PARAMETER), set()).update(matrices)
+        if any(product in func.__name__ for product in _PRODUCTS) and len(given) > 1:
+            self._seen.attending |= matrices
+
+
+_PARAMETER = "parameter:"
