@@ -1,12 +1,9 @@
 """Configs at the edges that mutants of the reader found open."""
 
-import sys
-
 import pytest
 from tpinit.reference.config import read_config
 from tpinit.reference.errors import ConfigError
-from tpinit.reference.fields import SECTION, TP, Field, Kind, named
-from tpinit.reference.spellings import show_int
+from tpinit.reference.fields import SECTION, TP, Kind
 
 
 def problems_of(section):
@@ -19,27 +16,112 @@ def layer(**spec):
     return {"partition_config": {"layer_specs": [{"patterns": ["a"], **spec}]}}
 
 
-@pytest.mark.parametrize(("value", "fix"), [("llama", 'write ["llama"]'), ("", 'write ["...", "..."]')])
-def test_a_word_for_a_list_of_words_is_offered_as_one(value, fix):
-    (problem,) = problems_of(layer(model_types=value)).values()
-    assert problem.fix == fix
+def fix_of(section):
+    (problem,) = problems_of(section).values()
+    return problem.fix
 
 
-@pytest.fixture
-def few_digits():
-    before = sys.get_int_max_str_digits()
-    sys.set_int_max_str_digits(640)
-    yield
-    sys.set_int_max_str_digits(before)
+# --- what is offered for a wrong value -----------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("few_digits")
-def test_an_interpreter_that_prints_fewer_digits_than_we_read():
-    assert show_int(10**700) == f"an integer of {(10**700).bit_length()} bits"
+@pytest.mark.parametrize(
+    ("section", "fix"),
+    [
+        (layer(model_types="llama"), 'write ["llama"]'),
+        (layer(model_types=""), 'write ["...", "..."]'),
+        (layer(model_types=3), 'write ["...", "..."]'),
+        ({"autotp_size": 1.5}, "write an integer"),
+        ({"autotp_size": 2.0}, "write 2"),
+        ({"autotp_size": " -2 "}, "write -2 without quotes"),
+        ({"preset_model": "lama"}, 'write "llama"'),
+        ({"preset_model": "xyz"}, "write one of these"),
+        ({"dtype": "xyz"}, "write one of these"),
+    ],
+)
+def test_what_was_probably_meant_is_offered_and_nothing_else(section, fix):
+    assert fix_of(section) == fix
+
+
+@pytest.mark.parametrize(
+    ("section", "message", "fix"),
+    [
+        *(
+            ({key: {}}, "unknown key", "move it to the top level of the config, beside tensor_parallel")
+            for key in ("bf16", "fp16", "bfloat16")
+        ),
+        ({"layer_specs": []}, "unknown key", "it belongs in tensor_parallel.partition_config: move it there"),
+        (
+            {"tp": {"preset_model": "llama"}},
+            "unknown key",
+            "it belongs in tensor_parallel: move it there",
+        ),
+        (
+            {"tp": {"autotp_size": 2}},
+            'unknown key; the nearest legal key is "tp_size"',
+            'it belongs in tensor_parallel: move it there, or write "tp_size"',
+        ),
+        (
+            {"partition_config": {"patterns": ["a"]}},
+            'unknown key; the nearest legal key is "lm_head_patterns"',
+            'it belongs in tensor_parallel.partition_config.layer_specs[]: move it there, or write "lm_head_patterns"',
+        ),
+        ({"tp": {"tp_sise": 2}}, 'unknown key; the nearest legal key is "tp_size"', 'write "tp_size"'),
+        ({"tp": {"xyz": 2}}, "unknown key", "legal keys here: tp_size, tp_grain_size, mpu, tp_group"),
+    ],
+)
+def test_an_unknown_key_is_told_where_it_belongs_or_what_it_is_near(section, message, fix):
+    (problem,) = problems_of(section).values()
+    assert (problem.message, problem.fix) == (message, fix)
+
+
+# --- layer specs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"model_types": ("llama", "qwen2"), "patterns": ("a", "b")},
+        {"shape": [[64, 16, 16], -1]},
+        {"shape": ((64, 16, 16), -1)},
+        {"shape": (-1, (8, 4)), "partition_type": "row"},
+        {"shape": [4, 1, [8, 4]], "partition_dim": 2},
+    ],
+)
+def test_tuples_are_as_good_as_lists_and_the_cut_has_its_default(spec):
+    section = {"partition_config": {"layer_specs": ({"patterns": ["a"], **spec},)}}
+    carried = read_config({"tensor_parallel": section}).section.carried
+    assert carried["partition_config"]["layer_specs"] == [{"patterns": ["a"], **spec}]
+
+
+@pytest.mark.parametrize(
+    ("spec", "path", "says"),
+    [
+        ({"model_types": ["llama", 3]}, "model_types", "a list of strings"),
+        ({"shape": []}, "shape", "a list of at least one size"),
+        ({"shape": ()}, "shape", "a list of at least one size"),
+        ({"shape": [-1.0, 4]}, "shape[0]", "an integer of at least 1, -1 for one to infer"),
+        ({"shape": [2.0, 4]}, "shape[0]", "an integer of at least 1"),
+        ({"shape": (4, (2, 2))}, "shape[1]", "only at the dimension that is cut, which is 0"),
+        ({"shape": [[2, 2], 4], "partition_type": "row"}, "shape[0]", "which is 1"),
+        ({"shape": ((1, 2), (3,))}, "shape", "at most one -1 and at most one nested list"),
+        ({"shape": [-1, 2, -1]}, "shape", "at most one -1"),
+        ({"shape": (4,), "partition_type": "row"}, "shape", "that is cut is 1, and the shape has 1"),
+    ],
+)
+def test_a_wrong_shape_is_told_in_what(spec, path, says):
+    ((at, problem),) = problems_of(layer(**spec)).items()
+    assert at == f"partition_config.layer_specs[0].{path}"
+    assert says in problem.message
+
+
+def test_a_shape_is_checked_to_its_end():
+    problems = problems_of(layer(shape=[0, -1, 2.5, -1]))
+    assert [path.rpartition(".")[2] for path in problems] == ["shape", "shape[0]", "shape[2]"]
 
 
 # --- what decides, and what is carried -----------------------------------------------------------------
 
+DECIDES = ("autotp_size", "dtype", "tp_size", "tp_group")  # section 4
 VALUES = {
     Kind.SIZE: 2,
     Kind.COUNT: 1,
@@ -58,7 +140,7 @@ def value_of(field):
 @pytest.mark.parametrize("field", [field for field in SECTION if field.name != "tp"], ids=lambda field: field.name)
 def test_a_field_is_carried_unless_it_decides(field):
     carried = read_config({"tensor_parallel": {field.name: value_of(field)}}).section.carried
-    assert (field.name in carried) is not field.decides
+    assert carried == ({} if field.name in DECIDES else {field.name: value_of(field)})
 
 
 @pytest.mark.parametrize(
@@ -66,12 +148,7 @@ def test_a_field_is_carried_unless_it_decides(field):
 )
 def test_a_field_of_tp_is_carried_unless_it_decides(field):
     carried = read_config({"tensor_parallel": {"tp": {field.name: value_of(field)}}}).section.carried
-    assert carried == ({} if field.decides else {"tp": {field.name: value_of(field)}})
-
-
-def test_tp_decides_and_a_field_does_not_unless_it_says_so():
-    assert named(SECTION)["tp"].decides
-    assert not Field("name", Kind.BOOL, "").decides
+    assert carried == ({} if field.name in DECIDES else {"tp": {field.name: value_of(field)}})
 
 
 # --- keys at the top level -----------------------------------------------------------------------------

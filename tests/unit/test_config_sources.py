@@ -13,9 +13,12 @@ import pytest
 from tpinit.reference.config import read_config
 from tpinit.reference.errors import ConfigError, Problem
 from tpinit.reference.source import MAX_BYTES, MAX_DEPTH, MAX_VALUES
+from tpinit.reference.spellings import MAX_DIGITS, printable, show
 from tpinit.spec.vocabulary import Section
 
 CONFIG = {"tensor_parallel": {"autotp_size": 2}, "note": "???>>>~~~"}  # its base64 differs in the two alphabets
+
+MANUAL = Path(__file__).parents[2] / "docs/config.md"
 
 
 def problems_of(config: object) -> tuple[Problem, ...]:
@@ -86,6 +89,20 @@ def test_hjson_in_base64(write):
     assert read_config(base64.b64encode(HJSON.strip().encode()).decode()).section.autotp_size == 2
 
 
+@pytest.mark.parametrize("literal", ["0.0", "-0.0", "1.0", "-1.0", "2e0", "1e300"])
+def test_a_float_of_hjson_stays_one(write, literal):
+    (value,) = read_config(write(f"{{gradient_clipping: {literal}\n}}")).config.values()
+    assert (type(value), repr(value)) == (float, repr(float(literal)))
+
+
+def test_a_path_in_bytes_is_a_path(write):
+    class Bytes(os.PathLike):
+        def __fspath__(self) -> bytes:
+            return os.fsencode(write(json.dumps(CONFIG)))
+
+    assert read_config(Bytes()) == read_config(CONFIG)
+
+
 def test_the_hjson_library_does_not_turn_floats_into_sizes(write):
     for literal in ("2.0", "2e0", "1.5"):
         assert problem_of(write(f"{{tensor_parallel: {{autotp_size: {literal}\n}}\n}}")).path.endswith("autotp_size")
@@ -107,6 +124,14 @@ except ConfigError as error:
     assert "tpinit[hjson]" in run.stdout
 
 
+def test_a_text_that_only_the_hjson_library_reads_is_shown_where_that_is_missing(write, monkeypatch):
+    monkeypatch.setitem(sys.modules, "hjson", None)
+    path = write(HJSON)
+    problem = problem_of(path)
+    assert problem.given == show(path)
+    assert problem.message.startswith("this is not JSON: ")
+
+
 def test_plain_json_never_loads_the_hjson_library(write):
     code = "import sys; from tpinit.reference import read_config; read_config(sys.argv[1]); assert 'hjson' not in "
     code += "sys.modules"
@@ -122,6 +147,7 @@ def test_plain_json_never_loads_the_hjson_library(write):
         ("ds_config.json", "neither the path of an existing file nor base64"),
         ("", "neither the path"),
         ("abcd", "neither the path"),
+        (f"!{base64.b64encode(b'{}').decode()}!", "neither the path"),
         ("a" * 5000, "neither the path"),
         ("no\0file", "neither the path"),
         (base64.b64encode(b"[1]").decode(), "neither the path"),
@@ -133,13 +159,15 @@ def test_plain_json_never_loads_the_hjson_library(write):
 def test_a_text_that_is_neither_a_path_nor_base64(text, hint):
     problem = problem_of(text)
     assert hint in problem.message + problem.fix
-    assert text[:20].replace("\0", "\\x00") in problem.given or "base64" in problem.given
+    assert problem.given == ('"the base64 text"' if hint == "neither JSON" else show(text))
     assert len(problem.given) < 70
 
 
 @pytest.mark.parametrize("config", [3, True, 2.5, b"{}", [], [{}], ("a",), object(), {1, 2}])
 def test_a_config_of_another_type(config):
-    assert problem_of(config).path == "config"
+    problem = problem_of(config)
+    assert (problem.path, problem.given) == ("config", show(config))
+    assert problem.message == f"a config can't be of type {type(config).__name__}"
 
 
 def test_files_that_are_no_files(tmp_path):
@@ -187,6 +215,15 @@ def test_files_that_are_no_configs(write, raw, hint):
     assert hint in problem_of(write(raw)).message
 
 
+def test_the_limits_are_those_of_the_manual_and_exact(write):
+    manual = " ".join(MANUAL.read_text(encoding="utf-8").split())
+    limits = (f"{MAX_DEPTH} levels", f"{MAX_BYTES // 1024} KiB", f"{MAX_VALUES:,} values", f"{MAX_DIGITS} digits")
+    for limit in limits:
+        assert limit in manual
+    assert MAX_BYTES % 1024 == 0
+    assert read_config(write(b"{}" + b" " * (MAX_BYTES - 2))).config == {}
+
+
 # --- data that is no config ------------------------------------------------------------------------
 
 
@@ -218,6 +255,7 @@ def test_numbers_that_are_not_finite_in_a_text(write, literal, where):
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_numbers_that_are_not_finite_in_a_dict(number):
     assert problem_of({"optimizer": {"betas": [0.9, number]}}).path == "optimizer.betas[1]"
+    assert problem_of({"optimizer": {"betas": (0.9, number)}}).path == "optimizer.betas[1]"
     assert problem_of({"tensor_parallel": {"tp": {"tp_size": number}}}).path == "tensor_parallel.tp.tp_size"
 
 
@@ -233,7 +271,7 @@ def test_the_limit_on_nesting_is_exact(kind):
     read_config({"a": nested(MAX_DEPTH - 1, kind)})
     problem = problem_of({"a": nested(MAX_DEPTH, kind)})
     assert str(MAX_DEPTH) in problem.message
-    assert problem.path.startswith("a")
+    assert problem.path == printable("a" + (".a" if kind == "object" else "[0]") * (MAX_DEPTH - 1))
 
 
 @pytest.mark.parametrize("kind", ["object", "list"])
@@ -244,7 +282,9 @@ def test_absurd_nesting_in_a_dict(kind):
 
 @pytest.mark.parametrize("opening", ['{"a":', "[", "{a:", "{#\na:["])
 def test_absurd_nesting_in_a_text(write, opening):
-    assert "nests" in problem_of(write('{"a":' + opening * 50_000)).message
+    problem = problem_of(write('{"a":' + opening * 50_000))
+    assert (problem.path, problem.given) == ("config", "")
+    assert "nests" in problem.message
     assert "nests" in problem_of(base64.b64encode(("{a:" + opening * 50_000).encode()).decode()).message
 
 
@@ -269,7 +309,7 @@ def test_shared_parts_are_no_cycle_unless_they_unfold_without_end():
 
 
 def test_the_limit_on_values_is_exact():
-    read_config({"a": [1] * (MAX_VALUES - 1)})
+    assert read_config({"a": [1] * (MAX_VALUES - 1)}).config == {"a": [1] * (MAX_VALUES - 1)}
     assert "at most" in problem_of({"a": [1] * MAX_VALUES}).message
 
 
@@ -286,6 +326,16 @@ def test_integers_beyond_pythons_limit(write, digits):
         assert problem.path == "tensor_parallel.autotp_size"
         assert problem.given == f"an integer of {digits} digits"
     assert problem_of({"tensor_parallel": {"autotp_size": 10**digits}}).path == "tensor_parallel.autotp_size"
+
+
+def test_an_integer_that_this_interpreter_does_not_read(write):
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(640)
+    try:
+        problem = problem_of(write(f'{{"seed": {"9" * 700}}}'))
+    finally:
+        sys.set_int_max_str_digits(before)
+    assert (problem.path, problem.given) == ("seed", "an integer of 700 digits")
 
 
 def test_the_longest_integer_is_read(write):

@@ -27,7 +27,7 @@ class Kind(str, Enum):
     TUPLE = "tuple"  # a list or tuple of anything
     GROUP = "group"  # a process group, or a list of ranks
     OBJECT = "object"  # `fields`
-    OBJECTS = "objects"  # a list of objects with `fields`
+    OBJECTS = "objects"  # a list of objects with `fields`, which are layer specs
     FORBIDDEN = "forbidden"  # known, and malformed when given: `fix` says where it belongs
 
 
@@ -44,7 +44,6 @@ class Field:
     minimum: int = 0
     fields: tuple[Field, ...] = ()
     required: bool = False
-    decides: bool = False  # goes into the decision; everything else is carried for the runtime (D10)
     fix: str = ""
 
 
@@ -114,7 +113,6 @@ TP = (
         "tp_size",
         Kind.SIZE,
         "Another name of autotp_size (D5): the tensor-parallel size, in ranks. Both must agree.",
-        decides=True,
     ),
     Field("tp_grain_size", Kind.COUNT, "Shards are multiples of this many features.", default=1, minimum=1),
     Field(
@@ -123,7 +121,7 @@ TP = (
         "Malformed when given (D11): an mpu is passed to initialize.",
         fix="take mpu out of the config and pass it to initialize(mpu=...)",
     ),
-    Field("tp_group", Kind.GROUP, "The tensor-parallel process group; in a file, a list of ranks.", decides=True),
+    Field("tp_group", Kind.GROUP, "The tensor-parallel process group; in a file, a list of ranks."),
 )
 
 SECTION = (
@@ -131,9 +129,8 @@ SECTION = (
         "autotp_size",
         Kind.SIZE,
         "The tensor-parallel size, in ranks. 0 with no other size switches the section off (D2).",
-        decides=True,
     ),
-    Field("dtype", Kind.DTYPE, "The data type of the model's parameters (D8).", decides=True),
+    Field("dtype", Kind.DTYPE, "The data type of the model's parameters (D8)."),
     Field("tp_overlap_comm", Kind.BOOL, "Overlap all-reduces with computation.", default=False),
     Field(
         "tp",
@@ -141,7 +138,6 @@ SECTION = (
         "Size and group by their other names.",
         alias="tensor_parallel",
         fields=TP,
-        decides=True,
     ),
     Field("partition_config", Kind.OBJECT, "Which layers are cut how.", fields=PARTITION_CONFIG),
     Field(
@@ -177,12 +173,12 @@ SECTION = (
     ),
 )
 
-# Where each object of the section stands, for errors that look for a misplaced key: path below the section.
+# Where each object of the section stands, for errors that look for a misplaced key.
 BLOCK_OF = (
-    ("", SECTION),
-    ("tp", TP),
-    ("partition_config", PARTITION_CONFIG),
-    ("partition_config.layer_specs[]", LAYER_SPEC),
+    ("tensor_parallel", SECTION),
+    ("tensor_parallel.tp", TP),
+    ("tensor_parallel.partition_config", PARTITION_CONFIG),
+    ("tensor_parallel.partition_config.layer_specs[]", LAYER_SPEC),
 )
 
 

@@ -48,10 +48,7 @@ class _HjsonFloat(float):
     """A float that stays one: the hjson library turns 2.0 into the integer 2, and D7 tells them apart."""
 
     def __int__(self) -> int:
-        return 0
-
-    def __abs__(self) -> float:
-        return math.inf
+        return int(not self)  # never equal to the float itself, and there for an infinite one too
 
 
 def plain_config(config: object) -> tuple[dict[str, object] | None, list[Problem]]:
@@ -79,8 +76,7 @@ def _load(config: object) -> object:
     if isinstance(config, str):
         return _parse_file(config) if os.path.exists(config) else _parse_base64(config)
     if isinstance(config, os.PathLike):
-        path = os.fspath(config)
-        return _parse_file(path if isinstance(path, str) else os.fsdecode(path))
+        return _parse_file(os.fsdecode(config))
     raise _refusal(
         show(config),
         f"a config can't be of type {type(config).__name__}",
@@ -245,13 +241,11 @@ class _Copier:
             name = str.__str__(key)
             shown = printable(name)
             below = f"{path}.{shown}" if path else shown
-            if name in repeated:
-                continue
-            if name in copy:
+            if name not in copy:
+                copy[name] = self.copy(item, below, above)
+            elif name not in repeated:
                 repeated.add(name)
                 self._note(below, "", f'the key "{shown}" is given more than once', "keep one of them")
-                continue
-            copy[name] = self.copy(item, below, above)
         return copy
 
     def _note(self, path: str, given: str, message: str, fix: str) -> None:
@@ -260,8 +254,7 @@ class _Copier:
 
 def _deep(path: str) -> Problem:
     # The path is as deep as the data: its start says where to look.
-    where = path if len(path) <= 80 else f"{path[:77]}..."
-    return Problem(where or _ROOT, "", f"a config nests at most {MAX_DEPTH} levels", "flatten it")
+    return Problem(printable(path) or _ROOT, "", f"a config nests at most {MAX_DEPTH} levels", "flatten it")
 
 
 def _refusal(given: str, message: str, fix: str) -> ConfigError:

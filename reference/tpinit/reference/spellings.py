@@ -10,9 +10,9 @@ __all__ = [
     "AUTO",
     "DTYPE_SPELLINGS",
     "MAX_DIGITS",
-    "distance",
     "dtype_named",
     "is_absent",
+    "is_near",
     "nearest",
     "printable",
     "show",
@@ -39,8 +39,7 @@ DTYPE_SPELLINGS: dict[str, DType] = {
     for word in words
 }
 
-# A size that is longer than this many bits has more than MAX_DIGITS digits (3.3219... bits a digit).
-_MAX_BITS = int(MAX_DIGITS * 3.32192809488736) + 1
+_TOO_LONG: int = 10**MAX_DIGITS
 
 
 def is_absent(value: object) -> bool:
@@ -65,7 +64,7 @@ def dtype_named(value: object) -> DType | None:
 
 def too_long(value: int) -> bool:
     """Tell whether an integer has more than `MAX_DIGITS` digits, without turning it into text."""
-    return value.bit_length() > _MAX_BITS
+    return abs(value) >= _TOO_LONG
 
 
 def nearest(word: object, legal: Iterable[str]) -> str | None:
@@ -73,14 +72,13 @@ def nearest(word: object, legal: Iterable[str]) -> str | None:
     # Imported here: only an error needs it.
     import difflib
 
-    words = list(legal)
-    if not isinstance(word, str) or not words:
+    if not isinstance(word, str):
         return None
-    folded = {candidate.casefold(): candidate for candidate in reversed(words)}
-    start = word.strip()[:200].casefold()
+    folded = {candidate.casefold(): candidate for candidate in legal}
+    start = word.strip().casefold()
     # A word cut short is meant whole: "bfloat" is bfloat16, though "float" has more letters in common.
     found = sorted((whole for whole in folded if len(start) > 2 and whole.startswith(start)), key=len)
-    found = found or difflib.get_close_matches(start, list(folded), n=1, cutoff=0.5)
+    found = found or difflib.get_close_matches(start, folded, cutoff=0.5)
     return folded[found[0]] if found else None
 
 
@@ -107,11 +105,9 @@ def show(value: object) -> str:
 
 def printable(text: str) -> str:
     """Return a text on one line that any terminal can show, shortened."""
-    # str's own slicing: a str enum prints as something else
-    plain = str.__str__(text)
-    if len(plain) > 4 * _SHOWN:
-        plain = plain[: 2 * _SHOWN] + plain[-2 * _SHOWN :]
-    return _shortened("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in plain))
+    # str's own text: a str enum prints as something else
+    few = _shortened(str.__str__(text))
+    return _shortened("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in few))
 
 
 def _shortened(text: str) -> str:
@@ -132,17 +128,20 @@ def _decimal(value: int) -> str:
         return f"an integer of {value.bit_length()} bits"
 
 
-def distance(one: str, other: str) -> int:
-    """Return how many letters must be inserted, dropped, replaced or swapped with their neighbour; 99 from 4 on."""
-    if abs(len(one) - len(other)) > 3:
-        return 99
+def is_near(one: str, other: str, most: int) -> bool:
+    """Tell whether at most so many letters are inserted, dropped, replaced or swapped with their neighbour."""
+    # The lengths first: a key may be long.
+    return abs(len(one) - len(other)) <= most and _distance(one, other) <= most
+
+
+def _distance(one: str, other: str) -> int:
     before: list[int] = []
     row = list(range(len(other) + 1))
     for i, letter in enumerate(one, 1):
         before, last, row = row, before, [i]
         for j, target in enumerate(other, 1):
             cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != target))
-            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == target:
+            if i > 1 and one[i - 2 : i] == other[j - 2 : j][::-1]:
                 cost = min(cost, last[j - 2] + 1)
             row.append(cost)
-    return row[-1] if row[-1] <= 3 else 99
+    return row[-1]

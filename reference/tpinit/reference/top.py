@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from tpinit.reference.errors import Problem
 from tpinit.reference.fields import PARTITION_CONFIG, SECTION, TP, named
-from tpinit.reference.spellings import distance, is_absent, printable, show
+from tpinit.reference.spellings import is_absent, is_near, printable, show
 from tpinit.spec.vocabulary import DType
 
 __all__ = ["check_top_level", "read_precision"]
 
-_BLOCKS = ("tensor_parallel", "bf16", "fp16", "bfloat16")
-_OTHER_NAMES = {"float16": "fp16", "tensorparallelism": "tensor_parallel", "autotp": "tensor_parallel"}
+_PRECISION = ("bf16", "fp16", "bfloat16")
+_BLOCKS = ("tensor_parallel", *_PRECISION)
 _STEMS = ("tensorparallel", "tensormodelparallel", "autotp")
 
 
@@ -55,15 +55,15 @@ def check_top_level(config: dict[str, object], problems: list[Problem]) -> None:
 
 
 def _right_key(folded: str, homes: dict[str, str]) -> str | None:
-    if folded in _OTHER_NAMES:
-        return _OTHER_NAMES[folded]
     if folded in homes:
         return homes[folded]
-    for block in _BLOCKS:
-        if distance(folded, _folded(block)) <= (2 if len(block) > 8 else 1):
+    if folded == "float16":
+        return "fp16"  # one letter from bfloat16, and yet not meant as that
+    for block in _PRECISION:
+        if is_near(folded, block, 1):
             return block
     for name, home in homes.items():
-        if len(name) >= 10 and distance(folded, name) <= 2:
+        if len(name) >= 10 and is_near(folded, name, 2):
             return home
     if folded.startswith(_STEMS):
         return homes["autotpsize"] if folded.endswith(("size", "degree")) else "tensor_parallel"
@@ -87,21 +87,16 @@ def read_precision(config: dict[str, object], problems: list[Problem]) -> DType 
 
 
 def _enabled(block: object, path: str, problems: list[Problem]) -> bool:
-    if block is None:
-        return False
-    if not isinstance(block, dict):
+    fields = block if isinstance(block, dict) else {}
+    if block is not None and not isinstance(block, dict):
         fix = f'write "{path}": {{"enabled": true}}, or leave it out'
         problems.append(Problem(path, show(block), "this must be an object", fix))
-        return False
-    for key, value in block.items():
-        if key != "enabled" and distance(_folded(key), "enabled") <= 2:
+    for key, value in fields.items():
+        if key != "enabled" and is_near(_folded(key), "enabled", 2):
             message = 'unknown key, which would be ignored; "enabled" was probably meant'
             problems.append(Problem(f"{path}.{printable(key)}", show(value), message, 'write "enabled"'))
-    enabled = block.get("enabled")
-    if is_absent(enabled):
-        return False
-    if not isinstance(enabled, bool):
+    enabled = fields.get("enabled")
+    if not is_absent(enabled) and not isinstance(enabled, bool):
         message = 'this must be true, false or "auto"'
         problems.append(Problem(f"{path}.enabled", show(enabled), message, "write true or false, without quotes"))
-        return False
-    return enabled
+    return enabled is True

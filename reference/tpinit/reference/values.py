@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from tpinit.reference.errors import Problem
-from tpinit.reference.fields import BLOCK_OF, LAYER_SPEC, Field, Kind, all_names, named
+from tpinit.reference.fields import BLOCK_OF, Field, Kind, all_names, named
 from tpinit.reference.groups import GroupTable
 from tpinit.reference.spellings import DTYPE_SPELLINGS, dtype_named, is_absent, nearest, printable, show
 from tpinit.spec.vocabulary import DType
@@ -40,17 +41,15 @@ class Reader:
             below, known_field = f"{path}.{printable(key)}", known.get(key)
             if known_field is None:
                 self._unknown(fields, key, item, below)
-            elif is_absent(item):
                 continue
-            elif known_field.name in given:
-                other = given[known_field.name]
-                message = f'"{other}" and "{key}" are two names of one setting'
+            if is_absent(item):
+                continue
+            first = given.setdefault(known_field.name, key)
+            if first != key:
+                message = f'"{first}" and "{key}" are two names of one setting'
                 self.note(below, item, message, f'keep "{known_field.name}" and leave the other out')
-            else:
-                given[known_field.name] = key
-                result = _READERS[known_field.kind](self, known_field, item, below)
-                if result is not None:
-                    read[known_field.name] = result
+            elif (result := _READERS[known_field.kind](self, known_field, item, below)) is not None:
+                read[known_field.name] = result
         for wanted in fields:
             if wanted.required and wanted.name not in given:
                 message = f'the key "{wanted.name}" is missing'
@@ -59,7 +58,7 @@ class Reader:
 
     def size(self, value: object, path: str) -> int | None:
         """D7: an integer, whatever its value."""
-        if isinstance(value, int) and not isinstance(value, bool):
+        if _is_integer(value):
             return int(value)
         fix = "write an integer"
         if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,20}\s*", value):
@@ -84,9 +83,7 @@ class Reader:
 
     def _unknown(self, fields: tuple[Field, ...], key: str, value: object, path: str) -> None:
         own = [name for legal in fields for name in all_names(legal)]
-        homes = [f"tensor_parallel.{block}" for block, legal in BLOCK_OF if block and key in named(legal)]
-        if key in named(BLOCK_OF[0][1]):
-            homes.append("tensor_parallel")
+        homes = [block for block, legal in BLOCK_OF if key in named(legal)]
         near = nearest(key, own)
         if key in ("bf16", "fp16", "bfloat16"):
             fix = "move it to the top level of the config, beside tensor_parallel"
@@ -108,7 +105,7 @@ def _size(reader: Reader, _: Field, value: object, path: str) -> object:
 
 
 def _count(reader: Reader, spec: Field, value: object, path: str) -> object:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= spec.minimum:
+    if _is_integer(value) and value >= spec.minimum:
         return value
     reader.note(path, value, f"this must be an integer of at least {spec.minimum}", "write such an integer")
     return None
@@ -150,37 +147,35 @@ def _patterns(reader: Reader, spec: Field, value: object, path: str) -> object:
         reader.note(path, value, "no pattern: nothing would ever match", "list at least one regular expression")
     for index, pattern in enumerate(value):
         error = _pattern_error(pattern)
-        if error:
+        if error is not None:
             message = f"this is not a regular expression: {error}"
             reader.note(f"{path}[{index}]", pattern, message, "correct it (Python's syntax)")
     return value
 
 
-def _pattern_error(pattern: str) -> str:
+def _pattern_error(pattern: str) -> str | None:
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         return str(error)
-    return ""
+    return None
 
 
 def _shape(reader: Reader, _: Field, value: object, path: str) -> object:
     if not isinstance(value, (list, tuple)) or not value:
         reader.note(path, value, "a shape is a list of at least one size", "write for example [3, -1]")
         return None
-    sound = True
     for index, size in enumerate(value):
         nested = isinstance(size, (list, tuple))
         sizes = list(size) if nested else [size]
-        low = all(_is_count(one) or (not nested and _is_count(one, -1) and one == -1) for one in sizes)
-        if not sizes or not low:
-            sound = False
+        legal = all(_is_integer(one) and (one >= 1 or (one == -1 and not nested)) for one in sizes)
+        if not sizes or not legal:
             message = "a size in a shape is an integer of at least 1, -1 for one to infer, or a list of sizes"
             reader.note(f"{path}[{index}]", size, message, "write such a size")
-    if sound and (list(value).count(-1) > 1 or sum(isinstance(size, (list, tuple)) for size in value) > 1):
+    if list(value).count(-1) > 1 or sum(isinstance(size, (list, tuple)) for size in value) > 1:
         reader.note(path, value, "a shape has at most one -1 and at most one nested list", "give the other sizes")
         return None
-    return value if sound else None
+    return value
 
 
 def _tuple(reader: Reader, _: Field, value: object, path: str) -> object:
@@ -206,8 +201,8 @@ def _objects(reader: Reader, spec: Field, value: object, path: str) -> object:
     for index, item in enumerate(value):
         below = f"{path}[{index}]"
         result = reader.read_object(spec.fields, item, below)
-        if result is not None and spec.fields is LAYER_SPEC:
-            _check_layer_spec(reader, result, below)
+        if result is not None:
+            _check_layer_spec(reader, result, below)  # no other objects come in lists
         read.append(result)
     return read
 
@@ -220,8 +215,9 @@ def _forbidden(reader: Reader, spec: Field, value: object, path: str) -> object:
 def _check_layer_spec(reader: Reader, spec: dict[str, object], path: str) -> None:
     """A nested list stands at the dimension that is cut, and that dimension exists."""
     shape = spec.get("shape")
-    if not isinstance(shape, (list, tuple)):
+    if shape is None:
         return
+    assert isinstance(shape, (list, tuple))
     column = str(spec.get("partition_type", "column")).lower() == "column"
     cut = spec.get("partition_dim", 0 if column else 1)
     assert isinstance(cut, int)
@@ -234,8 +230,8 @@ def _check_layer_spec(reader: Reader, spec: dict[str, object], path: str) -> Non
             reader.note(f"{path}.shape[{index}]", size, message, "correct shape or partition_dim")
 
 
-def _is_count(value: object, minimum: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _kind_of(value: object) -> str:

@@ -19,7 +19,8 @@ __all__ = ["TARGETS", "Target", "checkout", "cover", "judge_code", "mutants_of"]
 _READER = ("tests/unit/test_config.py", "tests/unit/test_config_sources.py", "tests/unit/test_config_more.py")
 _OBJECTS = ("tests/unit/test_objects.py", "tests/unit/test_objects_more.py", "tests/unit/test_explain.py")
 _SCHEMA = "tests/unit/test_schema.py"
-_ALL = (*_READER, *_OBJECTS, _SCHEMA, "tests/unit/test_errors.py")
+_SPELLINGS = "tests/unit/test_spellings.py"
+_ALL = (*_READER, *_OBJECTS, _SCHEMA, _SPELLINGS, "tests/unit/test_errors.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ def _runtime(name: str, clause: str) -> Target:
 
 TARGETS: tuple[Target, ...] = (
     _reference("resolver", ("tests/unit/test_evidence.py", "tests/unit/test_explain.py"), "6.10"),
-    *(_reference(name, _READER) for name in ("config", "fields", "source", "values", "top", "spellings")),
+    *(_reference(name, _READER) for name in ("config", "fields", "source", "values", "top")),
+    _reference("spellings", (_SPELLINGS, *_READER)),
     *(_reference(name, _OBJECTS) for name in ("groups", "mpu", "objects")),
     _runtime("topology", "6.8"),
     _runtime("shards", "6.9"),

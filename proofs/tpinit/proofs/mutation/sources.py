@@ -36,7 +36,7 @@ _ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
 _NAMES = {"any": "all", "all": "any", "min": "max", "max": "min", "startswith": "endswith", "endswith": "startswith"}
 
 # Of these the order of two arguments is no matter, or a message's.
-_UNORDERED = ("isinstance", "getattr", "Problem", "note", "min", "max", "distance")
+_UNORDERED = ("isinstance", "getattr", "Problem", "note", "min", "max", "is_near", "_distance")
 
 
 @dataclass(frozen=True, slots=True)
