@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 from tpinit.proofs.mutation.battery import Battery, Change, Coverage, bytecode_elsewhere, check, forked, record, run
 from tpinit.proofs.mutation.battery import temporary_home as home_folder
@@ -54,6 +61,14 @@ def test_the_tests_that_reach_a_line_are_known(battery):
     assert set(coverage.reaching(FILE, [2])) == set(ALL[:2])
     assert set(coverage.reaching(FILE, [])) == set(ALL)
     assert "mutdemo.numbers" not in coverage.seconds
+
+
+def test_a_test_that_the_recorder_loses_may_reach_any_line(battery):
+    deep = "\ndef test_deep():\n    def down():\n        half(4), down()\n    try:\n        down()\n"
+    deep += "    except RecursionError:\n        assert half(-4) == 0\n"
+    (battery.root / "tests/test_half.py").write_text(TESTS + deep, encoding="utf-8")
+    coverage = record(battery, [FILE])
+    assert set(coverage.reaching(FILE, [3])) == set(names("test_half_of_less_than_nothing", "test_deep"))
 
 
 def test_a_mutant_is_killed_by_the_test_that_fails(battery):
@@ -113,3 +128,65 @@ def test_a_way_of_judging_that_kills_the_right_source_is_refused(battery):
     (battery.root / "tests/test_half.py").write_text(where, encoding="utf-8")
     with pytest.raises(RuntimeError, match=r"the right .* is killed by .*test_where"):
         check(battery, FILE, Coverage({names("test_where")[0]: 0.0}, {}))
+
+
+def _mentions(environment, text):
+    try:
+        return text in environment.read_bytes()
+    except OSError:  # another's, or it has just ended
+        return False
+
+
+@pytest.mark.parametrize(("forks", "jobs"), [(1, "1"), (2, "1"), (3, "2")], ids=["recording", "judging", "in parallel"])
+def test_a_command_that_is_terminated_leaves_nothing(tmp_path, forks, jobs):
+    command = [sys.executable, "-m", "tpinit.cli.main", "mutate", "--code", "--only", "topology/", "--jobs", jobs]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        seen = set()
+        deadline = time.monotonic() + 100
+        while len(seen) < forks and time.monotonic() < deadline:
+            seen |= {out.parent for out in tmp_path.glob("tpinit-mutant-*/out")}
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=100)
+    finally:
+        process.kill()
+        process.wait()
+    assert len(seen) >= forks
+    assert (process.returncode, b"Traceback" in said) == (128 + signal.SIGTERM, False)
+    assert list(tmp_path.iterdir()) == []
+    processes = Path("/proc").glob("[0-9]*/environ")
+    assert not [process.parent.name for process in processes if _mentions(process, os.fsencode(tmp_path))]
+
+
+class Ended(Exception):
+    """What a signal raises here."""
+
+
+@pytest.fixture
+def in_two_seconds():
+    def end(*_):
+        raise Ended
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, 2)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("in_two_seconds")
+def test_a_process_that_is_ended_early_ends_those_that_it_started(tmp_path):
+    def sleeps():
+        child = subprocess.Popen(["sleep", "60"])
+        (tmp_path / "pid").write_text(str(child.pid), encoding="utf-8")
+        child.wait()
+
+    with pytest.raises(Ended):
+        forked(tmp_path, 60, sleeps)
+    process = Path("/proc", (tmp_path / "pid").read_text(encoding="utf-8"), "stat")
+    deadline = time.monotonic() + 10
+    while process.exists() and process.read_text().split()[2] not in "ZX" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not process.exists() or process.read_text().split()[2] in "ZX"

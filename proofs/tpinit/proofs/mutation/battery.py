@@ -17,11 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
+
+from tpinit.proofs.mutation.ending import ended_by_default
 
 __all__ = [
     "Battery",
@@ -77,17 +79,19 @@ class Change:
 class Coverage:
     """What each test costs in CPU seconds, and for each file (below the root) the tests that reach each line.
 
-    `modules` are the names of what the tests import, tpinit and the tests themselves left out.
+    `modules` are the names of what the tests import, tpinit and the tests themselves left out. `unseen` are the
+    tests of which it is not known what they reach: any of them may reach any line.
     """
 
     seconds: Mapping[str, float]
     reached: Mapping[str, Mapping[int, frozenset[str]]]
     modules: frozenset[str] = frozenset()
+    unseen: frozenset[str] = frozenset()
 
     def reaching(self, file: str, lines: Sequence[int]) -> list[str]:
         """Return the tests that reach one of the lines, or all of them where no line is named: the cheapest first."""
         by_line = self.reached.get(file, {})
-        tests = set().union(*(by_line.get(line, ()) for line in lines)) if lines else set(self.seconds)
+        tests = set().union(self.unseen, *(by_line.get(line, ()) for line in lines)) if lines else set(self.seconds)
         return sorted(tests, key=lambda test: (self.seconds[test], test))
 
 
@@ -152,7 +156,7 @@ def record(battery: Battery, files: Sequence[str], seconds: float = 900.0) -> Co
     reached = {
         file: {int(line): frozenset(tests) for line, tests in by.items()} for file, by in report["reached"].items()
     }
-    return Coverage(report["seconds"], reached, frozenset(report["modules"]))
+    return Coverage(report["seconds"], reached, frozenset(report["modules"]), frozenset(report["unseen"]))
 
 
 @contextmanager
@@ -188,6 +192,7 @@ def forked(home: Path, seconds: float, work: Any) -> Any:
         status = 1
         try:
             os.setpgid(0, 0)
+            ended_by_default()
             resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             out = os.open(home / "out", os.O_WRONLY | os.O_CREAT)
@@ -202,31 +207,32 @@ def forked(home: Path, seconds: float, work: Any) -> Any:
         finally:
             os._exit(status)
     # The CPU limit is the real one: a busy machine must not look like a hang. This one is for sleepers.
-    deadline = time.monotonic() + 20 + 10 * seconds
-    pause = 0.01
-    while (ended := os.waitpid(process, os.WNOHANG)) == (0, 0):
-        if time.monotonic() > deadline:
-            os.killpg(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-            return None
-        time.sleep(pause)
-        pause = min(0.1, pause * 1.5)
-    with _quiet():
-        os.killpg(process, signal.SIGKILL)  # what a test left behind
-    if os.WIFSIGNALED(ended[1]) and os.WTERMSIG(ended[1]) in (signal.SIGXCPU, signal.SIGKILL):
+    status = _waited_for(process, time.monotonic() + 20 + 10 * seconds)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL):
         return None
-    report = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {"error": f"wait status {ended[1]}"}
+    report = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {"error": f"wait status {status}"}
     if "error" in report:
         raise RuntimeError(f"a process that judges a mutant failed: {report['error']}")
     return report
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
+def _waited_for(process: int, deadline: float) -> int:
+    """Wait until a forked process ends, or end it at the deadline. Whatever happens, nothing of its group is left."""
+    with suppress(OSError):
+        os.setpgid(process, process)  # as it does itself: whoever is first
+    pause = 0.01
+    ended = (0, 0)
     try:
-        yield
-    except ProcessLookupError:
-        return
+        while ended == (0, 0) and time.monotonic() < deadline:
+            time.sleep(pause)
+            pause = min(0.1, pause * 1.5)
+            ended = os.waitpid(process, os.WNOHANG)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process, signal.SIGKILL)  # and what a test left behind
+        if ended == (0, 0):
+            ended = os.waitpid(process, 0)
+    return ended[1]
 
 
 def _in_child(
@@ -260,7 +266,7 @@ def _in_child(
     own = ("tpinit", "tests", "conftest", "test_")
     modules = [name for name in sys.modules if name not in loaded and not name.startswith(own)]
     report = {"failed": recorder.failed, "how": recorder.how, "seconds": recorder.seconds}
-    return {**report, "reached": reached, "modules": modules}
+    return {**report, "reached": reached, "modules": modules, "unseen": sorted(recorder.unseen)}
 
 
 def _files_of(tests: Sequence[str], battery: Battery) -> list[str]:
@@ -274,6 +280,7 @@ class _Recorder:
     def __init__(self, root: Path, tests: Sequence[str] | None, files: Sequence[str] | None) -> None:
         self.failed, self.how = "", ""
         self.seconds: dict[str, float] = {}
+        self.unseen: set[str] = set()
         self.reached: dict[str, dict[int, set[str]]] = {file: {} for file in files or ()}
         self._order = None if tests is None else {test: place for place, test in enumerate(tests)}
         self._file_of_path = {str(root / file): file for file in files or ()}
@@ -303,6 +310,8 @@ class _Recorder:
             sys.settrace(self._enter)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        if self._file_of_path and sys.gettrace() is None:
+            self.unseen.add(nodeid)  # the interpreter drops a tracer that runs out of stack with what it traces
         sys.settrace(None)
         self.seconds[nodeid] = self.seconds.get(nodeid, 0.0) + time.process_time()
 

@@ -16,6 +16,7 @@ import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
 from tpinit.proofs.claims import THEOREMS
 from tpinit.proofs.mutation.battery import Coverage, bytecode_elsewhere
 from tpinit.proofs.mutation.code import TARGETS, checkout, cover, mutants_of
+from tpinit.proofs.mutation.ending import unwinding
 from tpinit.proofs.mutation.record import Fate, Judged
 from tpinit.proofs.mutation.running import Code, Spec, judge_all, listed, stale
 from tpinit.proofs.mutation.spec import spec_mutants
@@ -129,7 +130,7 @@ def _judge(arguments: argparse.Namespace, tasks: Sequence[Spec | Code]) -> int:
     wanted = sorted({task.target for task in tasks if isinstance(task, Code)})
     if wanted and not arguments.quiet:
         print("recording which test reaches which line", file=sys.stderr, flush=True)
-    with bytecode_elsewhere():
+    with unwinding(), bytecode_elsewhere():
         judged = _judged(arguments, tasks, wanted)
     reasons = listed()
     gone = stale(judged, _all_code_names() if wanted else set(reasons), reasons)

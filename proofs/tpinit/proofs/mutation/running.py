@@ -5,19 +5,24 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import os
+import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from tpinit.proofs.mutation.battery import Coverage
+from tpinit.proofs.mutation.ending import unwind_on_sigterm
 from tpinit.proofs.mutation.record import Fate, Judged
 
 __all__ = ["Code", "Spec", "judge_all", "listed", "stale"]
 
 _LISTED = Path(__file__).with_name("equivalent.json")
+_PATIENCE = 35.0  # seconds for a worker that is asked to end: a solver must come back first
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ _SHARED: dict[str, Mapping[int, Coverage]] = {}
 
 
 def _start(coverage: Mapping[int, Coverage]) -> None:
+    unwind_on_sigterm()
     _SHARED["coverage"] = coverage
     # Loaded here, once, what every forked process needs.
     for name in sorted(set().union(*(one.modules for one in coverage.values()))):
@@ -67,6 +73,8 @@ def _judge(task: Spec | Code) -> Judged:
     except Exception as error:  # told beside the others: a mutant that can't be judged has not been killed
         name = task.name if isinstance(task, Code) else f"mutant {task.place} of the contract"
         return Judged("?", name, Fate.SURVIVED, "", f"could not be judged: {type(error).__name__}: {error}")
+    except SystemExit:  # asked to end, and all is cleared up; the pool would take it for an answer and go on
+        os._exit(128 + signal.SIGTERM)
 
 
 def _judged(task: Spec | Code) -> Judged:
@@ -86,6 +94,7 @@ def judge_all(
     """Judge all tasks in `jobs` processes; `done` hears of each, in order."""
     context = get_context("spawn")
     judged = []
+    others = set(active_children())
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(coverage,)) as pool:
         try:
             for one in pool.map(_judge, tasks, chunksize=4):
@@ -93,8 +102,17 @@ def judge_all(
                 done(one)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            _end(set(active_children()) - others)
             raise
     return judged
+
+
+def _end(workers: Collection[BaseProcess]) -> None:
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join(_PATIENCE)
+        worker.kill()
 
 
 def stale(judged: Collection[Judged], names: Collection[str], reasons: Mapping[str, str]) -> list[str]:
