@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 import pytest
 
-COMMANDS = ("resolve", "table", "schema", "prove", "check-table", "train")
+COMMANDS = ("resolve", "table", "schema", "prove", "mutate", "vectors", "check-table", "conform", "train")
 
 
 @pytest.mark.parametrize("script", [False, True])
@@ -30,6 +30,11 @@ def test_help_names_every_command_and_shows_examples(tpinit, script):
     assert "examples:" in text
     assert "exit codes:" in text
     assert max(map(len, text.splitlines())) <= 112
+
+
+def test_the_help_names_no_other_command(tpinit):
+    listed = re.findall(r"^    (\S+)", tpinit("--help").stdout.decode().partition("COMMAND\n")[2], re.MULTILINE)
+    assert tuple(listed) == COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+from tpinit.cli.main import COMMANDS
 from tpinit.reference.fields import SECTION, TP, all_names
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -41,6 +42,10 @@ def test_the_examples_do_what_their_page_says(tpinit):
     assert bad.returncode == 1
     codes = [violation["code"] for violation in json.loads(bad.stdout)["violations"]]
     assert codes == ["SIZE_MISMATCH", "DTYPE_MISMATCH", "SIZE_NOT_DIVIDING_WORLD"]
+
+
+def test_the_manual_has_a_section_for_every_command():
+    assert re.findall(r"^## tpinit (\S+)$", read("docs/cli.md"), re.M) == list(COMMANDS)
 
 
 def test_the_manual_names_every_key_of_the_answer(tpinit):
