@@ -16,6 +16,7 @@ from typing import Any
 def main() -> None:
     rank, size, home = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    import family_scenarios
     import more_scenarios
     import scenarios
     import torch
@@ -34,9 +35,11 @@ def main() -> None:
         try:
             result = (
                 True,
-                getattr(more_scenarios if hasattr(more_scenarios, scenario) else scenarios, scenario)(
-                    rank, **arguments
-                ),
+                next(
+                    getattr(module, scenario)
+                    for module in (family_scenarios, more_scenarios, scenarios)
+                    if hasattr(module, scenario)
+                )(rank, **arguments),
             )
         except Exception:
             result = (False, traceback.format_exc())

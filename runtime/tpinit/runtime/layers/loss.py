@@ -80,6 +80,15 @@ def _causal_loss(original: Any, begin: int, length: int, whole: int, group: Proc
     return loss
 
 
+def _asks_for_it(model: nn.Module) -> bool:
+    """Tell whether a model's forward hands its logits to its `loss_function`, and does not compute a loss itself."""
+    try:
+        text = inspect.getsource(inspect.unwrap(type(model).forward))
+    except (OSError, TypeError):
+        return False
+    return "self.loss_function(" in text
+
+
 def keep_logits_apart(
     model: nn.Module, head: HeadLayer, begin: int, length: int, whole: int, group: ProcessGroup
 ) -> None:
@@ -89,7 +98,7 @@ def keep_logits_apart(
     logits are whole.
     """
     loss: Any = getattr(model, "loss_function", None)
-    if getattr(loss, "__name__", "") != "ForCausalLMLoss" or length == whole:
+    if getattr(loss, "__name__", "") != "ForCausalLMLoss" or length == whole or not _asks_for_it(model):
         return
     model.loss_function = _causal_loss(loss, begin, length, whole, group)
     try:

@@ -1,0 +1,123 @@
+"""Every family, sharded against unsharded: what the ranks do."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from scenarios import Counter
+from tpinit.runtime import initialize
+from tpinit.runtime.cutting import put_together
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
+
+import catalogue
+
+SGD = {"type": "SGD", "params": {"lr": 0.05, "momentum": 0.9}}
+NOT_SEPARABLE = ("clip",)  # its loss contrasts all samples of a batch
+
+
+def family(
+    rank: int,
+    name: str,
+    tp: int,
+    steps: int = 5,
+    causal: bool = False,
+    clipping: float = 0.5,
+    initialize_with: dict[str, Any] | None = None,
+    section: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """Train a family sharded and whole on the same data; return how far they are apart, and what was sent."""
+    model = catalogue.build_causal(name, **overrides) if causal else catalogue.build(name, **overrides)
+    model.train()
+    reference = copy.deepcopy(model)
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_clipping": clipping,
+        "optimizer": SGD,
+        "tensor_parallel": {"autotp_size": tp, **(section or {})},
+    }
+    engine, _, _, _ = initialize(model=model, config=config, **(initialize_with or {}))
+    updates = torch.optim.SGD([one for one in reference.parameters() if one.requires_grad], **SGD["params"])
+    parts, mine = dist.get_world_size() // tp, engine.mesh.data_index
+    worst = {"loss": 0.0, "gradient": 0.0, "norm": 0.0, "weight": 0.0}
+    where = {}
+    counter = Counter()
+    for step in range(steps):
+        batch = _batch(name, reference, step, 2 * parts, causal)
+        part = {
+            key: value[2 * mine : 2 * mine + 2] if isinstance(value, torch.Tensor) and value.dim() else value
+            for key, value in batch.items()
+        }
+        with counter.on():
+            loss = _loss(name, engine, part, causal)
+            engine.backward(loss)
+        total = loss.detach().clone()
+        dist.all_reduce(total)
+        expected = _loss(name, reference, batch, causal)
+        expected.backward()
+        _worst(worst, where, "loss", abs(float(total) / dist.get_world_size() / float(expected) - 1), "")
+        for parameter, apart in _apart(engine, reference, "grad").items():
+            _worst(worst, where, "gradient", apart, parameter)
+        norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), clipping or float("inf"))
+        engine.step()
+        _worst(worst, where, "norm", abs(engine.get_global_grad_norm() / float(norm) - 1), "")
+        updates.step()
+        updates.zero_grad()
+        for parameter, apart in _apart(engine, reference, "data").items():
+            _worst(worst, where, "weight", apart, parameter)
+    records = engine.plan.parameters
+    return {
+        **worst,
+        "where": where,
+        "cut": sum(record.dim is not None for record in records),
+        "cut_numbers": sum(one.numel() for one in engine.module.parameters()),
+        "numbers": sum(one.numel() for one in reference.parameters()),
+        "calls": counter.calls,
+        "notes": engine.plan.notes,
+        "source": engine.plan.source,
+    }
+
+
+def _batch(name: str, model: Any, seed: int, rows: int, causal: bool) -> dict[str, Any]:
+    return catalogue.batch_causal(name, model, seed) if causal else catalogue.batch(name, model, seed, rows=rows)
+
+
+def _loss(name: str, model: Any, batch: dict[str, Any], causal: bool) -> torch.Tensor:
+    return catalogue.loss_causal(model, batch) if causal else catalogue.loss(name, model, batch)
+
+
+def _worst(worst: dict[str, float], where: dict[str, Any], what: str, apart: float, name: str) -> None:
+    if not apart <= worst[what]:
+        worst[what], where[what] = apart, name
+
+
+def _apart(engine: Any, reference: torch.nn.Module, what: str) -> dict[str, float]:
+    """Return for each parameter how far it is from the whole one, beside its own norm and a part of the largest."""
+    expected = {name: getattr(one, what) for name, one in reference.named_parameters()}
+    actual = {name: getattr(one, what) for name, one in engine.module.named_parameters()}
+    largest = max(float(one.norm()) for one in expected.values() if one is not None)
+    found = {}
+    for record in engine.plan.parameters:
+        right = expected[record.name]
+        got = gathered(actual[record.name], record, engine)
+        if right is None or got is None:
+            found[record.name] = 0.0 if got is None or not float(got.norm()) else float("inf")
+            continue
+        found[record.name] = float((got - right).norm()) / (float(right.norm()) + 1e-2 * largest)
+    return found
+
+
+def gathered(local: torch.Tensor | None, record: Any, engine: Any) -> torch.Tensor | None:
+    """Put a tensor together from all ranks of the group, however unevenly it is cut."""
+    side = engine.mesh.tp
+    if record.dim is None or side.group is None:
+        return local
+    parts: list[Any] = [None] * side.size
+    dist.all_gather_object(parts, local, group=side.group)
+    return None if any(part is None for part in parts) else put_together(parts, record)
