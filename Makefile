@@ -23,6 +23,11 @@ DEEPSPEED_STAMP := $(DEEPSPEED_VENV)/.installed
 DEEPSPEED := 0.19.8
 DEEPSPEED_BEFORE := 0.17.6
 DEEPSPEED_ARGS ?= --document docs/deepspeed-$(DEEPSPEED).md --known tests/tpinit/conformance/known/deepspeed-$(DEEPSPEED).json --reproductions docs/reproductions --own --older $(CURDIR)/$(DEEPSPEED_VENV)/before
+# accelerate, without which transformers refuses to cut a model: beside the environment, for that one peer alone.
+BENCH_PATH := $(VENV)/bench
+BENCH_STAMP := $(BENCH_PATH)/.installed
+ACCELERATE := 1.15.0
+BENCH_ARGS ?= --document docs/benchmarks.md --plot docs/benchmarks.svg --json docs/benchmarks.json
 PORTIONS := spec reference cli runtime proofs conformance
 
 # The ranks of a distributed test share few cores: one thread each, unless the caller says otherwise.
@@ -30,7 +35,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help venv demo test lint prove mutate deepspeed deepspeed-env clean
+.PHONY: help venv demo test lint prove mutate deepspeed deepspeed-env bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,6 +92,14 @@ $(DEEPSPEED_STAMP): constraints.txt
 	@DS_BUILD_OPS=0 $(DEEPSPEED_VENV)/bin/python -m pip install --quiet --quiet --no-build-isolation deepspeed==$(DEEPSPEED)
 	@DS_BUILD_OPS=0 $(DEEPSPEED_VENV)/bin/python -m pip install --quiet --quiet --no-build-isolation --no-deps --target $(DEEPSPEED_VENV)/before deepspeed==$(DEEPSPEED_BEFORE)
 	@touch $(DEEPSPEED_STAMP)
+
+bench: $(STAMP) $(DEEPSPEED_STAMP) $(BENCH_STAMP) ## Train side by side with DeepSpeed, transformers and torch, and write the page (BENCH_ARGS)
+	@PYTHONPATH=tests TPINIT_DEEPSPEED_PYTHON=$(CURDIR)/$(DEEPSPEED_VENV)/bin/python TPINIT_BENCH_PATH=$(CURDIR)/$(BENCH_PATH) $(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+$(BENCH_STAMP): $(STAMP)
+	@rm -rf $(BENCH_PATH)
+	@$(PIP) install --quiet --quiet --constraint constraints.txt --no-deps --target $(BENCH_PATH) accelerate==$(ACCELERATE) psutil
+	@touch $(BENCH_STAMP)
 
 mutate: $(STAMP) ## Judge every mutant of the contract and a sample of those of the code (MUTATE_ARGS)
 	@$(BIN)/tpinit mutate $(MUTATE_ARGS)

@@ -1,6 +1,7 @@
 """The benchmark on the tiny model: who takes part, what is said of whom, and that the losses agree. Never a time."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -77,7 +78,7 @@ def test_every_number_is_there(peers):
     for name, peer in peers.items():
         if not peer["runs"]:
             continue
-        assert [len(block) for block in peer["step_seconds_by_rotation"]] == [2]
+        assert [len(block) for block in peer["step_seconds_by_rotation"]] == [8]
         assert peer["load_seconds"]
         assert peer["load_peak"]["tensors"] > 0
         step = peer["step"]
@@ -107,6 +108,27 @@ def test_the_page_and_the_plot(run):
     for text in (stdout, page, (folder / "b.json").read_text()):
         assert not re.search(r"/(home|tmp|root|work|usr)/", text)
         assert os.uname().nodename not in text.split()
+
+
+@pytest.mark.parametrize("last", [5.4 * 1.0002, math.nan, math.inf])
+def test_a_peer_with_other_losses_is_marked(monkeypatch, last):
+    monkeypatch.syspath_prepend(str(ROOT / "tests"))
+    from benchmarks import campaign, chart, report, roster, sizes
+
+    seen = {"collectives": 1, "by_kind": {"all-reduce": 1}, "alone": 0, "sent_bytes": 8, "largest_bytes": 8, "peak": {}}
+    right = [5.5, 5.5, 5.4]
+    rows = [
+        campaign.Row(peer, losses=losses, off=campaign._off(losses, right), blocks=[[0.1, 0.2]], inspected=seen)
+        for peer, losses in zip(roster.PEERS, (right, right, [5.5, 5.5, last]), strict=False)
+    ]
+    assert [row.wrong for row in rows] == [False, False, True]
+    result = campaign.Result([campaign.Outcome(sizes.TINY, rows)], {"torch": "2"}, "gloo", 2, 2, 1)
+    lines = report.table(result).splitlines()
+    assert [line.split("  ")[0] for line in lines if "WRONG by" in line] == [rows[2].peer.label]
+    assert "best peer" not in report.summary(result.outcomes[0])
+    assert chart.draw(result).count("WRONG") == 1
+    written = json.loads(json.dumps(report.as_json(result), allow_nan=False))
+    assert [peer["wrong"] for peer in written["sizes"][0]["peers"]] == [False, False, True]
 
 
 @pytest.mark.skipif(not os.environ.get(DEEPSPEED), reason=f"{DEEPSPEED} names no Python with DeepSpeed")

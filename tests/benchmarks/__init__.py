@@ -1,0 +1,1 @@
+"""The same training step under every implementation of tensor parallelism, side by side: `make bench`."""

@@ -1,0 +1,214 @@
+"""The measuring itself: all peers alive, blocks of steps in rotation, every loss held against the unsharded one."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.host import Lost, Ranks
+from benchmarks.roster import UNSHARDED, Peer
+from benchmarks.sizes import AGREEMENT, COMPARED, Size
+
+__all__ = ["Outcome", "Result", "Row", "measure"]
+
+_START, _WORK = 180.0, 240.0  # seconds: for imports by everyone at once, and for one order
+
+
+@dataclass
+class Row:
+    """What was seen of one peer at one size. `blocks` has the seconds of each step, the slowest rank's, by rotation."""
+
+    peer: Peer
+    reason: str = ""
+    losses: list[float] = field(default_factory=list)
+    off: float | None = None
+    blocks: list[list[float]] = field(default_factory=list)
+    shard: list[float] = field(default_factory=list)
+    load: list[float] = field(default_factory=list)
+    own_slices: bool | None = None
+    missing: list[str] = field(default_factory=list)
+    load_peak: dict[str, int | None] = field(default_factory=dict)
+    inspected: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def wrong(self) -> bool:
+        """Whether its losses are not those of the unsharded model. A loss that is not a number is wrong too."""
+        return self.off is not None and not self.off <= AGREEMENT
+
+    @property
+    def step(self) -> float | None:
+        """The median step in seconds."""
+        return statistics.median(second for block in self.blocks for second in block) if self.blocks else None
+
+    def to_ideal(self, unsharded: Row) -> list[float]:
+        """One ratio a rotation: this peer's median step over half of the unsharded one in the same rotation."""
+        pairs = zip(self.blocks, unsharded.blocks, strict=False)
+        return [statistics.median(own) / (statistics.median(whole) / 2) for own, whole in pairs]
+
+
+@dataclass
+class Outcome:
+    """One size: a row for every peer asked for, the unsharded model first."""
+
+    size: Size
+    rows: list[Row]
+
+
+@dataclass
+class Result:
+    """Everything of one run."""
+
+    outcomes: list[Outcome]
+    versions: dict[str, str]
+    backend: str
+    cores: int
+    steps: int
+    rotations: int
+
+
+def measure(
+    peers: Sequence[Peer],
+    sizes: Sequence[Size],
+    *,
+    home: Path,
+    steps: int,
+    rotations: int,
+    loads: int,
+    say: Callable[[str], None],
+) -> Result:
+    """Start everybody, measure every size, end everybody. A peer that can't run is a row with a reason."""
+    (home / "path").mkdir()
+    (home / "path" / "benchmarks").symlink_to(Path(__file__).parent, target_is_directory=True)
+    versions: dict[str, str] = {}
+    with _alive(peers, home, say) as (alive, reasons):
+        backends = set()
+        for name, ranks in list(alive.items()):
+            try:
+                hello = ranks.hear(_START)[0]
+            except Lost as lost:
+                del alive[name]
+                reasons[name] = str(lost)
+                continue
+            versions |= hello["versions"]
+            backends.add(hello["backend"])
+        if UNSHARDED.name not in alive:
+            raise Lost(f"the unsharded model does not run: {reasons[UNSHARDED.name]}")
+        outcomes = [_size(peers, size, alive, reasons, home, (steps, rotations, loads), say) for size in sizes]
+    return Result(
+        outcomes,
+        versions,
+        "/".join(sorted(one for one in backends if one)),
+        len(os.sched_getaffinity(0)),
+        steps,
+        rotations,
+    )
+
+
+@contextmanager
+def _alive(
+    peers: Sequence[Peer], home: Path, say: Callable[[str], None]
+) -> Iterator[tuple[dict[str, Ranks], dict[str, str]]]:
+    """Start all ranks of all peers at once; end them however this is left."""
+    alive: dict[str, Ranks] = {}
+    reasons: dict[str, str] = {}
+    try:
+        for peer in peers:
+            try:
+                alive[peer.name] = Ranks(peer, home)
+            except Lost as lost:
+                reasons[peer.name] = str(lost)
+                continue
+            alive[peer.name].tell(do="start")
+        say(f"starting {sum(len(ranks.processes) for ranks in alive.values())} processes")
+        yield alive, reasons
+    finally:
+        for ranks in alive.values():
+            ranks.kill()
+
+
+def _size(
+    peers: Sequence[Peer],
+    size: Size,
+    alive: dict[str, Ranks],
+    reasons: dict[str, str],
+    home: Path,
+    counts: tuple[int, int, int],
+    say: Callable[[str], None],
+) -> Outcome:
+    steps, rotations, loads = counts
+    steps *= size.turns
+    folder = home / f"model-{size.name}"
+    parameters = alive[UNSHARDED.name].ask(_WORK, do="prepare", size=size.name, folder=str(folder))[0]["parameters"]
+    assert parameters == size.parameters, (parameters, size.parameters)
+    rows = {peer.name: Row(peer) for peer in peers}
+
+    def each(what: Callable[[Row, Ranks], None], order: Sequence[str]) -> None:
+        for name in order:
+            if name in alive:
+                try:
+                    what(rows[name], alive[name])
+                except Lost as lost:
+                    if name == UNSHARDED.name:
+                        raise  # without it there is neither an ideal nor a right answer
+                    del alive[name]
+                    reasons[name] = str(lost)
+
+    names = list(rows)
+    say(f"{size.name}: loading, and {COMPARED} steps for the losses")
+    each(lambda row, ranks: _prepare(row, ranks, size, folder, loads), names)
+    begun = time.monotonic()
+    for rotation in range(rotations):
+        # Nobody always follows the same neighbour: every rotation starts with somebody else.
+        start = rotation % len(names)
+        each(lambda row, ranks: _block(row, ranks, steps), names[start:] + names[:start])
+        say(f"{size.name}: rotation {rotation + 1} of {rotations} ({time.monotonic() - begun:.0f} s)")
+    each(_inspect, names)
+    for name, row in rows.items():
+        if name in reasons:
+            row.reason, row.blocks = reasons[name], []
+        elif row.losses:
+            row.off = _off(row.losses, rows[UNSHARDED.name].losses)
+    return Outcome(size, list(rows.values()))
+
+
+def _prepare(row: Row, ranks: Ranks, size: Size, folder: Path, loads: int) -> None:
+    answers = ranks.ask(_WORK, do="load", size=size.name, folder=str(folder), times=loads)
+    row.shard = [max(each) for each in zip(*(answer["shard"] for answer in answers), strict=True)]
+    row.load = [max(each) for each in zip(*(answer["load"] for answer in answers), strict=True)]
+    row.own_slices = answers[0]["own_slices"]
+    row.missing = answers[0]["missing"]
+    row.load_peak = _largest([answer["peak"] for answer in answers])
+    taken = ranks.ask(_WORK, do="steps", count=COMPARED)  # the warm-up too
+    row.losses = taken[0]["losses"]
+    if any(answer["losses"] != row.losses for answer in taken):
+        row.missing.append("its ranks return different losses")
+
+
+def _block(row: Row, ranks: Ranks, steps: int) -> None:
+    answers = ranks.ask(_WORK, do="steps", count=steps)
+    row.blocks.append([max(each) for each in zip(*(answer["seconds"] for answer in answers), strict=True)])
+
+
+def _inspect(row: Row, ranks: Ranks) -> None:
+    answers = ranks.ask(_WORK, do="inspect")
+    row.inspected = {**answers[0], "peak": _largest([answer["peak"] for answer in answers])}
+
+
+def _largest(peaks: list[dict[str, int | None]]) -> dict[str, int | None]:
+    return {
+        name: max(peak[name] or 0 for peak in peaks) if all(peak[name] is not None for peak in peaks) else None
+        for name in peaks[0]
+    }
+
+
+def _off(losses: list[float], right: list[float]) -> float:
+    """The largest relative difference; infinite where a loss is not a number."""
+    differences = [abs(one - other) / abs(other) for one, other in zip(losses, right, strict=True)]
+    return max(difference if math.isfinite(difference) else math.inf for difference in differences)

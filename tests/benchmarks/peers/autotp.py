@@ -1,0 +1,55 @@
+"""DeepSpeed's AutoTP for training, with its gathered head and with its vocabulary-parallel one."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.peers.base import Peer, Step, adamw
+
+__all__ = ["AutoTP", "AutoTPVocabulary"]
+
+
+class AutoTP(Peer):
+    vocabulary = False
+
+    def __init__(self) -> None:
+        # Not an import statement: the environment in which this is checked and linted has no DeepSpeed.
+        self.deepspeed: Any = importlib.import_module("deepspeed")
+        # Its shared-memory reduction serves inference only. Left out, because it costs a C++ build of a minute.
+        ops: Any = importlib.import_module("deepspeed.ops")
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+    def versions(self) -> dict[str, str]:
+        return {"deepspeed": str(self.deepspeed.__version__)}
+
+    def from_model(self, model: nn.Module) -> Step:
+        engine = self.deepspeed.initialize(
+            model=model,
+            model_parameters=list(model.parameters()),
+            optimizer=adamw,
+            dist_init_required=False,
+            config={
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_clipping": 0.0,  # or else it clips at 1.0, which no other peer does
+                "zero_optimization": {"stage": 0},
+                "tensor_parallel": {"autotp_size": 2, "vocab_parallel_lm_head": self.vocabulary},
+                "steps_per_print": 1 << 30,
+            },
+        )[0]
+        engine.train()
+
+        def step(ids: torch.Tensor) -> torch.Tensor:
+            loss: torch.Tensor = engine(input_ids=ids, labels=ids).loss
+            engine.backward(loss)
+            engine.step()
+            return loss
+
+        return step
+
+
+class AutoTPVocabulary(AutoTP):
+    vocabulary = True

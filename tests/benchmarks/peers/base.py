@@ -1,0 +1,78 @@
+"""What every peer does, and what all of them share: the model on disk, its batches, the optimizer."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.sizes import LEARNING_RATE, SEED, Size
+
+__all__ = ["Peer", "Step", "Unavailable", "adamw", "batch_of", "save", "whole"]
+
+Step = Callable[[torch.Tensor], torch.Tensor]
+"""Forward, backward and update on token ids [batch, sequence]; returns the loss of the whole batch."""
+
+
+class Unavailable(Exception):
+    """The peer has no such way; the text says what is missing."""
+
+
+class Peer(abc.ABC):
+    """One implementation, in one rank."""
+
+    @abc.abstractmethod
+    def versions(self) -> dict[str, str]:
+        """Name what is measured."""
+
+    @abc.abstractmethod
+    def from_model(self, model: nn.Module) -> Step:
+        """Cut a whole model that is in memory, and make it ready to train. Raises Unavailable."""
+
+    def from_files(self, folder: str) -> Step:
+        """Read this rank's slices, and no more, from safetensors, and make them ready to train."""
+        raise Unavailable("reads the whole model on every rank")
+
+
+def save(size: Size, folder: str) -> int:
+    """Write the seeded model as safetensors into `folder`; returns its number of parameters."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(SEED)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=size.vocab,
+            hidden_size=size.hidden,
+            intermediate_size=size.intermediate,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            num_key_value_heads=size.kv_heads,
+            max_position_embeddings=size.sequence,
+            use_cache=False,
+            tie_word_embeddings=False,
+        )
+    )
+    model.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def whole(folder: str) -> nn.Module:
+    """Read the whole model, in training mode."""
+    from transformers import LlamaForCausalLM
+
+    model: nn.Module = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.train()
+
+
+def batch_of(size: Size, step: int) -> torch.Tensor:
+    """Token ids [batch, sequence] of a step; two batches take turns, so that the loss falls and gradients matter."""
+    generator = torch.Generator().manual_seed(SEED + step % 2)
+    return torch.randint(size.vocab, (size.batch, size.sequence), generator=generator)
+
+
+def adamw(parameters: Iterable[Any]) -> torch.optim.Optimizer:
+    """Return the optimizer that every peer is given."""
+    return torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)

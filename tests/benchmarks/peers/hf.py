@@ -1,0 +1,39 @@
+"""The tensor parallelism of transformers: cut while it loads, by the model's own plan."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers.distributed.configuration_utils import DistributedConfig
+
+from benchmarks.peers.base import Peer, Step, Unavailable, adamw
+
+__all__ = ["Transformers"]
+
+
+class Transformers(Peer):
+    def versions(self) -> dict[str, str]:
+        return {"transformers": transformers.__version__}
+
+    def from_model(self, model: nn.Module) -> Step:
+        raise Unavailable("cuts only while it loads")
+
+    def from_files(self, folder: str) -> Step:
+        config = DistributedConfig(tp_size=2, tp_plan="auto")
+        model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, distributed_config=config)
+        model.train()
+        # One fused update can't take distributed and plain tensors at once: a group of each.
+        cut = [parameter for parameter in model.parameters() if isinstance(parameter, DTensor)]
+        kept = [parameter for parameter in model.parameters() if not isinstance(parameter, DTensor)]
+        optimizer = adamw([{"params": group} for group in (cut, kept) if group])
+
+        def step(ids: torch.Tensor) -> torch.Tensor:
+            loss: torch.Tensor = model(input_ids=ids, labels=ids).loss
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            return loss
+
+        return step

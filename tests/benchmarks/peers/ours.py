@@ -1,0 +1,47 @@
+"""tpinit: `initialize` on the whole model, and `from_pretrained` once the runtime has it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+from typing import Any
+
+import torch
+import tpinit.runtime
+from torch import nn
+
+from benchmarks.peers.base import Peer, Step, Unavailable, adamw
+
+__all__ = ["Ours"]
+
+_CONFIG = {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": 0.0, "tensor_parallel": {"autotp_size": 2}}
+
+
+class Ours(Peer):
+    def versions(self) -> dict[str, str]:
+        return {"tpinit": importlib.metadata.version("tpinit")}
+
+    def from_model(self, model: nn.Module) -> Step:
+        return _step_of(tpinit.runtime.initialize(model=model, optimizer=adamw, config=_CONFIG)[0])
+
+    def from_files(self, folder: str) -> Step:
+        load = getattr(tpinit.runtime, "from_pretrained", None)
+        if load is None:
+            raise Unavailable("tpinit.runtime.from_pretrained is not there yet")
+        try:
+            inspect.signature(load).bind(folder, optimizer=adamw, config=_CONFIG)
+        except TypeError as error:
+            raise Unavailable(f"tpinit.runtime.from_pretrained takes other arguments: {error}") from None
+        return _step_of(load(folder, optimizer=adamw, config=_CONFIG)[0])
+
+
+def _step_of(engine: Any) -> Step:
+    engine.train()
+
+    def step(ids: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor = engine(input_ids=ids, labels=ids).loss
+        engine.backward(loss)
+        engine.step()
+        return loss
+
+    return step

@@ -1,0 +1,189 @@
+"""One rank of one peer: `python -m benchmarks.rank CODE RANK RANKS HOME`. Orders come on stdin, answers go to stdout.
+
+Between orders it waits in a read, which costs the others no processor time. It ends when its host does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
+
+from benchmarks import counting, memory
+from benchmarks.peers.base import Peer, Step, Unavailable, batch_of, save, whole
+from benchmarks.sizes import SIZES, Size
+
+__all__ = ["main"]
+
+_DEATH = 1  # PR_SET_PDEATHSIG
+_LIMIT = timedelta(seconds=300)  # of one collective: longer than the host waits for an answer
+
+
+def main() -> None:
+    """Join the other ranks, then do as told until stdin ends."""
+    code, rank, ranks, home = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    parent = os.getppid()
+    signal.signal(signal.SIGTERM, lambda *_: _end(home))
+    ctypes.CDLL(None).prctl(_DEATH, signal.SIGTERM)
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a peer prints must not get between the answers
+    torch.set_num_threads(1)
+    if ranks > 1:
+        store = FileStore(str(home / f"store.{code.replace(':', '.')}"), ranks)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=_LIMIT)
+    bench: Bench | None = None
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            if order["do"] == "start":
+                module, _, name = code.partition(":")
+                bench = Bench(getattr(importlib.import_module(module), name)(), ranks)
+                answer = bench.hello()
+            else:
+                assert bench is not None
+                answer = getattr(bench, order.pop("do"))(**order)
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+    if os.getppid() != parent:
+        _end(home)
+    os._exit(0)  # without the destructors of engines and groups, which may wait for ranks that are gone
+
+
+def _end(home: Path) -> None:
+    """The host is gone: leave nothing of it, or of this rank, behind."""
+    shutil.rmtree(home, ignore_errors=True)
+    os.killpg(0, signal.SIGKILL)
+
+
+class Bench:
+    """The orders, each a method that returns what is written back as JSON."""
+
+    def __init__(self, peer: Peer, ranks: int) -> None:
+        self.peer = peer
+        self.ranks = ranks
+        self.step: Step | None = None
+        self.size: Size | None = None
+        self.folder = ""
+        self.done = 0
+        whole_library = importlib.import_module("transformers")  # imported by now: what follows must not pay for it
+        _ = whole_library.LlamaForCausalLM
+        self.base = 0  # what the process holds before it loads
+
+    def hello(self) -> dict[str, Any]:
+        return {"versions": self.peer.versions(), "backend": dist.get_backend() if self.ranks > 1 else None}
+
+    def prepare(self, size: str, folder: str) -> dict[str, Any]:
+        """Write the model that all peers read."""
+        return {"parameters": save(SIZES[size], folder)}
+
+    def load(self, size: str, folder: str, times: int) -> dict[str, Any]:
+        """Make the model ready to train, several times each way; the last one made is the one that trains.
+
+        `shard`: seconds from a whole model in memory. `load`: seconds from files, by the peer's own way if it has
+        one, and otherwise by reading the whole model on every rank. `own_slices` says which of the two.
+        """
+        self.size, self.folder = SIZES[size], folder
+        self._drop()
+        memory.give_back()
+        self.base = memory.resident() or 0
+        answer: dict[str, Any] = {"shard": [], "load": [], "own_slices": None, "missing": []}
+        direct = cut = True
+        try:
+            peak = memory.peak(self._from_files)
+        except Unavailable as reason:
+            direct = False
+            answer["missing"].append(f"load: {reason}")
+            peak = memory.peak(lambda: self._from_model([]))
+        answer["peak"] = self._peak(peak)
+        answer["own_slices"] = direct
+        for _ in range(times):
+            times_cut: list[float] = []
+            self._drop()
+            try:
+                begun = time.perf_counter()
+                if cut:
+                    self._from_model(times_cut)
+                    answer["shard"].append(times_cut[0])
+                    if not direct:
+                        answer["load"].append(time.perf_counter() - begun)
+            except Unavailable as reason:
+                cut = False
+                answer["missing"].append(f"shard: {reason}")
+            if direct:
+                self._drop()
+                begun = time.perf_counter()
+                self._from_files()
+                answer["load"].append(time.perf_counter() - begun)
+        return answer
+
+    def _from_model(self, seconds: list[float]) -> None:
+        model = whole(self.folder)
+        begun = time.perf_counter()
+        self.step = self.peer.from_model(model)
+        seconds.append(time.perf_counter() - begun)
+
+    def _from_files(self) -> None:
+        self.step = self.peer.from_files(self.folder)
+
+    def _drop(self) -> None:
+        self.step, self.done = None, 0
+        gc.collect()
+        self._together()
+
+    def _together(self) -> None:
+        if self.ranks > 1:
+            dist.barrier()
+
+    def _once(self) -> float:
+        assert self.step is not None
+        assert self.size is not None
+        self.done += 1
+        return float(self.step(batch_of(self.size, self.done - 1)).detach())
+
+    def steps(self, count: int) -> dict[str, Any]:
+        """Take some steps: their losses and their seconds. All ranks begin together."""
+        losses, seconds = [], []
+        self._together()
+        for _ in range(count):
+            begun = time.perf_counter()
+            losses.append(self._once())
+            seconds.append(time.perf_counter() - begun)
+        return {"losses": losses, "seconds": seconds}
+
+    def inspect(self) -> dict[str, Any]:
+        """Take two steps more, untimed: one to count collectives, one to see the memory."""
+        seen = counting.tally(self._once)
+        peak = memory.peak(self._once)
+        return {
+            "collectives": sum(seen.calls.values()),
+            "by_kind": dict(sorted(seen.calls.items())),
+            "sent_bytes": round(seen.sent),
+            "largest_bytes": seen.largest,
+            "alone": seen.alone,
+            "peak": self._peak(peak),
+        }
+
+    def _peak(self, peak: memory.Peak) -> dict[str, int | None]:
+        growth = None if peak.resident is None else max(0, peak.resident - self.base)
+        return {"tensors": peak.tensors, "resident_growth": growth}
+
+
+if __name__ == "__main__":
+    main()
