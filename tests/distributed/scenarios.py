@@ -307,15 +307,16 @@ def differences(engine: Any, reference: nn.Module, what: str) -> dict[str, float
 def sabotage(how: str, engine: Any) -> None:
     """Negative controls: break the run in a way that the comparison must see."""
     if how == "no-input-gradient-sum":
-        # Without the region's entry, each rank keeps its own part of the input's gradient.
+        # Without the entry, each rank keeps its own part of the input's gradient.
         attention = engine.module.model.layers[1].self_attn
-        attention._forward_pre_hooks.clear()
-        attention._forward_pre_hooks_with_kwargs.clear()
+        for layer in (attention.q_proj, attention.k_proj, attention.v_proj):
+            layer.tp_entry = None
     elif how == "averages-over-tp":
         engine.mesh = replace(engine.mesh, dp=engine.mesh.tp)
     elif how == "counts-replicated-per-rank":
         for slot in engine._slots:
-            slot.rule = type(slot.rule).OWN
+            if slot.record.dim is None:
+                slot.record = replace(slot.record, dim=0)
     elif how == "bias-per-rank":
 
         def forward(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -172,4 +172,4 @@ def test_deepspeed_departs_where_it_is_known_to_and_nowhere_else():
     assert {"size-not-dividing", "section-dtype-refused", "batch", "second-model-mpu", "two-models-size"} <= slugs
     agreed = {case.id for case in campaign.cases if case.answered and not case.departures}
     assert {"row-03", "row-04-blocks", "row-10-blocks", "row-12-blocks"} <= agreed
-    assert set(os.listdir("/dev/shm")) == shared
+    assert set(os.listdir("/dev/shm")) <= shared

@@ -25,7 +25,8 @@ def assert_equal_training(results: list[dict[str, Any]]) -> None:
 def test_a_sharded_model_trains_as_the_whole_one(worlds: Any, family: str, world: int, tp: int) -> None:
     results = worlds[world].run("compare", family=family, tp=tp, clipping=0.5)
     assert_equal_training(results)
-    assert results[0]["cut"] == LAYERS * {"qwen2": 10, "phi3": 4}.get(family, 7)
+    # The embedding and the head beside the layers.
+    assert results[0]["cut"] == LAYERS * {"qwen2": 10, "phi3": 4}.get(family, 7) + 2
 
 
 SOURCES = {
@@ -96,25 +97,29 @@ def test_variants_train_as_the_whole_model(world4: Any, options: dict[str, Any])
 
 
 @pytest.mark.parametrize("tp", [2, 4])
-def test_a_step_takes_four_collectives_a_layer(world4: Any, tp: int) -> None:
-    """One all-reduce each way for attention, one each way for the MLP, and nothing else of that kind."""
+def test_a_step_takes_four_collectives_a_layer_and_four_for_the_vocabulary(world4: Any, tp: int) -> None:
+    """One all-reduce each way for attention, one each way for the MLP; the embedding, the head, the loss."""
     results = world4.run("compare", tp=tp, steps=1, source="created", accumulation=2)
     for result in results:
         kinds = {name for name, _, _ in result["calls"]}
         # The first forward also compares inputs over the TP group, through all_gather.
         assert kinds <= {"all_reduce", "all_gather"}
-        hidden = 2 * 12 * 32
-        layers = [call for call in result["calls"] if call == ("all_reduce", tp, hidden)]
-        assert len(layers) == 4 * LAYERS * 2
-        others = [call for call in result["calls"] if call[0] == "all_reduce" and call[2] != hidden]
+        tokens = 2 * 12
+        reduced = [call[1:] for call in result["calls"] if call[0] == "all_reduce"]
+        assert reduced.count((tp, tokens * 32)) == (4 * LAYERS + 2) * 2
+        # Of the loss: the largest logit, and the sum of exponentials beside the target's logit.
+        assert reduced.count((tp, tokens)) == reduced.count((tp, 2 * tokens)) == 2
         # Data-parallel averaging: one flag vector and one bucket, over the other group only.
-        assert len(others) == (2 if tp == 2 else 0)
+        assert len(reduced) == (4 * LAYERS + 4) * 2 + (2 if tp == 2 else 0)
+        assert all(size > 1 for size, _ in reduced)
+        # Nothing is as large as the logits, or a rank's part of them.
+        assert all(numbers <= tokens * 32 for size, numbers in reduced if size == tp or tp == 4)
 
 
 def test_checkpointing_repeats_only_the_forward(world4: Any) -> None:
     results = world4.run("compare", tp=4, steps=1, checkpointing=True)
     layers = [call for call in results[0]["calls"] if call == ("all_reduce", 4, 2 * 12 * 32)]
-    assert 5 * LAYERS <= len(layers) <= 6 * LAYERS
+    assert 5 * LAYERS + 2 <= len(layers) <= 6 * LAYERS + 2
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tpinit.runtime.plan.records import BlockPlan, Cut, GradientRule, LayerKind,
 from tpinit.runtime.plan.regions import Fitted, candidates, fit
 from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, block_plan, rehearse
 from tpinit.runtime.plan.styles import Style, Wishes, from_transformers
-from tpinit.runtime.plan.trace import Matrix, Trace, experts_of, matrices_of, trace
+from tpinit.runtime.plan.trace import Matrix, Trace, experts_of, matrices_of, trace, untouched
 from tpinit.runtime.plan.vocabulary import Vocabulary, find_vocabulary
 
 __all__ = ["plan_model"]
@@ -81,6 +81,19 @@ def plan_model(
             f"nothing is known of the inputs of a {type(model).__qualname__}, which has no transformers config: "
             "give a small batch of keyword arguments as `example`"
         )
+    with untouched(model):
+        return _plan(model, tp_size, tp_rank, wishes, inputs, matrices, vocabulary)
+
+
+def _plan(
+    model: nn.Module,
+    tp_size: int,
+    tp_rank: int,
+    wishes: Wishes | None,
+    inputs: Mapping[str, Any],
+    matrices: Mapping[str, Matrix],
+    vocabulary: bool,
+) -> Plan:
     seen = _trace(model, inputs)
     draft = _Draft()
     head = find_vocabulary(model, matrices, seen, tp_size) if vocabulary else Vocabulary()

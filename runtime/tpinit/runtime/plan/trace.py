@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Matrix", "Trace", "experts_of", "matrices_of", "run_with_stubs", "trace"]
+__all__ = ["Matrix", "Trace", "experts_of", "matrices_of", "run_with_stubs", "trace", "untouched"]
 
 _PRODUCTS = ("bmm", "baddbmm", "scaled_dot_product", "flash_attention", "efficient_attention")
 
@@ -160,6 +160,21 @@ def _embedding_stub(module: nn.Embedding) -> Callable[[torch.Tensor], torch.Tens
 def _random(shape: tuple[int, ...], like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     dtype = like.dtype if like.is_floating_point() else torch.float32
     return torch.randn(shape, generator=generator).to(like.device, dtype)
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Keep what the user hung on a model out of what runs inside: hooks do not fire, random numbers stay theirs."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+    kept = [(module, kind, getattr(module, kind)) for module in model.modules() for kind in kinds]
+    for module, kind, hooks in kept:
+        module.__dict__[kind] = type(hooks)()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module, kind, hooks in kept:
+            module.__dict__[kind] = hooks
 
 
 @contextmanager
