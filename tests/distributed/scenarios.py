@@ -453,12 +453,10 @@ def refused(rank: int, case: str) -> dict[str, Any]:
         # Models.
         case "unknown model":
             model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-        case "extra head":
-            model.extra = nn.Linear(4, 4)
-        case "subclass":
-            model.model.layers[1].mlp.__class__ = type("MyMLP", (type(model.model.layers[1].mlp),), {})
-        case "heads do not divide":
-            model = build(num_attention_heads=6, num_key_value_heads=3, hidden_size=48)
+        case "nothing to cut":
+            model = build(num_attention_heads=1, num_key_value_heads=1, intermediate_size=3)
+        case "forward that can't be run":
+            model.model.forward = lambda input_ids, inputs_embeds: input_ids
         case "attention dropout":
             model = build(attention_dropout=0.1)
         case "stale gradient":

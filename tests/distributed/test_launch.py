@@ -50,9 +50,9 @@ def test_train_fails_where_the_models_differ(tmp_path: Path) -> None:
     script = tmp_path / "broken.py"
     script.write_text(
         "import sys\n"
-        "import tpinit.runtime.cutting as cutting\n"
         "from tpinit.cli.main import main\n"
-        "cutting.enter_region = lambda *_: None\n"
+        "from tpinit.runtime.layers import Entry\n"
+        "Entry.__call__ = lambda _, hidden: hidden\n"
         "status = main(['train', '--steps', '3'])\n"
         "print('status', status)\n"
     )

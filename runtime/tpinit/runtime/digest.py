@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 from torch.nn import functional
+from tpinit.runtime.errors import PlanError
 
 __all__ = ["digest", "digest_inputs", "digest_model"]
 
@@ -24,7 +25,17 @@ def digest(tensor: torch.Tensor) -> str:
 
 
 def digest_model(model: nn.Module) -> dict[str, object]:
-    """Return the digest of every parameter and buffer, by name: equal on all ranks before a model is cut."""
+    """Return the digest of every parameter and buffer, by name: equal on all ranks before a model is cut.
+
+    Raises PlanError for parameters on the meta device, which hold nothing.
+    """
+    away = [name for name, tensor in model.named_parameters() if tensor.is_meta]
+    if away:
+        raise PlanError(
+            f"{away[0]}{f' and {len(away) - 1} more' if len(away) > 1 else ''}: on the meta device; materialise the "
+            "weights before initialize, or read them with from_pretrained",
+            away,
+        )
     fields: dict[str, object] = {f"model.{name}": digest(tensor) for name, tensor in model.named_parameters()}
     fields.update({f"model.{name} (buffer)": digest(tensor) for name, tensor in model.named_buffers()})
     fields["model.trainable"] = [name for name, tensor in model.named_parameters() if tensor.requires_grad]

@@ -24,7 +24,8 @@ class _CopyToGroup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
         ctx.group = group
-        return hidden.view_as(hidden)
+        # No view: the copy must not keep the tensor itself alive, see Entry.
+        return hidden.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -116,27 +117,31 @@ class Entry:
     """The door to the cut layers of a model: siblings that read the same tensor go in together.
 
     The first of them copies its input to the group; the next ones get the same copy, so that their gradients
-    meet before the one all-reduce. Nothing is kept alive, and nothing outlives its tensor, so activation
+    meet before the one all-reduce. The copy goes when its tensor goes: nothing is kept alive, and activation
     checkpointing, which computes its inputs anew, goes in anew.
     """
 
     def __init__(self, group: ProcessGroup) -> None:
         self.group = group
         self._hidden: weakref.ref[torch.Tensor] | None = None
-        self._copied: weakref.ref[torch.Tensor] | None = None
+        self._copied: torch.Tensor | None = None
         self._version = 0
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the copy of `hidden` that is in the group; `hidden` itself where no gradient is asked for."""
         if not (hidden.requires_grad and torch.is_grad_enabled()):
             return hidden
-        if self._hidden is not None and self._copied is not None and self._hidden() is hidden:
-            copied = self._copied()
-            if copied is not None and self._version == hidden._version:
-                return copied
+        if self._hidden is not None and self._hidden() is hidden and self._version == hidden._version:
+            assert self._copied is not None
+            return self._copied
         copied = copy_to_group(hidden, self.group)
-        self._hidden, self._copied, self._version = weakref.ref(hidden), weakref.ref(copied), hidden._version
+        self._copied, self._version = copied, hidden._version
+        self._hidden = weakref.ref(hidden, self._forget)
         return copied
+
+    def _forget(self, gone: weakref.ref[torch.Tensor]) -> None:
+        if self._hidden is gone:
+            self._hidden = self._copied = None
 
     def __deepcopy__(self, _: dict[int, Any]) -> Entry:
         """Return an entry to the same group: a copied model trains in the same one."""

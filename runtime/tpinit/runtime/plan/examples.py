@@ -11,10 +11,21 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["BATCH", "example_inputs"]
+__all__ = ["BATCH", "example_inputs", "wrapped"]
 
 # Sizes that no dimension of a model shares, so that a fold of one dimension into another shows.
 BATCH, SEQUENCE = 2, 7
+
+
+def wrapped(model: nn.Module) -> tuple[str, nn.Module]:
+    """Return the transformers model that adapters (peft) are wrapped around, and its name below; else the model."""
+    ask = getattr(model, "get_base_model", None)
+    inner = ask() if callable(ask) else None
+    if isinstance(inner, nn.Module):
+        for name, module in model.named_modules():
+            if module is inner:
+                return name, inner
+    return "", model
 
 
 def example_inputs(model: nn.Module, device: torch.device) -> dict[str, Any] | None:
@@ -23,6 +34,7 @@ def example_inputs(model: nn.Module, device: torch.device) -> dict[str, Any] | N
     Token ids [2, 7], pixel values [2, channels, height, width], input features [2, bins, frames], and what an
     encoder-decoder needs besides. Caches are off.
     """
+    _, model = wrapped(model)
     config: Any = getattr(model, "config", None)
     if config is None or not hasattr(model, "forward"):
         return None
