@@ -6,12 +6,13 @@ input features, a rank holds. The shapes allow several; which of them is right, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tpinit.runtime.shards import aligned_shard, pieces, shard
 
-__all__ = ["Heads", "Held", "Layout", "Spread", "head_layouts", "feature_layouts", "legal_sizes"]
+__all__ = ["Heads", "Held", "Layout", "Spread", "head_layouts", "feature_layouts", "follows", "legal_sizes"]
 
 Held = tuple[tuple[int, int], ...]
 
@@ -53,12 +54,27 @@ class Layout:
     heads: Heads | None = None
 
 
-def feature_layouts(columns: Mapping[str, int], width: int, tp_size: int) -> Iterator[Layout]:
+def feature_layouts(
+    columns: Mapping[str, int],
+    width: int,
+    tp_size: int,
+    blocks: Mapping[str, tuple[int, ...]] | None = None,
+    row_blocks: tuple[int, ...] = (),
+) -> Iterator[Layout]:
     """Yield the layouts of a region without attention: `columns` gives output features, `width` the row's input.
 
     Features are cut one by one. A column of twice the width is two fused parts, one after the other or in turn.
+    `blocks` and `row_blocks` are the parts that a source says are fused: a column has those of the row, once or
+    more often.
     """
     if width < tp_size:
+        return
+    if row_blocks or any(len(one) > 1 for one in (blocks or {}).values()):
+        base = row_blocks or (width,)
+        told = {name: (blocks or {}).get(name, base) for name in columns}
+        if all(one == base * (len(one) // len(base)) for one in told.values()):
+            spreads = {name: _regular(one, 1, tp_size) for name, one in told.items()}
+            yield Layout(spreads, _regular(base, 1, tp_size))
         return
     row = _regular((width,), 1, tp_size)
     plain = {name: row for name, size in columns.items() if size == width}
@@ -71,20 +87,24 @@ def feature_layouts(columns: Mapping[str, int], width: int, tp_size: int) -> Ite
 
 
 def head_layouts(
-    columns: Mapping[str, int], width: int, numbers: Sequence[int], tp_size: int
+    columns: Mapping[str, int],
+    width: int,
+    numbers: Sequence[int],
+    tp_size: int,
+    blocks: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Iterator[tuple[Heads, Layout]]:
     """Yield the layouts of an attention region. `numbers` are those among which its numbers of heads may be.
 
     Query, key and value may be matrices of their own, or fused: one after the other, or head by head, or
     group by group. Where there are fewer key/value heads than ranks, or they do not divide, several ranks may
-    hold one.
+    hold one. `blocks` are the parts that a source says are fused in a column, in order.
     """
     for count in dict.fromkeys(number for number in numbers if number > 0 and width % number == 0):
         for kv_count in dict.fromkeys([count, *(one for one in numbers if one > 0 and count % one == 0), 1]):
             heads = _heads_of(count, kv_count, tp_size)
             if heads is None:
                 continue
-            for found in _spreads(columns, width, heads, tp_size):
+            for found in _spreads(columns, width, heads, tp_size, blocks or {}):
                 yield heads, Layout(found, _spread(width // count, [(0, count, 0)], heads, tp_size), heads)
 
 
@@ -119,29 +139,80 @@ def _heads_of(count: int, kv_count: int, tp_size: int) -> Heads | None:
     return Heads(count, kv_count, tuple(ranks))
 
 
-def _spreads(columns: Mapping[str, int], width: int, heads: Heads, tp_size: int) -> Iterator[dict[str, Spread]]:
+def follows(spread: Spread, blocks: Sequence[int], unit: int = 1) -> bool:
+    """Tell whether each rank holds one piece of each fused block, in whole units: what a source says of a cut."""
+    for held in spread.ranks:
+        if any(offset % unit or length % unit for offset, length in held):
+            return False
+        start = 0
+        for length in blocks:
+            inside = [
+                (max(offset, start), min(offset + taken, start + length))
+                for offset, taken in held
+                if offset < start + length and offset + taken > start
+            ]
+            if not inside or any(end != begin for (_, end), (begin, _) in itertools.pairwise(inside)):
+                return False
+            start += length
+    return True
+
+
+def _spreads(
+    columns: Mapping[str, int],
+    width: int,
+    heads: Heads,
+    tp_size: int,
+    blocks: Mapping[str, tuple[int, ...]],
+) -> Iterator[dict[str, Spread]]:
     count, kv_count = heads.count, heads.kv_count
     size = width // count
     group = count // kv_count
-    if len(columns) > 1:
-        found = {}
-        for name, features in columns.items():
-            if features == width or (features != kv_count * size and features % count == 0):
-                found[name] = _spread(features // count, [(0, count, 0)], heads, tp_size)
-            elif features % kv_count == 0:
-                found[name] = _spread(features // kv_count, [(0, kv_count, 1)], heads, tp_size)
-            else:
-                return
-        yield found
+    if any(len(one) > 1 for one in blocks.values()):
+        told = {name: _told(blocks.get(name, (features,)), width, heads) for name, features in columns.items()}
+        found = {name: spread for name, spread in told.items() if spread is not None}
+        if len(found) == len(told):
+            yield found
         return
-    ((name, features),) = columns.items()
-    if features == width + 2 * kv_count * size:
-        if group == 1:
-            yield {name: _spread(3 * size, [(0, count, 0)], heads, tp_size)}
-        blocks = [(0, count, 0), (count, kv_count, 1), (count + kv_count, kv_count, 1)]
-        yield {name: _spread(size, blocks, heads, tp_size)}
-        if group > 1:
-            yield {name: _spread((group + 2) * size, [(0, kv_count, 1)], heads, tp_size)}
+    if set(columns.values()) == {width + 2 * kv_count * size}:
+        # Fused: one matrix, or that and what adapts it.
+        ways = [(size, [(0, count, 0), (count, kv_count, 1), (count + kv_count, kv_count, 1)])]
+        ways.insert(0 if group == 1 else 1, ((group + 2) * size, [(0, kv_count, 1)]))
+        for unit, parts in ways:
+            yield dict.fromkeys(columns, _spread(unit, parts, heads, tp_size))
+        return
+    found = {}
+    for name, features in columns.items():
+        if features == width or (features != kv_count * size and features % count == 0):
+            found[name] = _spread(features // count, [(0, count, 0)], heads, tp_size)
+        elif features % kv_count == 0:
+            found[name] = _spread(features // kv_count, [(0, kv_count, 1)], heads, tp_size)
+        else:
+            return
+    yield found
+
+
+def _told(blocks: Sequence[int], width: int, heads: Heads) -> Spread | None:
+    """Give each rank its heads of every block that a source says is fused; None where one does not hold heads."""
+    count, kv_count = heads.count, heads.kv_count
+    size = width // count
+    parts = []
+    for length in blocks:
+        if length == width or (length != kv_count * size and length % count == 0):
+            parts.append((count, 0, length // count))
+        elif length % kv_count == 0:
+            parts.append((kv_count, 1, length // kv_count))
+        else:
+            return None
+    ranks = []
+    for held in heads.ranks:
+        start, found = 0, []
+        for (_, which, unit), length in zip(parts, blocks, strict=True):
+            first, taken = held[which]
+            found.append((start + first * unit, taken * unit))
+            start += length
+        ranks.append(tuple(found))
+    covered = sum(length for held in ranks for _, length in held)
+    return Spread(tuple(ranks), shared=covered > sum(blocks))
 
 
 def _spread(unit: int, blocks: Sequence[tuple[int, int, int]], heads: Heads, tp_size: int) -> Spread:

@@ -24,6 +24,7 @@ from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, block_pl
 from tpinit.runtime.plan.styles import Style, Wishes, from_transformers
 from tpinit.runtime.plan.trace import Matrix, Trace, experts_of, matrices_of, trace, untouched
 from tpinit.runtime.plan.vocabulary import Vocabulary, find_vocabulary
+from tpinit.runtime.plan.whole import Alone, cut_alone
 
 __all__ = ["plan_model"]
 
@@ -96,13 +97,26 @@ def _plan(
 ) -> Plan:
     seen = _trace(model, inputs)
     draft = _Draft()
-    head = find_vocabulary(model, matrices, seen, tp_size) if vocabulary else Vocabulary()
+    kept = wishes.kept if wishes is not None else ()
+    draft.why.update(wishes.why if wishes is not None else {})
+    head = find_vocabulary(model, matrices, seen, tp_size, kept)
+    if not vocabulary:
+        head = Vocabulary(head_names=head.head_names)
     task = _Task(model, inputs, seen, matrices, wishes, tp_size, head.head_names)
     fitted = _fit_all(task, draft)
-    if not fitted and not experts_of(model):
+    taken = {name for region, _, _ in fitted for name in (*region.columns, *region.rows, *region.shared)}
+    # An output head that is gathered is cut by vocabulary, but for a user who says otherwise.
+    exact = wishes is not None and wishes.exact
+    spared = () if exact and vocabulary else head.head_names
+    taken |= {name for name, _, _ in head.layers} | set(spared)
+    alone, unfit = cut_alone(model, matrices, wishes, tp_size, taken)
+    draft.why.update(unfit)
+    if not fitted and not alone and not experts_of(model):
         raise _refusal(list(draft.why.items()) or [(type(model).__qualname__, _NO_PAIR)], tp_size)
     for region, layout, adaptation in fitted:
         _draft_region(model, region, layout, adaptation, matrices, draft, tp_size)
+    for one in alone:
+        _draft_alone(one, matrices[one.name].module, draft)
     _draft_experts(model, wishes, tp_size, draft)
     _draft_vocabulary(head, tp_size, draft)
     _mark_inner(seen, draft, fitted)
@@ -183,13 +197,14 @@ def _fit_regions(task: _Task, draft: _Draft, alike: bool) -> list[Fitted]:
     fitted: list[Fitted] = []
     taken: set[str] = set()
     for region in candidates(matrices, seen, task.heads):
-        names = {*region.columns, *region.rows}
-        if names & taken or not _wished(region, task.wishes):
+        names = (*region.columns, *region.rows)
+        if taken.intersection(names) or not _wished(region, task.wishes):
             continue
-        key = _likeness(model, region, matrices) if alike else (region.rows,)
+        fused = _fused(region, task.wishes)
+        key = (*_likeness(model, region, matrices), *fused.values()) if alike else (region.rows,)
         if key not in known:
             try:
-                known[key] = fit(model, inputs, seen, region, matrices, task.tp_size)
+                known[key] = fit(model, inputs, seen, region, matrices, task.tp_size, fused)
             except Mismatch as error:
                 known[key] = error
         found = known[key]
@@ -198,7 +213,7 @@ def _fit_regions(task: _Task, draft: _Draft, alike: bool) -> list[Fitted]:
             continue
         layout, adaptation = found
         fitted.append((region, _renamed(layout, region), adaptation))
-        taken |= names
+        taken.update(names)
     return fitted + _uncalled(model, fitted, matrices, seen)
 
 
@@ -210,7 +225,15 @@ def _wished(region: Region, wishes: Wishes | None) -> bool:
     adapters = [".lora_" in name for name in (*region.columns, *region.rows)]
     if any(adapters):  # the adapters of a layer follow it
         return True
+    if wishes.exact and any(style.whole for style in (*columns, *rows)):
+        return False
     return all(style.column for style in columns) and all(style.row for style in rows)
+
+
+def _fused(region: Region, wishes: Wishes | None) -> dict[str, Style]:
+    """Return what a source says of the matrices of a region, and so of the parts that are fused in each."""
+    styles = wishes.styles if wishes is not None else {}
+    return {name: styles.get(name, Style()) for name in (*region.columns, *region.rows)}
 
 
 def _likeness(model: nn.Module, region: Region, matrices: Mapping[str, Matrix]) -> tuple[Any, ...]:
@@ -299,6 +322,16 @@ def _draft_region(
         draft.inner.add(f"{region.block}.{name}.weight" if region.block else f"{name}.weight")
 
 
+def _draft_alone(one: Alone, module: nn.Module, draft: _Draft) -> None:
+    """Cut one matrix on its own: of a gathered column the bias too, of a split row the weight alone."""
+    column = one.kind is LayerKind.COLUMN_GATHER
+    draft.lies[id(module.weight)] = _Lie(Cut.COLUMN if column else Cut.ROW, one.dim, one.spread)
+    bias = getattr(module, "bias", None)
+    if column and bias is not None:
+        draft.lies[id(bias)] = _Lie(Cut.COLUMN, 0, one.spread)
+    draft.layers.append(LayerPlan(one.name, one.kind, one.spread.ranks))
+
+
 def _mark_inner(seen: Trace, draft: _Draft, fitted: Sequence[Fitted]) -> None:
     """Mark the parameters that meet features which are cut: each rank has a part of their gradient."""
     cut = {name for region, _, _ in fitted for name in (*region.columns, *region.shared)}
@@ -372,10 +405,14 @@ def _notes(model: nn.Module, draft: _Draft, wishes: Wishes | None) -> Iterator[s
             yield f"nothing in the model matches {', '.join(wishes.unmatched)} of {wishes.source}"
         if wishes.unknown:
             yield f"{wishes.source} has styles that are not known and not followed: {', '.join(wishes.unknown)}"
+        yield from wishes.notes
     reasons: dict[str, list[str]] = {}
+    wished = {name for name, style in wishes.styles.items() if style.cuts} if wishes is not None else set()
     for name, parameter in model.named_parameters():
-        if parameter.dim() > 1 and parameter.numel() >= _BIG and id(parameter) not in draft.lies:
-            why = draft.why.get(name.rpartition(".")[0], "no rule cuts it")
+        owner = name.rpartition(".")[0]
+        told = parameter.numel() >= _BIG or (wishes is not None and wishes.exact and owner in wished)
+        if parameter.dim() > 1 and told and id(parameter) not in draft.lies:
+            why = draft.why.get(owner, _NO_PARTNER if owner in wished else "no rule cuts it")
             reasons.setdefault(why, []).append(name)
     for why, found in reasons.items():
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
@@ -397,6 +434,7 @@ def _check_dropout(model: nn.Module, fitted: Sequence[Fitted], tp_size: int) -> 
 
 
 _NO_PAIR = "it has no two layers of which the outputs of one feed the other alone"
+_NO_PARTNER = "it can only be cut together with layers that read it, or that it reads, and not with those that are"
 _DROPOUT = "dropout on cut heads needs other random numbers on each rank; set it to 0.0"
 
 

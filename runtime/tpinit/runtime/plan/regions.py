@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import nn
 from tpinit.runtime.plan.examples import BATCH
-from tpinit.runtime.plan.layouts import Heads, Layout, feature_layouts, head_layouts
+from tpinit.runtime.plan.layouts import Heads, Layout, feature_layouts, follows, head_layouts
 from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, rehearse
+from tpinit.runtime.plan.styles import Style
 from tpinit.runtime.plan.trace import Matrix, Trace, run_with_stubs
 
 __all__ = ["Fitted", "candidates", "fit"]
@@ -68,9 +69,11 @@ def fit(
     region: Region,
     matrices: Mapping[str, Matrix],
     tp_size: int,
+    fused: Mapping[str, Style] | None = None,
 ) -> tuple[Layout, Adaptation]:
     """Return the first layout, and adaptation of the block, with which the rehearsal of a region succeeds.
 
+    `fused` has what a source says of the parts that are fused in a matrix: only layouts that cut those are tried.
     Raises Mismatch, with what the likeliest attempt ended in.
     """
     block = model.get_submodule(region.block)
@@ -78,7 +81,7 @@ def fit(
     width = matrices[region.rows[0]].in_features
     first: Mismatch | None = None
     shapes = _argument_shapes(model, inputs, seen, region) if region.attends else {}
-    for heads, layout in _layouts(block, region, columns, width, tp_size):
+    for heads, layout in _layouts(block, region, columns, width, tp_size, fused or {}):
         for adaptation in _adaptations(block, columns, width, heads, shapes, tp_size):
             try:
                 rehearse(model, inputs, seen, [(region, layout, adaptation)], tp_size, only=True)
@@ -86,7 +89,7 @@ def fit(
                 first = first or error
                 continue
             return layout, _least(model, inputs, seen, region, layout, adaptation, tp_size)
-    raise first or Mismatch(_no_layout(region, columns, width, tp_size))
+    raise first or Mismatch(_no_layout(region, columns, width, tp_size, fused or {}))
 
 
 def _least(
@@ -110,19 +113,37 @@ def _least(
     return adaptation
 
 
-def _no_layout(region: Region, columns: Mapping[str, int], width: int, tp_size: int) -> str:
+def _no_layout(region: Region, columns: Mapping[str, int], width: int, tp_size: int, fused: Mapping[str, Style]) -> str:
     kind = "attention heads" if region.attends else "features"
     sizes = ", ".join(f"{name.rpartition('.')[2]} {size}" for name, size in columns.items())
-    return f"no way to cut its {kind} over {tp_size} ranks fits its sizes ({sizes}; the row's input {width})"
+    said = [f"{name.rpartition('.')[2]} {list(one.blocks)}" for name, one in fused.items() if one.blocks]
+    parts = f" and the parts that were said to be fused in {', '.join(said)}" if said else ""
+    return f"no way to cut its {kind} over {tp_size} ranks fits its sizes ({sizes}; the row's input {width}){parts}"
 
 
 def _layouts(
-    block: nn.Module, region: Region, columns: Mapping[str, int], width: int, tp_size: int
+    block: nn.Module,
+    region: Region,
+    columns: Mapping[str, int],
+    width: int,
+    tp_size: int,
+    fused: Mapping[str, Style],
 ) -> Iterator[tuple[Heads | None, Layout]]:
-    if region.attends:
-        yield from head_layouts(columns, width, _head_numbers(block), tp_size)
+    blocks = {name: one.blocks for name, one in fused.items() if one.blocks}
+    rows = {blocks[name] for name in region.rows if name in blocks}
+    if len(rows) > 1:
+        return
+    (row,) = rows or {()}
+    if not region.attends:
+        found: Iterator[tuple[Heads | None, Layout]] = (
+            (None, one) for one in feature_layouts(columns, width, tp_size, blocks, row)
+        )
     else:
-        yield from ((None, layout) for layout in feature_layouts(columns, width, tp_size))
+        found = iter(head_layouts(columns, width, _head_numbers(block), tp_size, blocks))
+    for heads, layout in found:
+        spreads = {**layout.columns, **dict.fromkeys(region.rows, layout.row)}
+        if all(follows(spreads[name], one.blocks, one.unit) for name, one in fused.items() if one.blocks):
+            yield heads, layout
 
 
 # --- numbers of a block ----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from tpinit.runtime.plan.examples import wrapped
 
 __all__ = ["Style", "Wishes", "from_transformers"]
 
@@ -31,7 +32,9 @@ _OTHER = (
 class Style:
     """What a source wishes for one layer: its output features cut, its input features, or neither.
 
-    `whole` says that what is outside stays whole: the output is gathered, or the input split.
+    `whole` says that what is outside stays whole: the output is gathered, or the input split. `blocks` are the
+    lengths of what is fused along the cut dimension, each cut on its own, in units of `unit`; empty where the
+    source does not say.
     """
 
     column: bool = False
@@ -39,6 +42,12 @@ class Style:
     whole: bool = False
     experts: bool = False
     blocks: tuple[int, ...] = ()
+    unit: int = 1
+
+    @property
+    def cuts(self) -> bool:
+        """Whether anything is to be cut."""
+        return self.column or self.row or self.experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +55,19 @@ class Wishes:
     """What one source says: a style for each matrix or block of experts that it names, by module name.
 
     `source` is for people. `unknown` are styles that this release has no word for, `unmatched` the patterns
-    that no module of the model has.
+    that no module of the model has. `exact` says that a user wrote it: what is gathered or split there is so,
+    and what can't be cut as wished is noted, whatever its size. `kept` are modules that no other rule may cut,
+    `why` the reasons for what stays whole, by module, and `notes` what else is to be said.
     """
 
     source: str
     styles: Mapping[str, Style] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
+    exact: bool = False
+    kept: frozenset[str] = frozenset()
+    why: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def from_transformers(model: nn.Module, names: Sequence[str]) -> Wishes | None:
@@ -60,6 +75,8 @@ def from_transformers(model: nn.Module, names: Sequence[str]) -> Wishes | None:
 
     The plan is the instance's, which transformers puts together from the class and the config; else theirs.
     """
+    below, model = wrapped(model)
+    own = {name: _without_adapter(name, below) for name in names}
     plan: dict[str, str] = {}
     base = getattr(model, "base_model_prefix", "")
     inner = getattr(model, base, None) if base else None
@@ -72,7 +89,7 @@ def from_transformers(model: nn.Module, names: Sequence[str]) -> Wishes | None:
     styles: dict[str, Style] = {}
     unknown, unmatched = set(), []
     for pattern, style in plan.items():
-        matched = [name for name in names if _matches(pattern, name)]
+        matched = [name for name, one in own.items() if _matches(pattern, one)]
         if style in _COLUMN or style in _ROW:
             found = Style(column=style in _COLUMN, row=style in _ROW, whole="gather" in style or "split" in style)
         elif style == "moe_tp_experts":
@@ -86,6 +103,11 @@ def from_transformers(model: nn.Module, names: Sequence[str]) -> Wishes | None:
             unmatched.append(pattern)
         styles.update(dict.fromkeys(matched, found))
     return Wishes("the model's transformers tp_plan", styles, tuple(sorted(unknown)), tuple(unmatched))
+
+
+def _without_adapter(name: str, below: str) -> str:
+    """Return the name that a module had before adapters were wrapped around it."""
+    return name.removeprefix(f"{below}.").removesuffix(".base_layer") if below else name
 
 
 def _matches(pattern: str, name: str) -> bool:

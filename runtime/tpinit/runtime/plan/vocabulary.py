@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -21,11 +21,17 @@ class Vocabulary:
     head_names: tuple[str, ...] = ()
 
 
-def find_vocabulary(model: nn.Module, matrices: Mapping[str, Matrix], seen: Trace, tp_size: int) -> Vocabulary:
+def find_vocabulary(
+    model: nn.Module,
+    matrices: Mapping[str, Matrix],
+    seen: Trace,
+    tp_size: int,
+    whole: Collection[str] = (),
+) -> Vocabulary:
     """Return what of a transformers model can be cut by vocabulary: every module that holds such a weight, or none.
 
     An embedding is cut where it only looks up (no norm is kept, no gradient is scaled by frequency); the head
-    where it is a linear layer whose output ends the model.
+    where it is a linear layer whose output ends the model. What is tied to a module of `whole` stays whole.
     """
     names = {id(module): name for name, module in model.named_modules()}
     embedding = _asked(model, "get_input_embeddings")
@@ -45,7 +51,7 @@ def find_vocabulary(model: nn.Module, matrices: Mapping[str, Matrix], seen: Trac
             if parameter is None or id(parameter) not in wanted:
                 continue
             kind = _kind(name, module, parameter, heads)
-            if kind is None or parameter.shape[0] < tp_size:
+            if kind is None or name in whole or parameter.shape[0] < tp_size:
                 refused.add(id(parameter))
             else:
                 layers.append((name, kind, parameter.shape[0]))
