@@ -120,7 +120,9 @@ def ci(tmp_path):
         (tmp_path / ".ci").mkdir()
         (tmp_path / ".venv/bin").mkdir(parents=True)
         shutil.copy(ROOT / ".ci/run", tmp_path / ".ci")
-        targets = [f"{name}:\n\t@exit {exits.get(name, 0)}\n" for name in ("venv", "test", "lint")]
+        names = re.findall(r"make --no-print-directory (\S+)", (ROOT / ".ci/run").read_text(encoding="utf-8"))
+        assert set(exits) <= {*names, "prove", "apt-get"}
+        targets = [f"{name}:\n\t@exit {exits.get(name, 0)}\n" for name in names]
         (tmp_path / "Makefile").write_text("".join(targets))
         tpinit = tmp_path / ".venv/bin/tpinit"
         tpinit.write_text(f"#!/bin/sh\nexit {exits.get('prove', 0)}\n")
@@ -147,7 +149,15 @@ def test_ci_says_what_ran(ci):
 
 
 @pytest.mark.parametrize(
-    ("failing", "part"), [("venv", "environment"), ("test", "tests"), ("prove", "proofs"), ("lint", "style")]
+    ("failing", "part"),
+    [
+        ("venv", "environment"),
+        ("deepspeed-env", "environment of DeepSpeed"),
+        ("test", "tests"),
+        ("prove", "proofs"),
+        ("deepspeed", "real DeepSpeed"),
+        ("lint", "style"),
+    ],
 )
 def test_ci_fails_where_a_part_does_and_names_it(ci, failing, part):
     result = ci(**{failing: 3})
