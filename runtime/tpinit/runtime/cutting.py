@@ -16,10 +16,12 @@ from tpinit.runtime.layers import (
     Entry,
     HeadLayer,
     RowLayer,
+    Streams,
     collect_output,
     cut_embedding,
     cut_experts,
     keep_logits_apart,
+    share_random_state,
     turn,
 )
 from tpinit.runtime.plan.records import LayerKind, LayerPlan, ParameterPlan, Plan
@@ -64,8 +66,8 @@ def carry_out(
 
     `dtype` None keeps each parameter's own. Buffers keep theirs: a rotary table in half precision is another
     model. `part_of` gives this rank's part of a parameter, in memory of its own; without it the part is taken
-    from the parameter itself. No collective is issued, and nothing here can be refused: the plan was checked
-    before.
+    from the parameter itself. Nothing here can be refused: the plan was checked before. One collective is issued:
+    the ranks of a TP group go on with the random state of its first one.
     """
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -84,23 +86,27 @@ def carry_out(
     model.to(device)
     if group is not None:
         turn_layers(model, plan, group)
+        share_random_state(group, device)
 
 
 def turn_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
     """Give every module of the plan its parallel forward. Its parameters are already cut."""
     entry = Entry(group)
+    streams = Streams(model, plan.tp_rank) if any(layer.random for layer in plan.layers) else None
     for layer in plan.layers:
-        _turn(model, layer, plan, group, entry)
+        _turn(model, layer, plan, group, entry, streams if layer.random else None)
     for block in plan.blocks:
         adapt_block(model.get_submodule(block.module), block, plan.tp_rank)
 
 
-def _turn(model: nn.Module, layer: LayerPlan, plan: Plan, group: ProcessGroup, entry: Entry) -> None:
+def _turn(
+    model: nn.Module, layer: LayerPlan, plan: Plan, group: ProcessGroup, entry: Entry, streams: Streams | None
+) -> None:
     module = model.get_submodule(layer.module)
     if layer.kind is LayerKind.COLUMN:
-        turn(module, ColumnLayer, group, entry if layer.entry else None)
+        turn(module, ColumnLayer, group, entry if layer.entry else None, streams=streams)
     elif layer.kind is LayerKind.ROW:
-        turn(module, RowLayer, group)
+        turn(module, RowLayer, group, streams=streams)
     elif layer.kind is LayerKind.COLUMN_GATHER:
         turn(module, ColumnLayer, group, entry, layer.ranks)
     elif layer.kind is LayerKind.ROW_SPLIT:

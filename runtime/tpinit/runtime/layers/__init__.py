@@ -10,12 +10,14 @@ from tpinit.runtime.layers.collectives import (
 from tpinit.runtime.layers.linear import ColumnLayer, HeadLayer, RowLayer, turn
 from tpinit.runtime.layers.loss import cross_entropy, keep_logits_apart
 from tpinit.runtime.layers.modules import collect_output, cut_embedding, cut_experts
+from tpinit.runtime.layers.streams import Streams, share_random_state
 
 __all__ = [
     "ColumnLayer",
     "Entry",
     "HeadLayer",
     "RowLayer",
+    "Streams",
     "collect_output",
     "copy_to_group",
     "cross_entropy",
@@ -23,6 +25,7 @@ __all__ = [
     "cut_experts",
     "gather_over_group",
     "keep_logits_apart",
+    "share_random_state",
     "split_over_group",
     "sum_over_group",
     "turn",

@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 from tpinit.runtime.layers.collectives import Entry, Ranks, gather_over_group, split_over_group, sum_over_group
+from tpinit.runtime.layers.streams import Streams
 
 __all__ = ["ColumnLayer", "HeadLayer", "RowLayer", "turn"]
 
@@ -21,19 +22,23 @@ class ColumnLayer:
     """A matrix that holds some of its output features, and of its bias [out / n].
 
     Its input is whole. `tp_entry` collects the gradient of the input, None where another layer does; `tp_ranks`
-    is set where the output shall be whole too.
+    is set where the output shall be whole too; `tp_streams` where what follows draws random numbers.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
+    training: bool
     tp_group: ProcessGroup
     tp_entry: Entry | None
     tp_ranks: Ranks
+    tp_streams: Streams | None
 
     def forward(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
         """Map [..., in] to [..., out / n], or to [..., out]."""
         hidden = self.tp_entry(input) if self.tp_entry is not None else input
         output = functional.linear(hidden, _as_linear(self), self.bias)
+        if self.tp_streams is not None and self.training:
+            self.tp_streams.enter(hidden)
         return gather_over_group(output, self.tp_group, self.tp_ranks) if self.tp_ranks else output
 
 
@@ -45,11 +50,15 @@ class RowLayer:
 
     weight: torch.Tensor
     bias: torch.Tensor | None
+    training: bool
     tp_group: ProcessGroup
     tp_ranks: Ranks
+    tp_streams: Streams | None
 
     def forward(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
         """Map [..., in / n] to [..., out]: one all-reduce."""
+        if self.tp_streams is not None and self.training:
+            self.tp_streams.leave(input)
         hidden = split_over_group(input, self.tp_group, self.tp_ranks) if self.tp_ranks else input
         output = sum_over_group(functional.linear(hidden, _as_linear(self)), self.tp_group)
         return output if self.bias is None else output + self.bias
@@ -78,20 +87,28 @@ def _as_linear(layer: ColumnLayer | RowLayer) -> torch.Tensor:
 _TURNED: dict[tuple[type, type], type] = {}
 
 
-def turn(module: nn.Module, kind: type, group: ProcessGroup, entry: Entry | None = None, ranks: Ranks = ()) -> None:
+def turn(
+    module: nn.Module,
+    kind: type,
+    group: ProcessGroup,
+    entry: Entry | None = None,
+    ranks: Ranks = (),
+    streams: Streams | None = None,
+) -> None:
     """Turn a matrix, whose parameters are already cut, into a layer of this kind."""
     own = type(module)
     if (own, kind) not in _TURNED:
         _TURNED[own, kind] = type(f"{kind.__name__}Of{own.__name__}", (kind, own), {"__module__": __name__})
     module.__class__ = _TURNED[own, kind]
-    module.tp_group, module.tp_ranks = group, ranks
+    own_state: dict[str, Any] = {"tp_group": group, "tp_ranks": ranks, "tp_streams": streams}
     if kind is not RowLayer:
-        module.tp_entry = entry
+        own_state["tp_entry"] = entry
     if kind is HeadLayer:
-        module.tp_part = False
+        own_state["tp_part"] = False
+    module.__dict__.update(own_state)
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif hasattr(module, "nf"):
-        module.nx, module.nf = weight.shape
+        module.__dict__.update(zip(("nx", "nf"), weight.shape, strict=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -120,7 +120,8 @@ def _plan(
     _draft_experts(model, wishes, tp_size, draft)
     _draft_vocabulary(head, tp_size, draft)
     _mark_inner(seen, draft, fitted)
-    _check_dropout(model, fitted, tp_size)
+    random = _randomised(model, inputs, fitted, tp_size)
+    draft.layers = [replace(layer, random=layer.module in random) for layer in draft.layers]
     source = wishes.source if wishes is not None else "structure"
     notes = tuple(_notes(model, draft, wishes))
     return Plan(
@@ -422,20 +423,34 @@ def _notes(model: nn.Module, draft: _Draft, wishes: Wishes | None) -> Iterator[s
 # --- checks ----------------------------------------------------------------------------------------------
 
 
-def _check_dropout(model: nn.Module, fitted: Sequence[Fitted], tp_size: int) -> None:
+def _randomised(model: nn.Module, inputs: Mapping[str, Any], fitted: Sequence[Fitted], tp_size: int) -> set[str]:
+    """Return the matrices of regions inside which a model in training draws random numbers: seen in a second run.
+
+    Raises PlanError where adapters of such a region drop out too: their dropout is outside, and drawn in between.
+    """
+    if not any(_drops_out(module) for module in model.modules()):
+        return set()
+    seen = trace(model, inputs, training=True)
+    found: set[str] = set()
     problems = []
     for region, _, _ in fitted:
-        block = model.get_submodule(region.block)
-        for name, value in vars(block).items():
-            if "dropout" in name and isinstance(value, float) and value > 0 and region.attends:
-                problems.append((f"{region.block}.{name}", f"it is {value}: {_DROPOUT}"))
+        if seen.randomised.intersection(region.columns):
+            found.update(region.columns, region.rows)
+            block = model.get_submodule(region.block)
+            problems += [
+                (f"{region.block}.{name}", "dropout of an adapter beside dropout on cut features; set one of them to 0")
+                for name, one in block.named_modules()
+                if "lora_dropout" in name and isinstance(one, nn.Dropout) and one.p
+            ]
     if problems:
         raise _refusal(problems, tp_size)
+    return found
 
 
-_NO_PAIR = "it has no two layers of which the outputs of one feed the other alone"
-_NO_PARTNER = "it can only be cut together with layers that read it, or that it reads, and not with those that are"
-_DROPOUT = "dropout on cut heads needs other random numbers on each rank; set it to 0.0"
+def _drops_out(module: nn.Module) -> bool:
+    return (isinstance(module, nn.Dropout) and module.p > 0) or any(
+        "drop" in name and isinstance(value, float) and value > 0 for name, value in vars(module).items()
+    )
 
 
 def _check_tensors(model: nn.Module) -> Iterator[tuple[str, str]]:

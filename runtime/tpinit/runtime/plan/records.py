@@ -109,13 +109,15 @@ class LayerPlan:
     """What becomes of one module.
 
     `ranks`: for the kinds that gather, split or look up, the (offset, length) of each rank's pieces of the
-    dimension that is cut. `entry`: whether a column layer itself collects the gradient of its input.
+    dimension that is cut. `entry`: whether a column layer itself collects the gradient of its input. `random`:
+    whether what lies between the columns and the row draws random numbers, which must differ on each rank.
     """
 
     module: str
     kind: LayerKind
     ranks: tuple[Held, ...] = ()
     entry: bool = True
+    random: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,11 +57,13 @@ class Trace:
     `sources[m]` are the matrices whose outputs reach the input of m with no other matrix between; `attending`
     those that go through a product of two activations (attention) on their way; `meets[p]` the matrices whose
     outputs meet the parameter p; `ends` those that reach the model's outputs; `inputs` and `outputs` the
-    tensors of each call, in order.
+    tensors of each call, in order. `randomised` are the matrices whose outputs meet random numbers before the next
+    matrix (dropout), which a run in evaluation mode does not show.
     """
 
     sources: dict[str, frozenset[str]] = field(default_factory=dict)
     attending: set[str] = field(default_factory=set)
+    randomised: set[str] = field(default_factory=set)
     meets: dict[str, set[str]] = field(default_factory=dict)
     ends: frozenset[str] = frozenset()
     inputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
@@ -90,8 +92,8 @@ def experts_of(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
-    """Run the model on `inputs` with stubs, in evaluation mode, and return what was seen. Changes nothing.
+def trace(model: nn.Module, inputs: Mapping[str, Any], training: bool = False) -> Trace:
+    """Run the model on `inputs` with stubs, in evaluation mode or not, and return what was seen. Changes nothing.
 
     Raises whatever the model's forward raises.
     """
@@ -112,7 +114,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
         return watch.mark(output.clone(), name)
 
     with watch:
-        result = run_with_stubs(model, inputs, matrix, experts)
+        result = run_with_stubs(model, inputs, matrix, experts, training)
     values = result.values() if isinstance(result, Mapping) else tree_leaves(result)
     ended = [one for value in values for one in tree_leaves(value) if isinstance(one, torch.Tensor)]
     seen.ends = frozenset().union(*(watch.matrices(one) for one in ended))
@@ -124,10 +126,11 @@ def run_with_stubs(
     inputs: Mapping[str, Any],
     matrix: Callable[[Matrix, torch.Tensor], torch.Tensor],
     experts: Callable[[str, torch.Tensor], torch.Tensor],
+    training: bool = False,
 ) -> Any:
     """Run a forward in which `matrix` answers for each weight matrix and `experts` for each block of experts."""
     with ExitStack() as stack, torch.no_grad():
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(_in_mode(model, training))
         stack.enter_context(_materialised(model))
         for one in matrices_of(model).values():
             stack.enter_context(_stub(one.module, _matrix_stub(one, matrix)))
@@ -190,9 +193,9 @@ def _stub(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    model.train(training)
     try:
         yield
     finally:
@@ -247,7 +250,7 @@ class _Watch(TorchDispatchMode):
 
     def matrices(self, tensor: torch.Tensor) -> frozenset[str]:
         """Return the names of matrices that a tensor carries."""
-        return frozenset(name for name in self._get(tensor) if not name.startswith(_PARAMETER))
+        return frozenset(name for name in self._get(tensor) if not name.startswith((_PARAMETER, _NOISE)))
 
     def _get(self, tensor: torch.Tensor) -> frozenset[str]:
         return self._names.get(tensor.untyped_storage()._cdata, frozenset())
@@ -261,6 +264,8 @@ class _Watch(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
         names = frozenset().union(*(self._get(one) for one in given))
+        if any(word in func.__name__ for word in _RANDOM) or _drops(func, args, kwargs):
+            names |= {_NOISE}
         if names:
             self._note(func, given, names)
             for one in tree_leaves(result):
@@ -269,11 +274,24 @@ class _Watch(TorchDispatchMode):
         return result
 
     def _note(self, func: Any, given: list[torch.Tensor], names: frozenset[str]) -> None:
-        matrices = {name for name in names if not name.startswith(_PARAMETER)}
-        for name in names - matrices:
+        matrices = {name for name in names if not name.startswith((_PARAMETER, _NOISE))}
+        if _NOISE in names:
+            self._seen.randomised |= matrices
+        for name in names - matrices - {_NOISE}:
             self._seen.meets.setdefault(name.removeprefix(_PARAMETER), set()).update(matrices)
         if any(product in func.__name__ for product in _PRODUCTS) and len(given) > 1:
             self._seen.attending |= matrices
 
 
 _PARAMETER = "parameter:"
+_NOISE = "noise:"
+_RANDOM = ("bernoulli", "native_dropout", "rand", "normal_", "uniform_")
+
+
+def _drops(func: Any, args: Any, kwargs: Any) -> bool:
+    """Tell whether a fused attention is asked to drop out: its probability is an argument."""
+    if "attention" not in func.__name__:
+        return False
+    names = [one.name for one in func._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+    return bool(given.get("dropout_p", 0.0))
