@@ -112,6 +112,9 @@ def _plan(
     alone, unfit = cut_alone(model, matrices, wishes, tp_size, taken)
     draft.why.update(unfit)
     if not fitted and not alone and not experts_of(model):
+        if wishes is not None and not exact:
+            # The model's own plan names nothing that can be cut: what its data flow allows still may be.
+            return _plan(model, tp_size, tp_rank, None, inputs, matrices, vocabulary)
         raise _refusal(list(draft.why.items()) or [(type(model).__qualname__, _NO_PAIR)], tp_size)
     for region, layout, adaptation in fitted:
         _draft_region(model, region, layout, adaptation, matrices, draft, tp_size)

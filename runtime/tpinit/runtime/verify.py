@@ -1,0 +1,93 @@
+"""The probe: one small forward and backward of the whole model against the sharded one, before anything is cut.
+
+The rehearsal of a plan compares what reaches the row layers of each cut region. The probe compares the result:
+the output, and the gradient of every parameter. It works on two copies of the model, in fp32 and in evaluation
+mode, so it needs the memory of two more, and leaves the model alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+from tpinit.runtime.cutting import carry_out, local_part
+from tpinit.runtime.gradients import sum_parts
+from tpinit.runtime.groups import Mesh
+from tpinit.runtime.optim import make_slots
+from tpinit.runtime.plan.examples import example_inputs, wrapped
+from tpinit.runtime.plan.records import Plan
+from tpinit.runtime.plan.trace import untouched
+
+__all__ = ["VERIFIES", "probe"]
+
+VERIFIES = ("rehearsal", "probe")
+_TOLERANCE = 1e-4  # of a gradient's norm, in fp32, over two orders of summation
+
+
+def probe(
+    model: nn.Module, plan: Plan, mesh: Mesh, device: torch.device, example: Mapping[str, Any] | None = None
+) -> str | None:
+    """Return what a sharded copy of `model` computes otherwise than a whole copy, in words; None where nothing.
+
+    `example` are the keyword arguments of one small forward, by default made from the model's config. Every
+    rank of the TP group must call this: the sharded copy takes its collectives.
+    """
+    inputs = example if example is not None else example_inputs(model, device)
+    assert inputs is not None, "a model that was planned has inputs"
+    inputs = {**_labels(model, inputs), **inputs}
+    inputs = {key: one.to(device) if isinstance(one, torch.Tensor) else one for key, one in inputs.items()}
+    with torch.random.fork_rng(devices=[]):
+        whole = _copy(model)
+        whole.to(device)
+        expected = _backward(whole, inputs)
+        gradients = {name: one.grad for name, one in whole.named_parameters()}
+        del whole
+        cut = _copy(model)
+        carry_out(cut, plan, mesh.tp.group, None, device)
+        got = _backward(cut, inputs)
+        slots = make_slots(cut, plan, None)
+        sum_parts(slots, mesh.tp, device)
+    if not abs(got - expected) <= _TOLERANCE * max(1.0, abs(expected)):
+        return f"its output is {got:.6g} where the whole model's is {expected:.6g}"
+    largest = max([float(one.norm()) for one in gradients.values() if one is not None], default=0.0)
+    for slot in slots:
+        whole_grad, grad = gradients[slot.record.name], slot.parameter.grad
+        if whole_grad is None and grad is None:
+            continue
+        right = torch.zeros(slot.record.shape, device=device) if whole_grad is None else whole_grad
+        right = local_part(right, slot.record, plan.tp_size, plan.tp_rank)
+        off = float((right - (torch.zeros_like(right) if grad is None else grad)).norm())
+        if not off <= _TOLERANCE * (float(right.norm()) + 0.01 * largest):
+            return f"the gradient of {slot.record.name} is off by {off / (float(right.norm()) or 1.0):.2g} of its norm"
+    return None
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    with untouched(model):
+        return copy.deepcopy(model).float().eval()
+
+
+def _labels(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a causal language model its own tokens as labels, so that its loss is probed too."""
+    _, inner = wrapped(model)
+    causal = type(inner).__name__.endswith("ForCausalLM") and "input_ids" in inputs
+    return {"labels": inputs["input_ids"]} if causal else {}
+
+
+def _backward(model: nn.Module, inputs: Mapping[str, Any]) -> float:
+    """Run forward and backward from one number that depends on all of the output; return it."""
+    output = model(**inputs)
+    loss = getattr(output, "loss", None)
+    if loss is None:
+        loss = torch.zeros((), device=next(model.parameters()).device)
+        values = output.values() if isinstance(output, Mapping) else [output]
+        for one in tree_leaves(list(values)):
+            if isinstance(one, torch.Tensor) and one.is_floating_point() and one.requires_grad:
+                weights = torch.linspace(-1, 1, one.numel(), device=one.device).sin().view(one.shape)
+                loss = loss + (one * weights).mean()
+    loss.backward()
+    return float(loss.detach())
