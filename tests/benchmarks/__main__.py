@@ -17,6 +17,8 @@ from benchmarks.host import Lost
 from benchmarks.roster import OURS, PEERS, UNSHARDED
 from benchmarks.sizes import LLAMA, TINY
 
+DEFAULTS = {"rotations": 6, "steps": 5}
+
 
 def main() -> int:
     """Run the benchmark; 0 where ours runs and agrees with the unsharded model, 1 otherwise."""
@@ -47,16 +49,21 @@ def main() -> int:
         given.json.write_text(json.dumps(report.as_json(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if given.document:
         plot = os.path.relpath(given.plot, given.document.parent) if given.plot else ""
-        given.document.write_text(report.page(result, given.command, plot), encoding="utf-8")
+        given.document.write_text(report.page(result, _origin(given), plot), encoding="utf-8")
     ours = [row for outcome in result.outcomes for row in outcome.rows if row.peer is OURS]
     return 1 if any(row.wrong or row.reason for row in ours) else 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rotations", type=int, default=6, help="how often every peer takes its turn (%(default)s)")
     parser.add_argument(
-        "--steps", type=int, default=5, help="steps a turn; the tiny model takes four times as many (%(default)s)"
+        "--rotations", type=int, default=DEFAULTS["rotations"], help="how often every peer takes its turn (%(default)s)"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=DEFAULTS["steps"],
+        help="steps a turn; the tiny model takes four times as many (%(default)s)",
     )
     parser.add_argument(
         "--only",
@@ -68,11 +75,19 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write every number here")
     parser.add_argument("--document", type=Path, help="write the Markdown page here")
     parser.add_argument("--plot", type=Path, help="write the SVG plot here")
-    parser.add_argument("--command", default="make bench", help="what the page names as its origin (%(default)s)")
     given = parser.parse_args()
     if given.rotations < 1 or given.steps < 1:
         parser.error("--rotations and --steps are at least 1")
     return given
+
+
+def _origin(given: argparse.Namespace) -> str:
+    """What the page names as its origin: the command, and whatever was not as it is by itself."""
+    told = [
+        f"--{name} {getattr(given, name)}" for name in ("rotations", "steps") if getattr(given, name) != DEFAULTS[name]
+    ]
+    told += [f"--only {name}" for name in given.only or ()] + ["--smoke"] * given.smoke
+    return " ".join(["make bench", *(["with", *told] if told else [])])
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

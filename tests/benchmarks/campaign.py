@@ -101,6 +101,7 @@ def measure(
         if UNSHARDED.name not in alive:
             raise Lost(f"the unsharded model does not run: {reasons[UNSHARDED.name]}")
         outcomes = [_size(peers, size, alive, reasons, home, (steps, rotations, loads), say) for size in sizes]
+    outcomes.sort(key=lambda outcome: -outcome.size.parameters)
     return Result(
         outcomes,
         versions,

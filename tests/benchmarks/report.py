@@ -23,7 +23,7 @@ def table(result: Result) -> str:
     parts = [conditions(result)]
     for outcome in result.outcomes:
         parts += [f"{outcome.size.name}: {outcome.size.words}", _align([_STEP, *_step_rows(outcome)])]
-        parts += [_align([_LOAD, *_load_rows(outcome)]), summary(outcome)]
+        parts += [_align([_LOAD, *_load_rows(outcome)]), f"{outcome.size.name}: {summary(outcome)}"]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -42,7 +42,7 @@ def summary(outcome: Outcome) -> str:
     others = [row for row in outcome.rows[1:] if row is not ours and row.step is not None and not row.wrong]
     if ours is None or ours.step is None:
         return ""
-    text = f"{outcome.size.name}: tpinit takes {_middle(ours.to_ideal(unsharded)):.2f} times the ideal"
+    text = f"tpinit takes {_middle(ours.to_ideal(unsharded)):.2f} times the ideal"
     if others:
         best = min(others, key=lambda row: _middle(row.to_ideal(unsharded)))
         pairs = zip(best.blocks, ours.blocks, strict=False)

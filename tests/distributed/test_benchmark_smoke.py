@@ -99,7 +99,7 @@ def test_collectives_of_a_known_plan_are_counted_right(peers):
 def test_the_page_and_the_plot(run):
     folder, stdout = run
     page = (folder / "b.md").read_text()
-    assert "Written by `make bench`" in page
+    assert "Written by `make bench with --steps 2 --smoke`" in page
     assert "![" in page
     assert "](b.svg)" in page
     root = ElementTree.parse(folder / "b.svg").getroot()
