@@ -19,9 +19,10 @@ from tpinit.runtime import agreement, groups, records, world
 from tpinit.runtime.cutting import carry_out
 from tpinit.runtime.data import make_loader
 from tpinit.runtime.engine import Engine
-from tpinit.runtime.errors import UnsupportedError
+from tpinit.runtime.errors import PlanError, UnsupportedError
 from tpinit.runtime.optim import build_schedule, make_slots
 from tpinit.runtime.prepare import Given, Ready, prepare
+from tpinit.runtime.verify import VERIFIES, probe
 from tpinit.spec.vocabulary import DType
 
 __all__ = ["initialize", "set_autotp_mode", "tp_model_init"]
@@ -75,6 +76,9 @@ def initialize(
     config: str | Mapping[str, Any] | None = None,
     mesh_param: Any = None,
     config_params: str | Mapping[str, Any] | None = None,
+    *,
+    verify: str = "rehearsal",
+    example: Mapping[str, Any] | None = None,
 ) -> tuple[Engine, Optimizer | None, DataLoader[Any] | None, Any]:
     """Decide by the contract, cut the model, and return (engine, optimizer, dataloader, lr_scheduler).
 
@@ -87,13 +91,20 @@ def initialize(
     or was given differently, raises on all of them. The model's parameters, buffers, dtype and device are
     then changed in place. Every rank must call this, and every rank must hold the same initial weights.
 
+    Two keywords are ours. `verify` is "rehearsal" (every cut is rehearsed when it is planned) or "probe" (besides,
+    a small forward and backward of the whole model is compared with the sharded one: two more copies of the
+    model, for the time of it). `example` are keyword arguments of one small forward, for a model whose inputs
+    can't be told from its transformers config.
+
     Raises DecisionError (a violation, the same on every rank), ConfigError (malformed input), AgreementError
     (ranks differ), GroupError, PlanError, UnsupportedError: all are TpinitError.
     """
+    if verify not in VERIFIES:
+        raise TpinitError(f"verify is {verify!r}, and must be one of {', '.join(VERIFIES)}")
     world.start(distributed_port, dist_init_required)
     device = world.local_device()
     given = Given(
-        args, model, optimizer, model_parameters, training_data, lr_scheduler, mpu, config, mesh_param, config_params
+        args, model, optimizer, model_parameters, training_data, lr_scheduler, mpu, config, mesh_param, config_params, example
     )
     report = agreement.Report()
     ready: Ready | None = None
@@ -115,18 +126,30 @@ def initialize(
             "row 2: ranks that do not average together hold different models, and a gradient norm over different "
             "models is not implemented: set gradient_clipping to 0"
         )
-    return _carry_out(ready, given, layout, device, collate_fn)
+    mesh = groups.make(layout, ready.decision, dist.get_rank())
+    if verify == "probe" and mesh.tp.group is not None:
+        _probe(ready, mesh, device, example)
+    return _carry_out(ready, given, layout, mesh, device, collate_fn)
+
+
+def _probe(ready: Ready, mesh: groups.Mesh, device: torch.device, example: Mapping[str, Any] | None) -> None:
+    """Raise PlanError, the same on every rank, where the sharded model computes something else on any of them."""
+    plan = replace(ready.plan, tp_rank=mesh.tp.position)
+    told = agreement.exchange(agreement.Report(error=probe(ready.model, plan, mesh, device, example)))
+    wrong = [f"rank {rank}: {one.error}" for rank, one in enumerate(told) if one.error is not None]
+    if wrong:
+        raise PlanError("the sharded model is not the whole one, and nothing was changed: " + "; ".join(wrong))
 
 
 def _carry_out(
     ready: Ready,
     given: Given,
     layout: groups.Layout,
+    mesh: groups.Mesh,
     device: torch.device,
     collate_fn: Callable[..., Any] | None,
 ) -> tuple[Engine, Optimizer | None, DataLoader[Any] | None, Any]:
-    """Do what all ranks have agreed on: groups, cut, slots, schedule, data, engine."""
-    mesh = groups.make(layout, ready.decision, dist.get_rank())
+    """Do what all ranks have agreed on: cut, slots, schedule, data, engine."""
     plan = replace(ready.plan, tp_rank=mesh.tp.position)
     dtype = _TORCH[ready.decision.dtype.value] if ready.decision.dtype.value is not None else None
     carry_out(ready.model, plan, mesh.tp.group, dtype, device)

@@ -7,7 +7,7 @@ where a later step fails.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from tpinit.runtime.errors import PlanError, UnsupportedError
 from tpinit.runtime.groups import group_size, ranks_of
 from tpinit.runtime.mesh import mesh_tp_group
 from tpinit.runtime.optim import build_optimizer
-from tpinit.runtime.plan import Plan, plan_model
+from tpinit.runtime.plan import LayerKind, Plan, from_section, plan_model
 from tpinit.runtime.settings import Settings, check_section, read_settings
 from tpinit.spec.vocabulary import Decision, Group, Outcome
 
@@ -46,6 +46,7 @@ class Given:
     config: Any
     mesh_param: Any
     config_params: Any
+    example: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +87,10 @@ def prepare(given: Given, report: Report) -> Ready:
     _report_decision(decision, report)
     if decision.outcome is Outcome.ERROR:
         raise DecisionError(decision)
-    check_section(decision.carried, _model_type(model))
+    check_section(decision.carried)
     settings = read_settings(reading.config, _dp_size(decision), decision.dtype.value)
     _check_data(given, settings, report)
-    plan = plan_model(model, decision.tp_size.value or 1, 0)
+    plan = _plan(model, decision.carried, decision.tp_size.value or 1)
     # Row 2 leaves the model as it is, and other ranks may hold another part of it.
     fields = report.fields if decision.tp_size.value is not None else report.replica
     optimizer = _optimizer(given, model, settings, fields)
@@ -154,8 +155,17 @@ def _dp_size(decision: Decision) -> int:
     return decision.dp_group.size if decision.dp_group is not None else 1
 
 
-def _model_type(model: nn.Module) -> str | None:
-    return getattr(getattr(model, "config", None), "model_type", None)
+def _plan(model: nn.Module, carried: Mapping[str, object], tp_size: int) -> Plan:
+    """Return the plan: the section's partition_config, else its preset, else the model's tp_plan, else structure."""
+    head = carried.get("vocab_parallel_lm_head")
+    wishes = from_section(carried, model, tp_size) if tp_size > 1 else None
+    plan = plan_model(model, tp_size, 0, wishes, vocabulary=head is not False)
+    if head is True and tp_size > 1 and not any(one.kind is LayerKind.HEAD for one in plan.layers):
+        raise PlanError(
+            "tensor_parallel.vocab_parallel_lm_head is true, and this model has no output head that can be cut by "
+            f"vocabulary over {tp_size} ranks: leave it out"
+        )
+    return plan
 
 
 def _check_data(given: Given, settings: Settings, report: Report) -> None:
