@@ -475,8 +475,8 @@ def refused(rank: int, case: str) -> dict[str, Any]:
             section["tp_overlap_comm"] = True
         case "partition config":
             section["partition_config"] = {"layer_specs": [{"patterns": ["x"], "partition_type": "row"}]}
-        case "vocab parallel head":
-            section["vocab_parallel_lm_head"] = True
+        case "vocab parallel cross-entropy":
+            section["vocab_parallel_ce_backend"] = "liger"
         case "preset of another model":
             section["preset_model"] = "bloom"
         case "grain size":

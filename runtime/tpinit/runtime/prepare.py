@@ -90,7 +90,7 @@ def prepare(given: Given, report: Report) -> Ready:
     check_section(decision.carried)
     settings = read_settings(reading.config, _dp_size(decision), decision.dtype.value)
     _check_data(given, settings, report)
-    plan = _plan(model, decision.carried, decision.tp_size.value or 1)
+    plan = _plan(model, given, decision.carried, decision.tp_size.value or 1)
     # Row 2 leaves the model as it is, and other ranks may hold another part of it.
     fields = report.fields if decision.tp_size.value is not None else report.replica
     optimizer = _optimizer(given, model, settings, fields)
@@ -155,11 +155,11 @@ def _dp_size(decision: Decision) -> int:
     return decision.dp_group.size if decision.dp_group is not None else 1
 
 
-def _plan(model: nn.Module, carried: Mapping[str, object], tp_size: int) -> Plan:
+def _plan(model: nn.Module, given: Given, carried: Mapping[str, object], tp_size: int) -> Plan:
     """Return the plan: the section's partition_config, else its preset, else the model's tp_plan, else structure."""
     head = carried.get("vocab_parallel_lm_head")
     wishes = from_section(carried, model, tp_size) if tp_size > 1 else None
-    plan = plan_model(model, tp_size, 0, wishes, vocabulary=head is not False)
+    plan = plan_model(model, tp_size, 0, wishes, given.example, vocabulary=head is not False)
     if head is True and tp_size > 1 and not any(one.kind is LayerKind.HEAD for one in plan.layers):
         raise PlanError(
             "tensor_parallel.vocab_parallel_lm_head is true, and this model has no output head that can be cut by "

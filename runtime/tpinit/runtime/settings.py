@@ -110,28 +110,24 @@ _SWITCHED = {
     "elasticity",
     "nebula",
 }
+# Say which layers are cut: see `plan.partition`.
+_PLANNED = {"partition_config", "preset_model", "vocab_parallel_lm_head"}
 _SECTION_DEFAULTS: dict[str, object] = {
     "tp_overlap_comm": False,
-    "partition_config": None,
-    "preset_model": None,
     "keep_module_on_host": False,
     "injection_policy_tuple": None,
     "replace_with_kernel_inject": False,
     "kernel_inject": False,
-    "vocab_parallel_lm_head": False,
     "vocab_parallel_ce_backend": "torch",
     "tp_grain_size": 1,
 }
 _SECTION_REASONS = {
     "tp_overlap_comm": "all-reduces are not overlapped with computation",
-    "partition_config": "the plan comes from the model's own type",
-    "preset_model": "the plan comes from the model's own type, which is another one",
     "keep_module_on_host": "the module is always moved to this rank's device",
-    "injection_policy_tuple": "the plan comes from the model's own type",
+    "injection_policy_tuple": "say which layers are cut in partition_config",
     "replace_with_kernel_inject": "no inference kernels are injected",
-    "vocab_parallel_lm_head": "the head is replicated on every rank",
-    "vocab_parallel_ce_backend": "the vocabulary is not cut, so no cross-entropy over its parts is needed",
-    "tp_grain_size": "shards are whole heads and equal parts of the intermediate features",
+    "vocab_parallel_ce_backend": "the cross-entropy of a cut vocabulary is torch's",
+    "tp_grain_size": "shards are whole heads and single features",
 }
 _PRECISION_DEFAULTS: dict[str, dict[str, object]] = {
     "bf16": {
@@ -148,18 +144,16 @@ _SCALING = ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresi
 Refusals = list[str]
 
 
-def check_section(carried: Mapping[str, object], model_type: str | None) -> None:
+def check_section(carried: Mapping[str, object]) -> None:
     """Raise UnsupportedError for every setting of the section that this runtime does not honour yet.
 
-    `carried` is what the decision hands through (D10). A value that changes nothing passes; so does a
-    `preset_model` that names the model's own type.
+    `carried` is what the decision hands through (D10). A value that changes nothing passes, and what says which
+    layers are cut: the plan honours that.
     """
     refusals: Refusals = []
     for path, value in _leaves(carried):
         key = path.rpartition(".")[2]
-        if is_absent(value) or (key in _SECTION_DEFAULTS and value == _SECTION_DEFAULTS[key]):
-            continue
-        if key == "preset_model" and value == model_type:
+        if path in _PLANNED or is_absent(value) or (key in _SECTION_DEFAULTS and value == _SECTION_DEFAULTS[key]):
             continue
         reason = _SECTION_REASONS.get(key, "this runtime does not honour it")
         refusals.append(f"tensor_parallel.{path} = {show(value)}: {reason}")

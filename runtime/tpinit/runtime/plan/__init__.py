@@ -1,5 +1,6 @@
 """The plan: which parameter is cut how, one record a parameter; and what becomes of each module."""
 
+from tpinit.runtime.plan.partition import from_section
 from tpinit.runtime.plan.planner import plan_model
 from tpinit.runtime.plan.records import BlockPlan, Cut, GradientRule, LayerKind, LayerPlan, ParameterPlan, Plan
 
@@ -11,5 +12,6 @@ __all__ = [
     "LayerPlan",
     "ParameterPlan",
     "Plan",
+    "from_section",
     "plan_model",
 ]

@@ -456,6 +456,10 @@ def _drops_out(module: nn.Module) -> bool:
     )
 
 
+_NO_PAIR = "it has no two layers of which the outputs of one feed the other alone"
+_NO_PARTNER = "it can only be cut together with layers that read it, or that it reads, and not with those that are"
+
+
 def _check_tensors(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield what would break under any cut: tensors that are shared, or already in use."""
     holders: dict[int, str] = {}

@@ -89,7 +89,7 @@ def fit(
                 first = first or error
                 continue
             return layout, _least(model, inputs, seen, region, layout, adaptation, tp_size)
-    raise first or Mismatch(_no_layout(region, columns, width, tp_size, fused or {}))
+    raise Mismatch(f"{first or _no_layout(region, columns, width, tp_size)}{_said(fused or {})}") from first
 
 
 def _least(
@@ -116,9 +116,12 @@ def _least(
 def _no_layout(region: Region, columns: Mapping[str, int], width: int, tp_size: int, fused: Mapping[str, Style]) -> str:
     kind = "attention heads" if region.attends else "features"
     sizes = ", ".join(f"{name.rpartition('.')[2]} {size}" for name, size in columns.items())
+    return f"no way to cut its {kind} over {tp_size} ranks fits its sizes ({sizes}; the row's input {width})"
+
+
+def _said(fused: Mapping[str, Style]) -> str:
     said = [f"{name.rpartition('.')[2]} {list(one.blocks)}" for name, one in fused.items() if one.blocks]
-    parts = f" and the parts that were said to be fused in {', '.join(said)}" if said else ""
-    return f"no way to cut its {kind} over {tp_size} ranks fits its sizes ({sizes}; the row's input {width}){parts}"
+    return f", with the parts that were said to be fused in {', '.join(said)}" if said else ""
 
 
 def _layouts(
