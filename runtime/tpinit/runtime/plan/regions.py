@@ -113,7 +113,7 @@ def _least(
     return adaptation
 
 
-def _no_layout(region: Region, columns: Mapping[str, int], width: int, tp_size: int, fused: Mapping[str, Style]) -> str:
+def _no_layout(region: Region, columns: Mapping[str, int], width: int, tp_size: int) -> str:
     kind = "attention heads" if region.attends else "features"
     sizes = ", ".join(f"{name.rpartition('.')[2]} {size}" for name, size in columns.items())
     return f"no way to cut its {kind} over {tp_size} ranks fits its sizes ({sizes}; the row's input {width})"
