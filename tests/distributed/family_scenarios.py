@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def family(
     tp: int,
     steps: int = 5,
     causal: bool = False,
+    double: bool = False,
     clipping: float = 0.5,
     initialize_with: dict[str, Any] | None = None,
     section: dict[str, Any] | None = None,
@@ -35,6 +37,8 @@ def family(
     """Train a family sharded and whole on the same data; return how far they are apart, and what was sent."""
     model = catalogue.build_causal(name, **overrides) if causal else catalogue.build(name, **overrides)
     model.train()
+    if double:  # where fp32 is too coarse to tell noise from a mistake
+        model.double()
     reference = copy.deepcopy(model)
     config = {
         "train_micro_batch_size_per_gpu": 2,
@@ -50,6 +54,11 @@ def family(
     counter = Counter()
     for step in range(steps):
         batch = _batch(name, reference, step, 2 * parts, causal)
+        if double:
+            floats = {
+                key: one for key, one in batch.items() if isinstance(one, torch.Tensor) and one.is_floating_point()
+            }
+            batch |= {key: one.double() for key, one in floats.items()}
         part = {
             key: value[2 * mine : 2 * mine + 2] if isinstance(value, torch.Tensor) and value.dim() else value
             for key, value in batch.items()
@@ -121,3 +130,101 @@ def gathered(local: torch.Tensor | None, record: Any, engine: Any) -> torch.Tens
     parts: list[Any] = [None] * side.size
     dist.all_gather_object(parts, local, group=side.group)
     return None if any(part is None for part in parts) else put_together(parts, record)
+
+
+def dropout(
+    rank: int, name: str, checkpointing: bool = False, row: str = "", training: bool = True, **overrides: Any
+) -> dict[str, Any]:
+    """Train with dropout, ranks with other random states; return losses, masks inside the cut, and gradients."""
+    torch.manual_seed(100 + rank)
+    model = catalogue.build(name, **overrides).train(training)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    for key, one in model.named_parameters():
+        if key.endswith("wi.weight"):  # both halves alike, so that nothing but dropout tells the ranks apart
+            one.data[len(one) // 2 :] = one.data[: len(one) // 2]
+    reference = copy.deepcopy(model)
+    world = dist.get_world_size()
+    config = {"train_micro_batch_size_per_gpu": 2, "optimizer": SGD, "tensor_parallel": {"autotp_size": world}}
+    engine, _, _, _ = initialize(model=model, config=config)
+    inside: list[torch.Tensor] = []
+    rows = [one for key, one in model.named_modules() if type(one).__name__.startswith("RowLayerOf") and row in key]
+    rows[0].register_forward_pre_hook(lambda _, args: inside.append(args[0].detach().clone()))
+    batch = catalogue.batch(name, reference, 0, rows=2)
+    state = torch.get_rng_state()
+    loss = catalogue.loss(name, engine, batch)
+    engine.backward(loss)
+    torch.set_rng_state(state)
+    expected = catalogue.loss(name, reference, batch)
+    expected.backward()
+    return {
+        "loss": float(loss),
+        "whole": float(expected),
+        "gradients": max(_apart(engine, reference, "grad").values()),
+        "zeros": [(one == 0).tolist() for one in inside],
+        "calls": len(inside),
+        "random": sum(layer.random for layer in engine.plan.layers),
+        "replicated": [
+            one.grad.double().sum().item()
+            for record, (_, one) in zip(engine.plan.parameters, model.named_parameters(), strict=True)
+            if record.dim is None and one.grad is not None
+        ],
+    }
+
+
+def lora(rank: int, name: str, targets: list[str]) -> dict[str, Any]:
+    """Train peft's adapters over cut layers, with all else frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    def build() -> Any:
+        model = get_peft_model(catalogue.build(name), LoraConfig(r=4, lora_alpha=8, target_modules=targets))
+        generator = torch.Generator().manual_seed(7)
+        for key, one in model.named_parameters():
+            if "lora_" in key:  # B is zero at first, which would hide what A does
+                one.data.copy_(torch.randn(one.shape, generator=generator) * 0.2)
+        return model
+
+    original = catalogue.build
+    model = build()
+    catalogue.build = lambda *_, **__: model
+    try:
+        result = family(rank, name, dist.get_world_size(), steps=3)
+    finally:
+        catalogue.build = original
+    return result
+
+
+def probed(rank: int, name: str, break_with: str = "") -> dict[str, Any]:
+    """Initialize with the probe; return what it said. `break_with` spoils the plan behind the rehearsal's back."""
+    import tpinit.runtime.api as api
+    from tpinit.reference.errors import TpinitError
+
+    model = catalogue.build(name).train()
+    before = {key: one.detach().clone() for key, one in model.named_parameters()}
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "optimizer": SGD,
+        "tensor_parallel": {"autotp_size": dist.get_world_size()},
+    }
+    original = api.prepare
+
+    def spoiled(given: Any, report: Any) -> Any:
+        ready = original(given, report)
+        layers = ready.plan.layers
+        if break_with == "entry":
+            layers = tuple(replace(one, entry=False) if one.kind.value == "column" else one for one in layers)
+        elif break_with == "sum":
+            layers = tuple(one for one in layers if one.kind.value != "experts")
+        return replace(ready, plan=replace(ready.plan, layers=layers))
+
+    api.prepare = spoiled
+    text = ""
+    try:
+        initialize(model=model, config=config, verify="probe")
+    except TpinitError as error:
+        text = f"{type(error).__name__}: {error}"
+    finally:
+        api.prepare = original
+    same = all(torch.equal(before[key], one) for key, one in model.named_parameters() if one.shape == before[key].shape)
+    whole = all(one.shape == before[key].shape for key, one in model.named_parameters())
+    return {"text": text, "untouched": same and whole}

@@ -129,10 +129,14 @@ def _counted(slot: Slot, side: Side) -> torch.Tensor | None:
 
 
 def _square(grads: Sequence[torch.Tensor | None], device: torch.device) -> torch.Tensor:
-    norms = [torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads if grad is not None]
+    norms = [
+        torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
+        for grad in grads
+        if grad is not None
+    ]
     if not norms:
         return torch.zeros((), dtype=torch.float64, device=device)
-    return torch.stack(norms).double().square().sum()
+    return torch.stack([norm.double() for norm in norms]).square().sum()
 
 
 def scale(slots: Sequence[Slot], factor: torch.Tensor) -> None:

@@ -18,7 +18,8 @@ from tpinit.runtime.cutting import carry_out, local_part
 from tpinit.runtime.gradients import sum_parts
 from tpinit.runtime.groups import Mesh
 from tpinit.runtime.optim import make_slots
-from tpinit.runtime.plan.examples import example_inputs, wrapped
+from tpinit.runtime.plan.examples import wrapped
+from tpinit.runtime.plan.planner import rehearsed_on
 from tpinit.runtime.plan.records import Plan
 from tpinit.runtime.plan.trace import untouched
 
@@ -36,9 +37,9 @@ def probe(
     `example` are the keyword arguments of one small forward, by default made from the model's config. Every
     rank of the TP group must call this: the sharded copy takes its collectives.
     """
-    inputs = example if example is not None else example_inputs(model, device)
-    assert inputs is not None, "a model that was planned has inputs"
-    inputs = {**_labels(model, inputs), **inputs}
+    given = rehearsed_on(model, example)
+    assert given is not None, "a model that was planned has inputs"
+    inputs = {**_labels(model, given), **given}
     inputs = {key: one.to(device) if isinstance(one, torch.Tensor) else one for key, one in inputs.items()}
     with torch.random.fork_rng(devices=[]):
         whole = _copy(model)

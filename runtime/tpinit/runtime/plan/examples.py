@@ -28,8 +28,8 @@ def wrapped(model: nn.Module) -> tuple[str, nn.Module]:
     return "", model
 
 
-def example_inputs(model: nn.Module, device: torch.device) -> dict[str, Any] | None:
-    """Return keyword arguments for one forward of a transformers model, or None where its inputs are not known.
+def example_inputs(model: nn.Module, device: torch.device) -> list[dict[str, Any]]:
+    """Return keyword arguments for one forward of a transformers model, the fullest first; none where not known.
 
     Token ids [2, 7], pixel values [2, channels, height, width], input features [2, bins, frames], and what an
     encoder-decoder needs besides. Caches are off.
@@ -37,7 +37,7 @@ def example_inputs(model: nn.Module, device: torch.device) -> dict[str, Any] | N
     _, model = wrapped(model)
     config: Any = getattr(model, "config", None)
     if config is None or not hasattr(model, "forward"):
-        return None
+        return []
     names = inspect.signature(model.forward).parameters
     takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in names.values())
     given: dict[str, Any] = {}
@@ -61,10 +61,15 @@ def example_inputs(model: nn.Module, device: torch.device) -> dict[str, Any] | N
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in names:
         given["decoder_input_ids"] = ids % 11
     if not given:
-        return None
-    if "use_cache" in names or (takes_all and hasattr(config, "use_cache")):
-        given["use_cache"] = False
-    return given
+        return []
+    plain = {"use_cache": False} if "use_cache" in names or (takes_all and hasattr(config, "use_cache")) else {}
+    found = [{**given, **plain}]
+    if "input_ids" in given and len(given) > 1 and "decoder_input_ids" not in given:
+        found.append({"input_ids": given["input_ids"], **plain})  # pictures and sounds may be left out
+    books = getattr(config, "num_codebooks", 0) or getattr(getattr(config, "decoder", None), "num_codebooks", 0)
+    if "input_ids" in given and books:
+        found.append({"input_ids": given["input_ids"].repeat(books, 1), **plain})
+    return found
 
 
 def _vocabulary(config: Any) -> int:

@@ -26,7 +26,7 @@ from tpinit.runtime.plan.trace import Matrix, Trace, experts_of, matrices_of, tr
 from tpinit.runtime.plan.vocabulary import Vocabulary, find_vocabulary
 from tpinit.runtime.plan.whole import Alone, cut_alone
 
-__all__ = ["plan_model"]
+__all__ = ["Draft", "Task", "plan_model", "rehearsed_on"]
 
 _BIG = 1 << 14  # elements of a replicated weight that is worth a note
 
@@ -41,7 +41,7 @@ class _Lie:
 
 
 @dataclass(slots=True)
-class _Draft:
+class Draft:
     """A plan in the making."""
 
     lies: dict[int, _Lie] = field(default_factory=dict)
@@ -72,11 +72,11 @@ def plan_model(
     if problems:
         raise _refusal(problems, tp_size)
     if tp_size == 1:
-        return Plan(1, tp_rank, tuple(_records(model, _Draft(), 1)), source="one rank: nothing is cut")
+        return Plan(1, tp_rank, tuple(_records(model, Draft(), 1)), source="one rank: nothing is cut")
     matrices = matrices_of(model)
     if wishes is None:
         wishes = from_transformers(model, [*matrices, *experts_of(model)])
-    inputs = example if example is not None else example_inputs(model, _device(model))
+    inputs = rehearsed_on(model, example)
     if inputs is None:
         raise PlanError(
             f"nothing is known of the inputs of a {type(model).__qualname__}, which has no transformers config: "
@@ -95,14 +95,14 @@ def _plan(
     matrices: Mapping[str, Matrix],
     vocabulary: bool,
 ) -> Plan:
-    seen = _trace(model, inputs)
-    draft = _Draft()
+    seen = watched(model, inputs)
+    draft = Draft()
     kept = wishes.kept if wishes is not None else ()
     draft.why.update(wishes.why if wishes is not None else {})
     head = find_vocabulary(model, matrices, seen, tp_size, kept)
     if not vocabulary:
         head = Vocabulary(head_names=head.head_names)
-    task = _Task(model, inputs, seen, matrices, wishes, tp_size, head.head_names)
+    task = Task(model, inputs, seen, matrices, wishes, tp_size, head.head_names)
     fitted = _fit_all(task, draft)
     taken = {name for region, _, _ in fitted for name in (*region.columns, *region.rows, *region.shared)}
     # An output head that is gathered is cut by vocabulary, but for a user who says otherwise.
@@ -116,6 +116,21 @@ def _plan(
             # The model's own plan names nothing that can be cut: what its data flow allows still may be.
             return _plan(model, tp_size, tp_rank, None, inputs, matrices, vocabulary)
         raise _refusal(list(draft.why.items()) or [(type(model).__qualname__, _NO_PAIR)], tp_size)
+    return written(task, draft, fitted, alone, head, tp_rank)
+
+
+def watched(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
+    """Return what one run of the model shows, and where it draws random numbers in training."""
+    seen = _trace(model, inputs)
+    _note_random(model, inputs, seen)
+    return seen
+
+
+def written(
+    task: Task, draft: Draft, fitted: Sequence[Fitted], alone: Sequence[Alone], head: Vocabulary, tp_rank: int
+) -> Plan:
+    """Write down the plan of what was fitted: regions, matrices cut on their own, experts, and the vocabulary."""
+    model, seen, matrices, wishes, tp_size = task.model, task.seen, task.matrices, task.wishes, task.tp_size
     for region, layout, adaptation in fitted:
         _draft_region(model, region, layout, adaptation, matrices, draft, tp_size)
     for one in alone:
@@ -123,7 +138,7 @@ def _plan(
     _draft_experts(model, wishes, tp_size, draft)
     _draft_vocabulary(head, tp_size, draft)
     _mark_inner(seen, draft, fitted)
-    random = _randomised(model, inputs, fitted, tp_size)
+    random = _randomised(model, seen, fitted, tp_size)
     draft.layers = [replace(layer, random=layer.module in random) for layer in draft.layers]
     source = wishes.source if wishes is not None else "structure"
     notes = tuple(_notes(model, draft, wishes))
@@ -136,6 +151,21 @@ def _plan(
         source,
         notes,
     )
+
+
+def rehearsed_on(model: nn.Module, example: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return the batch to rehearse on: what was given, else the first of the likely ones that the model takes."""
+    if example is not None:
+        return example
+    likely = example_inputs(model, _device(model))
+    for inputs in likely[:-1]:
+        try:
+            with untouched(model):
+                trace(model, inputs)
+        except Exception:  # another batch may do; of the last one the planner tells what went wrong
+            continue
+        return inputs
+    return likely[-1] if likely else None
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -156,11 +186,26 @@ def _trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
         ) from error
 
 
+def _note_random(model: nn.Module, inputs: Mapping[str, Any], seen: Trace) -> None:
+    """Note where random numbers are drawn, in training too. Some models train on longer batches than this one."""
+    try:
+        trained = trace(model, inputs, training=True)
+    except Exception:  # what it draws in evaluation mode was seen; what it drops out in training, was not
+        seen.randomised |= set(seen.sources) if any(_drops_out(module) for module in model.modules()) else set()
+        return
+    seen.randomised |= trained.randomised
+    seen.chancy |= trained.chancy
+
+
+def _drops_out(module: nn.Module) -> bool:
+    return isinstance(module, nn.Dropout) and module.p > 0
+
+
 # --- regions ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
+class Task:
     """What the regions of a model are fitted to."""
 
     model: nn.Module
@@ -172,7 +217,7 @@ class _Task:
     heads: tuple[str, ...]
 
 
-def _fit_all(task: _Task, draft: _Draft) -> list[Fitted]:
+def _fit_all(task: Task, draft: Draft) -> list[Fitted]:
     """Fit regions that are alike alike; where that does not hold together, each on its own.
 
     Raises PlanError where each fits and all together do not.
@@ -194,7 +239,7 @@ def _fit_all(task: _Task, draft: _Draft) -> list[Fitted]:
     return fitted
 
 
-def _fit_regions(task: _Task, draft: _Draft, alike: bool) -> list[Fitted]:
+def _fit_regions(task: Task, draft: Draft, alike: bool) -> list[Fitted]:
     """Fit every region that is wished for, the heaviest first."""
     model, inputs, seen, matrices = task.model, task.inputs, task.seen, task.matrices
     known: dict[tuple[Any, ...], tuple[Layout, Adaptation] | Mismatch] = {}
@@ -299,7 +344,7 @@ def _draft_region(
     layout: Layout,
     adaptation: Adaptation,
     matrices: Mapping[str, Matrix],
-    draft: _Draft,
+    draft: Draft,
     tp_size: int,
 ) -> None:
     for name in region.columns:
@@ -326,7 +371,7 @@ def _draft_region(
         draft.inner.add(f"{region.block}.{name}.weight" if region.block else f"{name}.weight")
 
 
-def _draft_alone(one: Alone, module: nn.Module, draft: _Draft) -> None:
+def _draft_alone(one: Alone, module: nn.Module, draft: Draft) -> None:
     """Cut one matrix on its own: of a gathered column the bias too, of a split row the weight alone."""
     column = one.kind is LayerKind.COLUMN_GATHER
     draft.lies[id(module.weight)] = _Lie(Cut.COLUMN if column else Cut.ROW, one.dim, one.spread)
@@ -336,7 +381,7 @@ def _draft_alone(one: Alone, module: nn.Module, draft: _Draft) -> None:
     draft.layers.append(LayerPlan(one.name, one.kind, one.spread.ranks))
 
 
-def _mark_inner(seen: Trace, draft: _Draft, fitted: Sequence[Fitted]) -> None:
+def _mark_inner(seen: Trace, draft: Draft, fitted: Sequence[Fitted]) -> None:
     """Mark the parameters that meet features which are cut: each rank has a part of their gradient."""
     cut = {name for region, _, _ in fitted for name in (*region.columns, *region.shared)}
     for name, met in seen.meets.items():
@@ -347,7 +392,7 @@ def _mark_inner(seen: Trace, draft: _Draft, fitted: Sequence[Fitted]) -> None:
 # --- experts, vocabulary ---------------------------------------------------------------------------------
 
 
-def _draft_experts(model: nn.Module, wishes: Wishes | None, tp_size: int, draft: _Draft) -> None:
+def _draft_experts(model: nn.Module, wishes: Wishes | None, tp_size: int, draft: Draft) -> None:
     known: dict[tuple[Any, ...], ExpertsFit | Mismatch] = {}
     for name, module in experts_of(model).items():
         if wishes is not None and not wishes.styles.get(name, Style()).experts:
@@ -369,7 +414,7 @@ def _draft_experts(model: nn.Module, wishes: Wishes | None, tp_size: int, draft:
             draft.blocks.append(BlockPlan(name, numbers=found.numbers))
 
 
-def _draft_vocabulary(head: Vocabulary, tp_size: int, draft: _Draft) -> None:
+def _draft_vocabulary(head: Vocabulary, tp_size: int, draft: Draft) -> None:
     for name, parameter in head.parameters:
         if id(parameter) not in draft.lies:
             draft.lies[id(parameter)] = _Lie(Cut.VOCABULARY, 0, even(parameter.shape[0], tp_size))
@@ -381,7 +426,7 @@ def _draft_vocabulary(head: Vocabulary, tp_size: int, draft: _Draft) -> None:
 # --- records ---------------------------------------------------------------------------------------------
 
 
-def _records(model: nn.Module, draft: _Draft, tp_size: int) -> Iterator[ParameterPlan]:
+def _records(model: nn.Module, draft: Draft, tp_size: int) -> Iterator[ParameterPlan]:
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -403,7 +448,7 @@ def _owners(names: Sequence[str]) -> list[str]:
     return [name.rpartition(".")[0] for name in names]
 
 
-def _notes(model: nn.Module, draft: _Draft, wishes: Wishes | None) -> Iterator[str]:
+def _notes(model: nn.Module, draft: Draft, wishes: Wishes | None) -> Iterator[str]:
     if wishes is not None:
         if wishes.unmatched:
             yield f"nothing in the model matches {', '.join(wishes.unmatched)} of {wishes.source}"
@@ -426,14 +471,11 @@ def _notes(model: nn.Module, draft: _Draft, wishes: Wishes | None) -> Iterator[s
 # --- checks ----------------------------------------------------------------------------------------------
 
 
-def _randomised(model: nn.Module, inputs: Mapping[str, Any], fitted: Sequence[Fitted], tp_size: int) -> set[str]:
-    """Return the matrices of regions inside which a model in training draws random numbers: seen in a second run.
+def _randomised(model: nn.Module, seen: Trace, fitted: Sequence[Fitted], tp_size: int) -> set[str]:
+    """Return the matrices of regions inside which a model in training drops out.
 
     Raises PlanError where adapters of such a region drop out too: their dropout is outside, and drawn in between.
     """
-    if not any(_drops_out(module) for module in model.modules()):
-        return set()
-    seen = trace(model, inputs, training=True)
     found: set[str] = set()
     problems = []
     for region, _, _ in fitted:
@@ -448,16 +490,6 @@ def _randomised(model: nn.Module, inputs: Mapping[str, Any], fitted: Sequence[Fi
     if problems:
         raise _refusal(problems, tp_size)
     return found
-
-
-def _drops_out(module: nn.Module) -> bool:
-    return (isinstance(module, nn.Dropout) and module.p > 0) or any(
-        "drop" in name and isinstance(value, float) and value > 0 for name, value in vars(module).items()
-    )
-
-
-_NO_PAIR = "it has no two layers of which the outputs of one feed the other alone"
-_NO_PARTNER = "it can only be cut together with layers that read it, or that it reads, and not with those that are"
 
 
 def _check_tensors(model: nn.Module) -> Iterator[tuple[str, str]]:
@@ -482,3 +514,8 @@ def _refusal(problems: Sequence[tuple[str, str]], tp_size: int) -> PlanError:
     for reason, names in by_reason.items():
         lines.append(f"  {', '.join(names)}: {reason}")
     return PlanError("\n".join(lines), (name for name, _ in problems))
+
+
+_NO_PAIR = "it has no two layers of which the outputs of one feed the other alone"
+
+_NO_PARTNER = "it can only be cut together with layers that read it, or that it reads, and not with those that are"

@@ -58,12 +58,14 @@ class Trace:
     those that go through a product of two activations (attention) on their way; `meets[p]` the matrices whose
     outputs meet the parameter p; `ends` those that reach the model's outputs; `inputs` and `outputs` the
     tensors of each call, in order. `randomised` are the matrices whose outputs meet random numbers before the next
-    matrix (dropout), which a run in evaluation mode does not show.
+    matrix (dropout), which a run in evaluation mode does not show; `chancy` those that meet other random numbers
+    (the rotations of hashed attention).
     """
 
     sources: dict[str, frozenset[str]] = field(default_factory=dict)
     attending: set[str] = field(default_factory=set)
     randomised: set[str] = field(default_factory=set)
+    chancy: set[str] = field(default_factory=set)
     meets: dict[str, set[str]] = field(default_factory=dict)
     ends: frozenset[str] = frozenset()
     inputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
@@ -76,10 +78,39 @@ def matrices_of(model: nn.Module) -> dict[str, Matrix]:
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            found[name] = Matrix(name, module, 0)
+            if type(module).forward is nn.Linear.forward or _is_linear(module):
+                found[name] = Matrix(name, module, 0)
         elif type(module).__module__ == "transformers.pytorch_utils" and type(module).__qualname__ == "Conv1D":
             found[name] = Matrix(name, module, 1)
     return found
+
+
+def _is_linear(module: nn.Linear) -> bool:
+    """Tell whether what derives from a linear layer still computes what one does (a router does not)."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn((1, 2, module.in_features), generator=generator)
+    random = torch.randn((module.out_features, module.in_features), generator=generator)
+    bias = None if module.bias is None else torch.randn(module.out_features, generator=generator)
+    kept = module.__dict__.pop("forward", None)
+    module.__dict__["weight"] = random
+    if bias is not None:
+        module.__dict__["bias"] = bias
+    try:
+        with torch.no_grad():
+            found = module.forward(features)
+    except Exception:  # it asks for more than its input: it is something else
+        return False
+    finally:
+        del module.__dict__["weight"]
+        module.__dict__.pop("bias", None)
+        if kept is not None:
+            module.__dict__["forward"] = kept
+    expected = nn.functional.linear(features, random, bias)
+    return (
+        isinstance(found, torch.Tensor)
+        and found.shape == expected.shape
+        and torch.allclose(found, expected, 1e-3, 1e-3)
+    )
 
 
 def experts_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -250,7 +281,7 @@ class _Watch(TorchDispatchMode):
 
     def matrices(self, tensor: torch.Tensor) -> frozenset[str]:
         """Return the names of matrices that a tensor carries."""
-        return frozenset(name for name in self._get(tensor) if not name.startswith((_PARAMETER, _NOISE)))
+        return frozenset(name for name in self._get(tensor) if not name.startswith((_PARAMETER, _NOISE, _LUCK)))
 
     def _get(self, tensor: torch.Tensor) -> frozenset[str]:
         return self._names.get(tensor.untyped_storage()._cdata, frozenset())
@@ -266,6 +297,8 @@ class _Watch(TorchDispatchMode):
         names = frozenset().union(*(self._get(one) for one in given))
         if any(word in func.__name__ for word in _RANDOM) or _drops(func, args, kwargs):
             names |= {_NOISE}
+        if any(word in func.__name__ for word in _CHANCE):
+            names |= {_LUCK}
         if names:
             self._note(func, given, names)
             for one in tree_leaves(result):
@@ -274,10 +307,12 @@ class _Watch(TorchDispatchMode):
         return result
 
     def _note(self, func: Any, given: list[torch.Tensor], names: frozenset[str]) -> None:
-        matrices = {name for name in names if not name.startswith((_PARAMETER, _NOISE))}
+        matrices = {name for name in names if not name.startswith((_PARAMETER, _NOISE, _LUCK))}
         if _NOISE in names:
             self._seen.randomised |= matrices
-        for name in names - matrices - {_NOISE}:
+        if _LUCK in names:
+            self._seen.chancy |= matrices
+        for name in names - matrices - {_NOISE, _LUCK}:
             self._seen.meets.setdefault(name.removeprefix(_PARAMETER), set()).update(matrices)
         if any(product in func.__name__ for product in _PRODUCTS) and len(given) > 1:
             self._seen.attending |= matrices
@@ -285,7 +320,9 @@ class _Watch(TorchDispatchMode):
 
 _PARAMETER = "parameter:"
 _NOISE = "noise:"
-_RANDOM = ("bernoulli", "native_dropout", "rand", "normal_", "uniform_")
+_LUCK = "luck:"
+_RANDOM = ("bernoulli", "native_dropout")
+_CHANCE = ("rand", "normal_", "uniform_", "exponential_", "multinomial")
 
 
 def _drops(func: Any, args: Any, kwargs: Any) -> bool:

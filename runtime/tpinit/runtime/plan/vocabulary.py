@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from tpinit.runtime.plan.records import LayerKind
 from tpinit.runtime.plan.trace import Matrix, Trace
@@ -74,9 +75,29 @@ def find_vocabulary(
 
 def _kind(name: str, module: nn.Module, parameter: nn.Parameter, heads: tuple[str, ...]) -> LayerKind | None:
     if isinstance(module, nn.Embedding) and module.weight is parameter:
-        looks_up = module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
-        return LayerKind.EMBEDDING if looks_up else None
+        return LayerKind.EMBEDDING if _only_looks_up(module) else None
     return LayerKind.HEAD if name in heads else None
+
+
+def _only_looks_up(module: nn.Embedding) -> bool:
+    """Tell whether an embedding gives its rows, times one number at most: a sum over ranks commutes with that alone."""
+    if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
+        return False
+    if type(module).forward is nn.Embedding.forward:
+        return True
+    rows = torch.randn((4, module.embedding_dim), generator=torch.Generator().manual_seed(0))
+    module.__dict__["weight"] = rows
+    try:
+        with torch.no_grad():
+            found = module(torch.arange(4))
+    except Exception:  # whatever it does with its rows, it is more than looking up
+        return False
+    finally:
+        del module.__dict__["weight"]
+    if not isinstance(found, torch.Tensor) or found.shape != rows.shape:
+        return False
+    ratio = found / rows
+    return bool(torch.allclose(ratio, ratio.flatten()[0].expand_as(ratio), rtol=1e-4))
 
 
 def _asked(model: nn.Module, method: str) -> nn.Module | None:
