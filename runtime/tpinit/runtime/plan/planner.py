@@ -26,8 +26,9 @@ from tpinit.runtime.plan.trace import Matrix, Trace, experts_of, matrices_of, tr
 from tpinit.runtime.plan.vocabulary import Vocabulary, find_vocabulary
 from tpinit.runtime.plan.whole import Alone, cut_alone
 
-__all__ = ["Draft", "Task", "plan_model", "rehearsed_on"]
+__all__ = ["Draft", "Task", "plan_model", "rehearsed_on", "twins", "watched", "written"]
 
+_LENGTHS = (8, 64, 512)  # tokens, for models that train on a multiple of some length only
 _BIG = 1 << 14  # elements of a replicated weight that is worth a note
 
 
@@ -187,14 +188,46 @@ def _trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
 
 
 def _note_random(model: nn.Module, inputs: Mapping[str, Any], seen: Trace) -> None:
-    """Note where random numbers are drawn, in training too. Some models train on longer batches than this one."""
+    """Note where random numbers are drawn, in training too. Some models train on longer batches than this one.
+
+    Raises PlanError for a model that takes its seed from the system.
+    """
+    original, own_seeds = torch.seed, 0
+
+    def seed() -> int:
+        nonlocal own_seeds
+        own_seeds += 1
+        return 0
+
+    torch.seed = seed
     try:
-        trained = trace(model, inputs, training=True)
-    except Exception:  # what it draws in evaluation mode was seen; what it drops out in training, was not
-        seen.randomised |= set(seen.sources) if any(_drops_out(module) for module in model.modules()) else set()
-        return
+        for length in (0, *_LENGTHS):
+            try:
+                trained = trace(model, _of_length(inputs, length), training=True)
+            except Exception:  # another length may do
+                continue
+            break
+        else:
+            # What it draws in evaluation mode was seen; what it drops out in training was not.
+            seen.randomised |= set(seen.sources) if any(_drops_out(module) for module in model.modules()) else set()
+            return
+    finally:
+        torch.seed = original
+    if own_seeds:
+        raise PlanError(
+            f"the forward of {type(model).__qualname__} seeds its random numbers itself, with torch.seed(), which is "
+            "another number on each rank: the ranks of a group would compute different things"
+        )
     seen.randomised |= trained.randomised
     seen.chancy |= trained.chancy
+
+
+def _of_length(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """Return a batch whose sequences [rows, tokens] have another length, in tokens; 0 for their own."""
+    return {
+        key: one.repeat(1, length)[:, :length] if length and isinstance(one, torch.Tensor) and one.dim() == 2 else one
+        for key, one in inputs.items()
+    }
 
 
 def _drops_out(module: nn.Module) -> bool:
@@ -263,7 +296,7 @@ def _fit_regions(task: Task, draft: Draft, alike: bool) -> list[Fitted]:
         layout, adaptation = found
         fitted.append((region, _renamed(layout, region), adaptation))
         taken.update(names)
-    return fitted + _uncalled(model, fitted, matrices, seen)
+    return fitted + twins(model, fitted, matrices, seen)
 
 
 def _wished(region: Region, wishes: Wishes | None) -> bool:
@@ -308,7 +341,7 @@ def _renamed(layout: Layout, region: Region) -> Layout:
     return Layout(dict(zip(region.columns, spreads, strict=True)), layout.row, layout.heads)
 
 
-def _uncalled(model: nn.Module, fitted: Sequence[Fitted], matrices: Mapping[str, Matrix], seen: Trace) -> list[Fitted]:
+def twins(model: nn.Module, fitted: Sequence[Fitted], matrices: Mapping[str, Matrix], seen: Trace) -> list[Fitted]:
     """Return the regions of blocks that the small batch did not reach, each like one that it did (experts in a list)."""
 
     def pattern(name: str) -> str:
