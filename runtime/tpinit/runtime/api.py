@@ -21,6 +21,7 @@ from tpinit.runtime.data import make_loader
 from tpinit.runtime.engine import Engine
 from tpinit.runtime.errors import PlanError, UnsupportedError
 from tpinit.runtime.optim import build_schedule, make_slots
+from tpinit.runtime.plan import PassedPlan
 from tpinit.runtime.prepare import Given, Ready, prepare
 from tpinit.runtime.verify import VERIFIES, probe
 from tpinit.spec.vocabulary import DType
@@ -79,6 +80,7 @@ def initialize(
     *,
     verify: str = "rehearsal",
     example: Mapping[str, Any] | None = None,
+    plan: PassedPlan | None = None,
 ) -> tuple[Engine, Optimizer | None, DataLoader[Any] | None, Any]:
     """Decide by the contract, cut the model, and return (engine, optimizer, dataloader, lr_scheduler).
 
@@ -91,10 +93,12 @@ def initialize(
     or was given differently, raises on all of them. The model's parameters, buffers, dtype and device are
     then changed in place. Every rank must call this, and every rank must hold the same initial weights.
 
-    Two keywords are ours. `verify` is "rehearsal" (every cut is rehearsed when it is planned) or "probe" (besides,
+    Three keywords are ours. `verify` is "rehearsal" (every cut is rehearsed when it is planned) or "probe" (besides,
     a small forward and backward of the whole model is compared with the sharded one: two more copies of the
     model, for the time of it). `example` are keyword arguments of one small forward, for a model whose inputs
-    can't be told from its transformers config.
+    can't be told from its transformers config. `plan` is a plan to follow, perhaps edited: a Plan, what its
+    `to_json` returned, or the path of a JSON file of that. It goes before the config's and the model's own, and is
+    checked against the model and rehearsed.
 
     Raises DecisionError (a violation, the same on every rank), ConfigError (malformed input), AgreementError
     (ranks differ), GroupError, PlanError, UnsupportedError: all are TpinitError.
@@ -104,7 +108,18 @@ def initialize(
     world.start(distributed_port, dist_init_required)
     device = world.local_device()
     given = Given(
-        args, model, optimizer, model_parameters, training_data, lr_scheduler, mpu, config, mesh_param, config_params, example
+        args,
+        model,
+        optimizer,
+        model_parameters,
+        training_data,
+        lr_scheduler,
+        mpu,
+        config,
+        mesh_param,
+        config_params,
+        example,
+        plan,
     )
     report = agreement.Report()
     ready: Ready | None = None

@@ -25,7 +25,7 @@ from tpinit.runtime.errors import PlanError, UnsupportedError
 from tpinit.runtime.groups import group_size, ranks_of
 from tpinit.runtime.mesh import mesh_tp_group
 from tpinit.runtime.optim import build_optimizer
-from tpinit.runtime.plan import LayerKind, Plan, from_section, plan_model
+from tpinit.runtime.plan import LayerKind, Plan, check_plan, from_section, plan_model, read_plan
 from tpinit.runtime.settings import Settings, check_section, read_settings
 from tpinit.spec.vocabulary import Decision, Group, Outcome
 
@@ -47,6 +47,7 @@ class Given:
     mesh_param: Any
     config_params: Any
     example: Any = None
+    plan: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,9 @@ def _dp_size(decision: Decision) -> int:
 
 
 def _plan(model: nn.Module, given: Given, carried: Mapping[str, object], tp_size: int) -> Plan:
-    """Return the plan: the section's partition_config, else its preset, else the model's tp_plan, else structure."""
+    """Return the plan: the user's own, else by partition_config, preset, the model's tp_plan, or structure."""
+    if given.plan is not None:
+        return check_plan(read_plan(given.plan), model, tp_size, given.example)
     head = carried.get("vocab_parallel_lm_head")
     wishes = from_section(carried, model, tp_size) if tp_size > 1 else None
     plan = plan_model(model, tp_size, 0, wishes, given.example, vocabulary=head is not False)

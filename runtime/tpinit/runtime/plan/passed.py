@@ -1,0 +1,305 @@
+"""A plan that comes from the user: read, checked against the model, and rehearsed like any other.
+
+Which layers are cut, and how each lies over the ranks, is taken from the plan. What follows from that (whose
+gradients are parts, what a block is told, where gradients are collected) is worked out again from the model's
+data flow, and must be what the plan says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from tpinit.reference.spellings import nearest
+from tpinit.runtime.errors import PlanError
+from tpinit.runtime.plan.layouts import Heads, Layout, Spread
+from tpinit.runtime.plan.planner import Draft, Task, rehearsed_on, twins, watched, written
+from tpinit.runtime.plan.records import BlockPlan, Cut, Held, LayerKind, ParameterPlan, Plan
+from tpinit.runtime.plan.regions import Fitted, candidates
+from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, rehearse
+from tpinit.runtime.plan.styles import Style, Wishes
+from tpinit.runtime.plan.trace import experts_of, matrices_of, untouched
+from tpinit.runtime.plan.vocabulary import Vocabulary, find_vocabulary
+from tpinit.runtime.plan.whole import Alone
+
+__all__ = ["PassedPlan", "check_plan", "read_plan"]
+
+PassedPlan = Plan | Mapping[str, Any] | str | PathLike[str]
+_ALONE = (LayerKind.COLUMN_GATHER, LayerKind.ROW_SPLIT)
+
+
+def read_plan(given: PassedPlan) -> Plan:
+    """Return a plan from a Plan, from what `Plan.to_json` returned, or from a JSON file of that. Raises PlanError."""
+    if isinstance(given, Plan):
+        return given
+    if isinstance(given, Mapping):
+        return Plan.from_json(given)
+    if not isinstance(given, (str, PathLike)):
+        raise PlanError(f"plan is a {type(given).__qualname__}: give a Plan, what Plan.to_json() returned, or a file")
+    try:
+        page = json.loads(Path(given).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"the plan {str(given)!r} can't be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise PlanError(f"the plan {str(given)!r} is not JSON: {error}") from error
+    if not isinstance(page, dict):
+        raise PlanError(f"the plan {str(given)!r} is no JSON object: write what Plan.to_json() returned")
+    return Plan.from_json(page)
+
+
+def check_plan(plan: Plan, model: nn.Module, tp_size: int, example: Mapping[str, Any] | None = None) -> Plan:
+    """Return the plan, for rank 0, if it is one of this model over `tp_size` ranks that computes the same as the whole.
+
+    Raises PlanError with all that is wrong: names, shapes and ties that are not the model's, another TP size,
+    pieces out of range or missing, layers that can't be cut so, and a rehearsal that fails.
+    """
+    if plan.tp_size != tp_size:
+        raise PlanError(f"the plan is for a TP size of {plan.tp_size}, and {tp_size} was decided: plan anew")
+    _raise([*_parameter_problems(plan, model), *_layer_problems(plan, model)])
+    if tp_size > 1:
+        inputs = rehearsed_on(model, example)
+        if inputs is None:
+            raise PlanError(
+                f"a plan is rehearsed before it is used, and nothing is known of the inputs of a "
+                f"{type(model).__qualname__}: give a small batch of keyword arguments as `example`"
+            )
+        with untouched(model):
+            _raise(_differences(plan, _again(plan, model, tp_size, inputs)))
+    return replace(plan, tp_rank=0)
+
+
+def _raise(problems: Sequence[str]) -> None:
+    if problems:
+        shown = [*problems[:20], *([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])]
+        raise PlanError("this plan is not one of this model:\n" + "\n".join(f"  {one}" for one in shown))
+
+
+# --- parameters and layers, each on its own --------------------------------------------------------------
+
+
+def _parameter_problems(plan: Plan, model: nn.Module) -> Iterator[str]:
+    tied: dict[int, list[str]] = {}
+    shapes = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        tied.setdefault(id(parameter), []).append(name)
+        shapes[name] = tuple(parameter.shape)
+    names = {group[0]: tuple(group) for group in tied.values()}
+    seen: set[str] = set()
+    for record in plan.parameters:
+        if not record.names or record.name not in names:
+            near = nearest(record.name, names) if record.names else None
+            yield f"{record.name if record.names else 'a parameter'}: the model has no such parameter" + (
+                f"; did you mean {near}?" if near else ""
+            )
+            continue
+        if record.name in seen:
+            yield f"{record.name} is there twice"
+        seen.add(record.name)
+        if set(record.names) != set(names[record.name]):
+            yield f"{record.name}: it is tied as {' = '.join(names[record.name])}, not {' = '.join(record.names)}"
+        if record.shape != shapes[record.name]:
+            yield f"{record.name}: its shape is {list(shapes[record.name])}, not {list(record.shape)}"
+        else:
+            yield from (f"{record.name}: {one}" for one in _piece_problems(record, plan.tp_size))
+    missing = [name for name in names if name not in seen]
+    if missing:
+        yield f"it has nothing of {', '.join(missing[:5])}" + (" and more" if len(missing) > 5 else "")
+
+
+def _piece_problems(record: ParameterPlan, tp_size: int) -> Iterator[str]:
+    """Yield what is wrong with the pieces of one parameter: every rank has some, and together they are the whole."""
+    if record.dim is None:
+        if record.cut is not Cut.REPLICATED or record.slices or record.blocks:
+            yield f"it is cut ({record.cut.value}) and has no dim"
+        return
+    if record.cut is Cut.REPLICATED or not isinstance(record.dim, int) or not 0 <= record.dim < len(record.shape):
+        yield f"cut {record.cut.value} along dim {record.dim!r} of {list(record.shape)}"
+        return
+    length = record.shape[record.dim]
+    blocks = record.blocks or (length,)
+    if record.slices:
+        if len(record.slices) != tp_size or not all(_is_held(held) for held in record.slices):
+            yield f"slices must be (offset, length) pairs of {tp_size} ranks"
+            return
+    elif sum(blocks) != length or record.unit < 1 or any(one % record.unit for one in blocks):
+        yield f"blocks {list(blocks)} in units of {record.unit} are not its {length}"
+        return
+    everything: list[tuple[int, int]] = []
+    for rank in range(tp_size):
+        end = 0
+        for offset, held in record.pieces_of(tp_size, rank):
+            if held < 1 or offset < end or offset + held > length:
+                yield f"rank {rank} would hold {held} from {offset} of {length}, after {end}"
+                return
+            end = offset + held
+            everything.append((offset, held))
+        if not end:
+            yield f"rank {rank} would hold nothing"
+    reached = 0
+    for offset, held in [*sorted(everything), (length, 0)]:
+        if offset > reached:
+            yield f"no rank holds {reached}:{offset} of its {length}"
+        reached = max(reached, offset + held)
+
+
+def _is_held(held: Any) -> bool:
+    return isinstance(held, tuple) and all(
+        isinstance(one, tuple) and len(one) == 2 and all(type(number) is int and number >= 0 for number in one)
+        for one in held
+    )
+
+
+def _layer_problems(plan: Plan, model: nn.Module) -> Iterator[str]:
+    modules = dict(model.named_modules())
+    matrices, experts = matrices_of(model), experts_of(model)
+    legal = {
+        LayerKind.EMBEDDING: lambda name: isinstance(modules[name], nn.Embedding),
+        LayerKind.EXPERTS: lambda name: name in experts,
+        LayerKind.SHARED_OUTPUT: lambda name: name in matrices,
+    }
+    for layer in plan.layers:
+        if layer.module not in modules:
+            near = nearest(layer.module, modules)
+            yield f"layer {layer.module}: the model has no such module" + (f"; did you mean {near}?" if near else "")
+        elif not legal.get(layer.kind, lambda name: name in matrices)(layer.module):
+            kind = type(modules[layer.module]).__qualname__
+            yield f"layer {layer.module}: a {kind} can't be cut as {layer.kind.value}"
+    for block in plan.blocks:
+        if block.module not in modules:
+            yield f"block {block.module}: the model has no such module"
+        elif any(len(ranks) != plan.tp_size for _, ranks in block.numbers):
+            yield f"block {block.module}: its numbers are not those of {plan.tp_size} ranks"
+        elif block.head_ranks and len(block.head_ranks) != plan.tp_size:
+            yield f"block {block.module}: its heads are not those of {plan.tp_size} ranks"
+
+
+# --- what follows from the cuts --------------------------------------------------------------------------
+
+
+def _again(plan: Plan, model: nn.Module, tp_size: int, inputs: Mapping[str, Any]) -> Plan:
+    """Return the plan that has the cuts of `plan`, written down anew and rehearsed. Raises PlanError."""
+    matrices, seen = matrices_of(model), watched(model, inputs)
+    kinds = {layer.module: layer.kind for layer in plan.layers if layer.kind is not LayerKind.SHARED_OUTPUT}
+    records = {name: record for record in plan.parameters for name in record.names}
+    weights = {name: records[f"{name}.weight"] for name in matrices}
+    whole = [name for name in kinds if name in weights and weights[name].dim is None]
+    if whole:
+        raise PlanError(f"the plan cuts layers whose weights are whole in it: {', '.join(whole[:5])}")
+    head = find_vocabulary(model, matrices, seen, tp_size)
+    columns = {name for name, kind in kinds.items() if kind is LayerKind.COLUMN}
+    rows = {name for name, kind in kinds.items() if kind is LayerKind.ROW}
+    fitted = []
+    for region in candidates(matrices, seen, head.head_names):
+        if columns.issuperset(region.columns) and rows.issuperset(region.rows):
+            fitted.append(_fitted(region, plan, model, weights, records))
+            columns -= set(region.columns)
+            rows -= set(region.rows)
+    fitted += [one for one in twins(model, fitted, matrices, seen) if {*one[0].columns, *one[0].rows} <= columns | rows]
+    lost = (columns | rows) - {name for region, _, _ in fitted for name in (*region.columns, *region.rows)}
+    if lost:
+        raise PlanError(
+            f"the plan cuts {', '.join(sorted(lost)[:5])} without all of those that must be cut together: the columns "
+            "that a row reads, and every reader of a column"
+        )
+    called = [one for one in fitted if one[0].rows[0] in seen.inputs]
+    try:
+        if called:
+            rehearse(model, inputs, seen, called, tp_size)
+    except Mismatch as error:
+        raise PlanError(f"the plan was rehearsed and computes something else than the whole model: {error}") from error
+    styles = {name: Style(experts=True) for name, kind in kinds.items() if kind is LayerKind.EXPERTS}
+    wishes = Wishes(plan.source, styles, exact=True)
+    task = Task(model, inputs, seen, matrices, wishes, tp_size, head.head_names)
+    alone = [
+        Alone(name, kind, weights[name].dim or 0, _spread(weights[name], tp_size))
+        for name, kind in kinds.items()
+        if kind in _ALONE
+    ]
+    return written(task, Draft(), fitted, alone, _part_of(head, kinds), 0)
+
+
+def _spread(record: ParameterPlan, tp_size: int) -> Spread:
+    ranks = tuple(record.pieces_of(tp_size, rank) for rank in range(tp_size))
+    if not record.slices:
+        return Spread(ranks, record.unit, record.blocks)
+    held = sum(length for one in ranks for _, length in one)
+    return Spread(ranks, shared=record.dim is not None and held > record.shape[record.dim])
+
+
+def _fitted(
+    region: Region,
+    plan: Plan,
+    model: nn.Module,
+    weights: Mapping[str, ParameterPlan],
+    records: Mapping[str, ParameterPlan],
+) -> Fitted:
+    """Return a region with the layout and the adaptation that a plan gives it."""
+    block = next((one for one in plan.blocks if one.module == region.block and bool(one.heads) == region.attends), None)
+    block = block or next((one for one in plan.blocks if one.module == region.block), BlockPlan(region.block))
+    module = model.get_submodule(region.block)
+    prefix = f"{region.block}." if region.block else ""
+    own = [name for name in module._parameters if f"{prefix}{name}" in records] if region.attends else []
+    cut = tuple(name for name in own if records[f"{prefix}{name}"].dim is not None)
+    heads = None
+    if block.heads:
+        heads = Heads(block.heads, block.heads, tuple((held, held) for held in block.head_ranks))
+    elif cut:
+        record = records[f"{prefix}{cut[0]}"]
+        held = [record.pieces_of(plan.tp_size, rank)[0] for rank in range(plan.tp_size)]
+        heads = Heads(record.shape[0], record.shape[0], tuple((one, one) for one in held))
+    spreads = {name: _spread(weights[name], plan.tp_size) for name in region.columns}
+    rows = {_spread(weights[name], plan.tp_size) for name in region.rows}
+    if len(rows) > 1:
+        raise PlanError(f"the plan cuts {', '.join(region.rows)}, which read the same, each in another way")
+    adaptation = Adaptation(block.numbers, block.arguments, block.outputs, cut)
+    return region, Layout(spreads, rows.pop(), heads), adaptation
+
+
+def _part_of(head: Vocabulary, kinds: Mapping[str, LayerKind]) -> Vocabulary:
+    """Return what of the vocabulary a plan cuts: a weight where any module that holds it is cut."""
+    weights = {name.rpartition(".")[0]: id(one) for name, one in head.parameters if name.endswith(".weight")}
+    wanted = {weights[name] for name, _, _ in head.layers if name in kinds}
+    names = {name for name, _, _ in head.layers if weights[name] in wanted}
+    return Vocabulary(
+        tuple(one for one in head.layers if one[0] in names),
+        tuple(one for one in head.parameters if one[0].rpartition(".")[0] in names),
+        head.head_names,
+    )
+
+
+def _differences(plan: Plan, again: Plan) -> list[str]:
+    """Return where a plan says something else than what follows from its own cuts."""
+    found = []
+    right = {record.name: record for record in again.parameters}
+    for record in plan.parameters:
+        other = right[record.name]
+        for word, one, two in (
+            ("cut", record.cut.value, other.cut.value),
+            ("dim", record.dim, other.dim),
+            ("slices", _held(record, plan.tp_size), _held(other, plan.tp_size)),
+            ("gradients", record.gradients.value, other.gradients.value),
+        ):
+            if one != two:
+                found.append(f"{record.name}: its {word} is {one}, and must be {two} beside the other cuts")
+    for kind in ("layers", "blocks"):
+        mine = {one.module: one for one in getattr(plan, kind)}
+        theirs = {one.module: one for one in getattr(again, kind)}
+        for name in [*mine, *(name for name in theirs if name not in mine)]:
+            if name not in theirs or name not in mine:
+                there = "there" if name in mine else "missing"
+                found.append(f"{kind[:-1]} {name} is {there}, and must not be, beside the other cuts")
+                continue
+            for place in fields(mine[name]):
+                said, needed = getattr(mine[name], place.name), getattr(theirs[name], place.name)
+                if said != needed:
+                    found.append(f"{kind[:-1]} {name}: its {place.name} is {said}, and must be {needed}")
+    return found
+
+
+def _held(record: ParameterPlan, tp_size: int) -> list[Held]:
+    return [record.pieces_of(tp_size, rank) for rank in range(tp_size)]
