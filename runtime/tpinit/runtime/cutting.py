@@ -27,7 +27,7 @@ from tpinit.runtime.layers import (
 from tpinit.runtime.plan.records import LayerKind, LayerPlan, ParameterPlan, Plan
 from tpinit.runtime.plan.rehearsal import adapt_block
 
-__all__ = ["PartOf", "carry_out", "local_part", "put_together", "turn_layers"]
+__all__ = ["PartOf", "carry_out", "local_part", "place", "put_together", "turn_layers"]
 
 PartOf = Callable[[ParameterPlan, nn.Parameter], torch.Tensor]
 
@@ -47,11 +47,17 @@ def put_together(parts: Sequence[torch.Tensor], record: ParameterPlan) -> torch.
         return parts[0].clone()
     whole = parts[0].new_empty(record.shape)
     for tp_rank, part in enumerate(parts):
-        begin = 0
-        for offset, length in record.pieces_of(len(parts), tp_rank):
-            whole.narrow(record.dim, offset, length).copy_(part.narrow(record.dim, begin, length))
-            begin += length
+        place(whole, part, record, len(parts), tp_rank)
     return whole
+
+
+def place(whole: torch.Tensor, part: torch.Tensor, record: ParameterPlan, tp_size: int, tp_rank: int) -> None:
+    """Write what a rank holds of a cut tensor into its place in the whole one."""
+    assert record.dim is not None
+    begin = 0
+    for offset, length in record.pieces_of(tp_size, tp_rank):
+        whole.narrow(record.dim, offset, length).copy_(part.narrow(record.dim, begin, length))
+        begin += length
 
 
 def carry_out(

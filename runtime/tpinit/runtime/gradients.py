@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
-from tpinit.runtime.cutting import local_part
+from tpinit.runtime.cutting import local_part, place
 from tpinit.runtime.groups import Side
 from tpinit.runtime.optim import Slot
 from tpinit.runtime.plan.records import GradientRule
@@ -45,10 +45,7 @@ def _whole(slot: Slot, side: Side) -> torch.Tensor:
     if grad is not None and record.dim is None:
         whole.copy_(grad)
     elif grad is not None:
-        begin = 0
-        for offset, length in record.pieces_of(side.size, side.position):
-            whole.narrow(record.dim, offset, length).copy_(grad.narrow(record.dim, begin, length))
-            begin += length
+        place(whole, grad, record, side.size, side.position)
     return whole
 
 

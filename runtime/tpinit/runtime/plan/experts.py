@@ -67,6 +67,12 @@ def fit_experts(module: nn.Module, tp_size: int) -> ExpertsFit:
     raise first or Mismatch("the shapes of its experts are not those of a gated MLP")
 
 
+def _up(module: nn.Module) -> torch.Tensor:
+    up = module.gate_up_proj
+    assert isinstance(up, torch.Tensor)
+    return up
+
+
 def _fused(width: int, in_turn: bool, tp_size: int) -> Spread:
     if in_turn:
         return even(2 * width, tp_size, 2)
@@ -76,7 +82,7 @@ def _fused(width: int, in_turn: bool, tp_size: int) -> Spread:
 
 def _rehearse(module: nn.Module, transposed: bool, in_turn: bool, tp_size: int) -> None:
     """Run the block's own forward on small random weights, whole and on each rank's part; compare the sum."""
-    experts, width = int(module.gate_up_proj.shape[0]), 2 * tp_size + 1
+    experts, width = _up(module).shape[0], 2 * tp_size + 1
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
@@ -109,9 +115,7 @@ def _rehearse(module: nn.Module, transposed: bool, in_turn: bool, tp_size: int) 
 def _weights(module: nn.Module, up: torch.Tensor, down: torch.Tensor) -> Iterator[None]:
     """Let a block of experts work on other weights, and the sizes that go with them."""
     sizes = {
-        name: value
-        for name, value in vars(module).items()
-        if type(value) is int and value in (module.gate_up_proj.shape[1], module.gate_up_proj.shape[2])
+        name: value for name, value in vars(module).items() if type(value) is int and value in _up(module).shape[1:]
     }
     module.__dict__["gate_up_proj"], module.__dict__["down_proj"] = up, down
     for name, value in sizes.items():

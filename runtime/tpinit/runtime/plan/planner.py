@@ -73,7 +73,7 @@ def plan_model(
     if problems:
         raise _refusal(problems, tp_size)
     if tp_size == 1:
-        return Plan(1, tp_rank, tuple(_records(model, Draft(), 1)), source="one rank: nothing is cut")
+        return Plan(1, tp_rank, tuple(_records(model, Draft())), source="one rank: nothing is cut")
     matrices = matrices_of(model)
     if wishes is None:
         wishes = from_transformers(model, [*matrices, *experts_of(model)])
@@ -133,7 +133,7 @@ def written(
     """Write down the plan of what was fitted: regions, matrices cut on their own, experts, and the vocabulary."""
     model, seen, matrices, wishes, tp_size = task.model, task.seen, task.matrices, task.wishes, task.tp_size
     for region, layout, adaptation in fitted:
-        _draft_region(model, region, layout, adaptation, matrices, draft, tp_size)
+        _draft_region(model, region, layout, adaptation, matrices, draft)
     for one in alone:
         _draft_alone(one, matrices[one.name].module, draft)
     _draft_experts(model, wishes, tp_size, draft)
@@ -146,7 +146,7 @@ def written(
     return Plan(
         tp_size,
         tp_rank,
-        tuple(_records(model, draft, tp_size)),
+        tuple(_records(model, draft)),
         tuple(draft.layers),
         tuple(draft.blocks),
         source,
@@ -342,7 +342,7 @@ def _renamed(layout: Layout, region: Region) -> Layout:
 
 
 def twins(model: nn.Module, fitted: Sequence[Fitted], matrices: Mapping[str, Matrix], seen: Trace) -> list[Fitted]:
-    """Return the regions of blocks that the small batch did not reach, each like one that it did (experts in a list)."""
+    """Return the regions of blocks that the small batch did not reach, like one that it did (experts in a list)."""
 
     def pattern(name: str) -> str:
         return re.sub(r"\d+", "*", name)
@@ -378,7 +378,6 @@ def _draft_region(
     adaptation: Adaptation,
     matrices: Mapping[str, Matrix],
     draft: Draft,
-    tp_size: int,
 ) -> None:
     for name in region.columns:
         matrix, spread = matrices[name], layout.columns[name]
@@ -430,7 +429,7 @@ def _draft_experts(model: nn.Module, wishes: Wishes | None, tp_size: int, draft:
     for name, module in experts_of(model).items():
         if wishes is not None and not wishes.styles.get(name, Style()).experts:
             continue
-        key = (type(module), tuple(module.gate_up_proj.shape), tuple(module.down_proj.shape))
+        key = (type(module), *(tuple(one.shape) for one in module.parameters(recurse=False)))
         if key not in known:
             try:
                 known[key] = fit_experts(module, tp_size)
@@ -459,11 +458,11 @@ def _draft_vocabulary(head: Vocabulary, tp_size: int, draft: Draft) -> None:
 # --- records ---------------------------------------------------------------------------------------------
 
 
-def _records(model: nn.Module, draft: Draft, tp_size: int) -> Iterator[ParameterPlan]:
+def _records(model: nn.Module, draft: Draft) -> Iterator[ParameterPlan]:
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    for name, parameter in model.named_parameters():
+    for _, parameter in model.named_parameters():
         shape, tied = tuple(parameter.shape), tuple(names[id(parameter)])
         lie = draft.lies.get(id(parameter))
         if lie is None:

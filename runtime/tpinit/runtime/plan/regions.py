@@ -15,6 +15,7 @@ from tpinit.runtime.plan.layouts import Heads, Layout, feature_layouts, follows,
 from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, rehearse
 from tpinit.runtime.plan.styles import Style
 from tpinit.runtime.plan.trace import Matrix, Trace, run_with_stubs
+from tpinit.runtime.shards import shard_length
 
 __all__ = ["Fitted", "candidates", "fit"]
 
@@ -82,7 +83,7 @@ def fit(
     first: Mismatch | None = None
     shapes = _argument_shapes(model, inputs, seen, region) if region.attends else {}
     for heads, layout in _layouts(block, region, columns, width, tp_size, fused or {}):
-        for adaptation in _adaptations(block, columns, width, heads, shapes, tp_size):
+        for adaptation in _adaptations(block, width, heads, shapes, tp_size):
             try:
                 rehearse(model, inputs, seen, [(region, layout, adaptation)], tp_size, only=True)
             except Mismatch as error:
@@ -199,14 +200,13 @@ def _config_names(block: nn.Module) -> set[str]:
 
 def _adaptations(
     block: nn.Module,
-    columns: Mapping[str, int],
     width: int,
     heads: Heads | None,
     shapes: Mapping[str, tuple[int, ...]],
     tp_size: int,
 ) -> Iterator[Adaptation]:
     """Yield what a block may have to be told, nothing first, then everything that has a number of the whole."""
-    numbers = _whole_numbers(block, columns, width, heads, tp_size)
+    numbers = _whole_numbers(block, width, heads, tp_size)
     arguments: list[tuple[str, int]] = []
     base = Adaptation()
     if heads is not None:
@@ -239,7 +239,7 @@ def _subsets(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def _whole_numbers(
-    block: nn.Module, columns: Mapping[str, int], width: int, heads: Heads | None, tp_size: int
+    block: nn.Module, width: int, heads: Heads | None, tp_size: int
 ) -> list[tuple[str, tuple[int, ...]]]:
     """Return the numbers of a block that may count what it has of the whole, with each rank's."""
     locals_of: dict[int, tuple[int, ...]] = {}
@@ -261,8 +261,6 @@ def _whole_numbers(
         locals_of.pop(size, None) if size not in (heads.count, heads.kv_count) else None
         locals_of = {value: local for value, local in locals_of.items() if local != (value,) * tp_size}
     else:
-        from tpinit.runtime.shards import shard_length
-
         locals_of[width] = tuple(shard_length(width, tp_size, rank) for rank in range(tp_size))
         locals_of[2 * width] = tuple(2 * one for one in locals_of[width])
     found = []

@@ -226,7 +226,7 @@ def _heads_of(value: Any, dim: int, count: int, held: tuple[int, int]) -> Any:
     """Take a rank's heads of a dimension that counts heads, or batch times heads; whatever else comes stays."""
     if not isinstance(value, torch.Tensor) or value.dim() <= dim or value.shape[dim] % count:
         return value
-    split = value.unflatten(dim, (value.shape[dim] // count, count))
+    split = value.reshape(*value.shape[:dim], value.shape[dim] // count, count, *value.shape[dim + 1 :])
     return split.narrow(dim + 1, *held).flatten(dim, dim + 1)
 
 

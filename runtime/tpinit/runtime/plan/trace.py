@@ -261,11 +261,11 @@ def _materialised(model: nn.Module) -> Iterator[None]:
             module.__dict__.pop(name, None)
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves the base untyped
     """Carries names from tensor to tensor through every operation."""
 
     def __init__(self, model: nn.Module, seen: Trace) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # the same
         self._seen = seen
         self._names: dict[int, frozenset[str]] = {}
         self._kept: list[Any] = []  # so that no storage is freed and its address used again

@@ -41,9 +41,11 @@ def find_vocabulary(
     heads = (head_name,) if head_name in matrices and matrices[head_name].out_dim == 0 else ()
     wanted: dict[int, nn.Parameter] = {}
     if isinstance(embedding, nn.Embedding):
+        assert isinstance(embedding.weight, nn.Parameter)
         wanted[id(embedding.weight)] = embedding.weight
     if heads and head_name in seen.ends:
         assert isinstance(head, nn.Linear)
+        assert isinstance(head.weight, nn.Parameter)
         wanted[id(head.weight)] = head.weight
     layers: list[tuple[str, LayerKind, int]] = []
     refused: set[int] = set()
