@@ -14,7 +14,7 @@ def changed(tensor: torch.Tensor, place: int) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.int8])
 @pytest.mark.parametrize("size", [1, 3, 8, 1001])
 def test_one_number_more_is_another_digest(dtype: torch.dtype, size: int) -> None:
-    tensor = torch.arange(size).to(dtype)
+    tensor = (torch.arange(size) % 100).to(dtype)
     assert digest(tensor) == digest(tensor.clone())
     for place in {0, size // 2, size - 1}:
         assert digest(changed(tensor, place)) != digest(tensor)
