@@ -18,6 +18,7 @@ def main() -> None:
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     import family_scenarios
     import more_scenarios
+    import plan_scenarios
     import scenarios
     import torch
     import torch.distributed as dist
@@ -37,7 +38,7 @@ def main() -> None:
                 True,
                 next(
                     getattr(module, scenario)
-                    for module in (family_scenarios, more_scenarios, scenarios)
+                    for module in (family_scenarios, more_scenarios, plan_scenarios, scenarios)
                     if hasattr(module, scenario)
                 )(rank, **arguments),
             )
