@@ -17,14 +17,16 @@ from typing import Any
 from torch import nn
 from tpinit.reference.spellings import nearest
 from tpinit.runtime.errors import PlanError
+from tpinit.runtime.plan.drafting import Draft, Task, written
+from tpinit.runtime.plan.fitting import twins
 from tpinit.runtime.plan.layouts import Heads, Layout, Spread
-from tpinit.runtime.plan.planner import Draft, Task, rehearsed_on, twins, watched, written
 from tpinit.runtime.plan.records import BlockPlan, Cut, Held, LayerKind, ParameterPlan, Plan
 from tpinit.runtime.plan.regions import Fitted, candidates
 from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, rehearse
 from tpinit.runtime.plan.styles import Style, Wishes
 from tpinit.runtime.plan.trace import experts_of, matrices_of, untouched
 from tpinit.runtime.plan.vocabulary import Vocabulary, find_vocabulary
+from tpinit.runtime.plan.watching import rehearsed_on, watched
 from tpinit.runtime.plan.whole import Alone
 
 __all__ = ["PassedPlan", "check_plan", "read_plan"]

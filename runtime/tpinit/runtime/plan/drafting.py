@@ -1,0 +1,240 @@
+"""Writing a plan down: what was fitted becomes one record a parameter, a layer and a block, with notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+from tpinit.runtime.errors import PlanError
+from tpinit.runtime.plan.experts import ExpertsFit, fit_experts
+from tpinit.runtime.plan.layouts import Layout, Spread, even
+from tpinit.runtime.plan.records import BlockPlan, Cut, GradientRule, LayerKind, LayerPlan, ParameterPlan, Plan
+from tpinit.runtime.plan.regions import Fitted
+from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, block_plan
+from tpinit.runtime.plan.styles import Style, Wishes
+from tpinit.runtime.plan.trace import Matrix, Trace, experts_of
+from tpinit.runtime.plan.vocabulary import Vocabulary
+from tpinit.runtime.plan.whole import Alone
+
+__all__ = ["Draft", "Task", "records", "refusal", "written"]
+
+_BIG = 1 << 14  # elements of a replicated weight that is worth a note
+_NO_PARTNER = "it can only be cut together with layers that read it, or that it reads, and not with those that are"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the regions of a model are fitted to."""
+
+    model: nn.Module
+    inputs: Mapping[str, Any]
+    seen: Trace
+    matrices: Mapping[str, Matrix]
+    wishes: Wishes | None
+    tp_size: int
+    heads: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Lie:
+    """How a parameter lies over the group."""
+
+    cut: Cut
+    dim: int
+    spread: Spread
+
+
+@dataclass(slots=True)
+class Draft:
+    """A plan in the making."""
+
+    lies: dict[int, _Lie] = field(default_factory=dict)
+    layers: list[LayerPlan] = field(default_factory=list)
+    blocks: list[BlockPlan] = field(default_factory=list)
+    inner: set[str] = field(default_factory=set)
+    why: dict[str, str] = field(default_factory=dict)
+
+
+def written(
+    task: Task, draft: Draft, fitted: Sequence[Fitted], alone: Sequence[Alone], head: Vocabulary, tp_rank: int
+) -> Plan:
+    """Write down the plan of what was fitted: regions, matrices cut on their own, experts, and the vocabulary."""
+    model, seen, matrices, wishes, tp_size = task.model, task.seen, task.matrices, task.wishes, task.tp_size
+    for region, layout, adaptation in fitted:
+        _draft_region(model, region, layout, adaptation, matrices, draft)
+    for one in alone:
+        _draft_alone(one, matrices[one.name].module, draft)
+    _draft_experts(model, wishes, tp_size, draft)
+    _draft_vocabulary(head, tp_size, draft)
+    _mark_inner(seen, draft, fitted)
+    random = _randomised(model, seen, fitted, tp_size)
+    draft.layers = [replace(layer, random=layer.module in random) for layer in draft.layers]
+    source = wishes.source if wishes is not None else "structure"
+    notes = tuple(_notes(model, draft, wishes))
+    return Plan(
+        tp_size,
+        tp_rank,
+        tuple(records(model, draft)),
+        tuple(draft.layers),
+        tuple(draft.blocks),
+        source,
+        notes,
+    )
+
+
+def _draft_region(
+    model: nn.Module,
+    region: Region,
+    layout: Layout,
+    adaptation: Adaptation,
+    matrices: Mapping[str, Matrix],
+    draft: Draft,
+) -> None:
+    for name in region.columns:
+        matrix, spread = matrices[name], layout.columns[name]
+        draft.lies[id(matrix.module.weight)] = _Lie(Cut.COLUMN, matrix.out_dim, spread)
+        bias = getattr(matrix.module, "bias", None)
+        if bias is not None:
+            draft.lies[id(bias)] = _Lie(Cut.COLUMN, 0, spread)
+        # What a shared matrix gives collects its gradient where it leaves that matrix: once, for all readers.
+        draft.layers.append(LayerPlan(name, LayerKind.COLUMN, entry=name not in region.fed))
+    for name in region.rows:
+        matrix = matrices[name]
+        draft.lies[id(matrix.module.weight)] = _Lie(Cut.ROW, 1 - matrix.out_dim, layout.row)
+        draft.layers.append(LayerPlan(name, LayerKind.ROW))
+    draft.layers += [LayerPlan(name, LayerKind.SHARED_OUTPUT) for name in region.shared]
+    block = model.get_submodule(region.block)
+    for name in adaptation.parameters:
+        assert layout.heads is not None
+        ranks = tuple((held[0],) for held in layout.heads.ranks)
+        draft.lies[id(getattr(block, name))] = _Lie(Cut.COLUMN, 0, Spread(ranks, 1))
+    if adaptation != Adaptation(parameters=adaptation.parameters):
+        draft.blocks.append(block_plan(region.block, layout, adaptation))
+    for name in adaptation.outputs:
+        draft.inner.add(f"{region.block}.{name}.weight" if region.block else f"{name}.weight")
+
+
+def _draft_alone(one: Alone, module: nn.Module, draft: Draft) -> None:
+    """Cut one matrix on its own: of a gathered column the bias too, of a split row the weight alone."""
+    column = one.kind is LayerKind.COLUMN_GATHER
+    draft.lies[id(module.weight)] = _Lie(Cut.COLUMN if column else Cut.ROW, one.dim, one.spread)
+    bias = getattr(module, "bias", None)
+    if column and bias is not None:
+        draft.lies[id(bias)] = _Lie(Cut.COLUMN, 0, one.spread)
+    draft.layers.append(LayerPlan(one.name, one.kind, one.spread.ranks))
+
+
+def _mark_inner(seen: Trace, draft: Draft, fitted: Sequence[Fitted]) -> None:
+    """Mark the parameters that meet features which are cut: each rank has a part of their gradient."""
+    cut = {name for region, _, _ in fitted for name in (*region.columns, *region.shared)}
+    for name, met in seen.meets.items():
+        if met & cut:
+            draft.inner.add(name)
+
+
+def _draft_experts(model: nn.Module, wishes: Wishes | None, tp_size: int, draft: Draft) -> None:
+    known: dict[tuple[Any, ...], ExpertsFit | Mismatch] = {}
+    for name, module in experts_of(model).items():
+        if wishes is not None and not wishes.styles.get(name, Style()).experts:
+            continue
+        key = (type(module), *(tuple(one.shape) for one in module.parameters(recurse=False)))
+        if key not in known:
+            try:
+                known[key] = fit_experts(module, tp_size)
+            except Mismatch as error:
+                known[key] = error
+        found = known[key]
+        if isinstance(found, Mismatch):
+            draft.why[name] = str(found)
+            continue
+        for parameter, (cut, dim, spread) in found.spreads.items():
+            draft.lies[id(getattr(module, parameter))] = _Lie(cut, dim, spread)
+        draft.layers.append(LayerPlan(name, LayerKind.EXPERTS))
+        if found.numbers:
+            draft.blocks.append(BlockPlan(name, numbers=found.numbers))
+
+
+def _draft_vocabulary(head: Vocabulary, tp_size: int, draft: Draft) -> None:
+    for name, parameter in head.parameters:
+        if id(parameter) not in draft.lies:
+            draft.lies[id(parameter)] = _Lie(Cut.VOCABULARY, 0, even(parameter.shape[0], tp_size))
+        del name
+    for name, kind, size in head.layers:
+        draft.layers.append(LayerPlan(name, kind, even(size, tp_size).ranks))
+
+
+def records(model: nn.Module, draft: Draft) -> Iterator[ParameterPlan]:
+    """Yield the record of every parameter of the model, in its order, tied ones once."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for _, parameter in model.named_parameters():
+        shape, tied = tuple(parameter.shape), tuple(names[id(parameter)])
+        lie = draft.lies.get(id(parameter))
+        if lie is None:
+            rule = GradientRule.SUM if draft.inner & set(tied) else GradientRule.SAME
+            why = next((draft.why[one] for one in _owners(tied) if one in draft.why), "")
+            yield ParameterPlan(tied, shape, Cut.REPLICATED, None, rule, why=why)
+        else:
+            spread = lie.spread
+            rule = GradientRule.SUM if spread.shared else GradientRule.OWN
+            slices = () if spread.unit else spread.ranks
+            yield ParameterPlan(tied, shape, lie.cut, lie.dim, rule, spread.unit or 1, spread.blocks, slices)
+
+
+def _owners(names: Sequence[str]) -> list[str]:
+    return [name.rpartition(".")[0] for name in names]
+
+
+def _notes(model: nn.Module, draft: Draft, wishes: Wishes | None) -> Iterator[str]:
+    if wishes is not None:
+        if wishes.unmatched:
+            yield f"nothing in the model matches {', '.join(wishes.unmatched)} of {wishes.source}"
+        if wishes.unknown:
+            yield f"{wishes.source} has styles that are not known and not followed: {', '.join(wishes.unknown)}"
+        yield from wishes.notes
+    reasons: dict[str, list[str]] = {}
+    wished = {name for name, style in wishes.styles.items() if style.cuts} if wishes is not None else set()
+    for name, parameter in model.named_parameters():
+        owner = name.rpartition(".")[0]
+        told = parameter.numel() >= _BIG or (wishes is not None and wishes.exact and owner in wished)
+        if parameter.dim() > 1 and told and id(parameter) not in draft.lies:
+            why = draft.why.get(owner, _NO_PARTNER if owner in wished else "no rule cuts it")
+            reasons.setdefault(why, []).append(name)
+    for why, found in reasons.items():
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        yield f"whole on every rank: {', '.join(found[:3])}{more}: {why}"
+
+
+def _randomised(model: nn.Module, seen: Trace, fitted: Sequence[Fitted], tp_size: int) -> set[str]:
+    """Return the matrices of regions inside which a model in training drops out.
+
+    Raises PlanError where adapters of such a region drop out too: their dropout is outside, and drawn in between.
+    """
+    found: set[str] = set()
+    problems = []
+    for region, _, _ in fitted:
+        if seen.randomised.intersection(region.columns):
+            found.update(region.columns, region.rows)
+            block = model.get_submodule(region.block)
+            problems += [
+                (f"{region.block}.{name}", "dropout of an adapter beside dropout on cut features; set one of them to 0")
+                for name, one in block.named_modules()
+                if "lora_dropout" in name and isinstance(one, nn.Dropout) and one.p
+            ]
+    if problems:
+        raise refusal(problems, tp_size)
+    return found
+
+
+def refusal(problems: Sequence[tuple[str, str]], tp_size: int) -> PlanError:
+    """Return the error that tells all problems at once: (name, reason) each, names with one reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in problems:
+        by_reason.setdefault(reason, []).append(name)
+    lines = [f"this model can't be cut over {tp_size} ranks:"]
+    for reason, names in by_reason.items():
+        lines.append(f"  {', '.join(names)}: {reason}")
+    return PlanError("\n".join(lines), (name for name, _ in problems))
