@@ -10,22 +10,7 @@ from typing import Any
 from torch import nn
 from tpinit.runtime.plan.examples import wrapped
 
-__all__ = ["Style", "Wishes", "from_transformers"]
-
-_COLUMN = ("colwise", "packed_colwise", "colwise_gather_output", "colwise_rep")
-_ROW = ("rowwise", "packed_rowwise", "rowwise_split_input", "rowwise_rep")
-_OTHER = (
-    "moe_tp_experts",
-    "mla_kv_a_proj",
-    "embedding_rowwise",
-    "embedding_colwise",
-    "replicated_with_grad_allreduce",
-    "local_params",
-    "all_reduce",
-    "moe_identity_expert",
-    "replicate",
-    "replicated",
-)
+__all__ = ["FOUND", "STYLES", "Style", "Wishes", "from_transformers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +33,35 @@ class Style:
     def cuts(self) -> bool:
         """Whether anything is to be cut."""
         return self.column or self.row or self.experts
+
+
+_GATHERED, _SPLIT = Style(column=True, whole=True), Style(row=True, whole=True)
+STYLES: dict[str, Style] = {
+    "colwise": Style(column=True),
+    "packed_colwise": Style(column=True),  # how it is packed, the rehearsal finds
+    "colwise_gather_output": _GATHERED,
+    "colwise_rep": _GATHERED,
+    "rowwise": Style(row=True),
+    "packed_rowwise": Style(row=True),
+    "rowwise_split_input": _SPLIT,
+    "rowwise_rep": _SPLIT,
+    "moe_tp_experts": Style(experts=True),
+}
+"""What each style of transformers 5.23 that cuts a matrix or a block of experts wishes for."""
+
+FOUND: dict[str, str] = {
+    "replicated_with_grad_allreduce": "whose gradients are parts, the data flow tells",
+    "mla_kv_a_proj": "a whole output that enters a cut block is found by its readers",
+    "all_reduce": "a block is summed by its row layers",
+    "local_params": "a parameter of one number a head is cut with the heads",
+    "moe_identity_expert": "experts that do not sum up stay whole",
+    "embedding_rowwise": "the embedding of the tokens is cut by vocabulary with any plan",
+    "embedding_colwise": "it is whole on every rank",
+    "sequence_parallel": "activations between the blocks are whole on every rank",
+    "replicate": "it is whole on every rank",
+    "replicated": "it is whole on every rank",
+}
+"""The other styles, for which nothing needs to be wished, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +104,9 @@ def from_transformers(model: nn.Module, names: Sequence[str]) -> Wishes | None:
     unknown, unmatched = set(), []
     for pattern, style in plan.items():
         matched = [name for name, one in own.items() if _matches(pattern, one)]
-        if style in _COLUMN or style in _ROW:
-            found = Style(column=style in _COLUMN, row=style in _ROW, whole="gather" in style or "split" in style)
-        elif style == "moe_tp_experts":
-            found = Style(experts=True)
-        elif style in _OTHER:
-            continue
-        else:
-            unknown.add(style)
+        found = STYLES.get(style)
+        if found is None:
+            unknown.update({style} - FOUND.keys())
             continue
         if not matched and not _names_a_parameter(model, pattern):
             unmatched.append(pattern)
