@@ -13,7 +13,7 @@ pytestmark = pytest.mark.distributed
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 
-import catalogue
+import catalogue  # noqa: E402 - of the folder above
 
 CLOSE = 1e-5
 FAMILIES = list(catalogue.FAMILIES)

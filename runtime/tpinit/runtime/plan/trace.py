@@ -145,7 +145,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], training: bool = False) -
         return watch.mark(output.clone(), name)
 
     with watch:
-        result = run_with_stubs(model, inputs, matrix, experts, training)
+        result = run_with_stubs(model, inputs, matrix, experts, training, watch.parameter)
     values = result.values() if isinstance(result, Mapping) else tree_leaves(result)
     ended = [one for value in values for one in tree_leaves(value) if isinstance(one, torch.Tensor)]
     seen.ends = frozenset().union(*(watch.matrices(one) for one in ended))
@@ -158,11 +158,15 @@ def run_with_stubs(
     matrix: Callable[[Matrix, torch.Tensor], torch.Tensor],
     experts: Callable[[str, torch.Tensor], torch.Tensor],
     training: bool = False,
+    stand_in: Callable[[torch.Tensor, torch.Tensor], None] = lambda *_: None,
 ) -> Any:
-    """Run a forward in which `matrix` answers for each weight matrix and `experts` for each block of experts."""
+    """Run a forward in which `matrix` answers for each weight matrix and `experts` for each block of experts.
+
+    `stand_in` hears of each tensor on the meta device, and of the one with numbers that stands in for it.
+    """
     with ExitStack() as stack, torch.no_grad():
         stack.enter_context(_in_mode(model, training))
-        stack.enter_context(_materialised(model))
+        stack.enter_context(_materialised(model, stand_in))
         for one in matrices_of(model).values():
             stack.enter_context(_stub(one.module, _matrix_stub(one, matrix)))
         for name, module in experts_of(model).items():
@@ -235,7 +239,7 @@ def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _materialised(model: nn.Module) -> Iterator[None]:
+def _materialised(model: nn.Module, stand_in: Callable[[torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
     """Give the small tensors of a model on the meta device numbers for the time of a run: norms, routers, tables."""
     stubbed = {id(one) for matrix in matrices_of(model).values() for one in matrix.module.parameters(recurse=False)}
     stubbed |= {id(one) for module in experts_of(model).values() for one in module.parameters(recurse=False)}
@@ -250,11 +254,11 @@ def _materialised(model: nn.Module) -> Iterator[None]:
                 for name, one in kind.items():
                     if one is not None and one.is_meta and id(one) not in stubbed:
                         swapped.append((module, name, one))
-                        real = torch.randn(one.shape, generator=generator)
-                        dtype = one.dtype if one.is_floating_point() else torch.float32
-                        module.__dict__[name] = (
-                            real.to(dtype) if one.is_floating_point() else torch.zeros(one.shape, dtype=one.dtype)
-                        )
+                        real = torch.zeros(one.shape, dtype=one.dtype)
+                        if one.is_floating_point():
+                            real.normal_(generator=generator)
+                        module.__dict__[name] = real
+                        stand_in(one, real)
         yield
     finally:
         for module, name, _ in swapped:
@@ -273,6 +277,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         for name, parameter in model.named_parameters():
             if id(parameter) not in of_matrices:
                 self._set(parameter, frozenset({_PARAMETER + name}))
+
+    def parameter(self, away: torch.Tensor, here: torch.Tensor) -> None:
+        """Let what stands in for a parameter carry that parameter's name."""
+        self._set(here, self._get(away))
 
     def mark(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """Let a tensor carry one name and nothing else."""

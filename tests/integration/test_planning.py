@@ -1,0 +1,209 @@
+"""Plans come from the data flow of a model and are rehearsed: what that finds, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from tpinit.runtime.errors import PlanError
+from tpinit.runtime.plan import Cut, GradientRule, LayerKind, Plan, plan_model
+from tpinit.runtime.plan.layouts import Layout, even
+from tpinit.runtime.plan.regions import candidates, fit
+from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, rehearse
+from tpinit.runtime.plan.trace import experts_of, matrices_of, trace
+from tpinit.runtime.plan.watching import rehearsed_on
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
+
+import catalogue
+
+
+def records(plan: Plan) -> dict[str, Any]:
+    return {one.name: one for one in plan.parameters}
+
+
+class Odd(nn.Module):
+    """A model whose names say nothing: attention with fused, interleaved heads, then a gated MLP, then a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = 6
+        self.a, self.b = nn.Linear(12, 36), nn.Linear(12, 12)
+        self.c, self.d = nn.Linear(12, 40), nn.Linear(20, 12)
+        self.e, self.f = nn.LayerNorm(12), nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = self.a(self.e(x)).view(*x.shape[:2], self.parts, 3, -1).permute(3, 0, 2, 1, 4)
+        mixed = (both[0] @ both[1].transpose(-1, -2)).softmax(-1) @ both[2]
+        x = x + self.b(mixed.transpose(1, 2).flatten(2))
+        one, other = self.c(x).chunk(2, -1)
+        return self.f(x + self.d(one.sigmoid() * other))
+
+
+def test_a_model_without_telling_names_is_cut_by_what_it_computes() -> None:
+    plan = plan_model(Odd(), 2, 0, example={"x": torch.randn(2, 5, 12)})
+    found = records(plan)
+    assert found["a.weight"].cut is Cut.COLUMN
+    assert found["a.weight"].pieces_of(2, 1) == ((18, 18),)  # heads one by one, each with its q, k and v
+    assert found["b.weight"].cut is Cut.ROW
+    assert found["c.weight"].pieces_of(2, 1) == ((10, 10), (30, 10))  # two halves, each cut
+    assert found["d.weight"].cut is Cut.ROW
+    assert {name for name, one in found.items() if one.dim is None} == {
+        "b.bias",
+        "d.bias",
+        "e.weight",
+        "e.bias",
+        "f.weight",
+        "f.bias",
+    }
+    assert [(block.module, block.numbers) for block in plan.blocks] == [("", (("parts", (3, 3)),))]
+
+
+def test_a_plan_that_mixes_features_is_refused_by_the_rehearsal() -> None:
+    """The norm between the two layers reads all features: no rank can do with its own."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.norm, self.down = nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.down(self.norm(self.up(x)))
+
+    with pytest.raises(PlanError, match=r"up, down: its forward raises|up, down: what reaches down"):
+        plan_model(Normed(), 2, 0, example={"x": torch.randn(2, 3, 8)})
+
+
+def test_heads_folded_into_the_sequence_are_seen() -> None:
+    """OPT views its features with a fixed number of heads: fewer features fold, silently, into more tokens."""
+    model = catalogue.build("opt")
+    inputs = rehearsed_on(model, None)
+    assert inputs is not None
+    matrices, seen = matrices_of(model), trace(model, inputs)
+    region = next(one for one in candidates(matrices, seen, ("lm_head",)) if one.attends)
+    layout, adaptation = fit(model, inputs, seen, region, matrices, 2)
+    assert adaptation.numbers == (("num_heads", (6, 6)),)
+    rehearse(model, inputs, seen, [(region, layout, adaptation)], 2)
+    with pytest.raises(Mismatch, match=r"is reached by|raises"):
+        rehearse(model, inputs, seen, [(region, layout, Adaptation())], 2)
+
+
+def test_a_cut_across_heads_is_seen() -> None:
+    model = catalogue.build("gpt2")
+    inputs = rehearsed_on(model, None)
+    assert inputs is not None
+    matrices, seen = matrices_of(model), trace(model, inputs)
+    region = next(one for one in candidates(matrices, seen, ("lm_head",)) if one.attends)
+    layout, adaptation = fit(model, inputs, seen, region, matrices, 2)
+    # A contiguous half of [q | k | v]: all of q and half of k, which is what a careless column cut takes.
+    careless = Layout(dict.fromkeys(region.columns, even(144, 2)), layout.row, layout.heads)
+    with pytest.raises(Mismatch):
+        rehearse(model, inputs, seen, [(region, careless, adaptation)], 2)
+
+
+@pytest.mark.parametrize("name", ["llama_kv1", "gpt2", "mixtral", "deepseek_v2", "t5", "bloom", "qwen3"])
+@pytest.mark.parametrize("tp_size", [2, 3])
+def test_a_model_on_the_meta_device_has_the_same_plan(name: str, tp_size: int) -> None:
+    model = catalogue.build(name)
+    real = plan_model(model, tp_size, 0)
+    away = copy.deepcopy(model)
+    for module in away.modules():
+        for key, one in module._parameters.items():
+            if one is not None:
+                module._parameters[key] = nn.Parameter(one.to("meta"), requires_grad=one.requires_grad)
+    for name_of_alias, one in model.named_parameters(remove_duplicate=False):  # ties are ties of one object
+        first = next(key for key, other in model.named_parameters() if other is one)
+        if first != name_of_alias:
+            owner, _, key = name_of_alias.rpartition(".")
+            setattr(away.get_submodule(owner), key, away.get_parameter(first))
+    assert plan_model(away, tp_size, 0) == real
+
+
+def test_planning_changes_nothing_and_fires_no_hook() -> None:
+    model = catalogue.build("gpt2").train()
+    fired: list[object] = []
+    model.transformer.h[0].attn.c_attn.register_forward_hook(lambda *_: fired.append(1))
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    numbers = {name: dict(vars(module)) for name, module in model.named_modules()}
+    state = torch.get_rng_state()
+    plan_model(model, 2, 0)
+    assert fired == []
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[name], one) for name, one in model.state_dict().items())
+    for name, module in model.named_modules():
+        assert {key for key in vars(module) if not key.startswith("_")} == {
+            key for key in numbers[name] if not key.startswith("_")
+        }
+        assert getattr(module, "num_heads", None) == numbers[name].get("num_heads")
+
+
+def test_parameters_that_meet_cut_features_have_parts_of_their_gradient() -> None:
+    found = records(plan_model(catalogue.build("qwen3"), 2, 0))
+    assert found["model.layers.0.self_attn.q_norm.weight"].gradients is GradientRule.SUM
+    assert found["model.layers.0.input_layernorm.weight"].gradients is GradientRule.SAME
+    latent = records(plan_model(catalogue.build("deepseek_v2"), 2, 0))
+    assert latent["model.layers.0.self_attn.kv_a_layernorm.weight"].gradients is GradientRule.SUM
+
+
+def test_key_value_heads_are_shared_where_there_are_fewer_than_ranks() -> None:
+    plan = plan_model(catalogue.build("llama_kv2"), 4, 0)
+    key = records(plan)["model.layers.0.self_attn.k_proj.weight"]
+    assert key.gradients is GradientRule.SUM
+    assert [key.pieces_of(4, rank) for rank in range(4)] == [((0, 4),), ((0, 4),), ((4, 4),), ((4, 4),)]
+
+
+def test_a_tied_embedding_is_cut_once_and_stays_tied() -> None:
+    plan = plan_model(catalogue.build("llama_tied"), 2, 0)
+    tied = [one for one in plan.parameters if len(one.names) > 1]
+    assert [one.cut for one in tied] == [Cut.VOCABULARY]
+    kinds = {layer.module: layer.kind for layer in plan.layers}
+    assert kinds["model.embed_tokens"] is LayerKind.EMBEDDING
+    assert kinds["lm_head"] is LayerKind.HEAD
+
+
+def test_an_embedding_that_does_more_than_look_up_is_not_cut() -> None:
+    """A norm of the rows does not commute with the sum over ranks; a scale (gemma) does."""
+    model = catalogue.build_causal("inkling_text")
+    assert "model.embed_tokens" not in {layer.module for layer in plan_model(model, 2, 0).layers}
+    assert "model.embed_tokens" in {layer.module for layer in plan_model(catalogue.build("gemma"), 2, 0).layers}
+
+
+def test_a_router_is_no_matrix_though_it_derives_from_one() -> None:
+    model = catalogue.build_causal("llama4_text")
+    routers = [name for name, module in model.named_modules() if type(module).__name__ == "Llama4Router"]
+    assert routers
+    assert not set(routers) & set(matrices_of(model))
+    assert matrices_of(catalogue.build("falcon")), "what derives from a linear layer and is one, is"
+
+
+def test_a_model_that_seeds_itself_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"torch\.seed\(\)"):
+        plan_model(catalogue.build_causal("reformer").train(), 2, 0)
+
+
+def test_experts_are_cut_inside() -> None:
+    model = catalogue.build("mixtral")
+    plan = plan_model(model, 2, 0)
+    found = records(plan)
+    (name, module), *_ = experts_of(model).items()
+    width = module.down_proj.shape[2]
+    assert found[f"{name}.gate_up_proj"].pieces_of(2, 1) == ((width // 2, width // 2), (width + width // 2, width // 2))
+    assert found[f"{name}.down_proj"].dim == 2
+
+
+@pytest.mark.parametrize("name", ["llama_kv1", "gpt2", "mixtral"])
+def test_a_plan_is_data(name: str) -> None:
+    plan = plan_model(catalogue.build(name), 2, 1)
+    page = plan.to_json()
+    assert Plan.from_json(page) == plan
+    assert page["parameters"][0]["local_shape"]
+    with pytest.raises(PlanError, match="this is no plan"):
+        Plan.from_json({**page, "layers": [{"module": "x", "kind": "sideways"}]})
+    with pytest.raises(PlanError, match="version"):
+        Plan.from_json({**page, "version": 99})
