@@ -172,12 +172,26 @@ def _layer_problems(plan: Plan, model: nn.Module) -> Iterator[str]:
             kind = type(modules[layer.module]).__qualname__
             yield f"layer {layer.module}: a {kind} can't be cut as {layer.kind.value}"
     for block in plan.blocks:
-        if block.module not in modules:
-            yield f"block {block.module}: the model has no such module"
-        elif any(len(ranks) != plan.tp_size for _, ranks in block.numbers):
-            yield f"block {block.module}: its numbers are not those of {plan.tp_size} ranks"
-        elif block.head_ranks and len(block.head_ranks) != plan.tp_size:
-            yield f"block {block.module}: its heads are not those of {plan.tp_size} ranks"
+        yield from (f"block {block.module}: {one}" for one in _block_problems(block, modules, plan.tp_size))
+
+
+def _block_problems(block: BlockPlan, modules: Mapping[str, nn.Module], tp_size: int) -> Iterator[str]:
+    if block.module not in modules:
+        yield "the model has no such module"
+        return
+    module = modules[block.module]
+    for path, ranks in block.numbers:
+        owner: Any = module
+        for name in path.split("."):
+            owner = getattr(owner, name, None)
+        if type(owner) is not int:
+            yield f"it has no number {path}"
+        elif len(ranks) != tp_size or not all(type(one) is int for one in ranks):
+            yield f"its numbers {path} are not those of {tp_size} ranks"
+    inside = dict(module.named_modules())
+    yield from (f"it has no module {name}" for name in block.outputs if name not in inside)
+    if (block.heads or block.arguments or block.outputs) and len(block.head_ranks) != tp_size:
+        yield f"its heads are not those of {tp_size} ranks"
 
 
 # --- what follows from the cuts --------------------------------------------------------------------------
