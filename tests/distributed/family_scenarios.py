@@ -228,3 +228,74 @@ def probed(rank: int, name: str, break_with: str = "") -> dict[str, Any]:
     same = all(torch.equal(before[key], one) for key, one in model.named_parameters() if one.shape == before[key].shape)
     whole = all(one.shape == before[key].shape for key, one in model.named_parameters())
     return {"text": text, "untouched": same and whole}
+
+
+def from_logits(rank: int, name: str) -> dict[str, Any]:
+    """Compute the loss outside of the model, from its logits, which are whole then."""
+    model = catalogue.build(name).train()
+    reference = copy.deepcopy(model)
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "optimizer": SGD,
+        "tensor_parallel": {"autotp_size": dist.get_world_size()},
+    }
+    engine, _, _, _ = initialize(model=model, config=config)
+    batch = catalogue.batch(name, reference, 0, rows=2)
+    labels = batch.pop("labels")
+    losses = []
+    for one in (engine, reference):
+        logits = one(**batch).logits
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        if one is engine:
+            engine.backward(loss)
+        else:
+            loss.backward()
+        losses.append(float(loss))
+    with torch.no_grad():
+        apart = float((engine(**batch).logits - reference(**batch).logits).abs().max())
+        inside = engine(**batch, labels=labels)
+    return {
+        "losses": losses,
+        "logits": apart,
+        "gradients": max(_apart(engine, reference, "grad").values()),
+        "whole_without_gradients": inside.logits.shape == (*labels.shape, model.config.vocab_size),
+        "dropped_with_labels": engine(**batch, labels=labels).logits is None,
+    }
+
+
+def coarse(rank: int, tp: int) -> dict[str, Any]:
+    """Compare a bf16 step with the unsharded one, and that with itself, its features summed in another order."""
+    model = catalogue.build("llama").to(torch.bfloat16).train()
+    reference, reordered = copy.deepcopy(model), copy.deepcopy(model)
+    for name, one in reordered.named_modules():
+        if name.endswith(("o_proj", "down_proj")):
+            # The unsharded model, its sums taken in parts: from the last to the first, each rounded to bf16.
+            one.forward = lambda hidden, own=one: sum(
+                torch.nn.functional.linear(part, weight)
+                for part, weight in reversed(list(zip(hidden.chunk(tp, -1), own.weight.chunk(tp, -1), strict=True)))
+            )
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "optimizer": SGD,
+        "bf16": {"enabled": True},
+        "tensor_parallel": {"autotp_size": tp},
+    }
+    engine, _, _, _ = initialize(model=model, config=config)
+    batch = catalogue.batch("llama", reference, 0, rows=2)
+    losses = []
+    for one in (reference, reordered):
+        loss = one(**batch).loss
+        loss.backward()
+        losses.append(float(loss))
+    loss = engine(**batch).loss
+    engine.backward(loss)
+    expected = {name: one.grad.float() for name, one in reference.named_parameters()}
+    again = {name: one.grad.float() for name, one in reordered.named_parameters()}
+    targets = {slot.record.name: slot.target.grad for slot in engine._slots}
+    ours = {one.name: gathered(targets[one.name], one, engine) for one in engine.plan.parameters}
+    total = torch.cat([one.flatten() for one in expected.values()]).norm()
+
+    def off(grads: dict[str, Any]) -> float:
+        return float(torch.cat([(grads[name] - one).flatten() for name, one in expected.items()]).norm() / total)
+
+    return {"noise": off(again), "ours": off(ours), "loss": abs(float(loss) - losses[0]), "step": 2.0**-8 * losses[0]}

@@ -72,6 +72,23 @@ def test_with_fused_attention(world2: Any, name: str, attention: str) -> None:
     assert_exact(world2.run("family", name=name, tp=2, steps=2, attn_implementation=attention))
 
 
+@pytest.mark.parametrize("name", ["llama", "llama_uneven", "gpt2", "gemma2"])
+def test_a_loss_computed_from_the_logits_gets_whole_ones(world2: Any, name: str) -> None:
+    for result in world2.run("from_logits", name=name):
+        assert result["losses"][0] == pytest.approx(result["losses"][1], rel=1e-5)
+        assert result["logits"] < 1e-4
+        assert result["gradients"] < CLOSE
+        assert result["whole_without_gradients"]
+        assert result["dropped_with_labels"]
+
+
+@pytest.mark.parametrize("tp", [2, 4])
+def test_in_bf16_the_difference_is_that_of_another_order_of_summation(world4: Any, tp: int) -> None:
+    for result in world4.run("coarse", tp=tp):
+        assert 0 < result["ours"] < 2 * result["noise"]
+        assert result["loss"] <= 2 * result["step"]
+
+
 ADAPTERS = {
     "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "gpt2": ["c_attn", "c_proj", "c_fc"],
