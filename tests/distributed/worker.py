@@ -17,6 +17,7 @@ def main() -> None:
     rank, size, home = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     import family_scenarios
+    import loading_scenarios
     import more_scenarios
     import plan_scenarios
     import scenarios
@@ -38,7 +39,7 @@ def main() -> None:
                 True,
                 next(
                     getattr(module, scenario)
-                    for module in (family_scenarios, more_scenarios, plan_scenarios, scenarios)
+                    for module in (family_scenarios, loading_scenarios, more_scenarios, plan_scenarios, scenarios)
                     if hasattr(module, scenario)
                 )(rank, **arguments),
             )

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tpinit.runtime.api import initialize, set_autotp_mode, tp_model_init
     from tpinit.runtime.engine import Engine
-    from tpinit.runtime.errors import AgreementError, EngineError, GroupError, PlanError, UnsupportedError
+    from tpinit.runtime.errors import AgreementError, EngineError, GroupError, LoadError, PlanError, UnsupportedError
+    from tpinit.runtime.loading import from_config, from_pretrained
     from tpinit.runtime.plan import ParameterPlan, Plan
 
 __all__ = [
@@ -19,10 +20,13 @@ __all__ = [
     "Engine",
     "EngineError",
     "GroupError",
+    "LoadError",
     "ParameterPlan",
     "Plan",
     "PlanError",
     "UnsupportedError",
+    "from_config",
+    "from_pretrained",
     "initialize",
     "set_autotp_mode",
     "tp_model_init",
@@ -33,10 +37,13 @@ _HOME = {
     "Engine": "engine",
     "EngineError": "errors",
     "GroupError": "errors",
+    "LoadError": "errors",
     "ParameterPlan": "plan",
     "Plan": "plan",
     "PlanError": "errors",
     "UnsupportedError": "errors",
+    "from_config": "loading",
+    "from_pretrained": "loading",
     "initialize": "api",
     "set_autotp_mode": "api",
     "tp_model_init": "api",

@@ -24,9 +24,10 @@ from tpinit.runtime.optim import build_schedule, make_slots
 from tpinit.runtime.plan import PassedPlan
 from tpinit.runtime.prepare import Given, Ready, prepare
 from tpinit.runtime.verify import VERIFIES, probe
+from tpinit.runtime.weights import Weights, read_in
 from tpinit.spec.vocabulary import DType
 
-__all__ = ["initialize", "set_autotp_mode", "tp_model_init"]
+__all__ = ["initialize", "launch", "set_autotp_mode", "tp_model_init"]
 
 _PORT = 29500  # DeepSpeed's default, and torchrun's
 _KEYWORDS = ("tp_group",)
@@ -105,8 +106,6 @@ def initialize(
     """
     if verify not in VERIFIES:
         raise TpinitError(f"verify is {verify!r}, and must be one of {', '.join(VERIFIES)}")
-    world.start(distributed_port, dist_init_required)
-    device = world.local_device()
     given = Given(
         args,
         model,
@@ -121,10 +120,27 @@ def initialize(
         example,
         plan,
     )
+    return launch(given, distributed_port, dist_init_required, collate_fn, verify)
+
+
+def launch(
+    given: Given,
+    distributed_port: int,
+    dist_init_required: bool | None,
+    collate_fn: Callable[..., Any] | None,
+    verify: str = "rehearsal",
+    bring: Callable[[], Weights] | None = None,
+) -> tuple[Engine, Optimizer | None, DataLoader[Any] | None, Any]:
+    """Do what `initialize` says. `bring`, where given, builds the model without its numbers, which come last."""
+    world.start(distributed_port, dist_init_required)
+    device = world.local_device()
     report = agreement.Report()
     ready: Ready | None = None
     failure: Exception | None = None
     try:
+        if bring is not None:
+            weights = bring()
+            given = replace(given, model=weights.model, weights=weights)
         ready = prepare(given, report)
     except Exception as error:  # whatever it is, the other ranks wait for this rank's report
         failure = error
@@ -143,7 +159,7 @@ def initialize(
         )
     mesh = groups.make(layout, ready.decision, dist.get_rank())
     if verify == "probe" and mesh.tp.group is not None:
-        _probe(ready, mesh, device, example)
+        _probe(ready, mesh, device, given.example)
     return _carry_out(ready, given, layout, mesh, device, collate_fn)
 
 
@@ -167,7 +183,10 @@ def _carry_out(
     """Do what all ranks have agreed on: cut, slots, schedule, data, engine."""
     plan = replace(ready.plan, tp_rank=mesh.tp.position)
     dtype = _TORCH[ready.decision.dtype.value] if ready.decision.dtype.value is not None else None
-    carry_out(ready.model, plan, mesh.tp.group, dtype, device)
+    if given.weights is None:
+        carry_out(ready.model, plan, mesh.tp.group, dtype, device)
+    else:
+        read_in(given.weights, plan, mesh, layout.dp_groups, dtype, device)
     slots = make_slots(ready.model, plan, ready.optimizer)
     scheduler = given.lr_scheduler
     if ready.optimizer is not None and scheduler is None and ready.settings.scheduler is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from tpinit.reference.errors import TpinitError
 
-__all__ = ["AgreementError", "EngineError", "GroupError", "PlanError", "UnsupportedError"]
+__all__ = ["AgreementError", "EngineError", "GroupError", "LoadError", "PlanError", "UnsupportedError"]
 
 
 class AgreementError(TpinitError):
@@ -43,3 +43,7 @@ class UnsupportedError(TpinitError):
 
 class EngineError(TpinitError):
     """The engine was used out of order, or without what the call needs (no optimizer, no backward)."""
+
+
+class LoadError(TpinitError):
+    """Weights that can't be had: a checkpoint that is damaged or of another model, a model that can't be drawn."""

@@ -27,6 +27,7 @@ from tpinit.runtime.mesh import mesh_tp_group
 from tpinit.runtime.optim import build_optimizer
 from tpinit.runtime.plan import LayerKind, Plan, check_plan, from_section, plan_model, read_plan
 from tpinit.runtime.settings import Settings, check_section, read_settings
+from tpinit.runtime.weights import Weights
 from tpinit.spec.vocabulary import Decision, Group, Outcome
 
 __all__ = ["Given", "Ready", "prepare"]
@@ -48,6 +49,7 @@ class Given:
     config_params: Any
     example: Any = None
     plan: Any = None
+    weights: Weights | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ def prepare(given: Given, report: Report) -> Ready:
     settings = read_settings(reading.config, _dp_size(decision), decision.dtype.value)
     _check_data(given, settings, report)
     plan = _plan(model, given, decision.carried, decision.tp_size.value or 1)
+    if given.weights is not None:
+        given.weights.blank.hollow()
     # Row 2 leaves the model as it is, and other ranks may hold another part of it.
     fields = report.fields if decision.tp_size.value is not None else report.replica
     optimizer = _optimizer(given, model, settings, fields)
@@ -101,7 +105,7 @@ def prepare(given: Given, report: Report) -> Ready:
             for one in plan.parameters
         }
     )
-    fields.update(digest_model(model))
+    fields.update(digest_model(model) if given.weights is None else given.weights.fields())
     return Ready(model, decision, plan, settings, optimizer)
 
 
@@ -190,7 +194,8 @@ def _optimizer(given: Given, model: nn.Module, settings: Settings, fields: dict[
         warnings.warn("the optimizer that was passed is used; the config's is not", stacklevel=4)
     if given.lr_scheduler is not None and settings.scheduler is not None:
         warnings.warn("the lr_scheduler that was passed is used; the config's is not", stacklevel=4)
-    parameters = list(given.model_parameters) if given.model_parameters is not None else list(model.parameters())
+    wanted: Any = given.model_parameters(model) if callable(given.model_parameters) else given.model_parameters
+    parameters = list(wanted) if wanted is not None else list(model.parameters())
     optimizer: Optimizer
     if isinstance(given.optimizer, Optimizer):
         optimizer = given.optimizer

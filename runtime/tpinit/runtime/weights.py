@@ -1,0 +1,148 @@
+"""The numbers of a model that was built without them: read or drawn for one rank, straight into place."""
+
+from __future__ import annotations
+
+import ctypes
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from tpinit.runtime import agreement
+from tpinit.runtime.blank import Blank
+from tpinit.runtime.cutting import carry_out
+from tpinit.runtime.errors import LoadError
+from tpinit.runtime.groups import Mesh
+from tpinit.runtime.plan.records import ParameterPlan, Plan
+from tpinit.runtime.sources import Source, box_of
+from tpinit.runtime.stored import Stored
+
+__all__ = ["Weights", "read_in"]
+
+
+@dataclass(slots=True)
+class Weights:
+    """A model without its numbers, and where they come from: `sources` by name, else as its class draws them.
+
+    `told` is what ranks must have in common about where they come from.
+    """
+
+    blank: Blank
+    sources: dict[str, Source] = field(default_factory=dict)
+    stored: Stored | None = None
+    told: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+        return self.blank.model
+
+    def fields(self) -> dict[str, object]:
+        """Return what ranks must have in common, in place of the digest of a model with numbers."""
+        return {
+            **self.told,
+            "model.trainable": [name for name, one in self.model.named_parameters() if one.requires_grad],
+            "model.training": self.model.training,
+        }
+
+    def write(self, out: torch.Tensor, record: ParameterPlan, plan: Plan) -> None:
+        """Write this rank's part of a parameter to `out`, in its dtype.
+
+        Raises LoadError for a tied parameter that is stored more than once with different numbers.
+        """
+        known = [name for name in record.names if name in self.sources]
+        if not known:
+            self.blank.drawn_into(out, record, plan.tp_size, plan.tp_rank)
+            return
+        _read(self.sources[known[0]], out, record, plan)
+        for name in known[1:]:
+            other = torch.empty_like(out)
+            _read(self.sources[name], other, record, plan)
+            if not torch.equal(out, other):
+                raise LoadError(
+                    f"{known[0]} and {name} are one parameter of this model, and the checkpoint has different numbers "
+                    "for them: set tie_word_embeddings to false in its config.json"
+                )
+
+    def buffers(self) -> None:
+        """Read the buffers that are stored. They are whole on every rank."""
+        for name, buffer in self.model.named_buffers():
+            if name in self.sources:
+                self.sources[name].read_into(buffer, box_of(buffer.shape))
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self.stored is not None:
+            self.stored.close()
+
+
+def _read(source: Source, out: torch.Tensor, record: ParameterPlan, plan: Plan) -> None:
+    box = box_of(record.shape)
+    if record.dim is None:
+        source.read_into(out, box)
+        return
+    place = 0
+    for offset, length in record.pieces_of(plan.tp_size, plan.tp_rank):
+        part = out.narrow(record.dim, place, length)
+        source.read_into(part, (*box[: record.dim], (offset, length), *box[record.dim + 1 :]))
+        place += length
+
+
+def read_in(
+    weights: Weights,
+    plan: Plan,
+    mesh: Mesh,
+    dp_groups: Iterable[tuple[int, ...]],
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> None:
+    """Carry out a plan on a model without numbers, giving each parameter this rank's part of its own.
+
+    In between the ranks compare: those that hold the same slices must hold the same numbers, and where one could
+    not read its part, all raise. Raises AgreementError, or LoadError where all ranks failed alike.
+    """
+    report = agreement.Report()
+    failure: Exception | None = None
+    try:
+        sums = _fill(weights, plan, dtype)
+        report.fields["numbers of what is whole on every rank"] = sums[False]
+        report.replica["numbers of the slices that these ranks share"] = sums[True]
+    except Exception as error:  # whatever it is, the other ranks wait for this rank's report
+        failure = error
+        report.error = agreement.words(error)
+    finally:
+        weights.close()
+    reports = agreement.exchange(report)
+    agreement.check(reports)
+    if failure is not None:
+        raise failure
+    agreement.check_replicas(reports, list(dp_groups))
+    carry_out(weights.model, plan, mesh.tp.group, None, device, lambda _, parameter: parameter.data)
+
+
+def _fill(weights: Weights, plan: Plan, dtype: torch.dtype | None) -> dict[bool, int]:
+    """Put this rank's part into every parameter; return the checksums of what is cut, and of what is whole."""
+    sums = {True: 0, False: 0}
+    weights.buffers()
+    for buffer in weights.model.buffers():
+        sums[False] = _sum(buffer, sums[False])
+    parameters = dict(weights.model.named_parameters())
+    with torch.no_grad():
+        for record in plan.parameters:
+            parameter = parameters[record.name]
+            own = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
+            part = torch.empty(record.local_shape(plan.tp_size, plan.tp_rank), dtype=own)
+            weights.write(part, record, plan)
+            sums[record.dim is not None] = _sum(part, sums[record.dim is not None])
+            parameter.data = part
+    return sums
+
+
+def _sum(tensor: torch.Tensor, before: int) -> int:
+    """Go on with a checksum over a tensor's bytes, without a copy of them."""
+    if not tensor.numel():
+        return before
+    here = tensor.detach().cpu().contiguous()
+    held = here.numel() * here.element_size()
+    return zlib.crc32((ctypes.c_char * held).from_address(here.data_ptr()), before)
