@@ -457,8 +457,6 @@ def refused(rank: int, case: str) -> dict[str, Any]:
             model = build(num_attention_heads=1, num_key_value_heads=1, intermediate_size=3)
         case "forward that can't be run":
             model.model.forward = lambda input_ids, inputs_embeds: input_ids
-        case "attention dropout":
-            model = build(attention_dropout=0.1)
         case "stale gradient":
             model.lm_head.weight.grad = torch.zeros_like(model.lm_head.weight)
         case "meta":

@@ -92,7 +92,6 @@ REFUSED = {
     "unknown model": ("PlanError", "give a small batch of keyword arguments as `example`"),
     "nothing to cut": ("PlanError", "fits its sizes"),
     "forward that can't be run": ("PlanError", "can't be run on a small batch"),
-    "attention dropout": ("PlanError", "attention_dropout"),
     "stale gradient": ("PlanError", "zero_grad"),
     "meta": ("PlanError", "meta device"),
     "zero stage 1": ("UnsupportedError", "only stage 0"),
