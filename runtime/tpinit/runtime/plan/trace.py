@@ -240,7 +240,10 @@ def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def _materialised(model: nn.Module, stand_in: Callable[[torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
-    """Give the small tensors of a model on the meta device numbers for the time of a run: norms, routers, tables."""
+    """Give the small tensors of a model on the meta device numbers for the time of a run: norms, routers, tables.
+
+    And the vectors of norms in any case: new ones are all alike, and so would be whatever takes one for another.
+    """
     stubbed = {id(one) for matrix in matrices_of(model).values() for one in matrix.module.parameters(recurse=False)}
     stubbed |= {id(one) for module in experts_of(model).values() for one in module.parameters(recurse=False)}
     stubbed |= {
@@ -252,11 +255,15 @@ def _materialised(model: nn.Module, stand_in: Callable[[torch.Tensor, torch.Tens
         for module in model.modules():
             for kind in (module._parameters, module._buffers):
                 for name, one in kind.items():
-                    if one is not None and one.is_meta and id(one) not in stubbed:
+                    if one is None or id(one) in stubbed:
+                        continue
+                    vector = kind is module._parameters and one.dim() == 1 and not any(module.children())
+                    if one.is_meta or vector:
                         swapped.append((module, name, one))
                         real = torch.zeros(one.shape, dtype=one.dtype)
                         if one.is_floating_point():
                             real.normal_(generator=generator)
+                        real = real if one.is_meta else real.to(one.device)
                         module.__dict__[name] = real
                         stand_in(one, real)
         yield
