@@ -99,7 +99,7 @@ def test_a_preset_is_followed_exactly(worlds: Any, case: str, tp: int) -> None:
     assert results[0]["cut"] == cut
 
 
-@pytest.mark.parametrize(("name", "cut"), [("olmo2", 16), ("cohere_qk_norm", 7)])
+@pytest.mark.parametrize(("name", "cut"), [("olmo2", 16), ("cohere_qk_norm", 19)])
 def test_what_is_gathered_and_split_by_the_models_own_plan_is_exact(world4: Any, name: str, cut: int) -> None:
     results = world4.run("family", name=name, tp=4)
     assert_exact(results)
@@ -193,3 +193,16 @@ def test_ranks_with_different_plans_all_raise(world2: Any) -> None:
     for result in world2.run("planned", name="llama", edit="mlp whole", on_rank=1):
         assert (result["type"], result["untouched"]) == ("AgreementError", True), result
         assert "mlp.gate_proj.weight" in result["text"]
+
+
+@pytest.mark.parametrize(("said", "cut"), [(True, 16), (False, 14)])
+def test_the_head_is_cut_by_vocabulary_or_not_as_was_said(world2: Any, said: bool, cut: int) -> None:
+    results = world2.run("family", name="llama", tp=2, section={"vocab_parallel_lm_head": said}, steps=2)
+    assert_exact(results)
+    assert results[0]["cut"] == cut
+
+
+def test_a_head_that_must_be_cut_and_is_not_there_is_refused(world2: Any) -> None:
+    for result in world2.run("planned", name="vit", section={"vocab_parallel_lm_head": True}):
+        assert (result["type"], result["untouched"]) == ("PlanError", True), result
+        assert "no output head that can be cut by vocabulary" in result["text"]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.plan.experts import ExpertsFit, fit_experts
-from tpinit.runtime.plan.layouts import Layout, Spread, even
+from tpinit.runtime.plan.layouts import Layout, Spread, even, head_spread
 from tpinit.runtime.plan.records import BlockPlan, Cut, GradientRule, LayerKind, LayerPlan, ParameterPlan, Plan
 from tpinit.runtime.plan.regions import Fitted
 from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, block_plan
@@ -108,8 +108,9 @@ def _draft_region(
     block = model.get_submodule(region.block)
     for name in adaptation.parameters:
         assert layout.heads is not None
-        ranks = tuple((held[0],) for held in layout.heads.ranks)
-        draft.lies[id(getattr(block, name))] = _Lie(Cut.COLUMN, 0, Spread(ranks, 1))
+        parameter = block.get_parameter(name)
+        spread = head_spread(parameter.shape[0], layout.heads, len(layout.heads.ranks))
+        draft.lies[id(parameter)] = _Lie(Cut.COLUMN, 0, spread)
     if adaptation != Adaptation(parameters=adaptation.parameters):
         draft.blocks.append(block_plan(region.block, layout, adaptation))
     for name in adaptation.outputs:

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 
 from tpinit.runtime.shards import aligned_shard, pieces, shard
 
-__all__ = ["Heads", "Held", "Layout", "Spread", "head_layouts", "feature_layouts", "follows", "legal_sizes"]
+__all__ = [
+    "Heads",
+    "Held",
+    "Layout",
+    "Spread",
+    "head_layouts",
+    "feature_layouts",
+    "follows",
+    "head_spread",
+    "legal_sizes",
+]
 
 Held = tuple[tuple[int, int], ...]
 
@@ -189,6 +199,12 @@ def _spreads(
         else:
             return
     yield found
+
+
+def head_spread(size: int, heads: Heads, tp_size: int) -> Spread:
+    """Return how what there is one of for each head, or each key/value head, lies: `size` says which."""
+    which = 0 if size == heads.count else 1
+    return _spread(1, [(0, size, which)], heads, tp_size)
 
 
 def _told(blocks: Sequence[int], width: int, heads: Heads) -> Spread | None:

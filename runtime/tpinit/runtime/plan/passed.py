@@ -259,21 +259,34 @@ def _fitted(
     block = block or next((one for one in plan.blocks if one.module == region.block), BlockPlan(region.block))
     module = model.get_submodule(region.block)
     prefix = f"{region.block}." if region.block else ""
-    own = [name for name in module._parameters if f"{prefix}{name}" in records] if region.attends else []
-    cut = tuple(name for name in own if records[f"{prefix}{name}"].dim is not None)
-    heads = None
-    if block.heads:
-        heads = Heads(block.heads, block.heads, tuple((held, held) for held in block.head_ranks))
-    elif cut:
-        record = records[f"{prefix}{cut[0]}"]
-        held = [record.pieces_of(plan.tp_size, rank)[0] for rank in range(plan.tp_size)]
-        heads = Heads(record.shape[0], record.shape[0], tuple((one, one) for one in held))
+    layers = {one.module for one in plan.layers}
+    own = [name for name, _ in module.named_parameters() if f"{prefix}{name}".rpartition(".")[0] not in layers]
+    rows_of = {name: records[f"{prefix}{name}"] for name in own if region.attends}
+    cut = tuple(name for name, record in rows_of.items() if record.dim is not None)
+    heads = _heads(block, [rows_of[name] for name in cut], plan.tp_size)
     spreads = {name: _spread(weights[name], plan.tp_size) for name in region.columns}
     rows = {_spread(weights[name], plan.tp_size) for name in region.rows}
     if len(rows) > 1:
         raise PlanError(f"the plan cuts {', '.join(region.rows)}, which read the same, each in another way")
     adaptation = Adaptation(block.numbers, block.arguments, block.outputs, cut)
     return region, Layout(spreads, rows.pop(), heads), adaptation
+
+
+def _heads(block: BlockPlan, cut: Sequence[ParameterPlan], tp_size: int) -> Heads | None:
+    """Return the heads of a block, from what it is told, and from parameters with one row for each of them."""
+    sizes = [record.shape[0] for record in cut]
+    if not block.heads and not sizes:
+        return None
+    count = block.heads or max(sizes)
+    kv_count = min([count, *sizes])
+    held = {}
+    for record in cut:
+        pieces = [record.pieces_of(tp_size, rank) for rank in range(tp_size)]
+        if any(len(one) != 1 for one in pieces):
+            raise PlanError(f"{record.name}: each rank must hold one piece of it")
+        held[record.shape[0]] = [one[0] for one in pieces]
+    ranks = list(block.head_ranks) if block.heads else held[count]
+    return Heads(count, kv_count, tuple(zip(ranks, held.get(kv_count, ranks), strict=True)))
 
 
 def _part_of(head: Vocabulary, kinds: Mapping[str, LayerKind]) -> Vocabulary:

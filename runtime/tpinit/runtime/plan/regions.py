@@ -219,13 +219,24 @@ def _adaptations(
             ),
             parameters=tuple(
                 name
-                for name, one in block._parameters.items()
-                if one is not None and one.dim() and one.shape[0] == heads.count
+                for name, one in block.named_parameters()
+                if one.dim()
+                and one.shape[0] in (heads.count, heads.kv_count if "." in name else heads.count)
+                and ("." not in name or _per_head(block.get_submodule(name.rpartition(".")[0]), one))
             ),
         )
     for chosen in _subsets(numbers):
         for taken in _subsets(arguments):
             yield replace(base, numbers=tuple(chosen), arguments=tuple(taken))
+
+
+def _per_head(module: nn.Module, parameter: nn.Parameter) -> bool:
+    """Tell whether a parameter inside a block may have a row for each head: a norm's, with one of each feature too."""
+    return parameter.dim() == 2 and not isinstance(module, (nn.Linear, nn.Embedding)) and "norm" in _kind(module)
+
+
+def _kind(module: nn.Module) -> str:
+    return type(module).__qualname__.lower()
 
 
 def _subsets(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

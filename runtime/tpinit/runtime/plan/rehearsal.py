@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from tpinit.runtime.plan.layouts import Held, Layout
+from tpinit.runtime.plan.layouts import Held, Layout, head_spread
 from tpinit.runtime.plan.records import BlockPlan
 from tpinit.runtime.plan.trace import Matrix, Trace, run_with_stubs
 
@@ -47,7 +47,8 @@ class Adaptation:
 
     `numbers`: paths below the block (`num_heads`, `config.n_head`) and the number for each rank. `arguments`:
     tensor arguments, by name, of which a rank takes its heads, with the dimension. `outputs`: modules inside
-    whose output's last dimension counts heads; `parameters`: parameters of the block of one number a head.
+    whose output's last dimension counts heads; `parameters`: parameters inside with one row for each head, or key/value
+    head.
     """
 
     numbers: tuple[tuple[str, tuple[int, ...]], ...] = ()
@@ -153,16 +154,25 @@ def adapted(block: nn.Module, layout: Layout, adaptation: Adaptation, rank: int)
     handles = adapt_block(block, block_plan("", layout, adaptation), rank, undo)
     for name in adaptation.parameters:
         assert layout.heads is not None
-        block.__dict__[name] = held_part(getattr(block, name).data, 0, (layout.heads.ranks[rank][0],))
+        owner, last = _owner_of(block, name)
+        whole = block.get_parameter(name).data
+        spread = head_spread(whole.shape[0], layout.heads, len(layout.heads.ranks))
+        owner.__dict__[last] = held_part(whole, 0, spread.ranks[rank])
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
         for name in adaptation.parameters:
-            block.__dict__.pop(name, None)
+            owner, last = _owner_of(block, name)
+            owner.__dict__.pop(last, None)
         for step in reversed(undo):
             step()
+
+
+def _owner_of(block: nn.Module, path: str) -> tuple[nn.Module, str]:
+    prefix, _, last = path.rpartition(".")
+    return block.get_submodule(prefix), last
 
 
 def block_plan(name: str, layout: Layout, adaptation: Adaptation) -> BlockPlan:
