@@ -133,6 +133,11 @@ def world2() -> Iterator[World]:
 
 
 @pytest.fixture(scope="session")
+def world3() -> Iterator[World]:
+    yield from _world(3)
+
+
+@pytest.fixture(scope="session")
 def world4() -> Iterator[World]:
     yield from _world(4)
 

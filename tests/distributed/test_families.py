@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,6 @@ def assert_exact(results: list[dict[str, Any]]) -> None:
         for what in ("loss", "gradient", "norm", "weight"):
             assert result[what] < CLOSE, (rank, what, result[what], result["where"])
         assert result["cut"] > 0
-
-
-@pytest.fixture(scope="module")
-def world3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from conftest import World
-
-    world = World(3, tmp_path_factory.mktemp("world3"))
-    yield world
-    world.stop()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -30,7 +30,7 @@ from tpinit.runtime.settings import Settings, check_section, read_settings
 from tpinit.runtime.weights import Weights
 from tpinit.spec.vocabulary import Decision, Group, Outcome
 
-__all__ = ["Given", "Ready", "prepare"]
+__all__ = ["Given", "Ready", "make_plan", "prepare"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def prepare(given: Given, report: Report) -> Ready:
     check_section(decision.carried)
     settings = read_settings(reading.config, _dp_size(decision), decision.dtype.value)
     _check_data(given, settings, report)
-    plan = _plan(model, given, decision.carried, decision.tp_size.value or 1)
+    plan = make_plan(model, given, decision.carried, decision.tp_size.value or 1)
     if given.weights is not None:
         given.weights.blank.hollow()
     # Row 2 leaves the model as it is, and other ranks may hold another part of it.
@@ -105,6 +105,8 @@ def prepare(given: Given, report: Report) -> Ready:
             for one in plan.parameters
         }
     )
+    for what, ones in (("layer", plan.layers), ("block", plan.blocks)):
+        fields.update({f"plan.{what} {one.module}": repr(one) for one in ones})
     fields.update(digest_model(model) if given.weights is None else given.weights.fields())
     return Ready(model, decision, plan, settings, optimizer)
 
@@ -160,7 +162,7 @@ def _dp_size(decision: Decision) -> int:
     return decision.dp_group.size if decision.dp_group is not None else 1
 
 
-def _plan(model: nn.Module, given: Given, carried: Mapping[str, object], tp_size: int) -> Plan:
+def make_plan(model: nn.Module, given: Given, carried: Mapping[str, object], tp_size: int) -> Plan:
     """Return the plan: the user's own, else by partition_config, preset, the model's tp_plan, or structure."""
     if given.plan is not None:
         return check_plan(read_plan(given.plan), model, tp_size, given.example)

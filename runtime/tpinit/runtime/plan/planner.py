@@ -15,7 +15,7 @@ from tpinit.runtime.errors import PlanError
 from tpinit.runtime.plan.drafting import Draft, Task, records, refusal, written
 from tpinit.runtime.plan.fitting import fit_all
 from tpinit.runtime.plan.records import Plan
-from tpinit.runtime.plan.styles import Wishes, from_transformers
+from tpinit.runtime.plan.styles import Style, Wishes, from_transformers
 from tpinit.runtime.plan.trace import Matrix, experts_of, matrices_of, untouched
 from tpinit.runtime.plan.vocabulary import Vocabulary, find_vocabulary
 from tpinit.runtime.plan.watching import rehearsed_on, watched
@@ -86,7 +86,8 @@ def _plan(
     taken |= {name for name, _, _ in head.layers} | set(spared)
     alone, unfit = cut_alone(model, matrices, wishes, tp_size, taken)
     draft.why.update(unfit)
-    if not fitted and not alone and not experts_of(model):
+    experts = [name for name in experts_of(model) if wishes is None or wishes.styles.get(name, Style()).experts]
+    if not fitted and not alone and not experts:
         if wishes is not None and not exact:
             # The model's own plan names nothing that can be cut: what its data flow allows still may be.
             return _plan(model, tp_size, tp_rank, None, inputs, matrices, vocabulary)
