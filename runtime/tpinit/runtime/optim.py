@@ -82,7 +82,8 @@ def build_optimizer(part: Part, parameters: Iterable[Any]) -> Optimizer:
         params.setdefault("weight_decay", 0.0)
     if "betas" in params:
         params["betas"] = tuple(params["betas"])  # type: ignore[arg-type]  # a pair, checked in settings
-    return AdamW(parameters, **params) if decoupled else Adam(parameters, **params)  # type: ignore[arg-type]  # same
+    # Fused: one pass over the numbers instead of ten, as DeepSpeed's own Adam does, and the same arithmetic.
+    return (AdamW if decoupled else Adam)(parameters, **params, fused=True)  # type: ignore[arg-type]  # same
 
 
 class WarmupSchedule:
