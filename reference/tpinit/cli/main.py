@@ -52,6 +52,10 @@ COMMANDS = {
     "vectors": Command("count, list and regenerate the conformance vectors"),
     "check-table": Command("find what is wrong with a decision table, anybody's", needs=(("z3", "proofs"),)),
     "conform": Command("hold an implementation of the contract, anybody's, against its conformance vectors"),
+    "plan": Command(
+        "say how a model of any size is cut over any number of ranks, and what that costs",
+        needs=(("torch", "runtime"), ("transformers", "hf")),
+    ),
     "train": Command(
         "train a small sharded Llama beside the unsharded one",
         needs=(("torch", "runtime"), ("transformers", "hf")),

@@ -51,6 +51,7 @@ def from_pretrained(
     mesh_param: Any = None,
     config_params: str | Mapping[str, Any] | None = None,
     example: Mapping[str, Any] | None = None,
+    plan: Any = None,
 ) -> Started:
     """Load a transformers model from a directory of safetensors, each rank its own slices alone.
 
@@ -71,7 +72,18 @@ def from_pretrained(
 
     parameters: Any = model_parameters
     given = Given(
-        args, None, optimizer, parameters, training_data, lr_scheduler, mpu, config, mesh_param, config_params, example
+        args,
+        None,
+        optimizer,
+        parameters,
+        training_data,
+        lr_scheduler,
+        mpu,
+        config,
+        mesh_param,
+        config_params,
+        example,
+        plan,
     )
     return launch(given, distributed_port, dist_init_required, collate_fn, bring=bring)
 
@@ -94,6 +106,7 @@ def from_config(
     mesh_param: Any = None,
     config_params: str | Mapping[str, Any] | None = None,
     example: Mapping[str, Any] | None = None,
+    plan: Any = None,
 ) -> Started:
     """Start a model with random weights, the very numbers of `torch.manual_seed(seed); model_class(model_config)`.
 
@@ -112,7 +125,18 @@ def from_config(
 
     parameters: Any = model_parameters
     given = Given(
-        args, None, optimizer, parameters, training_data, lr_scheduler, mpu, config, mesh_param, config_params, example
+        args,
+        None,
+        optimizer,
+        parameters,
+        training_data,
+        lr_scheduler,
+        mpu,
+        config,
+        mesh_param,
+        config_params,
+        example,
+        plan,
     )
     return launch(given, distributed_port, dist_init_required, collate_fn, bring=bring)
 

@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional
 from tpinit.runtime.layers.linear import HeadLayer
 
-__all__ = ["cross_entropy", "keep_logits_apart"]
+__all__ = ["asks_for_it", "cross_entropy", "keep_logits_apart"]
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -80,7 +80,7 @@ def _causal_loss(original: Any, begin: int, length: int, whole: int, group: Proc
     return loss
 
 
-def _asks_for_it(model: nn.Module) -> bool:
+def asks_for_it(model: nn.Module) -> bool:
     """Tell whether a model's forward hands its logits to its `loss_function`, and does not compute a loss itself."""
     try:
         text = inspect.getsource(inspect.unwrap(type(model).forward))
@@ -98,7 +98,7 @@ def keep_logits_apart(
     logits are whole.
     """
     loss: Any = getattr(model, "loss_function", None)
-    if getattr(loss, "__name__", "") != "ForCausalLMLoss" or length == whole or not _asks_for_it(model):
+    if getattr(loss, "__name__", "") != "ForCausalLMLoss" or length == whole or not asks_for_it(model):
         return
     model.loss_function = _causal_loss(loss, begin, length, whole, group)
     try:
