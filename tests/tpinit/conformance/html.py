@@ -16,7 +16,7 @@ from typing import Any
 
 from tpinit.conformance.dialects import CHOICES
 from tpinit.conformance.report import BROKEN, WRONG, CaseReport, Report, Verdict, exit_code, footer
-from tpinit.conformance.terminal import counts, reproduction
+from tpinit.conformance.terminal import counts, excused, reproduction
 
 __all__ = ["page"]
 
@@ -108,7 +108,7 @@ def _name(report: Report) -> str:
 def _who(reports: Sequence[Report]) -> str:
     body = []
     for report in reports:
-        kind, words = _WORDS[exit_code(report)]
+        kind, words = ("known", "departs as known") if excused(report) else _WORDS[exit_code(report)]
         used = footer(report)["choices"]
         choices = "".join(
             f"<div><code>{_text(name)}</code>: {_text(CHOICES[name].summary if name in CHOICES else '')}"
