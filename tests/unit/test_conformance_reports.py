@@ -198,6 +198,10 @@ def test_exactly_the_wrong_answers_on_record_are_expected(tmp_path):
     assert {case.verdict for case in made.cases} == {Verdict.KNOWN}
     assert report.exit_code(made) == 0
     assert "https://example.org/issues/1" in page([made])
+    # It passes, and it does not conform.
+    for told in (page([made]), summary(made)):
+        assert "departs as known" in told
+        assert "conforms" not in told
 
 
 def test_another_wrong_answer_fails_and_so_does_a_right_one(tmp_path):

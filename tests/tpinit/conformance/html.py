@@ -27,7 +27,7 @@ table { border-collapse: collapse; margin: 1rem 0; width: 100%; }
 th, td { border: 1px solid var(--line); padding: .3rem .6rem; text-align: left; vertical-align: top; }
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 thead th { background: var(--soft); }
-.good { color: var(--good); } .wrong { color: var(--wrong); } .broken { color: var(--broken); }
+.good { color: var(--good); } .wrong { color: var(--wrong); } .broken, .known { color: var(--broken); }
 code, pre { font: 13px/1.4 ui-monospace, monospace; } pre { overflow-x: auto; margin: .3rem 0; white-space: pre-wrap; }
 .wide { overflow-x: auto; }
 @media (prefers-color-scheme: dark) { :root { --good: #3fb950; --wrong: #ff7b72; --broken: #d29922; } }
