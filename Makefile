@@ -28,6 +28,7 @@ BENCH_PATH := $(VENV)/bench
 BENCH_STAMP := $(BENCH_PATH)/.installed
 ACCELERATE := 1.15.0
 BENCH_ARGS ?= --document docs/benchmarks.md --plot docs/benchmarks.svg --json docs/benchmarks.json
+MODELS_ARGS ?= --document docs/models.md
 PORTIONS := spec reference cli runtime proofs conformance
 
 # The ranks of a distributed test share few cores: one thread each, unless the caller says otherwise.
@@ -35,7 +36,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help venv demo test lint prove mutate deepspeed deepspeed-env bench clean
+.PHONY: help venv demo test lint prove mutate deepspeed deepspeed-env bench models clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -95,6 +96,9 @@ $(DEEPSPEED_STAMP): constraints.txt
 
 bench: $(STAMP) $(DEEPSPEED_STAMP) $(BENCH_STAMP) ## Train side by side with DeepSpeed, transformers and torch, and write the page (BENCH_ARGS)
 	@PYTHONPATH=tests TPINIT_DEEPSPEED_PYTHON=$(CURDIR)/$(DEEPSPEED_VENV)/bin/python TPINIT_BENCH_PATH=$(CURDIR)/$(BENCH_PATH) $(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+models: $(STAMP) $(DEEPSPEED_STAMP) $(BENCH_STAMP) ## Cut every model of the catalogue, beside DeepSpeed and transformers, and write the page (MODELS_ARGS)
+	@PYTHONPATH=$(BENCH_PATH) TPINIT_DEEPSPEED_PYTHON=$(CURDIR)/$(DEEPSPEED_VENV)/bin/python $(BIN)/python tests/families/sweep.py $(MODELS_ARGS)
 
 $(BENCH_STAMP): $(STAMP)
 	@rm -rf $(BENCH_PATH)

@@ -1,0 +1,126 @@
+"""What became of one model: the verdict on the numbers that its ranks returned, or on how they failed."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ranks import Ended, failure
+
+EXACT = 1e-5  # ours: loss, gradients, norm and weights, in fp32
+NOISE = 1e-4  # ours, where fp32 is too coarse for EXACT: in fp32, and EXACT_DOUBLE in fp64
+EXACT_DOUBLE = 1e-10
+CLOSE = 1e-4  # peers: losses and gradients, in fp32
+OVER_NOISE = 10  # peers, where fp32 is too coarse for CLOSE: times the distance of the whole model from itself in fp64
+MEASURES = ("loss", "gradient", "norm", "weight")
+_SHORT = 100
+
+
+class Verdict(enum.Enum):
+    """The kinds of outcome. `value` is what the page says."""
+
+    EXACT = "exact"
+    REFUSED = "refused"
+    NOTHING_CUT = "nothing cut"
+    ERROR = "error"
+    WRONG = "WRONG"
+    NOT_RUN = "not run"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The verdict on one model by one runner, in words, with the share of the parameters that a rank holds."""
+
+    verdict: Verdict
+    words: str = ""
+    share: float | None = None
+    source: str = ""
+    trace: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        return asdict(self) | {"verdict": self.verdict.name}
+
+    @staticmethod
+    def of(fields: dict[str, Any]) -> Outcome:
+        """Return what `as_dict` was made from."""
+        return Outcome(**{**fields, "verdict": Verdict[fields["verdict"]]})
+
+
+def judge_ours(ends: Sequence[Ended], double: Callable[[], Sequence[Ended]]) -> Outcome:
+    """Judge a run of ours; `double` runs it again in fp64, and is asked only where fp32 leaves a doubt."""
+    failed = failure(list(ends))
+    if failed is not None:
+        # A refusal is one only if every rank that was not stopped on the way refuses.
+        refusals = [end for end in ends if {"PlanError", "UnsupportedError"} & {*end.kinds}]
+        if refusals and all(end in refusals or end.kinds == ("Stopped",) for end in ends):
+            return Outcome(Verdict.REFUSED, _refusal(failed.text))
+        return Outcome(Verdict.ERROR, _said(failed), trace=failed.trace)
+    first: dict[str, Any] = ends[0].value
+    share = max(end.value["cut_numbers"] / end.value["numbers"] for end in ends)
+    source = first["source"]
+    if _within(ends, EXACT):
+        return Outcome(Verdict.EXACT, "", share, source)
+    again = list(double()) if _within(ends, NOISE) else []
+    if again and failure(again) is None and _within(again, EXACT_DOUBLE):
+        return Outcome(Verdict.EXACT, "in fp64", share, source)
+    return Outcome(Verdict.WRONG, _worst(ends), share, source)
+
+
+def judge_peer(ends: Sequence[Ended]) -> Outcome:
+    """Judge a run of a peer, by `loss`, `gradient` and `noise` (see `cases.compared`)."""
+    failed = failure(list(ends))
+    if failed is not None:
+        verdict = {"NotRun": Verdict.NOT_RUN, "Refused": Verdict.REFUSED}.get(failed.kinds[0], Verdict.ERROR)
+        return Outcome(verdict, _said(failed), trace=failed.trace)
+    share = max(end.value["cut_numbers"] / end.value["numbers"] for end in ends)
+    if share >= 1:
+        return Outcome(Verdict.NOTHING_CUT, share=share)
+    for end in ends:
+        limit = max(CLOSE, OVER_NOISE * end.value["noise"])
+        for what, words in (("loss", "losses"), ("gradient", "gradients")):
+            if not end.value[what] <= limit:
+                return Outcome(Verdict.WRONG, f"{words} off by {end.value[what]:.0e}", share)
+    return Outcome(Verdict.EXACT, share=share)
+
+
+def better(one: Outcome, other: Outcome) -> Outcome:
+    """Return the outcome that speaks for the peer: the exact one if there is one, otherwise the first."""
+    return other if other.verdict is Verdict.EXACT else one
+
+
+def _within(ends: Sequence[Ended], limit: float) -> bool:
+    return all(end.value[what] < limit for end in ends for what in MEASURES)  # never true of a nan
+
+
+def _worst(ends: Sequence[Ended]) -> str:
+    off = {what: max((end.value[what] for end in ends), key=lambda x: (x != x, x)) for what in MEASURES}
+    where = ends[0].value.get("where", {})
+    return ", ".join(f"{what} off by {x:.0e} {where.get(what, '')}".strip() for what, x in off.items() if not x < EXACT)
+
+
+def _refusal(text: str) -> str:
+    """The reason alone: the names of the layers before it are counted."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    line = lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0]
+    names, colon, reason = line.partition(": ")
+    listed = names.split(", ")
+    if colon and not any(" " in name for name in listed):
+        line = f"{listed[0]}{f' and {len(listed) - 1} more' if listed[1:] else ''}: {reason}"
+    return _shortened(line, 2 * _SHORT)
+
+
+def _said(failed: Ended) -> str:
+    lines = [line for line in failed.text.strip().splitlines() if line.strip()] or [""]
+    kind = "" if failed.kinds[0] in {"NotRun", "Refused"} else f"{failed.kinds[0]}: "  # these two quote another one
+    return _shortened(kind + lines[0], _SHORT)
+
+
+def _shortened(text: str, limit: int) -> str:
+    """One line without paths, addresses and other things of one machine."""
+    text = re.sub(r"0x[0-9a-f]{6,}", "0x…", re.sub(r"(/[\w.+-]+){2,}", lambda found: found[0].rsplit("/", 1)[1], text))
+    text = re.sub(r"tpinit-[a-z]+-\w+", "…", " ".join(text.split()))
+    return text if len(text) <= limit else text[: limit - 1] + "…"
