@@ -16,6 +16,7 @@ from typing import Any
 def main() -> None:
     rank, size, home = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    import cost_scenarios
     import family_scenarios
     import loading_scenarios
     import more_scenarios
@@ -39,7 +40,14 @@ def main() -> None:
                 True,
                 next(
                     getattr(module, scenario)
-                    for module in (family_scenarios, loading_scenarios, more_scenarios, plan_scenarios, scenarios)
+                    for module in (
+                        cost_scenarios,
+                        family_scenarios,
+                        loading_scenarios,
+                        more_scenarios,
+                        plan_scenarios,
+                        scenarios,
+                    )
                     if hasattr(module, scenario)
                 )(rank, **arguments),
             )
