@@ -102,7 +102,7 @@ def _loss(name: str, model: Any, batch: dict[str, Any], causal: bool) -> torch.T
 
 
 def _worst(worst: dict[str, float], where: dict[str, Any], what: str, apart: float, name: str) -> None:
-    if not apart <= worst[what]:
+    if worst[what] == worst[what] and not apart <= worst[what]:  # what is no number stays
         worst[what], where[what] = apart, name
 
 
