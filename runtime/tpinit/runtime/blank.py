@@ -7,6 +7,7 @@ and this rank's part of a parameter that is drawn at random, with the numbers th
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -167,7 +168,8 @@ def build_blank(build: Callable[[], nn.Module], seed: int | None = None) -> Blan
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.manual_seed(seed)
-        with _dropping(seed is None), _Recorder(blank, seed is not None), _Empties():
+        recorder = _Recorder(blank, seed is not None)
+        with _dropping(seed is None), _composing(recorder), recorder, _Empties():
             blank.model = build()
     return blank
 
@@ -206,6 +208,17 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
             raise LoadError(f"{func.__name__} draws numbers like those of a parameter: build the whole model instead")
         return func(*args, **kwargs)
 
+    def composed(self, original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """Return a function of torch.nn.init that is recorded, as one step, where it is asked for an empty tensor."""
+
+        def record(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if not tensor.is_meta:
+                return original(tensor, *args, **kwargs)
+            self._record(original, tensor, args, kwargs)
+            return tensor
+
+        return record
+
     def _spoil(self, target: torch.Tensor, why: str) -> None:
         step = _Step(
             None, tuple(target.size()), tuple(target.stride()), int(target.storage_offset()), (), {}, None, why
@@ -216,7 +229,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         if any(one.is_meta for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)):
             self._spoil(target, f"{func.__name__} takes numbers from another parameter")
             return
-        random = torch.Tag.nondeterministic_seeded in func.tags
+        random = torch.Tag.nondeterministic_seeded in getattr(func, "tags", (torch.Tag.nondeterministic_seeded,))
         if random and kwargs.get("generator") is not None:
             self._spoil(target, f"{func.__name__} has a generator of its own")
             return
@@ -247,7 +260,26 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         steps.append(step)
 
 
-_OVERWRITE = {"normal_", "uniform_", "fill_", "zero_", "copy_"}
+# Functions of torch.nn.init that do nothing on the meta device, and so would draw nothing.
+_SILENT = ("trunc_normal_", "_no_grad_trunc_normal_", "orthogonal_", "sparse_", "dirac_")
+_OVERWRITE = {"normal_", "uniform_", "fill_", "zero_", "copy_", *_SILENT}
+
+
+@contextmanager
+def _composing(recorder: _Recorder) -> Iterator[None]:
+    """Let the functions that would do nothing be recorded as a whole, whoever holds on to them."""
+    homes: list[dict[str, Any]] = [vars(torch.nn.init)]
+    guards = sys.modules.get("transformers.initialization")
+    if guards is not None:  # it keeps the originals, and calls these
+        homes.append(guards.TORCH_INIT_FUNCTIONS)
+    kept = [(home, name, home[name]) for home in homes for name in _SILENT if name in home]
+    for home, name, original in kept:
+        home[name] = recorder.composed(original)
+    try:
+        yield
+    finally:
+        for home, name, original in kept:
+            home[name] = original
 
 
 @contextmanager
