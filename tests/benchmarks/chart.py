@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from xml.sax.saxutils import escape
 
 from benchmarks.campaign import Outcome, Result
@@ -37,8 +38,8 @@ def draw(result: Result) -> str:
 def _panel(outcome: Outcome, top: int) -> tuple[list[str], int]:
     """One size: its title, its bars and the line of the ideal. Returns the elements and their height."""
     unsharded = outcome.rows[0]
-    ratios = {row.peer.name: sorted(row.to_ideal(unsharded)) for row in outcome.rows if row.step is not None}
-    middles = {name: values[len(values) // 2] for name, values in ratios.items() if values}
+    ratios = {row.peer.name: row.to_ideal(unsharded) for row in outcome.rows if row.step is not None}
+    middles = {name: statistics.median(values) for name, values in ratios.items() if values}
     scale = (_WIDTH - _LEFT - _RIGHT) / max([1.0, *middles.values()])
     title = f"{outcome.size.name}, {outcome.size.parameters / 1e6:.1f} M parameters: step time / (unsharded / 2)"
     parts = [f'<text class="title" x="12" y="{top + 24}">{escape(title)}</text>']
