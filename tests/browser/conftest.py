@@ -68,8 +68,9 @@ class Browser:
         )
         self.prefer(scheme)
         self._events = []
+        self.ask("window.before = true")  # the page that is there is complete too, and may have the same address
         self._call("Page.navigate", url=url)
-        self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank' && !window.before")
 
     def prefer(self, scheme):
         """Say which colour scheme the reader prefers."""

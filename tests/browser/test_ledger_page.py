@@ -57,7 +57,8 @@ def test_the_evidence_opens(browser, url):
     browser.open(url)
     assert browser.ask("document.querySelector('#theorems dl').checkVisibility({contentVisibilityAuto: true})") is False
     browser.ask("document.querySelector('#theorems summary').click()")
-    assert browser.ask("document.querySelector('#theorems dl').checkVisibility({contentVisibilityAuto: true})") is True
+    # It is shown with the next frame.
+    browser.wait_for("document.querySelector('#theorems dl').checkVisibility({contentVisibilityAuto: true})")
     first = next(iter(LEDGER["theorems"].values()))
     text = browser.ask("document.querySelector('#theorems dl').innerText")
     assert first["formula"] in text
@@ -109,7 +110,7 @@ def test_it_is_dark_where_that_is_preferred_and_where_it_is_asked_for(browser, u
     assert luminance(browser, BACKGROUND) > 0.8
     browser.prefer("dark")
     assert luminance(browser, BACKGROUND) < 0.05
-    assert browser.ask("theme.getAttribute('aria-pressed')") == "true"
+    browser.wait_for("theme.getAttribute('aria-pressed') === 'true'")  # the page is told with an event
     browser.ask("theme.click()")
     assert luminance(browser, BACKGROUND) > 0.8
     assert browser.ask("theme.getAttribute('aria-pressed')") == "false"

@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 import pytest
 
-COMMANDS = ("resolve", "table", "schema", "prove", "mutate", "vectors", "check-table", "conform", "train")
+COMMANDS = ("resolve", "table", "schema", "prove", "mutate", "vectors", "check-table", "conform", "plan", "train")
 
 
 @pytest.mark.parametrize("script", [False, True])
