@@ -151,7 +151,15 @@ def source_arguments(source: str, model: nn.Module, tp: int, rank: int, config: 
 class Counter:
     """Counts collectives by kind and group size while it is on."""
 
-    NAMES = ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast", "barrier")
+    NAMES = (
+        "all_reduce",
+        "all_gather",
+        "all_gather_into_tensor",
+        "reduce_scatter_tensor",
+        "reduce_scatter",
+        "broadcast",
+        "barrier",
+    )
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int, int]] = []
@@ -163,7 +171,9 @@ class Counter:
         def counted(name: str) -> Callable[..., Any]:
             def call(tensor: Any, *args: Any, **kwargs: Any) -> Any:
                 size = dist.get_world_size(kwargs.get("group"))
-                self.calls.append((name, size, tensor.numel() if isinstance(tensor, torch.Tensor) else 0))
+                whole = args[0] if name == "reduce_scatter" else tensor
+                held = whole if isinstance(whole, list) else [whole]
+                self.calls.append((name, size, sum(one.numel() for one in held if isinstance(one, torch.Tensor))))
                 return originals[name](tensor, *args, **kwargs)
 
             return call

@@ -22,6 +22,7 @@ def main() -> None:
     import more_scenarios
     import plan_scenarios
     import scenarios
+    import sequence_scenarios
     import torch
     import torch.distributed as dist
 
@@ -47,6 +48,7 @@ def main() -> None:
                         more_scenarios,
                         plan_scenarios,
                         scenarios,
+                        sequence_scenarios,
                     )
                     if hasattr(module, scenario)
                 )(rank, **arguments),

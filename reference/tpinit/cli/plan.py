@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--world", type=_count, metavar="N", help="how many ranks (default: $WORLD_SIZE)")
     parser.add_argument("--sequence", type=_count, metavar="N", help="tokens in a sample (default: at most 4096)")
     parser.add_argument("--layers", type=_count, metavar="N", help="layers in place of the model's own number")
+    parser.add_argument("--sequence-parallel", action="store_true", help="cut the tokens between layers too")
     parser.add_argument("--json", action="store_true", help="print it as a JSON object")
     parser.add_argument("--html", metavar="FILE", help="write it as a page, with a picture of every cut")
 
@@ -79,7 +80,12 @@ def run(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         found = forecast(
-            read_model_config(Path(arguments.model)), decision, reading, arguments.sequence, arguments.layers
+            read_model_config(Path(arguments.model)),
+            decision,
+            reading,
+            arguments.sequence,
+            arguments.layers,
+            arguments.sequence_parallel,
         )
     except (LoadError, ConfigError) as error:
         raise UsageError(str(error)) from error

@@ -82,6 +82,7 @@ def initialize(
     verify: str = "rehearsal",
     example: Mapping[str, Any] | None = None,
     plan: PassedPlan | None = None,
+    sequence_parallel: bool = False,
 ) -> tuple[Engine, Optimizer | None, DataLoader[Any] | None, Any]:
     """Decide by the contract, cut the model, and return (engine, optimizer, dataloader, lr_scheduler).
 
@@ -94,16 +95,20 @@ def initialize(
     or was given differently, raises on all of them. The model's parameters, buffers, dtype and device are
     then changed in place. Every rank must call this, and every rank must hold the same initial weights.
 
-    Three keywords are ours. `verify` is "rehearsal" (every cut is rehearsed when it is planned) or "probe" (besides,
+    Four keywords are ours. `verify` is "rehearsal" (every cut is rehearsed when it is planned) or "probe" (besides,
     a small forward and backward of the whole model is compared with the sharded one: two more copies of the
     model, for the time of it). `example` are keyword arguments of one small forward, for a model whose inputs
     can't be told from its transformers config. `plan` is a plan to follow, perhaps edited: a Plan, what its
     `to_json` returned, or the path of a JSON file of that. It goes before the config's and the model's own, and is
-    checked against the model and rehearsed.
+    checked against the model and rehearsed. `sequence_parallel` cuts the tokens too: between the cut regions of its
+    layers each rank then holds its part of the sequence, as many bytes are sent, and less memory is taken. Sequences
+    must have a length that the TP size divides.
 
     Raises DecisionError (a violation, the same on every rank), ConfigError (malformed input), AgreementError
     (ranks differ), GroupError, PlanError, UnsupportedError: all are TpinitError.
     """
+    if type(sequence_parallel) is not bool:
+        raise TpinitError(f"sequence_parallel is {sequence_parallel!r}, and must be True or False")
     if verify not in VERIFIES:
         raise TpinitError(f"verify is {verify!r}, and must be one of {', '.join(VERIFIES)}")
     given = Given(
@@ -119,6 +124,7 @@ def initialize(
         config_params,
         example,
         plan,
+        sequence_parallel=sequence_parallel,
     )
     return launch(given, distributed_port, dist_init_required, collate_fn, verify)
 

@@ -20,11 +20,17 @@ from tpinit.runtime.layers import (
     collect_output,
     cut_embedding,
     cut_experts,
+    cut_stack,
+    gather_input,
+    gather_tokens,
     keep_logits_apart,
+    keep_whole,
+    open_door,
+    refuse_hidden_states,
     share_random_state,
     turn,
 )
-from tpinit.runtime.plan.records import LayerKind, LayerPlan, ParameterPlan, Plan
+from tpinit.runtime.plan.records import LayerKind, LayerPlan, ParameterPlan, Plan, SequencePlan
 from tpinit.runtime.plan.rehearsal import adapt_block
 
 __all__ = ["PartOf", "carry_out", "local_part", "place", "put_together", "turn_layers"]
@@ -98,11 +104,28 @@ def carry_out(
 def turn_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
     """Give every module of the plan its parallel forward. Its parameters are already cut."""
     entry = Entry(group)
-    streams = Streams(model, plan.tp_rank) if any(layer.random for layer in plan.layers) else None
+    random = any(layer.random for layer in plan.layers) or any(sequence.random for sequence in plan.sequences)
+    streams = Streams(model, plan.tp_rank) if random else None
     for layer in plan.layers:
         _turn(model, layer, plan, group, entry, streams if layer.random else None)
+    for names in plan.doors():
+        open_door([model.get_submodule(name) for name in names], group)
     for block in plan.blocks:
         adapt_block(model.get_submodule(block.module), block, plan.tp_rank)
+    for sequence in plan.sequences:
+        _cut_tokens(model, sequence, group, streams if sequence.random else None)
+    if plan.sequences:
+        refuse_hidden_states(model)
+
+
+def _cut_tokens(model: nn.Module, sequence: SequencePlan, group: ProcessGroup, streams: Streams | None) -> None:
+    layers = list(model.get_submodule(sequence.stack).children())
+    cut_stack(layers[0], layers[-1], group, streams)
+    entry = Entry(group, gather_tokens, always=True)
+    for name in sequence.entries:
+        gather_input(model.get_submodule(name), entry)
+    for name in sequence.whole:
+        keep_whole(model.get_submodule(name), group)
 
 
 def _turn(
@@ -112,7 +135,7 @@ def _turn(
     if layer.kind is LayerKind.COLUMN:
         turn(module, ColumnLayer, group, entry if layer.entry else None, streams=streams)
     elif layer.kind is LayerKind.ROW:
-        turn(module, RowLayer, group, streams=streams)
+        turn(module, RowLayer, group, streams=streams, scatter=layer.scatter)
     elif layer.kind is LayerKind.COLUMN_GATHER:
         turn(module, ColumnLayer, group, entry, layer.ranks)
     elif layer.kind is LayerKind.ROW_SPLIT:

@@ -46,12 +46,13 @@ def forecast(
     reading: ConfigReading,
     sequence: int | None = None,
     layers: int | None = None,
+    sequence_parallel: bool = False,
 ) -> dict[str, Any]:
     """Return what `initialize` would make of this model under a decision, as data for JSON.
 
     `sequence` is the number of tokens in a sample (default: what the config says the model has positions for, at
-    most 4096), `layers` a number of layers in place of the config's. Raises what `initialize` raises for a
-    model, a config or a section that it refuses.
+    most 4096), `layers` a number of layers in place of the config's, `sequence_parallel` what `initialize` takes.
+    Raises what `initialize` raises for a model, a config or a section that it refuses.
     """
     if layers is not None:
         _set_layers(model_config, layers)
@@ -64,7 +65,8 @@ def forecast(
     length = sequence or min(getattr(model_config, "max_position_embeddings", None) or 2048, 4096)
     micro = settings.batch.micro or 1
     with folded(model) as folding:
-        short = make_plan(model, Given(None, model, *[None] * 8), decision.carried, tp_size)
+        given = Given(model=model, sequence_parallel=sequence_parallel)
+        short = make_plan(model, given, decision.carried, tp_size)
         inputs = example_inputs(model, torch.device("cpu"))
         if tp_size > 1 and not inputs:
             raise PlanError(f"nothing is known of the inputs of a {type(model).__qualname__}")

@@ -52,6 +52,7 @@ def from_pretrained(
     config_params: str | Mapping[str, Any] | None = None,
     example: Mapping[str, Any] | None = None,
     plan: Any = None,
+    sequence_parallel: bool = False,
 ) -> Started:
     """Load a transformers model from a directory of safetensors, each rank its own slices alone.
 
@@ -84,6 +85,7 @@ def from_pretrained(
         config_params,
         example,
         plan,
+        sequence_parallel=sequence_parallel,
     )
     return launch(given, distributed_port, dist_init_required, collate_fn, bring=bring)
 
@@ -107,6 +109,7 @@ def from_config(
     config_params: str | Mapping[str, Any] | None = None,
     example: Mapping[str, Any] | None = None,
     plan: Any = None,
+    sequence_parallel: bool = False,
 ) -> Started:
     """Start a model with random weights, the very numbers of `torch.manual_seed(seed); model_class(model_config)`.
 
@@ -137,6 +140,7 @@ def from_config(
         config_params,
         example,
         plan,
+        sequence_parallel=sequence_parallel,
     )
     return launch(given, distributed_port, dist_init_required, collate_fn, bring=bring)
 

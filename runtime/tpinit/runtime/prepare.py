@@ -37,19 +37,20 @@ __all__ = ["Given", "Ready", "make_plan", "prepare"]
 class Given:
     """The arguments of `initialize` that this step reads."""
 
-    args: Any
-    model: nn.Module | None
-    optimizer: Any
-    model_parameters: Iterable[Any] | None
-    training_data: Any
-    lr_scheduler: Any
-    mpu: Any
-    config: Any
-    mesh_param: Any
-    config_params: Any
+    args: Any = None
+    model: nn.Module | None = None
+    optimizer: Any = None
+    model_parameters: Iterable[Any] | None = None
+    training_data: Any = None
+    lr_scheduler: Any = None
+    mpu: Any = None
+    config: Any = None
+    mesh_param: Any = None
+    config_params: Any = None
     example: Any = None
     plan: Any = None
     weights: Weights | None = None
+    sequence_parallel: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,7 @@ def prepare(given: Given, report: Report) -> Ready:
     )
     for what, ones in (("layer", plan.layers), ("block", plan.blocks)):
         fields.update({f"plan.{what} {one.module}": repr(one) for one in ones})
+    fields.update({f"plan.sequence {one.stack}": repr(one) for one in plan.sequences})
     fields.update(digest_model(model) if given.weights is None else given.weights.fields())
     return Ready(model, decision, plan, settings, optimizer)
 
@@ -165,10 +167,14 @@ def _dp_size(decision: Decision) -> int:
 def make_plan(model: nn.Module, given: Given, carried: Mapping[str, object], tp_size: int) -> Plan:
     """Return the plan: the user's own, else by partition_config, preset, the model's tp_plan, or structure."""
     if given.plan is not None:
+        if given.sequence_parallel:
+            raise TpinitError("sequence_parallel and plan were both given: a plan says itself whether tokens are cut")
         return check_plan(read_plan(given.plan), model, tp_size, given.example)
     head = carried.get("vocab_parallel_lm_head")
     wishes = from_section(carried, model, tp_size) if tp_size > 1 else None
-    plan = plan_model(model, tp_size, 0, wishes, given.example, vocabulary=head is not False)
+    plan = plan_model(
+        model, tp_size, 0, wishes, given.example, head is not False, sequence_parallel=given.sequence_parallel
+    )
     if head is True and tp_size > 1 and not any(one.kind is LayerKind.HEAD for one in plan.layers):
         raise PlanError(
             "tensor_parallel.vocab_parallel_lm_head is true, and this model has no output head that can be cut by "

@@ -7,9 +7,10 @@ from tpinit.runtime.layers.collectives import (
     split_over_group,
     sum_over_group,
 )
-from tpinit.runtime.layers.linear import ColumnLayer, HeadLayer, RowLayer, turn
+from tpinit.runtime.layers.linear import ColumnLayer, HeadLayer, RowLayer, open_door, turn
 from tpinit.runtime.layers.loss import cross_entropy, keep_logits_apart
 from tpinit.runtime.layers.modules import collect_output, cut_embedding, cut_experts
+from tpinit.runtime.layers.sequence import cut_stack, gather_input, gather_tokens, keep_whole, refuse_hidden_states
 from tpinit.runtime.layers.streams import Streams, share_random_state
 
 __all__ = [
@@ -23,8 +24,14 @@ __all__ = [
     "cross_entropy",
     "cut_embedding",
     "cut_experts",
+    "cut_stack",
+    "gather_input",
     "gather_over_group",
+    "gather_tokens",
     "keep_logits_apart",
+    "keep_whole",
+    "open_door",
+    "refuse_hidden_states",
     "share_random_state",
     "split_over_group",
     "sum_over_group",

@@ -9,10 +9,12 @@ mirror too.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 __all__ = ["Entry", "copy_to_group", "gather_over_group", "split_over_group", "sum_over_group"]
@@ -28,6 +30,7 @@ class _CopyToGroup(torch.autograd.Function):
         return hidden.detach()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         # A copy, because autograd may hand the same tensor to a hook or to another branch.
         total = grads[0].clone(memory_format=torch.contiguous_format)
@@ -44,6 +47,7 @@ class _SumOverGroup(torch.autograd.Function):
         return partial
 
     @staticmethod
+    @once_differentiable
     def backward(_: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         return grads[0], None
 
@@ -55,6 +59,7 @@ class _GatherOverGroup(torch.autograd.Function):
         return _gather(part, group, ranks)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return _take(grads[0], ctx.ranks[dist.get_rank(ctx.group)]).contiguous(), None, None
 
@@ -66,6 +71,7 @@ class _SplitOverGroup(torch.autograd.Function):
         return _take(whole, ranks[dist.get_rank(group)]).contiguous()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return _gather(grads[0], ctx.group, ctx.ranks), None, None
 
@@ -118,23 +124,31 @@ class Entry:
 
     The first of them copies its input to the group; the next ones get the same copy, so that their gradients
     meet before the one all-reduce. The copy goes when its tensor goes: nothing is kept alive, and activation
-    checkpointing, which computes its inputs anew, goes in anew.
+    checkpointing, which computes its inputs anew, goes in anew. `into` is what copies, and `always` says whether it
+    has to where no gradient is asked for.
     """
 
-    def __init__(self, group: ProcessGroup) -> None:
+    def __init__(
+        self,
+        group: ProcessGroup,
+        into: Callable[[torch.Tensor, ProcessGroup], torch.Tensor] = copy_to_group,
+        always: bool = False,
+    ) -> None:
         self.group = group
+        self.into = into
+        self.always = always
         self._hidden: weakref.ref[torch.Tensor] | None = None
         self._copied: torch.Tensor | None = None
         self._version = 0
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the copy of `hidden` that is in the group; `hidden` itself where no gradient is asked for."""
-        if not (hidden.requires_grad and torch.is_grad_enabled()):
+        """Return the copy of `hidden` that is in the group; `hidden` itself where none is needed."""
+        if not (self.always or (hidden.requires_grad and torch.is_grad_enabled())):
             return hidden
         if self._hidden is not None and self._hidden() is hidden and self._version == hidden._version:
             assert self._copied is not None
             return self._copied
-        copied = copy_to_group(hidden, self.group)
+        copied = self.into(hidden, self.group)
         self._copied, self._version = copied, hidden._version
         self._hidden = weakref.ref(hidden, self._forget)
         return copied
@@ -145,4 +159,4 @@ class Entry:
 
     def __deepcopy__(self, _: dict[int, Any]) -> Entry:
         """Return an entry to the same group: a copied model trains in the same one."""
-        return Entry(self.group)
+        return Entry(self.group, self.into, self.always)

@@ -6,6 +6,7 @@ qualified names, the hooks, `isinstance` and every Parameter object stay the use
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,39 +14,44 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 from tpinit.runtime.layers.collectives import Entry, Ranks, gather_over_group, split_over_group, sum_over_group
+from tpinit.runtime.layers.doors import Door
+from tpinit.runtime.layers.sequence import scatter_tokens
 from tpinit.runtime.layers.streams import Streams
 
-__all__ = ["ColumnLayer", "HeadLayer", "RowLayer", "turn"]
+__all__ = ["ColumnLayer", "HeadLayer", "RowLayer", "open_door", "turn"]
 
 
 class ColumnLayer:
     """A matrix that holds some of its output features, and of its bias [out / n].
 
-    Its input is whole. `tp_entry` collects the gradient of the input, None where another layer does; `tp_ranks`
-    is set where the output shall be whole too; `tp_streams` where what follows draws random numbers.
+    Its input is whole. `tp_door` multiplies it, together with those that read the same input, and collects the
+    gradient of that; `tp_entry` collects it where others than matrices read it too; both are None where another
+    layer collects. `tp_ranks` is set where the output shall be whole too; `tp_streams` where what follows draws
+    random numbers.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     training: bool
     tp_group: ProcessGroup
+    tp_door: Door | None
     tp_entry: Entry | None
     tp_ranks: Ranks
     tp_streams: Streams | None
 
     def forward(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
         """Map [..., in] to [..., out / n], or to [..., out]."""
-        hidden = self.tp_entry(input) if self.tp_entry is not None else input
-        output = functional.linear(hidden, _as_linear(self), self.bias)
+        output = _columns(self, input)
         if self.tp_streams is not None and self.training:
-            self.tp_streams.enter(hidden)
+            self.tp_streams.enter(input)
         return gather_over_group(output, self.tp_group, self.tp_ranks) if self.tp_ranks else output
 
 
 class RowLayer:
     """A matrix that holds some of its input features, and the whole bias [out], added once, after the sum.
 
-    Its input is this rank's part of the features, or the whole of them where `tp_ranks` is set.
+    Its input is this rank's part of the features, or the whole of them where `tp_ranks` is set. Its output is this
+    rank's part of the tokens where `tp_scatter` is set.
     """
 
     weight: torch.Tensor
@@ -53,14 +59,17 @@ class RowLayer:
     training: bool
     tp_group: ProcessGroup
     tp_ranks: Ranks
+    tp_scatter: bool
     tp_streams: Streams | None
 
     def forward(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
-        """Map [..., in / n] to [..., out]: one all-reduce."""
+        """Map [..., in / n] to [..., out]: one all-reduce, or one reduce-scatter."""
         if self.tp_streams is not None and self.training:
             self.tp_streams.leave(input)
         hidden = split_over_group(input, self.tp_group, self.tp_ranks) if self.tp_ranks else input
-        output = sum_over_group(functional.linear(hidden, _as_linear(self)), self.tp_group)
+        partial = functional.linear(hidden, _as_linear(self))
+        together = scatter_tokens if self.tp_scatter else sum_over_group
+        output = together(partial, self.tp_group)
         return output if self.bias is None else output + self.bias
 
 
@@ -74,9 +83,16 @@ class HeadLayer(ColumnLayer):
 
     def forward(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
         """Map [..., hidden] to the logits [..., vocabulary], or to this rank's part of them."""
-        hidden = self.tp_entry(input) if self.tp_entry is not None else input
-        output = functional.linear(hidden, self.weight, self.bias)
+        output = _columns(self, input)
         return output if self.tp_part else gather_over_group(output, self.tp_group, self.tp_ranks)
+
+
+def _columns(layer: ColumnLayer, input: torch.Tensor) -> torch.Tensor:
+    """Multiply the whole input [..., in] by this rank's part of the matrix."""
+    if layer.tp_door is not None and layer.tp_door.opens_for(input):
+        return layer.tp_door(layer, input)
+    hidden = layer.tp_entry(input) if layer.tp_entry is not None else input
+    return functional.linear(hidden, _as_linear(layer), layer.bias)
 
 
 def _as_linear(layer: ColumnLayer | RowLayer) -> torch.Tensor:
@@ -94,6 +110,7 @@ def turn(
     entry: Entry | None = None,
     ranks: Ranks = (),
     streams: Streams | None = None,
+    scatter: bool = False,
 ) -> None:
     """Turn a matrix, whose parameters are already cut, into a layer of this kind."""
     own = type(module)
@@ -101,8 +118,11 @@ def turn(
         _TURNED[own, kind] = type(f"{kind.__name__}Of{own.__name__}", (kind, own), {"__module__": __name__})
     module.__class__ = _TURNED[own, kind]
     own_state: dict[str, Any] = {"tp_group": group, "tp_ranks": ranks, "tp_streams": streams}
-    if kind is not RowLayer:
+    if kind is RowLayer:
+        own_state["tp_scatter"] = scatter
+    else:
         own_state["tp_entry"] = entry
+        own_state["tp_door"] = None
     if kind is HeadLayer:
         own_state["tp_part"] = False
     module.__dict__.update(own_state)
@@ -112,3 +132,10 @@ def turn(
         module.out_features, module.in_features = weight.shape
     elif hasattr(module, "nf"):
         module.__dict__.update(zip(("nx", "nf"), weight.shape, strict=True))
+
+
+def open_door(modules: Sequence[nn.Module], group: ProcessGroup) -> None:
+    """Let layers that are turned, and that alone read one tensor, go into the group together."""
+    door = Door(group, modules)
+    for module in modules:
+        module.__dict__["tp_door"] = door

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 from tpinit.runtime.layers.linear import HeadLayer
@@ -35,6 +36,7 @@ class _CrossEntropy(torch.autograd.Function):
         return torch.where(kept, both[0].log() - both[1], 0)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         weights, local, here, kept = ctx.saved_tensors
         scale = torch.where(kept, grads[0], 0).unsqueeze(-1)

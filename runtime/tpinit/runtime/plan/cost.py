@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from tpinit.runtime.layers.loss import asks_for_it
+from tpinit.runtime.layers.sequence import change_input, change_output
 from tpinit.runtime.plan.records import GradientRule, LayerKind, Plan
 from tpinit.runtime.plan.trace import Matrix, run_with_stubs, untouched
 
@@ -27,7 +28,8 @@ _BUCKET = 1 << 25  # elements, as in gradients
 class Collective:
     """One collective: where, in which direction, over which group, of how many numbers of how many bytes.
 
-    `kind` is "all_reduce" or "all_gather"; `elements` are those of the whole tensor that every rank has after it.
+    `kind` is "all_reduce", "all_gather" or "reduce_scatter"; `elements` are those of the whole tensor, which every
+    rank has after it, or before a reduce-scatter.
     """
 
     module: str
@@ -87,7 +89,10 @@ def count_collectives(
                 note(one.name, "forward", "all_gather", whole)
             elif kind is LayerKind.ROW_SPLIT:
                 note(one.name, "backward", "all_gather", features.numel())
-            if kind in (LayerKind.ROW, LayerKind.ROW_SPLIT):
+            if layer.scatter:
+                note(one.name, "forward", "reduce_scatter", whole)
+                note(one.name, "backward", "all_gather", whole)
+            elif kind in (LayerKind.ROW, LayerKind.ROW_SPLIT):
                 note(one.name, "forward", "all_reduce", whole)
             elif kind is LayerKind.SHARED_OUTPUT:
                 note(one.name, "backward", "all_reduce", whole)
@@ -116,8 +121,44 @@ def count_collectives(
 
         return seen
 
+    def of_tokens(forward: str, backward: str) -> Any:
+        """Return a function that notes what is sent where tokens are gathered, or taken, in front of a module."""
+
+        def bound(name: str) -> Any:
+            def seen(features: torch.Tensor) -> torch.Tensor:
+                for phase, kind in (("forward", forward), ("backward", backward)):
+                    if kind:
+                        note(f"{name} (tokens)", phase, kind, features.numel())
+                return features
+
+            return seen
+
+        return bound
+
+    gathered: list[torch.Tensor] = []
+
+    def gather(name: str) -> Any:
+        tell = of_tokens("all_gather", "reduce_scatter")(name)
+
+        def seen(features: torch.Tensor) -> torch.Tensor:
+            if gathered and gathered[0] is features:  # as at the door: together
+                return features
+            gathered[:] = [features]
+            told: torch.Tensor = tell(features)
+            return told
+
+        return seen
+
     handles = []
     with untouched(model):  # the hooks of others are away: ours come after
+        for sequence in plan.sequences:
+            children = [f"{sequence.stack}.{name}" for name, _ in model.get_submodule(sequence.stack).named_children()]
+            taken, joined = of_tokens("", "all_gather"), of_tokens("all_gather", "")
+            handles.append(change_input(model.get_submodule(children[0]), taken(children[0])))
+            handles.append(change_output(model.get_submodule(children[-1]), joined(children[-1])))
+            handles += [change_input(model.get_submodule(name), gather(name)) for name in sequence.entries]
+            handles += [change_input(model.get_submodule(name), joined(name)) for name in sequence.whole]
+            handles += [change_output(model.get_submodule(name), taken(name)) for name in sequence.whole]
         for name, layer in layers.items():
             module = model.get_submodule(name)
             if layer.kind is LayerKind.EMBEDDING:

@@ -70,7 +70,10 @@ def written(
     _draft_vocabulary(head, tp_size, draft)
     _mark_inner(seen, draft, fitted)
     random = _randomised(model, seen, fitted, tp_size)
-    draft.layers = [replace(layer, random=layer.module in random) for layer in draft.layers]
+    doors = _doors(seen, draft.layers)
+    draft.layers = [
+        replace(layer, random=layer.module in random, door=doors.get(layer.module, "")) for layer in draft.layers
+    ]
     source = wishes.source if wishes is not None else "structure"
     notes = tuple(_notes(model, draft, wishes))
     return Plan(
@@ -133,6 +136,31 @@ def _mark_inner(seen: Trace, draft: Draft, fitted: Sequence[Fitted]) -> None:
     for name, met in seen.meets.items():
         if met & cut:
             draft.inner.add(name)
+
+
+_ENTERING = (LayerKind.COLUMN, LayerKind.COLUMN_GATHER, LayerKind.HEAD)
+
+
+def _doors(seen: Trace, layers: Sequence[LayerPlan]) -> dict[str, str]:
+    """Return, for each column layer that goes into the group by a door, the first of those that do so together.
+
+    Those are the columns that read one tensor, the same ones in every call, beside no block of experts.
+    """
+    columns = [layer.module for layer in layers if layer.kind in _ENTERING and layer.entry]
+    experts = {layer.module for layer in layers if layer.kind is LayerKind.EXPERTS}
+    entering = set(columns)
+    found: dict[str, set[tuple[str, ...]]] = {}
+    for readers in seen.readers:
+        together = tuple(name for name in readers if name in entering)
+        for name in together:
+            single = len(set(together)) == len(together) and not experts.intersection(readers)
+            found.setdefault(name, set()).add(together if single else ())
+    alike = {name: next(iter(every)) for name, every in found.items() if len(every) == 1}
+    return {
+        name: together[0]
+        for name, together in alike.items()
+        if all(alike.get(one) == together for one in together) and together
+    }
 
 
 def _draft_experts(model: nn.Module, wishes: Wishes | None, tp_size: int, draft: Draft) -> None:

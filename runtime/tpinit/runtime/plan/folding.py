@@ -30,6 +30,16 @@ class Folding:
                 return [f"{path}.{place}{name[found.end() :]}" for place in stands[int(found.group(1))]]
         return [name]
 
+    def all_of(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the names in the whole model for which some in the folded one stand."""
+        return tuple(whole for name in names for whole in self.names(name))
+
+    def doors(self, module: str, door: str) -> list[str]:
+        """Return the door of each of the layers for which a module stands: that of its own layer of the list."""
+        names = self.names(module)
+        doors = self.names(door)
+        return doors if len(doors) == len(names) else [door] * len(names)
+
     def pattern(self, names: Sequence[str]) -> str:
         """Return one name for all that these, which differ in the places of layers alone, stand for."""
         for path, stands in self.lists.items():
@@ -52,8 +62,21 @@ class Folding:
         return replace(
             plan,
             parameters=tuple(records[name] for name, _ in model.named_parameters()),
-            layers=tuple(replace(one, module=name) for one in plan.layers for name in self.names(one.module)),
+            layers=tuple(
+                replace(one, module=name, door=door)
+                for one in plan.layers
+                for name, door in zip(self.names(one.module), self.doors(one.module, one.door), strict=True)
+            ),
             blocks=tuple(replace(one, module=name) for one in plan.blocks for name in self.names(one.module)),
+            sequences=tuple(
+                replace(
+                    one,
+                    entries=self.all_of(one.entries),
+                    whole=self.all_of(one.whole),
+                    readers=self.all_of(one.readers),
+                )
+                for one in plan.sequences
+            ),
         )
 
 

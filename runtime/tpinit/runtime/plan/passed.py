@@ -23,6 +23,7 @@ from tpinit.runtime.plan.layouts import Heads, Layout, Spread
 from tpinit.runtime.plan.records import BlockPlan, Cut, Held, LayerKind, ParameterPlan, Plan
 from tpinit.runtime.plan.regions import Fitted, candidates
 from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, rehearse
+from tpinit.runtime.plan.sequences import along_sequence
 from tpinit.runtime.plan.styles import Style, Wishes
 from tpinit.runtime.plan.trace import experts_of, matrices_of, untouched
 from tpinit.runtime.plan.vocabulary import Vocabulary, find_vocabulary
@@ -236,7 +237,8 @@ def _again(plan: Plan, model: nn.Module, tp_size: int, inputs: Mapping[str, Any]
         for name, kind in kinds.items()
         if kind in _ALONE
     ]
-    return written(task, Draft(), fitted, alone, _part_of(head, kinds), 0)
+    again = written(task, Draft(), fitted, alone, _part_of(head, kinds), 0)
+    return along_sequence(task, fitted, again) if plan.sequences else again
 
 
 def _spread(record: ParameterPlan, tp_size: int) -> Spread:
@@ -315,9 +317,9 @@ def _differences(plan: Plan, again: Plan) -> list[str]:
         ):
             if one != two:
                 found.append(f"{record.name}: its {word} is {one}, and must be {two} beside the other cuts")
-    for kind in ("layers", "blocks"):
-        mine = {one.module: one for one in getattr(plan, kind)}
-        theirs = {one.module: one for one in getattr(again, kind)}
+    for kind, key in (("layers", "module"), ("blocks", "module"), ("sequences", "stack")):
+        mine = {getattr(one, key): one for one in getattr(plan, kind)}
+        theirs = {getattr(one, key): one for one in getattr(again, kind)}
         for name in [*mine, *(name for name in theirs if name not in mine)]:
             if name not in theirs or name not in mine:
                 there = "there" if name in mine else "missing"

@@ -15,6 +15,7 @@ from tpinit.runtime.errors import PlanError
 from tpinit.runtime.plan.drafting import Draft, Task, records, refusal, written
 from tpinit.runtime.plan.fitting import fit_all
 from tpinit.runtime.plan.records import Plan
+from tpinit.runtime.plan.sequences import along_sequence
 from tpinit.runtime.plan.styles import Style, Wishes, from_transformers
 from tpinit.runtime.plan.trace import Matrix, experts_of, matrices_of, untouched
 from tpinit.runtime.plan.vocabulary import Vocabulary, find_vocabulary
@@ -33,12 +34,14 @@ def plan_model(
     wishes: Wishes | None = None,
     example: Mapping[str, Any] | None = None,
     vocabulary: bool = True,
+    sequence_parallel: bool = False,
 ) -> Plan:
     """Return the plan of `model` for one rank of a TP group. Reads the model, changes nothing.
 
     `wishes` come from a config; without any they are the model's own `tp_plan`, and without that one whatever
     the data flow allows is cut. `example` are keyword arguments of one small forward, for models whose inputs
-    can't be told from their config. With a `tp_size` of 1 nothing is cut, and every model is covered.
+    can't be told from their config. With `sequence_parallel` tokens are cut between the regions too. With a `tp_size`
+    of 1 nothing is cut, and every model is covered.
 
     Raises PlanError, with everything that is wrong at once, where nothing can be cut, and for gradients or
     storage that a cut would break.
@@ -58,7 +61,7 @@ def plan_model(
             "give a small batch of keyword arguments as `example`"
         )
     with untouched(model):
-        return _plan(model, tp_size, tp_rank, wishes, inputs, matrices, vocabulary)
+        return _plan(model, tp_size, tp_rank, wishes, inputs, matrices, vocabulary, sequence_parallel)
 
 
 def _plan(
@@ -69,6 +72,7 @@ def _plan(
     inputs: Mapping[str, Any],
     matrices: Mapping[str, Matrix],
     vocabulary: bool,
+    sequence_parallel: bool,
 ) -> Plan:
     seen = watched(model, inputs)
     draft = Draft()
@@ -90,9 +94,10 @@ def _plan(
     if not fitted and not alone and not experts:
         if wishes is not None and not exact:
             # The model's own plan names nothing that can be cut: what its data flow allows still may be.
-            return _plan(model, tp_size, tp_rank, None, inputs, matrices, vocabulary)
+            return _plan(model, tp_size, tp_rank, None, inputs, matrices, vocabulary, sequence_parallel)
         raise refusal(list(draft.why.items()) or [(type(model).__qualname__, _NO_PAIR)], tp_size)
-    return written(task, draft, fitted, alone, head, tp_rank)
+    plan = written(task, draft, fitted, alone, head, tp_rank)
+    return along_sequence(task, fitted, plan) if sequence_parallel else plan
 
 
 def _check_tensors(model: nn.Module) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ __all__ = [
     "LayerPlan",
     "ParameterPlan",
     "Plan",
+    "SequencePlan",
 ]
 
 Held = tuple[tuple[int, int], ...]
@@ -110,7 +111,9 @@ class LayerPlan:
 
     `ranks`: for the kinds that gather, split or look up, the (offset, length) of each rank's pieces of the
     dimension that is cut. `entry`: whether a column layer itself collects the gradient of its input. `random`:
-    whether what lies between the columns and the row draws random numbers, which must differ on each rank.
+    whether what lies between the columns and the row draws random numbers, which must differ on each rank. `door`:
+    of the layers that read one tensor, and alone take it into the group, the first; empty where experts do too.
+    `scatter`: whether what a row layer gives is this rank's part of the tokens.
     """
 
     module: str
@@ -118,6 +121,8 @@ class LayerPlan:
     ranks: tuple[Held, ...] = ()
     entry: bool = True
     random: bool = False
+    door: str = ""
+    scatter: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +142,27 @@ class BlockPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class SequencePlan:
+    """A list of layers between whose cut regions each rank has its part of the tokens.
+
+    `entries`: the modules that begin a cut region, and gather the tokens that enter them; `readers` the columns that
+    read what they gather. `whole`: modules that see all tokens and compute the same on every rank. `random`: whether
+    random numbers are drawn in the layers, which must differ on each rank.
+    """
+
+    stack: str
+    entries: tuple[str, ...]
+    whole: tuple[str, ...] = ()
+    readers: tuple[str, ...] = ()
+    random: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What every parameter and module of a model is, for one rank of a TP group of `tp_size` ranks.
 
     Only `tp_rank` differs between the ranks of a group: all else is equal on all of them. `source` says where
-    the plan came from, `notes` what of the model is not cut, and why.
+    the plan came from, `notes` what of the model is not cut, and why. `sequences` say where tokens are cut too.
     """
 
     tp_size: int
@@ -151,6 +172,15 @@ class Plan:
     blocks: tuple[BlockPlan, ...] = ()
     source: str = "structure"
     notes: tuple[str, ...] = ()
+    sequences: tuple[SequencePlan, ...] = ()
+
+    def doors(self) -> list[tuple[str, ...]]:
+        """Return the layers that read one tensor and go into the group together."""
+        found: dict[str, list[str]] = {}
+        for layer in self.layers:
+            if layer.door:
+                found.setdefault(layer.door, []).append(layer.module)
+        return [tuple(names) for names in found.values()]
 
     def of_rank(self, tp_rank: int) -> Plan:
         """Return the plan of another rank of the group."""
@@ -192,6 +222,7 @@ class Plan:
                 tuple(BlockPlan(**_tuples(one)) for one in page["blocks"]),
                 str(page.get("source", "a plan that was passed")),
                 tuple(page.get("notes", ())),
+                tuple(SequencePlan(**_tuples(one)) for one in page.get("sequences", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(

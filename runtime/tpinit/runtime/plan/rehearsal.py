@@ -20,7 +20,17 @@ from tpinit.runtime.plan.layouts import Held, Layout, head_spread
 from tpinit.runtime.plan.records import BlockPlan
 from tpinit.runtime.plan.trace import Matrix, Trace, run_with_stubs
 
-__all__ = ["Adaptation", "Mismatch", "Region", "adapt_block", "block_plan", "held_part", "rehearse"]
+__all__ = [
+    "Adaptation",
+    "Mismatch",
+    "Region",
+    "adapt_block",
+    "adapted",
+    "block_plan",
+    "compare",
+    "held_part",
+    "rehearse",
+]
 
 _TOLERANCE = 1e-4
 
@@ -107,7 +117,7 @@ def _rehearse_rank(
         if call >= len(whole.outputs.get(one.name, ())):
             raise Mismatch(f"{one.name} is reached another number of times than in the whole model")
         if one.name in rows:
-            _compare(one.name, features, held_part(whole.inputs[one.name][call], -1, rows[one.name]), rank)
+            compare(one.name, features, held_part(whole.inputs[one.name][call], -1, rows[one.name]), rank)
             waited -= 1
             if only and not waited:
                 raise _Seen
@@ -133,7 +143,8 @@ def _rehearse_rank(
         raise Mismatch("not all of its row matrices are reached")
 
 
-def _compare(name: str, features: torch.Tensor, expected: torch.Tensor, rank: int) -> None:
+def compare(name: str, features: torch.Tensor, expected: torch.Tensor, rank: int) -> None:
+    """Raise Mismatch unless what reaches a module on a rank is what is expected."""
     if features.shape != expected.shape:
         raise Mismatch(f"{name} is reached by {list(features.shape)} on rank {rank}, not by {list(expected.shape)}")
     if features.is_meta:

@@ -57,9 +57,9 @@ class Trace:
     `sources[m]` are the matrices whose outputs reach the input of m with no other matrix between; `attending`
     those that go through a product of two activations (attention) on their way; `meets[p]` the matrices whose
     outputs meet the parameter p; `ends` those that reach the model's outputs; `inputs` and `outputs` the
-    tensors of each call, in order. `randomised` are the matrices whose outputs meet random numbers before the next
-    matrix (dropout), which a run in evaluation mode does not show; `chancy` those that meet other random numbers
-    (the rotations of hashed attention).
+    tensors of each call, in order; `readers` who was given one and the same tensor, each time. `randomised` are the
+    matrices whose outputs meet random numbers before the next matrix (dropout), which a run in evaluation mode does
+    not show; `chancy` those that meet other random numbers (the rotations of hashed attention).
     """
 
     sources: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -71,6 +71,7 @@ class Trace:
     inputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     experts: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    readers: list[list[str]] = field(default_factory=list)
 
 
 def matrices_of(model: nn.Module) -> dict[str, Matrix]:
@@ -131,8 +132,16 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], training: bool = False) -
     seen = Trace()
     watch = _Watch(model, seen)
     generator = torch.Generator().manual_seed(0)
+    held: dict[int, tuple[torch.Tensor, list[str]]] = {}  # with the tensor, so that no address is used again
+
+    def read(name: str, features: torch.Tensor) -> None:
+        if id(features) not in held:
+            held[id(features)] = features, []
+            seen.readers.append(held[id(features)][1])
+        held[id(features)][1].append(name)
 
     def matrix(one: Matrix, features: torch.Tensor) -> torch.Tensor:
+        read(one.name, features)
         seen.sources[one.name] = seen.sources.get(one.name, frozenset()) | watch.matrices(features)
         output = _random((*features.shape[:-1], one.out_features), features, generator)
         seen.inputs.setdefault(one.name, []).append(features.detach().clone())
@@ -140,6 +149,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], training: bool = False) -
         return watch.mark(output.clone(), one.name)
 
     def experts(name: str, features: torch.Tensor) -> torch.Tensor:
+        read(name, features)
         output = _random(tuple(features.shape), features, generator)
         seen.experts.setdefault(name, []).append(output)
         return watch.mark(output.clone(), name)

@@ -1,0 +1,206 @@
+"""Sequence parallelism: between the cut regions each rank holds its part of the tokens, [batch, tokens / n, features].
+
+Norms, dropout and what is added up between regions then cost each rank its part alone. Where a region begins the
+tokens of all ranks are gathered, where it ends the sum of the partial results is scattered over them: together as many
+bytes as the one all-reduce in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.distributed import ProcessGroup
+from tpinit.runtime.errors import EngineError
+from tpinit.runtime.layers.collectives import Entry
+from tpinit.runtime.layers.streams import Streams
+
+__all__ = [
+    "change_input",
+    "change_output",
+    "cut_stack",
+    "gather_input",
+    "gather_tokens",
+    "keep_whole",
+    "refuse_hidden_states",
+    "scatter_tokens",
+]
+
+_TOKENS = 1  # the dimension of [batch, tokens, features]
+
+
+class _GatherTokens(torch.autograd.Function):
+    """All-gather forward, reduce-scatter backward: what follows gives each rank a part of the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, local: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        return _gather(local, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _scatter(grads[0], ctx.group), None
+
+
+class _ScatterTokens(torch.autograd.Function):
+    """Reduce-scatter forward, all-gather backward."""
+
+    @staticmethod
+    def forward(ctx: Any, partial: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        return _scatter(partial, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _gather(grads[0], ctx.group), None
+
+
+class _WholeTokens(torch.autograd.Function):
+    """All-gather forward, own part backward: what follows gives every rank the whole gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, local: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        return _gather(local, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _own(grads[0], ctx.group), None
+
+
+class _OwnTokens(torch.autograd.Function):
+    """Own part forward, all-gather backward."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        return _own(whole, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _gather(grads[0], ctx.group), None
+
+
+def _gather(local: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+    sent = local.contiguous()
+    parts = [torch.empty_like(sent) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, sent, group=group)
+    return torch.cat(parts, dim=_TOKENS)
+
+
+def _scatter(partial: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+    parts = [part.contiguous() for part in partial.chunk(dist.get_world_size(group), dim=_TOKENS)]
+    own = torch.empty_like(parts[0])
+    dist.reduce_scatter(own, parts, group=group)
+    return own
+
+
+def _own(whole: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+    length = whole.shape[_TOKENS] // dist.get_world_size(group)
+    return whole.narrow(_TOKENS, dist.get_rank(group) * length, length).contiguous()
+
+
+def gather_tokens(local: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+    """Return the tokens [batch, n * tokens, ...] of all ranks; the gradient is summed, and each gets its part."""
+    return _GatherTokens.apply(local, group)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
+
+
+def scatter_tokens(partial: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+    """Return this rank's part of the tokens of the sum of [batch, tokens, ...] over the group."""
+    return _ScatterTokens.apply(partial, group)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
+
+
+def _whole_tokens(local: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+    return _WholeTokens.apply(local, group)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
+
+
+def _own_tokens(whole: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+    ranks = dist.get_world_size(group)
+    if whole.dim() < 3 or whole.shape[_TOKENS] % ranks:
+        raise EngineError(
+            f"sequence_parallel cuts the tokens of [batch, tokens, features] over {ranks} ranks, and this batch has "
+            f"{list(whole.shape)}: give sequences whose length is a multiple of {ranks} (pad them, and mask the "
+            "padding), or initialize without sequence_parallel"
+        )
+    return _OwnTokens.apply(whole, group)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
+
+
+# --- on modules ------------------------------------------------------------------------------------------
+
+Hook = Callable[[torch.Tensor], torch.Tensor]
+
+
+def cut_stack(first: nn.Module, last: nn.Module, group: ProcessGroup, streams: Streams | None) -> None:
+    """Let each rank have its part of the tokens from what enters `first` to what leaves `last`.
+
+    In between all random numbers come from the rank's own stream.
+    """
+
+    def enter(hidden: torch.Tensor) -> torch.Tensor:
+        if streams is not None and first.training:
+            streams.enter(hidden)
+        return _own_tokens(hidden, group)
+
+    def leave(hidden: torch.Tensor) -> torch.Tensor:
+        if streams is not None and last.training:
+            streams.leave(hidden)
+        return _whole_tokens(hidden, group)
+
+    change_input(first, enter)
+    change_output(last, leave)
+
+
+def gather_input(module: nn.Module, entry: Entry) -> None:
+    """Let a module that begins a cut region read the tokens of all ranks."""
+    change_input(module, entry)
+
+
+def keep_whole(module: nn.Module, group: ProcessGroup) -> None:
+    """Let a module see the tokens of all ranks, and compute the same on each of them."""
+    change_input(module, lambda hidden: _whole_tokens(hidden, group))
+    change_output(module, lambda hidden: _own_tokens(hidden, group))
+
+
+def change_input(module: nn.Module, change: Hook) -> Any:
+    """Change the hidden states that enter a module: its first argument, or `hidden_states`. Returns the hook."""
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        name = "hidden_states" if "hidden_states" in kwargs else "input"
+        return args, {**kwargs, name: change(kwargs[name])}
+
+    return module.register_forward_pre_hook(enter, with_kwargs=True)
+
+
+def change_output(module: nn.Module, change: Hook) -> Any:
+    """Change the hidden states that leave a module: its output, or the first of a tuple. Returns the hook."""
+
+    def leave(_: nn.Module, __: Any, output: Any) -> Any:
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    return module.register_forward_hook(leave)
+
+
+def refuse_hidden_states(model: nn.Module) -> None:
+    """Raise EngineError in a forward that is asked for the hidden states of all layers: a rank has a part of them."""
+
+    def check(_: nn.Module, __: Any, kwargs: Mapping[str, Any]) -> None:
+        asked = kwargs.get("output_hidden_states")
+        if asked is None:
+            asked = getattr(getattr(model, "config", None), "output_hidden_states", False)
+        if asked:
+            raise EngineError(
+                "output_hidden_states: with sequence_parallel each rank holds a part of the tokens between layers; "
+                "leave it out, or initialize without sequence_parallel"
+            )
+
+    model.register_forward_pre_hook(check, with_kwargs=True)
