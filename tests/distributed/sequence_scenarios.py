@@ -12,7 +12,7 @@ import torch.distributed as dist
 from family_scenarios import SGD
 from scenarios import Counter
 from tpinit.reference.errors import TpinitError
-from tpinit.runtime import initialize
+from tpinit.runtime import from_config, initialize
 from tpinit.runtime.plan.cost import count_collectives, wire_bytes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
@@ -111,6 +111,39 @@ def dropped_tokens(rank: int, name: str, checkpointing: bool = False, **override
     engine.backward(loss)
     engine.step()
     return {"zeros": zeros, "loss": float(loss), "norm": engine.get_global_grad_norm()}
+
+
+def drawn_sequence(rank: int) -> dict[str, Any]:
+    """Start a model from its config with its tokens cut; return its first loss and the whole model's."""
+    built = catalogue.build("llama")
+    torch.manual_seed(3)
+    whole = type(built)(built.config)
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "optimizer": SGD,
+        "tensor_parallel": {"autotp_size": dist.get_world_size()},
+    }
+    engine = from_config(built.config, seed=3, config=config, sequence_parallel=True)[0]
+    batch = catalogue.batch("llama", whole, 0, rows=2)
+    return {
+        "loss": float(engine(**batch).loss),
+        "whole": float(whole(**batch).loss),
+        "stacks": [one.stack for one in engine.plan.sequences],
+    }
+
+
+def passed_sequence(rank: int, name: str) -> dict[str, Any]:
+    """Pass a plan with cut tokens back, as it is, edited, and beside the keyword."""
+    plan = _start(catalogue.build(name)).plan
+    page = plan.to_json()
+    again = _start(catalogue.build(name), cut=False, plan=page).plan
+    edited = plan.to_json()
+    edited["sequences"][0]["entries"] = edited["sequences"][0]["entries"][1:]
+    return {
+        "same": again.sequences == plan.sequences and again.layers == plan.layers,
+        "edited": _said(lambda: _start(catalogue.build(name), cut=False, plan=edited)),
+        "both": _said(lambda: _start(catalogue.build(name), plan=page)),
+    }
 
 
 def spoiled_sequence(rank: int, name: str, how: str) -> dict[str, Any]:

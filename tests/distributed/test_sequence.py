@@ -89,6 +89,20 @@ def test_activation_checkpointing_gathers_again(world2: Any) -> None:
     assert results[0]["norm"] == pytest.approx(plain[0]["norm"], rel=1e-6)
 
 
+def test_a_model_that_no_rank_holds_whole_cuts_its_tokens_too(world2: Any) -> None:
+    for result in world2.run("drawn_sequence"):
+        assert result["loss"] == pytest.approx(result["whole"], rel=1e-5)
+        assert result["stacks"] == ["model.layers"]
+
+
+def test_a_plan_with_cut_tokens_can_be_passed_back(world2: Any) -> None:
+    for result in world2.run("passed_sequence", name="llama"):
+        assert result["same"]
+        assert result["edited"].startswith("PlanError: this plan is not one of this model:")
+        assert "sequence model.layers: its entries" in result["edited"]
+        assert result["both"].startswith("TpinitError: sequence_parallel and plan were both given")
+
+
 @pytest.mark.parametrize("how", ["entry", "sum"])
 def test_the_probe_refuses_a_plan_that_leaves_something_out(world2: Any, how: str) -> None:
     for result in world2.run("spoiled_sequence", name="llama", how=how):

@@ -65,8 +65,9 @@ class _Columns(torch.autograd.Function):
 class Door:
     """The way into the group for one tensor that several column matrices read, and nothing else does.
 
-    The first that is called computes what all of them give; the others take theirs. Nothing is kept longer than
-    the tensor, and one that reads another tensor, or the same one changed, gets an operation of its own.
+    The first that is called computes what all of them give; the others take theirs. What nobody takes is kept until
+    the backward is done, or the next tensor comes. One that reads another tensor, or the same one changed, gets an
+    operation of its own.
     """
 
     def __init__(self, group: ProcessGroup, layers: Sequence[nn.Module]) -> None:
@@ -104,4 +105,6 @@ class Door:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Door:
         """Return a door to the same group for the copies of the matrices."""
-        return Door(self.group, [copy.deepcopy(one, memo) for one in self.layers])
+        memo[id(self)] = twin = Door(self.group, ())  # first, since the copies hold it
+        twin.layers = tuple(copy.deepcopy(one, memo) for one in self.layers)
+        return twin

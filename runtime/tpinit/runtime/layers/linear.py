@@ -7,6 +7,7 @@ qualified names, the hooks, `isinstance` and every Parameter object stay the use
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,17 @@ from tpinit.runtime.layers.streams import Streams
 __all__ = ["ColumnLayer", "HeadLayer", "RowLayer", "open_door", "turn"]
 
 
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The group that a layer belongs to. A copied layer belongs to the same one: a group itself can't be copied."""
+
+    group: ProcessGroup
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Home:
+        """Return the same one."""
+        return self
+
+
 class ColumnLayer:
     """A matrix that holds some of its output features, and of its bias [out / n].
 
@@ -33,7 +45,7 @@ class ColumnLayer:
     weight: torch.Tensor
     bias: torch.Tensor | None
     training: bool
-    tp_group: ProcessGroup
+    tp_home: Home
     tp_door: Door | None
     tp_entry: Entry | None
     tp_ranks: Ranks
@@ -44,7 +56,7 @@ class ColumnLayer:
         output = _columns(self, input)
         if self.tp_streams is not None and self.training:
             self.tp_streams.enter(input)
-        return gather_over_group(output, self.tp_group, self.tp_ranks) if self.tp_ranks else output
+        return gather_over_group(output, self.tp_home.group, self.tp_ranks) if self.tp_ranks else output
 
 
 class RowLayer:
@@ -57,7 +69,7 @@ class RowLayer:
     weight: torch.Tensor
     bias: torch.Tensor | None
     training: bool
-    tp_group: ProcessGroup
+    tp_home: Home
     tp_ranks: Ranks
     tp_scatter: bool
     tp_streams: Streams | None
@@ -66,10 +78,10 @@ class RowLayer:
         """Map [..., in / n] to [..., out]: one all-reduce, or one reduce-scatter."""
         if self.tp_streams is not None and self.training:
             self.tp_streams.leave(input)
-        hidden = split_over_group(input, self.tp_group, self.tp_ranks) if self.tp_ranks else input
+        hidden = split_over_group(input, self.tp_home.group, self.tp_ranks) if self.tp_ranks else input
         partial = functional.linear(hidden, _as_linear(self))
         together = scatter_tokens if self.tp_scatter else sum_over_group
-        output = together(partial, self.tp_group)
+        output = together(partial, self.tp_home.group)
         return output if self.bias is None else output + self.bias
 
 
@@ -84,7 +96,7 @@ class HeadLayer(ColumnLayer):
     def forward(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
         """Map [..., hidden] to the logits [..., vocabulary], or to this rank's part of them."""
         output = _columns(self, input)
-        return output if self.tp_part else gather_over_group(output, self.tp_group, self.tp_ranks)
+        return output if self.tp_part else gather_over_group(output, self.tp_home.group, self.tp_ranks)
 
 
 def _columns(layer: ColumnLayer, input: torch.Tensor) -> torch.Tensor:
@@ -117,7 +129,7 @@ def turn(
     if (own, kind) not in _TURNED:
         _TURNED[own, kind] = type(f"{kind.__name__}Of{own.__name__}", (kind, own), {"__module__": __name__})
     module.__class__ = _TURNED[own, kind]
-    own_state: dict[str, Any] = {"tp_group": group, "tp_ranks": ranks, "tp_streams": streams}
+    own_state: dict[str, Any] = {"tp_home": Home(group), "tp_ranks": ranks, "tp_streams": streams}
     if kind is RowLayer:
         own_state["tp_scatter"] = scatter
     else:
