@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class World:
                 self.processes.append(
                     subprocess.Popen(
                         [sys.executable, str(HERE / "worker.py"), str(rank), str(self.size), str(home)],
-                        stdin=subprocess.DEVNULL,
+                        stdin=subprocess.PIPE,
                         stdout=log,
                         stderr=subprocess.STDOUT,
                         env=environment,
@@ -68,6 +69,7 @@ class World:
         self.count += 1
         for rank in range(self.size):
             _write(home / f"{name}.{rank}.in", (scenario, arguments))
+            self._wake(rank)
         results = self._collect(home, name, timeout)
         errors = [f"rank {rank}:\n{value}" for rank, (good, value) in enumerate(results) if not good]
         if errors:
@@ -90,6 +92,14 @@ class World:
             time.sleep(0.01)
         return [pickle.loads((home / f"{name}.{rank}.out").read_bytes()) for rank in range(self.size)]
 
+    def _wake(self, rank: int) -> None:
+        """Tell a process that a job is there: it waits in a read, which costs the others nothing."""
+        pipe = self.processes[rank].stdin
+        assert pipe is not None
+        with suppress(BrokenPipeError):  # it died: whoever collects its answer says so
+            pipe.write(b"\n")
+            pipe.flush()
+
     def kill(self) -> None:
         """End the processes that this world started, and wait until they are gone."""
         for process in self.processes:
@@ -97,6 +107,9 @@ class World:
                 os.killpg(process.pid, signal.SIGKILL)
         for process in self.processes:
             process.wait(timeout=30)
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):  # what was written to one that had died
+                process.stdin.close()
         self.processes.clear()
 
     def stop(self) -> None:
@@ -104,6 +117,7 @@ class World:
         home = self.folder / f"start{self.starts}"
         for rank in range(len(self.processes)):
             _write(home / f"job{self.count}.{rank}.in", None)
+            self._wake(rank)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline and any(process.poll() is None for process in self.processes):
             time.sleep(0.02)

@@ -52,7 +52,9 @@ def test_train_fails_where_the_models_differ(tmp_path: Path) -> None:
         "import sys\n"
         "from tpinit.cli.main import main\n"
         "from tpinit.runtime.layers import Entry\n"
+        "from tpinit.runtime.layers.doors import Door\n"
         "Entry.__call__ = lambda _, hidden: hidden\n"
+        "Door.opens_for = lambda *_: False\n"
         "status = main(['train', '--steps', '3'])\n"
         "print('status', status)\n"
     )
