@@ -320,7 +320,7 @@ def sabotage(how: str, engine: Any) -> None:
         # Without the entry, each rank keeps its own part of the input's gradient.
         attention = engine.module.model.layers[1].self_attn
         for layer in (attention.q_proj, attention.k_proj, attention.v_proj):
-            layer.tp_entry = None
+            layer.tp_door = layer.tp_entry = None
     elif how == "averages-over-tp":
         engine.mesh = replace(engine.mesh, dp=engine.mesh.tp)
     elif how == "counts-replicated-per-rank":
@@ -330,7 +330,7 @@ def sabotage(how: str, engine: Any) -> None:
     elif how == "bias-per-rank":
 
         def forward(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-            return lambda x: sum_over_group(functional.linear(x, layer.weight, layer.bias), layer.tp_group)
+            return lambda x: sum_over_group(functional.linear(x, layer.weight, layer.bias), layer.tp_home.group)
 
         for layer in engine.module.model.layers:
             layer.self_attn.o_proj.forward = forward(layer.self_attn.o_proj)

@@ -107,18 +107,23 @@ class Engine:
 
     def _update(self) -> None:
         assert self.optimizer is not None
-        norm = global_norm(self._slots, self.mesh.tp, self.device) / self._scaler.scale
-        self._norm = norm
-        overflow = self._scaler.active and not bool(torch.isfinite(norm))
+        loss_scale = self._scaler.scale
+        coming = global_norm(self._slots, self.mesh.tp, self.device)
+        # Where nothing depends on the norm, the update does not wait for it.
+        needed = self._scaler.active or bool(self.settings.clipping)
+        norm = coming() / loss_scale if needed else None
+        overflow = self._scaler.active and norm is not None and not bool(torch.isfinite(norm))
         if overflow:
             self.skipped_steps += 1
         else:
-            self._clip(norm)
+            if norm is not None:
+                self._clip(norm)
             self.optimizer.step()
             for slot in self._slots:
                 slot.publish()
             if self.lr_scheduler is not None:
                 self.lr_scheduler.step()
+        self._norm = norm if norm is not None else coming() / loss_scale
         self.zero_grad()
         self.global_steps += 1
         self._scaler.update(overflow)
@@ -127,8 +132,7 @@ class Engine:
         factor = torch.ones_like(norm) / self._scaler.scale
         if self.settings.clipping:
             factor = factor * (self.settings.clipping / (norm + 1e-6)).clamp(max=1.0)
-        if self.settings.clipping or self._scaler.active:
-            scale(self._slots, factor)
+        scale(self._slots, factor)
 
     def zero_grad(self) -> None:
         """Drop every gradient."""

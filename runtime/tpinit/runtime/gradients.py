@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -91,17 +91,22 @@ def _grads(slots: Sequence[Slot]) -> Iterator[torch.Tensor]:
             yield slot.target.grad
 
 
-def global_norm(slots: Sequence[Slot], side: Side, device: torch.device) -> torch.Tensor:
-    """Return the 2-norm of the whole model's gradient, a float64 scalar, equal on every rank.
+def global_norm(slots: Sequence[Slot], side: Side, device: torch.device) -> Callable[[], torch.Tensor]:
+    """Return what waits for the 2-norm of the whole model's gradient, a float64 scalar, equal on every rank.
 
     Slices count on each rank of the TP group and are summed over it; gradients that are the same on all of
-    them count once. One all-reduce of one number.
+    them count once. One all-reduce of one number, which is on its way when this returns: the gradients may change.
     """
     own = _square([_counted(slot, side) for slot in slots if slot.record.dim is not None], device)
     same = _square([slot.target.grad for slot in slots if slot.record.dim is None], device)
-    if side.group is not None:
-        dist.all_reduce(own, group=side.group)
-    return (own + same).sqrt()
+    pending = dist.all_reduce(own, group=side.group, async_op=True) if side.group is not None else None
+
+    def norm() -> torch.Tensor:
+        if pending is not None:
+            pending.wait()
+        return (own + same).sqrt()
+
+    return norm
 
 
 def _counted(slot: Slot, side: Side) -> torch.Tensor | None:

@@ -97,8 +97,7 @@ def count_collectives(
             elif kind is LayerKind.SHARED_OUTPUT:
                 note(one.name, "backward", "all_reduce", whole)
             elif kind is LayerKind.HEAD and labels and _own_loss(model):
-                note(f"{one.name} (loss)", "forward", "all_reduce", rows, 4)
-                note(f"{one.name} (loss)", "forward", "all_reduce", 2 * rows, 4)
+                note(f"{one.name} (loss)", "forward", "all_gather", 3 * rows * plan.tp_size, 4)
             elif kind is LayerKind.HEAD:
                 note(one.name, "forward", "all_gather", whole)
         return torch.randn((*features.shape[:-1], one.out_features), generator=generator).to(features)
