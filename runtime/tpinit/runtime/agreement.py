@@ -61,6 +61,8 @@ def check(reports: Sequence[Report], ranks: Sequence[int] | None = None) -> None
     """
     numbers = list(ranks) if ranks is not None else list(range(len(reports)))
     failed = len({report.error for report in reports}) > 1
+    if not failed and len({json.dumps(report.fields) for report in reports}) == 1:
+        return
     names = list(dict.fromkeys(name for report in reports for name in report.fields))
     if any(report.error is not None for report in reports):
         # A rank that failed stopped reporting where it failed: only what all have can be compared.

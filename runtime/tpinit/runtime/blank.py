@@ -169,7 +169,7 @@ def build_blank(build: Callable[[], nn.Module], seed: int | None = None) -> Blan
         if seed is not None:
             torch.manual_seed(seed)
         recorder = _Recorder(blank, seed is not None)
-        with _dropping(seed is None), _composing(recorder), recorder, _Empties():
+        with _dropping(seed is None), _composing(recorder), _leaving(seed is None), recorder, _Empties():
             blank.model = build()
     return blank
 
@@ -178,9 +178,10 @@ class _Empties(TorchFunctionMode):
     """Lets tensors that begin empty begin on the meta device, unless a device is named."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
+        if kwargs is None:
+            kwargs = {}
         if function is torch.empty and kwargs.get("device") is None and kwargs.get("out") is None:
-            kwargs["device"] = torch.device("meta")
+            kwargs = {**kwargs, "device": torch.device("meta")}
         return function(*args, **kwargs)
 
 
@@ -262,19 +263,51 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
 
 # Functions of torch.nn.init that do nothing on the meta device, and so would draw nothing.
 _SILENT = ("trunc_normal_", "_no_grad_trunc_normal_", "orthogonal_", "sparse_", "dirac_")
+_WRITING = (
+    "uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "zeros_", "eye_", "dirac_", "xavier_uniform_",
+    "xavier_normal_", "kaiming_uniform_", "kaiming_normal_", "orthogonal_", "sparse_",
+)  # fmt: skip
 _OVERWRITE = {"normal_", "uniform_", "fill_", "zero_", "copy_", *_SILENT}
 
 
 @contextmanager
 def _composing(recorder: _Recorder) -> Iterator[None]:
     """Let the functions that would do nothing be recorded as a whole, whoever holds on to them."""
+    with _replaced(_SILENT, recorder.composed):
+        yield
+
+
+@contextmanager
+def _leaving(active: bool) -> Iterator[None]:
+    """Let the functions of torch.nn.init leave empty parameters as they are: their numbers come from elsewhere.
+
+    A buffer, and whatever else is no parameter itself, is written to as ever.
+    """
+
+    def leave(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def unless_parameter(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if type(tensor) is nn.Parameter and tensor.is_meta:
+                return tensor
+            return original(tensor, *args, **kwargs)
+
+        return unless_parameter
+
+    with _replaced(_WRITING if active else (), leave):
+        yield
+
+
+@contextmanager
+def _replaced(
+    names: Sequence[str], instead: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]
+) -> Iterator[None]:
+    """Exchange functions of torch.nn.init, by name, for a time: there, and where transformers keeps them."""
     homes: list[dict[str, Any]] = [vars(torch.nn.init)]
     guards = sys.modules.get("transformers.initialization")
     if guards is not None:  # it keeps the originals, and calls these
         homes.append(guards.TORCH_INIT_FUNCTIONS)
-    kept = [(home, name, home[name]) for home in homes for name in _SILENT if name in home]
+    kept = [(home, name, home[name]) for home in homes for name in names if name in home]
     for home, name, original in kept:
-        home[name] = recorder.composed(original)
+        home[name] = instead(original)
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ import torch
 __all__ = ["Box", "Leaf", "Source", "box_of"]
 
 Box = tuple[tuple[int, int], ...]
-ReadPart = Callable[[tuple[slice, ...]], torch.Tensor]
+ReadPart = Callable[[torch.dtype, int, int], torch.Tensor]
 
 _BYTES = 1 << 23  # what is read at once: large enough for a disk, small beside a parameter
 
@@ -79,26 +79,32 @@ class Source(ABC):
 
 
 class Leaf(Source):
-    """One stored tensor. `read` gives a part of it; `where` is for people."""
+    """One stored tensor, dense from a place in a file on. `read` gives what lies between two; `where` is for people."""
 
-    def __init__(self, where: str, shape: Sequence[int], item: int, read: ReadPart) -> None:
+    def __init__(self, where: str, shape: Sequence[int], dtype: torch.dtype, begin: int, read: ReadPart) -> None:
         self.where = where
         self.shape = torch.Size(shape)
-        self._item = item
+        self._dtype = dtype
+        self._begin = begin
         self._read = read
 
     def read_into(self, out: torch.Tensor, box: Box) -> None:
         """Write the numbers of `box` to `out`, a few megabytes at once."""
-        if not box:
-            out.copy_(self._read(()))
+        if not out.numel():
             return
-        (begin, length), rest = box[0], tuple(slice(offset, offset + held) for offset, held in box[1:])
-        row = self._item * math.prod(held for _, held in box[1:])
-        rows = max(1, _BYTES // max(1, row))
-        for first in range(0, length, rows):
-            count = min(rows, length - first)
-            part = self._read((slice(begin + first, begin + first + count), *rest))
-            out.narrow(0, first, count).copy_(part)
+        if not box:
+            out.copy_(self._read(self._dtype, self._begin, self._begin + self._dtype.itemsize)[0])
+            return
+        (begin, length), rest, inner = box[0], box[1:], self.shape[1:]
+        row = self._dtype.itemsize * math.prod(inner)
+        rows = max(1, _BYTES // row)
+        for first in range(begin, begin + length, rows):
+            count = min(rows, begin + length - first)
+            place = self._begin + first * row
+            part = self._read(self._dtype, place, place + count * row).view(count, *inner)
+            for dim, (offset, held) in enumerate(rest, 1):
+                part = part.narrow(dim, offset, held)
+            out.narrow(0, first - begin, count).copy_(part)
 
     def leaves(self) -> list[Leaf]:
         """Return this one."""

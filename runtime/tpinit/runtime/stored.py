@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from tpinit.runtime.errors import LoadError
 from tpinit.runtime.sources import Leaf
 
@@ -20,12 +21,33 @@ __all__ = ["Stored", "open_stored"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
-    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
 }  # fmt: skip
 _LONGEST = 100_000_000  # bytes of a header; the format allows no more
 _SHOWN = 5
+
+
+@dataclass(slots=True)
+class _File:
+    """A file in memory, page by page as it is read, and the pages of the last piece that was."""
+
+    memory: mmap.mmap
+    whole: torch.Tensor  # all of its bytes
+    last: tuple[int, int] = (0, 0)
+
+    def bytes_of(self, begin: int, end: int) -> torch.Tensor:
+        """Return some bytes, and let go of those before: a file that is read through takes no more than a piece."""
+        first, last = self.last
+        if first < last:
+            first -= first % mmap.PAGESIZE
+            with suppress(OSError, ValueError, AttributeError):  # a hint, which not every system takes
+                self.memory.madvise(mmap.MADV_DONTNEED, first, last - first)
+        self.last = begin, end
+        return self.whole[begin:end]
 
 
 @dataclass(slots=True)
@@ -38,20 +60,27 @@ class Stored:
     leaves: dict[str, Leaf] = field(default_factory=dict)
     dtypes: dict[str, str] = field(default_factory=dict)
     files: dict[str, object] = field(default_factory=dict)
-    _open: dict[Path, Any] = field(default_factory=dict)
-    _stack: ExitStack = field(default_factory=ExitStack)
+    _open: dict[Path, _File] = field(default_factory=dict)
+    _closed: bool = False
 
     def close(self) -> None:
         """Let go of the files."""
         self._open.clear()
-        self._stack.close()
+        self._closed = True
 
-    def _part(self, path: Path, key: str, index: tuple[slice, ...]) -> torch.Tensor:
+    def _part(self, path: Path, dtype: torch.dtype, begin: int, end: int) -> torch.Tensor:
+        """Return the numbers that lie between two places of a file, where they are."""
+        if self._closed:
+            raise ValueError("the files were let go of")
         if path not in self._open:
-            self._open[path] = self._stack.enter_context(safe_open(str(path), framework="pt"))
-        part: torch.Tensor
-        part = self._open[path].get_slice(key)[index] if index else self._open[path].get_tensor(key)
-        return part
+            with path.open("rb") as file:
+                memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._open[path] = _File(memory, torch.frombuffer(memory, dtype=torch.uint8))
+        if end > self._open[path].whole.numel():
+            raise ValueError(f"{path.name} is shorter than it was")
+        part = self._open[path].bytes_of(begin, end)
+        # A writer need not put a number at a multiple of its size.
+        return (part if begin % dtype.itemsize == 0 else part.clone()).view(dtype)
 
 
 def open_stored(directory: Path) -> Stored:
@@ -72,16 +101,11 @@ def open_stored(directory: Path) -> Stored:
             problems.append(f"{name}: {error.strerror if isinstance(error, OSError) else error}")
             continue
         found.files[f"checkpoint.{name}"] = f"{size} bytes, header {digest}"
-        for key, (dtype, shape) in tensors.items():
+        for key, (dtype, shape, begin) in tensors.items():
             if key in found.leaves:
                 problems.append(f"{key} is in {name} and in {found.leaves[key].where}")
             found.dtypes[key] = dtype
-            found.leaves[key] = Leaf(
-                name,
-                shape,
-                _BITS[dtype] // 8,
-                lambda index, path=path, key=key: found._part(path, key, index),  # type: ignore[misc]  # bound here
-            )
+            found.leaves[key] = Leaf(name, shape, _DTYPES[dtype], begin, partial(found._part, path))
     if not problems:
         absent = [f"{key} (of {name})" for key, name in promised.items() if key not in found.leaves]
         if absent:
@@ -124,8 +148,11 @@ def _nothing(directory: Path) -> str:
     return f"{directory} has neither {_SINGLE} nor {_INDEX}: give the directory that save_pretrained wrote"
 
 
-def _header(path: Path) -> tuple[int, str, dict[str, tuple[str, list[int]]]]:
-    """Return a file's length, its header's digest, and dtype and shape of each tensor. Raises OSError, ValueError."""
+def _header(path: Path) -> tuple[int, str, dict[str, tuple[str, list[int], int]]]:
+    """Return a file's length, its header's digest, and the dtype, shape and place of each tensor.
+
+    Raises OSError, ValueError.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(8)
@@ -137,15 +164,18 @@ def _header(path: Path) -> tuple[int, str, dict[str, tuple[str, list[int]]]]:
         page = json.loads(raw)
         tensors = {key: one for key, one in page.items() if key != "__metadata__"}
         spans = sorted((one["data_offsets"][0], one["data_offsets"][1], key) for key, one in tensors.items())
-        found = {key: (one["dtype"], [int(length) for length in one["shape"]]) for key, one in tensors.items()}
+        found = {
+            key: (one["dtype"], [int(length) for length in one["shape"]], 8 + length + one["data_offsets"][0])
+            for key, one in tensors.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"its header is corrupted: {type(error).__name__}: {error}") from error
     end = 0
     for begin, stop, key in spans:
-        dtype, shape = found[key]
-        if dtype not in _BITS:
+        dtype, shape, _ = found[key]
+        if dtype not in _DTYPES:
             raise ValueError(f"{key} has the dtype {dtype}, which is not read")
-        if begin != end or stop - begin != math.prod(shape) * _BITS[dtype] // 8:
+        if begin != end or stop - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
             raise ValueError(f"its header is corrupted: {key} lies at {begin}:{stop}, which does not fit {shape}")
         end = stop
     if size != 8 + length + end:

@@ -99,13 +99,14 @@ def read_in(
 ) -> None:
     """Carry out a plan on a model without numbers, giving each parameter this rank's part of its own.
 
-    In between the ranks compare: those that hold the same slices must hold the same numbers, and where one could
-    not read its part, all raise. Raises AgreementError, or LoadError where all ranks failed alike.
+    In between the ranks compare: those that hold the same slices must hold the same numbers (where none do, nothing
+    is summed up), and where one could not read its part, all raise. Raises AgreementError, or LoadError where all ranks failed alike.
     """
     report = agreement.Report()
+    replicas = list(dp_groups)
     failure: Exception | None = None
     try:
-        sums = _fill(weights, plan, dtype)
+        sums = _fill(weights, plan, dtype, any(len(ranks) > 1 for ranks in replicas))
         report.fields["numbers of what is whole on every rank"] = sums[False]
         report.replica["numbers of the slices that these ranks share"] = sums[True]
     except Exception as error:  # whatever it is, the other ranks wait for this rank's report
@@ -117,12 +118,15 @@ def read_in(
     agreement.check(reports)
     if failure is not None:
         raise failure
-    agreement.check_replicas(reports, list(dp_groups))
+    agreement.check_replicas(reports, replicas)
     carry_out(weights.model, plan, mesh.tp.group, None, device, lambda _, parameter: parameter.data)
 
 
-def _fill(weights: Weights, plan: Plan, dtype: torch.dtype | None) -> dict[bool, int]:
-    """Put this rank's part into every parameter; return the checksums of what is cut, and of what is whole."""
+def _fill(weights: Weights, plan: Plan, dtype: torch.dtype | None, shared: bool) -> dict[bool, int]:
+    """Put this rank's part into every parameter; return the checksums of what is cut, and of what is whole.
+
+    Of what is cut only where it is `shared`, that is, where another rank holds the same slices.
+    """
     sums = {True: 0, False: 0}
     weights.buffers()
     for buffer in weights.model.buffers():
@@ -134,7 +138,9 @@ def _fill(weights: Weights, plan: Plan, dtype: torch.dtype | None) -> dict[bool,
             own = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
             part = torch.empty(record.local_shape(plan.tp_size, plan.tp_rank), dtype=own)
             weights.write(part, record, plan)
-            sums[record.dim is not None] = _sum(part, sums[record.dim is not None])
+            cut = record.dim is not None
+            if shared or not cut:
+                sums[cut] = _sum(part, sums[cut])
             parameter.data = part
     return sums
 

@@ -18,7 +18,7 @@ from tpinit.runtime.plan.trace import Matrix, Trace, experts_of
 from tpinit.runtime.plan.vocabulary import Vocabulary
 from tpinit.runtime.plan.whole import Alone
 
-__all__ = ["Draft", "Task", "records", "refusal", "written"]
+__all__ = ["Draft", "Task", "notes_of", "records", "refusal", "written"]
 
 _BIG = 1 << 14  # elements of a replicated weight that is worth a note
 _NO_PARTNER = "it can only be cut together with layers that read it, or that it reads, and not with those that are"
@@ -75,15 +75,15 @@ def written(
         replace(layer, random=layer.module in random, door=doors.get(layer.module, "")) for layer in draft.layers
     ]
     source = wishes.source if wishes is not None else "structure"
-    notes = tuple(_notes(model, draft, wishes))
+    parameters = tuple(records(model, draft))
     return Plan(
         tp_size,
         tp_rank,
-        tuple(records(model, draft)),
+        parameters,
         tuple(draft.layers),
         tuple(draft.blocks),
         source,
-        notes,
+        notes_of(model, parameters, draft.why, wishes),
     )
 
 
@@ -217,7 +217,15 @@ def _owners(names: Sequence[str]) -> list[str]:
     return [name.rpartition(".")[0] for name in names]
 
 
-def _notes(model: nn.Module, draft: Draft, wishes: Wishes | None) -> Iterator[str]:
+def notes_of(
+    model: nn.Module, parameters: Sequence[ParameterPlan], why: Mapping[str, str], wishes: Wishes | None
+) -> tuple[str, ...]:
+    """Return what of a plan needs words: what a source says in vain, and what stays whole; `why` is by module."""
+    cut = {name for record in parameters if record.dim is not None for name in record.names}
+    return tuple(_notes(model, cut, why, wishes))
+
+
+def _notes(model: nn.Module, cut: set[str], said: Mapping[str, str], wishes: Wishes | None) -> Iterator[str]:
     if wishes is not None:
         if wishes.unmatched:
             yield f"nothing in the model matches {', '.join(wishes.unmatched)} of {wishes.source}"
@@ -229,8 +237,8 @@ def _notes(model: nn.Module, draft: Draft, wishes: Wishes | None) -> Iterator[st
     for name, parameter in model.named_parameters():
         owner = name.rpartition(".")[0]
         told = parameter.numel() >= _BIG or (wishes is not None and wishes.exact and owner in wished)
-        if parameter.dim() > 1 and told and id(parameter) not in draft.lies:
-            why = draft.why.get(owner, _NO_PARTNER if owner in wished else "no rule cuts it")
+        if parameter.dim() > 1 and told and name not in cut:
+            why = said.get(owner, _NO_PARTNER if owner in wished else "no rule cuts it")
             reasons.setdefault(why, []).append(name)
     for why, found in reasons.items():
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""

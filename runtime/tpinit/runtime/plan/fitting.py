@@ -13,7 +13,7 @@ from tpinit.runtime.plan.layouts import Layout
 from tpinit.runtime.plan.regions import Fitted, candidates, fit
 from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, rehearse
 from tpinit.runtime.plan.styles import Style, Wishes
-from tpinit.runtime.plan.trace import Matrix, Trace
+from tpinit.runtime.plan.trace import Matrix, Trace, evaluating
 
 __all__ = ["fit_all", "twins"]
 
@@ -23,6 +23,11 @@ def fit_all(task: Task, draft: Draft) -> list[Fitted]:
 
     Raises PlanError where each fits and all together do not.
     """
+    with evaluating(task.model):
+        return _fit_all(task, draft)
+
+
+def _fit_all(task: Task, draft: Draft) -> list[Fitted]:
     for alike in (True, False):
         fitted = _fit_regions(task, draft, alike)
         called = [one for one in fitted if one[0].rows[0] in task.seen.inputs]

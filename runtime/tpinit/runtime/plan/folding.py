@@ -1,33 +1,45 @@
-"""A model with a few layers of each kind in place of many: what is found of these holds for the others."""
+"""A model in which one layer of many that are alike stands for the others: what is found of these holds for all.
+
+The first and the last layer of each kind stay. What lies between gives, without a computation, what the first
+one gave last: so every layer that stays is called as in the whole model, at its own place.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
+from tpinit.runtime.plan.likeness import Alike, Place, alike_layers
 from tpinit.runtime.plan.records import ParameterPlan, Plan
 
 __all__ = ["Folding", "folded"]
 
-_KEPT = 2  # layers of each kind: one that follows another kind, and one that follows its own
+_KEPT = 2  # layers of each kind: the first one, and the last one, which follows its own kind
 
 
 @dataclass(frozen=True, slots=True)
 class Folding:
-    """For each list of layers, by its path: the layers that each kept one stands for, by their first places."""
+    """For each list of layers, by its path: the places of the layers for which each that stays stands.
 
-    lists: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    `read` has an entry where the model's forward asked a layer for its place: then the others may compute
+    something else, and nothing that was found of those that stay holds for them.
+    """
+
+    lists: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
+    read: list[str] = field(default_factory=list)
 
     def names(self, name: str) -> list[str]:
         """Return the names in the whole model for which a name in the folded one stands."""
         for path, stands in self.lists.items():
-            found = re.match(rf"{re.escape(path)}\.(\d+)(?=\.|$)", name)
-            if found is not None:
-                return [f"{path}.{place}{name[found.end() :]}" for place in stands[int(found.group(1))]]
+            if name.startswith(path):
+                found = re.match(r"\.(\d+)(?=\.|$)", name[len(path) :])
+                if found is not None:
+                    rest = name[len(path) + found.end() :]
+                    return [f"{path}.{place}{rest}" for place in stands[int(found.group(1))]]
         return [name]
 
     def all_of(self, names: Sequence[str]) -> tuple[str, ...]:
@@ -81,59 +93,112 @@ class Folding:
 
 
 @contextmanager
-def folded(model: nn.Module) -> Iterator[Folding]:
-    """Shorten every long list of layers of a model to the first ones of each kind, for a time.
+def folded(model: nn.Module, told: Callable[[str], object] = lambda _: None) -> Iterator[Folding]:
+    """Let a few layers of each kind stand for all, in every long list of a model, for a time.
 
-    Layers that share a parameter with another part of the model are left alone.
+    `told` is what else is known of a module by its name, in which layers of one kind must not differ. Layers that
+    share a parameter or a module with another part of the model are left alone, and so are lists inside of lists.
     """
-    holders: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                holders[id(parameter)] = holders.get(id(parameter), 0) + 1
-    lists: dict[str, tuple[tuple[int, ...], ...]] = {}
-    undo: list[tuple[nn.Module, str, nn.Module]] = []
+    shared = _shared(model)
+    folding = Folding({}, [])
+    lists: dict[str, Mapping[int, tuple[int, ...]]] = {}
+    undo: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for path, module in list(model.named_modules()):
-            if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{outer}.") for outer in lists):
+            if not isinstance(module, nn.ModuleList) or len(module) <= _KEPT or _inside(path, lists):
                 continue
-            if any(holders[id(one)] > 1 for one in module.parameters()):
+            if any(isinstance(layer.__dict__.get("forward"), _Echo) for layer in module):
+                continue  # it is folded already
+            if shared and any(id(one) in shared for one in _all_of(module)):
                 continue
-            kinds: dict[Any, list[int]] = {}
-            for place, layer in enumerate(module):
-                kinds.setdefault(_kind(layer), []).append(place)
-            if len(module) <= _KEPT * len(kinds):
-                continue
-            stands: list[tuple[int, ...]] = []
-            for places in kinds.values():
-                stands += [(place,) for place in places[: _KEPT - 1]]
-                stands.append(tuple(places[_KEPT - 1 :]))
-            stands = sorted(one for one in stands if one)
-            parent, _, name = path.rpartition(".")
-            owner = model.get_submodule(parent)
-            undo.append((owner, name, module))
-            owner._modules[name] = nn.ModuleList([module[one[0]] for one in stands])
-            lists[path] = tuple(stands)
-        yield Folding(lists)
+            kinds = alike_layers(path, module, told)
+            if len(module) > sum(min(_KEPT, len(kind.places)) for kind in kinds):
+                lists[path] = _fold(module, kinds, folding.read, undo)
+        yield replace(folding, lists=lists)
     finally:
-        for owner, name, module in undo:
-            owner._modules[name] = module
+        for held, name, value in reversed(undo):
+            if value is _ABSENT:
+                del held[name]
+            else:
+                held[name] = value
 
 
-def _kind(layer: nn.Module) -> Any:
-    """Return what layers of one kind have in common: modules, shapes, and every number but their place."""
-    found = []
-    for name, module in layer.named_modules():
-        numbers = tuple(
-            sorted(
-                (key, repr(one))
-                for key, one in vars(module).items()
-                if isinstance(one, (int, float, str)) and "layer_id" not in key and not key.startswith("_")
-            )
-        )
-        shapes = tuple((key, tuple(one.shape)) for key, one in module._parameters.items() if one is not None)
-        found.append((name, type(module), numbers, shapes))
-    return tuple(found)
+_ABSENT = object()
+
+
+def _fold(
+    layers: nn.ModuleList, kinds: Sequence[Alike], read: list[str], undo: list[tuple[dict[str, Any], str, Any]]
+) -> dict[int, tuple[int, ...]]:
+    """Fold one list, and return for which places those that stay stand."""
+    stands: dict[int, tuple[int, ...]] = {}
+
+    def put(held: dict[str, Any], name: str, value: Any) -> None:
+        undo.append((held, name, held.get(name, _ABSENT)))
+        held[name] = value
+
+    for kind in kinds:
+        first, last = kind.places[0], kind.places[-1]
+        if len(kind.places) <= _KEPT:
+            stands.update({place: (place,) for place in kind.places})
+            continue
+        stands[first], stands[last] = (first,), tuple(kind.places[1:])
+        echo = _Echo(layers[first].forward)
+        put(layers[first].__dict__, "forward", echo.speak)
+        for place in kind.places[1:-1]:
+            put(layers.__dict__["_modules"], str(place), _empty(layers[place], echo))
+        for place in (first, last):
+            for index in kind.varying:
+                held, name, value = kind.numbers[place][index]
+                put(held, name, Place(value, read))
+    return stands
+
+
+class _Echo:
+    """Gives what a layer gave when it was last called."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self._forward = forward
+        self._given: list[Any] = []
+
+    def speak(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the layer, and keep what it gives."""
+        self._given[:] = [self._forward(*args, **kwargs)]
+        return self._given[0]
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """Return it again. Raises IndexError where the layer was not called before."""
+        return self._given[0]
+
+
+def _empty(layer: nn.Module, echo: _Echo) -> nn.Module:
+    """Return a layer that says what this one says of itself, has nothing inside, and computes nothing."""
+    made = object.__new__(type(layer))
+    made.__dict__.update(layer.__dict__)
+    for key, value in nn.Module().__dict__.items():
+        if key != "training":
+            made.__dict__[key] = value
+    made.__dict__["forward"] = echo
+    return made
+
+
+def _shared(model: nn.Module) -> set[int]:
+    """Return the modules and parameters that stand in more than one place of a model, by their ids."""
+    holders: dict[int, int] = {}
+    for module in model.modules():
+        for held in (module._parameters, module._modules):
+            for one in held.values():
+                if one is not None:
+                    holders[id(one)] = holders.get(id(one), 0) + 1
+    return {key for key, count in holders.items() if count > 1}
+
+
+def _all_of(module: nn.Module) -> Iterator[object]:
+    yield from module.modules()
+    yield from module.parameters()
+
+
+def _inside(path: str, lists: Mapping[str, object]) -> bool:
+    return any(path.startswith(f"{outer}.") for outer in lists)
 
 
 def _spans(places: Sequence[int]) -> str:

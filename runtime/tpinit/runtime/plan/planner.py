@@ -7,17 +7,19 @@ told, and that the cut is exact, come from the model itself: see `regions` and `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 from tpinit.runtime.errors import PlanError
-from tpinit.runtime.plan.drafting import Draft, Task, records, refusal, written
+from tpinit.runtime.plan.drafting import Draft, Task, notes_of, records, refusal, written
 from tpinit.runtime.plan.fitting import fit_all
+from tpinit.runtime.plan.folding import folded
 from tpinit.runtime.plan.records import Plan
 from tpinit.runtime.plan.sequences import along_sequence
 from tpinit.runtime.plan.styles import Style, Wishes, from_transformers
-from tpinit.runtime.plan.trace import Matrix, experts_of, matrices_of, untouched
+from tpinit.runtime.plan.trace import experts_of, matrices_of, untouched
 from tpinit.runtime.plan.vocabulary import Vocabulary, find_vocabulary
 from tpinit.runtime.plan.watching import rehearsed_on, watched
 from tpinit.runtime.plan.whole import cut_alone
@@ -51,42 +53,91 @@ def plan_model(
         raise refusal(problems, tp_size)
     if tp_size == 1:
         return Plan(1, tp_rank, tuple(records(model, Draft())), source="one rank: nothing is cut")
-    matrices = matrices_of(model)
     if wishes is None:
-        wishes = from_transformers(model, [*matrices, *experts_of(model)])
+        wishes = from_transformers(model, [*matrices_of(model), *experts_of(model)])
     inputs = rehearsed_on(model, example)
     if inputs is None:
         raise PlanError(
             f"nothing is known of the inputs of a {type(model).__qualname__}, which has no transformers config: "
             "give a small batch of keyword arguments as `example`"
         )
-    with untouched(model):
-        return _plan(model, tp_size, tp_rank, wishes, inputs, matrices, vocabulary, sequence_parallel)
+    task = _Wanted(tp_size, tp_rank, wishes, inputs, vocabulary, sequence_parallel)
+    found = _plan_folded(model, task)
+    if found is None:
+        with untouched(model):
+            found = _plan(model, task)
+    return found.plan
 
 
-def _plan(
-    model: nn.Module,
-    tp_size: int,
-    tp_rank: int,
-    wishes: Wishes | None,
-    inputs: Mapping[str, Any],
-    matrices: Mapping[str, Matrix],
-    vocabulary: bool,
-    sequence_parallel: bool,
-) -> Plan:
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is to be planned."""
+
+    tp_size: int
+    tp_rank: int
+    wishes: Wishes | None
+    inputs: Mapping[str, Any]
+    vocabulary: bool
+    sequence_parallel: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A plan, the wishes that it follows, and why each module stays whole that does."""
+
+    plan: Plan
+    wishes: Wishes | None
+    why: Mapping[str, str]
+
+
+def _plan_folded(model: nn.Module, wanted: _Wanted) -> _Planned | None:
+    """Plan with a few layers of each kind in place of all; None where these can't speak for the others.
+
+    That is where no layers are alike, where the forward reads the place of a layer, where it does not reach every
+    matrix that stayed, and where anything is wrong: of that the whole model tells better.
+    """
+    with folded(model, _told(wanted.wishes)) as folding:
+        if not folding.lists:
+            return None
+        try:
+            with untouched(model):
+                found = _plan(model, wanted, every=True)
+        except Exception:  # whatever it is, it comes again with the whole model, or was the folding's
+            return None
+        if folding.read:
+            return None
+    plan = folding.unfold(found.plan, model)
+    why = {name: text for one, text in found.why.items() for name in folding.names(one)}
+    return _Planned(replace(plan, notes=notes_of(model, plan.parameters, why, found.wishes)), found.wishes, why)
+
+
+def _told(wishes: Wishes | None) -> Callable[[str], object]:
+    """Return what wishes say of a module, by its name: layers of which they say other things are not alike."""
+    if wishes is None:
+        return lambda _: None
+    styles, kept, why = wishes.styles, wishes.kept, wishes.why
+    return lambda name: (styles.get(name), name in kept, why.get(name))
+
+
+def _plan(model: nn.Module, wanted: _Wanted, every: bool = False) -> _Planned:
+    """Plan a model as it is. `every` refuses one whose forward does not reach every matrix."""
+    wishes, inputs, tp_size = wanted.wishes, wanted.inputs, wanted.tp_size
+    matrices = matrices_of(model)
     seen = watched(model, inputs)
+    if every and not seen.sources.keys() >= matrices.keys():
+        raise PlanError("the forward does not reach every matrix")
     draft = Draft()
     kept = wishes.kept if wishes is not None else ()
     draft.why.update(wishes.why if wishes is not None else {})
     head = find_vocabulary(model, matrices, seen, tp_size, kept)
-    if not vocabulary:
+    if not wanted.vocabulary:
         head = Vocabulary(head_names=head.head_names)
     task = Task(model, inputs, seen, matrices, wishes, tp_size, head.head_names)
     fitted = fit_all(task, draft)
     taken = {name for region, _, _ in fitted for name in (*region.columns, *region.rows, *region.shared)}
     # An output head that is gathered is cut by vocabulary, but for a user who says otherwise.
     exact = wishes is not None and wishes.exact
-    spared = () if exact and vocabulary else head.head_names
+    spared = () if exact and wanted.vocabulary else head.head_names
     taken |= {name for name, _, _ in head.layers} | set(spared)
     alone, unfit = cut_alone(model, matrices, wishes, tp_size, taken)
     draft.why.update(unfit)
@@ -94,10 +145,12 @@ def _plan(
     if not fitted and not alone and not experts:
         if wishes is not None and not exact:
             # The model's own plan names nothing that can be cut: what its data flow allows still may be.
-            return _plan(model, tp_size, tp_rank, None, inputs, matrices, vocabulary, sequence_parallel)
+            return _plan(model, replace(wanted, wishes=None), every)
         raise refusal(list(draft.why.items()) or [(type(model).__qualname__, _NO_PAIR)], tp_size)
-    plan = written(task, draft, fitted, alone, head, tp_rank)
-    return along_sequence(task, fitted, plan) if sequence_parallel else plan
+    plan = written(task, draft, fitted, alone, head, wanted.tp_rank)
+    if wanted.sequence_parallel:
+        plan = along_sequence(task, fitted, plan)
+    return _Planned(plan, wishes, draft.why)
 
 
 def _check_tensors(model: nn.Module) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -177,7 +178,7 @@ def _head_numbers(block: nn.Module) -> list[int]:
     return list(dict.fromkeys(value for _, value in sorted(found, key=lambda one: one[0])))
 
 
-def _owners(block: nn.Module) -> Iterator[tuple[str, Any, set[str] | None]]:
+def _owners(block: nn.Module) -> Iterator[tuple[str, Any, frozenset[str] | None]]:
     """Yield what has numbers: the block and the modules inside, each with its config (and what of that is read)."""
     for name, module in block.named_modules():
         prefix = f"{name}." if name else ""
@@ -186,16 +187,17 @@ def _owners(block: nn.Module) -> Iterator[tuple[str, Any, set[str] | None]]:
         yield prefix, module, None
         config = getattr(module, "config", None)
         if config is not None and not isinstance(config, nn.Module):
-            yield f"{prefix}config.", config, _config_names(module)
+            yield f"{prefix}config.", config, _config_names(type(module).forward)
 
 
-def _config_names(block: nn.Module) -> set[str]:
+@lru_cache(maxsize=256)
+def _config_names(forward: Any) -> frozenset[str]:
     """Return the entries of its config that a block's own forward reads."""
     try:
-        text = inspect.getsource(type(block).forward)
+        text = inspect.getsource(forward)
     except (OSError, TypeError):
-        return set()
-    return set(re.findall(r"self\.config\.(\w+)", text))
+        return frozenset()
+    return frozenset(re.findall(r"self\.config\.(\w+)", text))
 
 
 def _adaptations(
@@ -311,6 +313,7 @@ def _argument_shapes(
             inputs,
             lambda one, _: again(seen.outputs, one.name),
             lambda name, _: again(seen.experts, name),
+            stage=seen.stage,
         )
     finally:
         handle.remove()

@@ -134,7 +134,7 @@ def _rehearse_rank(
             stack.enter_context(adapted(model.get_submodule(region.block), layout, adaptation, rank))
         try:
             with suppress(_Seen):
-                run_with_stubs(model, inputs, matrix, experts)
+                run_with_stubs(model, inputs, matrix, experts, stage=whole.stage)
         except (Mismatch, NotImplementedError):
             raise
         except Exception as error:  # whatever a model raises on a part of its features: this cut is none

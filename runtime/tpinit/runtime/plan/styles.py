@@ -103,7 +103,8 @@ def from_transformers(model: nn.Module, names: Sequence[str]) -> Wishes | None:
     styles: dict[str, Style] = {}
     unknown, unmatched = set(), []
     for pattern, style in plan.items():
-        matched = [name for name, one in own.items() if _matches(pattern, one)]
+        fits = _expression(pattern).fullmatch
+        matched = [name for name, one in own.items() if fits(one)]
         found = STYLES.get(style)
         if found is None:
             unknown.update({style} - FOUND.keys())
@@ -119,10 +120,11 @@ def _without_adapter(name: str, below: str) -> str:
     return name.removeprefix(f"{below}.").removesuffix(".base_layer") if below else name
 
 
-def _matches(pattern: str, name: str) -> bool:
+def _expression(pattern: str) -> re.Pattern[str]:
     parts = (r"\d+" if part == "*" else re.escape(part) for part in pattern.split("."))
-    return re.fullmatch(r"\.".join(parts), name) is not None
+    return re.compile(r"\.".join(parts))
 
 
 def _names_a_parameter(model: nn.Module, pattern: str) -> bool:
-    return any(_matches(pattern, name) for name, _ in model.named_parameters(remove_duplicate=False))
+    fits = _expression(pattern).fullmatch
+    return any(fits(name) for name, _ in model.named_parameters(remove_duplicate=False))

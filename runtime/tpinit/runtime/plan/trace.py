@@ -7,17 +7,31 @@ names of the nearest matrices whose outputs reached it, by its storage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Matrix", "Trace", "experts_of", "matrices_of", "run_with_stubs", "trace", "untouched"]
+__all__ = [
+    "Matrix",
+    "Stage",
+    "Trace",
+    "draws",
+    "evaluating",
+    "experts_of",
+    "matrices_of",
+    "run_with_stubs",
+    "stage_of",
+    "trace",
+    "untouched",
+]
 
 _PRODUCTS = ("bmm", "baddbmm", "scaled_dot_product", "flash_attention", "efficient_attention")
 
@@ -59,7 +73,8 @@ class Trace:
     outputs meet the parameter p; `ends` those that reach the model's outputs; `inputs` and `outputs` the
     tensors of each call, in order; `readers` who was given one and the same tensor, each time. `randomised` are the
     matrices whose outputs meet random numbers before the next matrix (dropout), which a run in evaluation mode does
-    not show; `chancy` those that meet other random numbers (the rotations of hashed attention).
+    not show; `chancy` those that meet other random numbers (the rotations of hashed attention). `stage` is what later
+    runs of the same model need to know of it.
     """
 
     sources: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -72,6 +87,7 @@ class Trace:
     outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     experts: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     readers: list[list[str]] = field(default_factory=list)
+    stage: Stage | None = None
 
 
 def matrices_of(model: nn.Module) -> dict[str, Matrix]:
@@ -124,13 +140,14 @@ def experts_of(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def trace(model: nn.Module, inputs: Mapping[str, Any], training: bool = False) -> Trace:
+def trace(model: nn.Module, inputs: Mapping[str, Any], training: bool = False, stage: Stage | None = None) -> Trace:
     """Run the model on `inputs` with stubs, in evaluation mode or not, and return what was seen. Changes nothing.
 
     Raises whatever the model's forward raises.
     """
-    seen = Trace()
-    watch = _Watch(model, seen)
+    stage = stage or stage_of(model)
+    seen = Trace(stage=stage)
+    watch = _Watch(model, seen, stage)
     generator = torch.Generator().manual_seed(0)
     held: dict[int, tuple[torch.Tensor, list[str]]] = {}  # with the tensor, so that no address is used again
 
@@ -143,23 +160,87 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], training: bool = False) -
     def matrix(one: Matrix, features: torch.Tensor) -> torch.Tensor:
         read(one.name, features)
         seen.sources[one.name] = seen.sources.get(one.name, frozenset()) | watch.matrices(features)
-        output = _random((*features.shape[:-1], one.out_features), features, generator)
-        seen.inputs.setdefault(one.name, []).append(features.detach().clone())
-        seen.outputs.setdefault(one.name, []).append(output)
-        return watch.mark(output.clone(), one.name)
+        with watch.pause():
+            output = _random((*features.shape[:-1], one.out_features), features, generator)
+            seen.inputs.setdefault(one.name, []).append(features.detach().clone())
+            seen.outputs.setdefault(one.name, []).append(output)
+            return watch.mark(output.clone(), one.name)
 
     def experts(name: str, features: torch.Tensor) -> torch.Tensor:
         read(name, features)
-        output = _random(tuple(features.shape), features, generator)
-        seen.experts.setdefault(name, []).append(output)
-        return watch.mark(output.clone(), name)
+        with watch.pause():
+            output = _random(tuple(features.shape), features, generator)
+            seen.experts.setdefault(name, []).append(output)
+            return watch.mark(output.clone(), name)
 
     with watch:
-        result = run_with_stubs(model, inputs, matrix, experts, training, watch.parameter)
+        result = run_with_stubs(model, inputs, matrix, experts, training, watch.parameter, stage)
     values = result.values() if isinstance(result, Mapping) else tree_leaves(result)
     ended = [one for value in values for one in tree_leaves(value) if isinstance(one, torch.Tensor)]
     seen.ends = frozenset().union(*(watch.matrices(one) for one in ended))
     return seen
+
+
+def draws(model: nn.Module, inputs: Mapping[str, Any], training: bool, stage: Stage | None = None) -> bool:
+    """Run the model with stubs, and tell whether its forward draws any random number, or is asked to drop out."""
+    rolls = _Rolls()
+    generator = torch.Generator().manual_seed(0)
+
+    def matrix(one: Matrix, features: torch.Tensor) -> torch.Tensor:
+        with rolls.pause():
+            return _random((*features.shape[:-1], one.out_features), features, generator)
+
+    def experts(_: str, features: torch.Tensor) -> torch.Tensor:
+        with rolls.pause():
+            return _random(tuple(features.shape), features, generator)
+
+    with rolls:
+        run_with_stubs(model, inputs, matrix, experts, training, stage=stage)
+    return rolls.seen
+
+
+@dataclass(slots=True)
+class Stage:
+    """What runs of one model with stubs need to know of it: found once, as long as nobody changes the model.
+
+    `swapped` are the tensors for which others stand in: module, name, the tensor, and the other one.
+    """
+
+    modules: list[nn.Module]
+    matrices: dict[str, Matrix]
+    experts: dict[str, nn.Module]
+    embeddings: list[nn.Embedding]
+    swapped: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]
+
+
+def stage_of(model: nn.Module) -> Stage:
+    """Return what runs with stubs need. Reads the model, changes nothing.
+
+    The small tensors of a model on the meta device get numbers: norms, routers, tables. And the vectors of norms in
+    any case: new ones are all alike, and so would be whatever takes one for another.
+    """
+    modules = list(model.modules())
+    matrices, experts = matrices_of(model), experts_of(model)
+    embeddings = [module for module in modules if isinstance(module, nn.Embedding)]
+    stubbed = {id(one) for matrix in matrices.values() for one in matrix.module.parameters(recurse=False)}
+    stubbed |= {id(one) for module in experts.values() for one in module.parameters(recurse=False)}
+    stubbed |= {id(one) for module in embeddings for one in module.parameters()}
+    generator = torch.Generator().manual_seed(1)
+    swapped: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]] = []
+    for module in modules:
+        for kind in (module._parameters, module._buffers):
+            for name, one in kind.items():
+                if one is None or id(one) in stubbed:
+                    continue
+                vector = kind is module._parameters and one.dim() == 1 and not module._modules
+                if kind is module._buffers and isinstance(module, _NormBase) and not one.is_meta:
+                    swapped.append((module, name, one, one))  # a run in training writes to it
+                elif one.is_meta or vector:
+                    real = torch.zeros(one.shape, dtype=one.dtype)
+                    if one.is_floating_point():
+                        real.normal_(generator=generator)
+                    swapped.append((module, name, one, real if one.is_meta else real.to(one.device)))
+    return Stage(modules, matrices, experts, embeddings, swapped)
 
 
 def run_with_stubs(
@@ -169,22 +250,53 @@ def run_with_stubs(
     experts: Callable[[str, torch.Tensor], torch.Tensor],
     training: bool = False,
     stand_in: Callable[[torch.Tensor, torch.Tensor], None] = lambda *_: None,
+    stage: Stage | None = None,
 ) -> Any:
     """Run a forward in which `matrix` answers for each weight matrix and `experts` for each block of experts.
 
-    `stand_in` hears of each tensor on the meta device, and of the one with numbers that stands in for it.
+    `stand_in` hears of each tensor on the meta device, and of the one with numbers that stands in for it. `stage`
+    is what `stage_of` returned for this very model.
     """
-    with ExitStack() as stack, torch.no_grad():
-        stack.enter_context(_in_mode(model, training))
-        stack.enter_context(_materialised(model, stand_in))
-        for one in matrices_of(model).values():
-            stack.enter_context(_stub(one.module, _matrix_stub(one, matrix)))
-        for name, module in experts_of(model).items():
-            stack.enter_context(_stub(module, _experts_stub(name, experts)))
-        for module in model.modules():
-            if isinstance(module, nn.Embedding) and module.weight.is_meta:
-                stack.enter_context(_stub(module, _embedding_stub(module)))
+    stage = stage or stage_of(model)
+    with torch.no_grad(), _in_mode(model, training, stage.modules), _set(stage, matrix, experts, stand_in):
         return model(**inputs)
+
+
+@contextmanager
+def _set(
+    stage: Stage,
+    matrix: Callable[[Matrix, torch.Tensor], torch.Tensor],
+    experts: Callable[[str, torch.Tensor], torch.Tensor],
+    stand_in: Callable[[torch.Tensor, torch.Tensor], None],
+) -> Iterator[None]:
+    """Put stubs in place of forwards, and tensors with numbers in place of those without, for the time of a run."""
+    kept: list[tuple[dict[str, Any], Any]] = []
+
+    def stub(module: nn.Module, forward: Callable[..., Any]) -> None:
+        kept.append((module.__dict__, module.__dict__.get("forward")))
+        module.__dict__["forward"] = forward
+
+    try:
+        for module, name, one, real in stage.swapped:
+            # What a run may write to, the next one has anew.
+            module.__dict__[name] = here = real if name in module._parameters else real.clone()
+            stand_in(one, here)
+        for one_matrix in stage.matrices.values():
+            stub(one_matrix.module, _matrix_stub(one_matrix, matrix))
+        for name, module in stage.experts.items():
+            stub(module, _experts_stub(name, experts))
+        for embedding in stage.embeddings:
+            if embedding.weight.is_meta:
+                stub(embedding, _embedding_stub(embedding))
+        yield
+    finally:
+        for held, forward in reversed(kept):
+            if forward is None:
+                del held["forward"]
+            else:
+                held["forward"] = forward
+        for module, name, _, _ in stage.swapped:
+            module.__dict__.pop(name, None)
 
 
 def _matrix_stub(
@@ -226,71 +338,66 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _stub(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    had = module.__dict__.get("forward")
-    module.forward = forward
-    try:
+def _in_mode(model: nn.Module, training: bool, modules: Sequence[nn.Module]) -> Iterator[None]:
+    modes = [module.training for module in modules]
+    if all(mode is training for mode in modes):
         yield
-    finally:
-        del module.__dict__["forward"]
-        if had is not None:
-            module.forward = had
-
-
-@contextmanager
-def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
+        return
     model.train(training)
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module, mode in zip(modules, modes, strict=True):
+            module.__dict__["training"] = mode
 
 
 @contextmanager
-def _materialised(model: nn.Module, stand_in: Callable[[torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
-    """Give the small tensors of a model on the meta device numbers for the time of a run: norms, routers, tables.
-
-    And the vectors of norms in any case: new ones are all alike, and so would be whatever takes one for another.
-    """
-    stubbed = {id(one) for matrix in matrices_of(model).values() for one in matrix.module.parameters(recurse=False)}
-    stubbed |= {id(one) for module in experts_of(model).values() for one in module.parameters(recurse=False)}
-    stubbed |= {
-        id(one) for module in model.modules() if isinstance(module, nn.Embedding) for one in module.parameters()
-    }
-    generator = torch.Generator().manual_seed(1)
-    swapped: list[tuple[nn.Module, str, torch.Tensor]] = []
-    try:
-        for module in model.modules():
-            for kind in (module._parameters, module._buffers):
-                for name, one in kind.items():
-                    if one is None or id(one) in stubbed:
-                        continue
-                    vector = kind is module._parameters and one.dim() == 1 and not any(module.children())
-                    if one.is_meta or vector:
-                        swapped.append((module, name, one))
-                        real = torch.zeros(one.shape, dtype=one.dtype)
-                        if one.is_floating_point():
-                            real.normal_(generator=generator)
-                        real = real if one.is_meta else real.to(one.device)
-                        module.__dict__[name] = real
-                        stand_in(one, real)
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Let a model be in evaluation mode for several runs, each of which then need not see to it."""
+    with _in_mode(model, False, list(model.modules())):
         yield
-    finally:
-        for module, name, _ in swapped:
-            module.__dict__.pop(name, None)
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves the base untyped
+class _Pausing(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves the base untyped
+    """Sees every operation, but for those while it pauses."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # the same
+        self._paused = False
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Look away for a time."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+
+class _Rolls(_Pausing):
+    """Sees whether random numbers are drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self._paused and not self.seen:
+            kind = _kind_of(func)
+            self.seen = kind.random or kind.chance or (kind.attends and _drops(func, args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+class _Watch(_Pausing):
     """Carries names from tensor to tensor through every operation."""
 
-    def __init__(self, model: nn.Module, seen: Trace) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # the same
+    def __init__(self, model: nn.Module, seen: Trace, stage: Stage) -> None:
+        super().__init__()
         self._seen = seen
         self._names: dict[int, frozenset[str]] = {}
         self._kept: list[Any] = []  # so that no storage is freed and its address used again
-        of_matrices = {id(one) for matrix in matrices_of(model).values() for one in matrix.module.parameters()}
+        of_matrices = {id(one) for matrix in stage.matrices.values() for one in matrix.module.parameters()}
         for name, parameter in model.named_parameters():
             if id(parameter) not in of_matrices:
                 self._set(parameter, frozenset({_PARAMETER + name}))
@@ -309,7 +416,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         return frozenset(name for name in self._get(tensor) if not name.startswith((_PARAMETER, _NOISE, _LUCK)))
 
     def _get(self, tensor: torch.Tensor) -> frozenset[str]:
-        return self._names.get(tensor.untyped_storage()._cdata, frozenset())
+        return self._names.get(tensor.untyped_storage()._cdata, _NONE)
 
     def _set(self, tensor: torch.Tensor, names: frozenset[str]) -> None:
         storage = tensor.untyped_storage()
@@ -318,20 +425,27 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
-        names = frozenset().union(*(self._get(one) for one in given))
-        if any(word in func.__name__ for word in _RANDOM) or _drops(func, args, kwargs):
+        if self._paused:
+            return result
+        given: list[torch.Tensor] = []
+        _tensors(args, given)
+        if kwargs:
+            _tensors(kwargs, given)
+        names = _NONE.union(*[self._get(one) for one in given])
+        kind = _kind_of(func)
+        if kind.random or (kind.attends and _drops(func, args, kwargs)):
             names |= {_NOISE}
-        if any(word in func.__name__ for word in _CHANCE):
+        if kind.chance:
             names |= {_LUCK}
         if names:
-            self._note(func, given, names)
-            for one in tree_leaves(result):
-                if isinstance(one, torch.Tensor):
-                    self._set(one, self._get(one) | names)
+            self._note(kind, len(given), names)
+            made: list[torch.Tensor] = []
+            _tensors(result, made)
+            for one in made:
+                self._set(one, self._get(one) | names)
         return result
 
-    def _note(self, func: Any, given: list[torch.Tensor], names: frozenset[str]) -> None:
+    def _note(self, kind: _Kind, given: int, names: frozenset[str]) -> None:
         matrices = {name for name in names if not name.startswith((_PARAMETER, _NOISE, _LUCK))}
         if _NOISE in names:
             self._seen.randomised |= matrices
@@ -339,8 +453,44 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
             self._seen.chancy |= matrices
         for name in names - matrices - {_NOISE, _LUCK}:
             self._seen.meets.setdefault(name.removeprefix(_PARAMETER), set()).update(matrices)
-        if any(product in func.__name__ for product in _PRODUCTS) and len(given) > 1:
+        if kind.product and given > 1:
             self._seen.attending |= matrices
+
+
+_NONE: frozenset[str] = frozenset()
+
+
+def _tensors(value: Any, found: list[torch.Tensor]) -> None:
+    """Collect the tensors of an operation's arguments, or results: there are lists and tuples of them, no more."""
+    if isinstance(value, torch.Tensor):
+        found.append(value)
+    elif isinstance(value, (tuple, list)):
+        for one in value:
+            _tensors(one, found)
+    elif isinstance(value, dict):
+        for one in value.values():
+            _tensors(one, found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What an operation's name says of it."""
+
+    random: bool
+    chance: bool
+    product: bool
+    attends: bool
+
+
+@cache
+def _kind_of(func: Any) -> _Kind:
+    name = func.__name__
+    return _Kind(
+        any(word in name for word in _RANDOM),
+        any(word in name for word in _CHANCE),
+        any(word in name for word in _PRODUCTS),
+        "attention" in name,
+    )
 
 
 _PARAMETER = "parameter:"
@@ -352,8 +502,6 @@ _CHANCE = ("rand", "normal_", "uniform_", "exponential_", "multinomial")
 
 def _drops(func: Any, args: Any, kwargs: Any) -> bool:
     """Tell whether a fused attention is asked to drop out: its probability is an argument."""
-    if "attention" not in func.__name__:
-        return False
     names = [one.name for one in func._schema.arguments]
     given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
     return bool(given.get("dropout_p", 0.0))

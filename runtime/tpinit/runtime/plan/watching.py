@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.plan.examples import example_inputs
-from tpinit.runtime.plan.trace import Trace, trace, untouched
+from tpinit.runtime.plan.trace import Trace, draws, trace, untouched
 
 __all__ = ["rehearsed_on", "watched"]
 
@@ -71,8 +71,11 @@ def _note_random(model: nn.Module, inputs: Mapping[str, Any], seen: Trace) -> No
     torch.seed = seed
     try:
         for length in (0, *_LENGTHS):
+            batch = _of_length(inputs, length)
             try:
-                trained = trace(model, _of_length(inputs, length), training=True)
+                # Most models draw nothing: then there is nothing to follow.
+                drawn = draws(model, batch, True, seen.stage)
+                trained = trace(model, batch, True, seen.stage) if drawn else Trace()
             except Exception:  # another length may do
                 continue
             break
