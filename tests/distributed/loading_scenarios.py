@@ -153,12 +153,14 @@ def failing_read(rank: int, folder: str) -> dict[str, Any]:
     """Load from a disk that fails on one rank, after everything was checked."""
     from tpinit.runtime.stored import Stored
 
-    original = Stored._part
+    original, pieces = Stored._part, 0
 
-    def part(self: Any, path: Any, key: str, index: Any) -> Any:
-        if rank == 1 and key.endswith("layers.1.mlp.up_proj.weight"):
+    def part(self: Any, path: Any, dtype: torch.dtype, begin: int, end: int) -> Any:
+        nonlocal pieces
+        pieces += 1
+        if rank == 1 and pieces == 12:
             raise OSError(5, "Input/output error")
-        return original(self, path, key, index)
+        return original(self, path, dtype, begin, end)
 
     Stored._part = part  # type: ignore[method-assign]  # for one load
     try:

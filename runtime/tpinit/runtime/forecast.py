@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tpinit.reference.config import ConfigReading
 from tpinit.runtime import topology
 from tpinit.runtime.errors import LoadError, PlanError
@@ -64,14 +65,7 @@ def forecast(
     item = _SIZES[decision.dtype.value] if decision.dtype.value is not None else 4
     length = sequence or min(getattr(model_config, "max_position_embeddings", None) or 2048, 4096)
     micro = settings.batch.micro or 1
-    with folded(model) as folding:
-        given = Given(model=model, sequence_parallel=sequence_parallel)
-        short = make_plan(model, given, decision.carried, tp_size)
-        inputs = example_inputs(model, torch.device("cpu"))
-        if tp_size > 1 and not inputs:
-            raise PlanError(f"nothing is known of the inputs of a {type(model).__qualname__}")
-        step = count_collectives(model, short, inputs[0], micro * length, item) if tp_size > 1 else []
-    plan = folding.unfold(short, model)
+    short, plan, step, folding = _planned(model, decision, tp_size, micro * length, item, sequence_parallel)
     update = update_collectives(plan, dp_size, 4)
     return {
         "model": {
@@ -88,6 +82,34 @@ def forecast(
         "replicated": _replicated(plan, item),
         "notes": list(plan.notes),
     }
+
+
+def _planned(
+    model: nn.Module, decision: Decision, tp_size: int, tokens: int, item: int, sequence_parallel: bool
+) -> tuple[Plan, Plan, list[Collective], Folding]:
+    """Return the plan of a few layers of each kind, that of all, the collectives of the few, and what they stand for.
+
+    Where a few can't speak for all, or anything is wrong, each layer stands for itself.
+    """
+
+    given = Given(model=model, sequence_parallel=sequence_parallel)
+
+    def of_what_is_there() -> tuple[Plan, list[Collective]]:
+        plan = make_plan(model, given, decision.carried, tp_size)
+        inputs = example_inputs(model, torch.device("cpu"))
+        if tp_size > 1 and not inputs:
+            raise PlanError(f"nothing is known of the inputs of a {type(model).__qualname__}")
+        return plan, count_collectives(model, plan, inputs[0], tokens, item) if tp_size > 1 else []
+
+    with folded(model) as folding:
+        try:
+            short, step = of_what_is_there()
+        except Exception:  # whatever it is, it comes again with the whole model, or was the folding's
+            folding.read.append("an error")
+    if folding.read:
+        short, step = of_what_is_there()
+        return short, short, step, Folding()
+    return short, folding.unfold(short, model), step, folding
 
 
 def _set_layers(model_config: Any, layers: int) -> None:

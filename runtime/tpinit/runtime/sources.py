@@ -18,7 +18,7 @@ __all__ = ["Box", "Leaf", "Source", "box_of"]
 Box = tuple[tuple[int, int], ...]
 ReadPart = Callable[[torch.dtype, int, int], torch.Tensor]
 
-_BYTES = 1 << 23  # what is read at once: large enough for a disk, small beside a parameter
+_BYTES = 1 << 21  # what is read at once: large enough for a disk, small beside a parameter
 
 
 class Source(ABC):

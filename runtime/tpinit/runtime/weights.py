@@ -99,8 +99,9 @@ def read_in(
 ) -> None:
     """Carry out a plan on a model without numbers, giving each parameter this rank's part of its own.
 
-    In between the ranks compare: those that hold the same slices must hold the same numbers (where none do, nothing
-    is summed up), and where one could not read its part, all raise. Raises AgreementError, or LoadError where all ranks failed alike.
+    In between the ranks compare: those that hold the same slices must hold the same numbers (what no two ranks hold
+    is not summed up), and where one could not read its part, all raise. Raises AgreementError, or LoadError where
+    all ranks failed alike.
     """
     report = agreement.Report()
     replicas = list(dp_groups)

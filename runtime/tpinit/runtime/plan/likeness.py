@@ -139,11 +139,22 @@ def _telling(name: str) -> Callable[..., Any]:
     return tell
 
 
-for _name in (
-    "__index__ __int__ __float__ __complex__ __bool__ __hash__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __str__ "
-    "__repr__ __format__ __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __floordiv__ "
-    "__rfloordiv__ __mod__ __rmod__ __divmod__ __pow__ __rpow__ __neg__ __pos__ __abs__ __and__ __rand__ __or__ "
-    "__ror__ __xor__ __lshift__ __rshift__ __round__"
-).split():
-    if hasattr(int, _name):
-        setattr(Place, _name, _telling(_name))
+_ALONE = ("hash", "index", "int", "float", "bool", "str", "repr", "format", "neg", "pos", "abs", "invert", "round")
+_WITH_ANOTHER = ("eq", "ne", "lt", "le", "gt", "ge")
+_BOTH_WAYS = (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "divmod",
+    "pow",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+)
+for _name in (*_ALONE, *_WITH_ANOTHER, *_BOTH_WAYS, *(f"r{one}" for one in _BOTH_WAYS)):
+    setattr(Place, f"__{_name}__", _telling(f"__{_name}__"))

@@ -375,7 +375,7 @@ class _Pausing(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             self._paused = False
 
 
-class _Rolls(_Pausing):
+class _Rolls(_Pausing):  # type: ignore[no-untyped-call]  # torch leaves the base untyped
     """Sees whether random numbers are drawn."""
 
     def __init__(self) -> None:
@@ -389,7 +389,7 @@ class _Rolls(_Pausing):
         return func(*args, **(kwargs or {}))
 
 
-class _Watch(_Pausing):
+class _Watch(_Pausing):  # type: ignore[no-untyped-call]  # the same
     """Carries names from tensor to tensor through every operation."""
 
     def __init__(self, model: nn.Module, seen: Trace, stage: Stage) -> None:
