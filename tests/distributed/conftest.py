@@ -142,6 +142,12 @@ def world4() -> Iterator[World]:
     yield from _world(4)
 
 
+@pytest.fixture(scope="module")
+def world6() -> Iterator[World]:
+    """Of a module alone: six processes that wait still take memory."""
+    yield from _world(6)
+
+
 @pytest.fixture(scope="session")
 def worlds(world2: World, world4: World) -> dict[int, World]:
     return {2: world2, 4: world4}

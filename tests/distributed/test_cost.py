@@ -18,6 +18,8 @@ FAMILIES = (
     "gptj",
     "gpt_neox",
     "mixtral",
+    "gpt_oss",
+    "llama4",
     "qwen2_moe",
     "deepseek_v3",
     "falcon_new",

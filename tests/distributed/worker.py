@@ -16,6 +16,7 @@ from typing import Any
 def main() -> None:
     rank, size, home = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    import coarse_scenarios
     import cost_scenarios
     import family_scenarios
     import loading_scenarios
@@ -41,6 +42,7 @@ def main() -> None:
                 next(
                     getattr(module, scenario)
                     for module in (
+                        coarse_scenarios,
                         cost_scenarios,
                         family_scenarios,
                         loading_scenarios,

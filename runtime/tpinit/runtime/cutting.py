@@ -21,6 +21,7 @@ from tpinit.runtime.layers import (
     cut_embedding,
     cut_experts,
     keep_logits_apart,
+    leave_out,
     share_random_state,
     turn,
 )
@@ -103,6 +104,8 @@ def turn_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
         _turn(model, layer, plan, group, entry, streams if layer.random else None)
     for block in plan.blocks:
         adapt_block(model.get_submodule(block.module), block, plan.tp_rank)
+        if block.once and plan.tp_rank:
+            leave_out(model.get_submodule(block.module), block.once)
 
 
 def _turn(

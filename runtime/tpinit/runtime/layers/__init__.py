@@ -9,7 +9,7 @@ from tpinit.runtime.layers.collectives import (
 )
 from tpinit.runtime.layers.linear import ColumnLayer, HeadLayer, RowLayer, turn
 from tpinit.runtime.layers.loss import cross_entropy, keep_logits_apart
-from tpinit.runtime.layers.modules import collect_output, cut_embedding, cut_experts
+from tpinit.runtime.layers.modules import collect_output, cut_embedding, cut_experts, leave_out
 from tpinit.runtime.layers.streams import Streams, share_random_state
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "cut_experts",
     "gather_over_group",
     "keep_logits_apart",
+    "leave_out",
     "share_random_state",
     "split_over_group",
     "sum_over_group",

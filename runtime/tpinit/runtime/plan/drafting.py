@@ -153,8 +153,9 @@ def _draft_experts(model: nn.Module, wishes: Wishes | None, tp_size: int, draft:
         for parameter, (cut, dim, spread) in found.spreads.items():
             draft.lies[id(getattr(module, parameter))] = _Lie(cut, dim, spread)
         draft.layers.append(LayerPlan(name, LayerKind.EXPERTS))
-        if found.numbers:
-            draft.blocks.append(BlockPlan(name, numbers=found.numbers))
+        draft.inner.update(f"{name}.{parameter}" for parameter in found.once)
+        if found.numbers or found.once:
+            draft.blocks.append(BlockPlan(name, numbers=found.numbers, once=found.once))
 
 
 def _draft_vocabulary(head: Vocabulary, tp_size: int, draft: Draft) -> None:

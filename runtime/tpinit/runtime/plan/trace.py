@@ -17,8 +17,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Matrix", "Trace", "experts_of", "matrices_of", "run_with_stubs", "trace", "untouched"]
+__all__ = ["HELD", "Matrix", "Trace", "experts_of", "matrices_of", "run_with_stubs", "trace", "untouched"]
 
+HELD = "_tp_held"  # in a module that is rehearsed: which pieces of its parameters a rank has
 _PRODUCTS = ("bmm", "baddbmm", "scaled_dot_product", "flash_attention", "efficient_attention")
 
 
@@ -264,6 +265,8 @@ def _materialised(model: nn.Module, stand_in: Callable[[torch.Tensor, torch.Tens
                         if one.is_floating_point():
                             real.normal_(generator=generator)
                         real = real if one.is_meta else real.to(one.device)
+                        if name in module.__dict__.get(HELD, {}):  # a rehearsal has put a rank's part in its place
+                            real = torch.cat([real.narrow(0, *held) for held in module.__dict__[HELD][name]])
                         module.__dict__[name] = real
                         stand_in(one, real)
         yield
