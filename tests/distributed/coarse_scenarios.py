@@ -209,20 +209,30 @@ def _experts_in_parts(module: Any, parts: int) -> Callable[..., torch.Tensor]:
     found = fit_experts(module, parts)
     original = module.forward
 
+    def place(path: str) -> tuple[dict[str, Any], str]:
+        above, _, last = path.rpartition(".")
+        return module.get_submodule(above).__dict__, last
+
     def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
         outputs = []
         for part in reversed(range(parts)):
-            kept = {path: getattr(module, path) for path, _ in found.numbers}
-            held = {
-                key: held_part(module._parameters[key], dim, spread.ranks[part])
+            held: dict[str, Any] = {
+                key: held_part(module.get_parameter(key), dim, spread.ranks[part])
                 for key, (_, dim, spread) in found.spreads.items()
             }
-            held |= {key: torch.zeros_like(module._parameters[key]) for key in found.once if part}
-            module.__dict__.update(held | {path: ranks[part] for path, ranks in found.numbers})
+            held |= {key: torch.zeros_like(module.get_parameter(key)) for key in found.once if part}
+            held |= {path: ranks[part] for path, ranks in found.numbers}
+            kept = {path: owner[last] for path, _ in found.numbers for owner, last in (place(path),)}
+            for path, value in held.items():
+                owner, last = place(path)
+                owner[last] = value
             outputs.append(original(*args, **kwargs))
-            module.__dict__.update(kept)
-            for key in held:
-                del module.__dict__[key]
+            for path in held:
+                owner, last = place(path)
+                del owner[last]
+            for path, value in kept.items():
+                owner, last = place(path)
+                owner[last] = value
         return sum(outputs)
 
     return forward

@@ -20,6 +20,7 @@ FAMILIES = (
     "mixtral",
     "gpt_oss",
     "llama4",
+    "dbrx",
     "qwen2_moe",
     "deepseek_v3",
     "falcon_new",

@@ -20,6 +20,7 @@ LOADED = (
     "gpt2",
     "mixtral",
     "gpt_oss",
+    "dbrx",
     "llama_tied",
     "llama_uneven",
     "phi3",

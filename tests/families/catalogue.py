@@ -172,6 +172,13 @@ FAMILIES: dict[str, Family] = {
     ),
     # Every token goes through every expert, weighed before it.
     "llama4": _causal("llama4_text", GROUPED, head_dim=4, intermediate_size_mlp=96, num_local_experts=4),
+    # All experts of a layer in one matrix, one below the other.
+    "dbrx": _causal(
+        "dbrx",
+        {**IDS, "vocab_size": 96, "d_model": 48, "n_heads": 12, "n_layers": 2, "max_seq_len": 64},
+        attn_config={"kv_n_heads": 6, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        ffn_config={"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 48},
+    ),
     "gemma": _causal("gemma", GROUPED, head_dim=4),
     "gemma2": _causal("gemma2", GROUPED, head_dim=4, query_pre_attn_scalar=4, **SLIDING),
     "gemma3": _causal("gemma3_text", GROUPED, head_dim=4, query_pre_attn_scalar=4, **SLIDING),

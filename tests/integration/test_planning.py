@@ -107,7 +107,9 @@ def test_a_cut_across_heads_is_seen() -> None:
         rehearse(model, inputs, seen, [(region, careless, adaptation)], 2)
 
 
-@pytest.mark.parametrize("name", ["llama_kv1", "gpt2", "mixtral", "gpt_oss", "deepseek_v2", "t5", "bloom", "qwen3"])
+@pytest.mark.parametrize(
+    "name", ["llama_kv1", "gpt2", "mixtral", "gpt_oss", "dbrx", "deepseek_v2", "t5", "bloom", "qwen3"]
+)
 @pytest.mark.parametrize("tp_size", [2, 3])
 def test_a_model_on_the_meta_device_has_the_same_plan(name: str, tp_size: int) -> None:
     model = catalogue.build(name)
@@ -210,6 +212,17 @@ def test_biases_of_experts_lie_as_the_columns_do_or_are_added_by_one_rank() -> N
     assert (added.cut, added.gradients) == (Cut.REPLICATED, GradientRule.SUM)
     (block,) = (one for one in plan.blocks if one.module == name)
     assert block.once == ("down_proj_bias",)
+
+
+def test_experts_in_rows_are_cut_each_in_itself() -> None:
+    plan = plan_model(catalogue.build("dbrx"), 2, 0)
+    found = records(plan)
+    weights = [found[f"transformer.blocks.0.ffn.experts.mlp.{name}"] for name in ("w1", "v1", "w2")]
+    assert [one.cut for one in weights] == [Cut.COLUMN, Cut.COLUMN, Cut.ROW]
+    for one in weights:
+        assert one.pieces_of(2, 1) == ((12, 12), (36, 12), (60, 12), (84, 12))  # 4 experts of 24
+    (block,) = (one for one in plan.blocks if one.module == "transformer.blocks.0.ffn.experts")
+    assert ("ffn_hidden_size", (12, 12)) in block.numbers
 
 
 class Experts(nn.Module):

@@ -74,7 +74,7 @@ def leave_out(module: nn.Module, names: Sequence[str]) -> None:
 
     def hide(block: nn.Module, _: Any) -> None:
         for name in names:
-            block.__dict__[name] = torch.zeros_like(block._parameters[name])
+            block.__dict__[name] = torch.zeros_like(getattr(block, name))
 
     def show(block: nn.Module, *_: Any) -> None:
         for name in names:

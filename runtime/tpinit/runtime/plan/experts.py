@@ -1,4 +1,4 @@
-"""Blocks of experts whose weights are tensors of three dimensions: each expert is cut inside, like one MLP."""
+"""Blocks that hold all experts of a layer in few tensors: each expert is cut inside, like one MLP."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from tpinit.runtime.plan.layouts import Spread, even
 from tpinit.runtime.plan.records import Cut
 from tpinit.runtime.plan.rehearsal import Mismatch, held_part
+from tpinit.runtime.plan.trace import experts_in_rows
 from tpinit.runtime.shards import pieces
 
 __all__ = ["ExpertsFit", "fit_experts"]
@@ -59,30 +61,83 @@ class _Guess:
 
 
 def fit_experts(module: nn.Module, tp_size: int) -> ExpertsFit:
-    """Find how to cut `gate_up_proj` and `down_proj` [experts, ., .], by running the block on small weights.
+    """Find how to cut all weights of a block of experts, by running the block on small weights.
 
-    Raises Mismatch where no way gives parts that sum up to the whole.
+    They are `gate_up_proj` and `down_proj` [experts, ., .], or whatever there is of [experts * width, hidden]. Raises
+    Mismatch where no way gives parts that sum up to the whole.
     """
+    fit = _fit_rows if experts_in_rows(module) else _fit_stacked
+    return fit(module, tp_size)
+
+
+def _fit_stacked(module: nn.Module, tp_size: int) -> ExpertsFit:
     first: Mismatch | None = None
     for guess, width in _guesses(module):
-        if width < tp_size:
-            raise Mismatch(f"its experts have {width} features, fewer than {tp_size} ranks")
+        _check_width(width, tp_size)
         try:
-            _rehearse(module, guess, tp_size, width)
+            _rehearse_stacked(module, guess, tp_size, width)
         except Mismatch as error:
             first = first or error
             continue
         up_dim, down_dim = guess.dims
         row, fused = even(width, tp_size), guess.spread(width, tp_size)
-        numbers = tuple(
-            (name, tuple(row.ranks[rank][0][1] for rank in range(tp_size)))
+        told = [
+            name
             for name, value in vars(module).items()
             if type(value) is int and value == width and name.startswith(("intermediate", "expert_dim", "ffn"))
-        )
+        ]
         spreads = {_UP: (Cut.COLUMN, up_dim, fused), _DOWN: (Cut.ROW, down_dim, row)}
         spreads |= dict.fromkeys(guess.along, (Cut.COLUMN, 1, fused))
-        return ExpertsFit(spreads, numbers, guess.once)
+        return ExpertsFit(spreads, tuple((name, _lengths(width, tp_size)) for name in told), guess.once)
     raise first or Mismatch("the shapes of its experts are not those of a gated MLP")
+
+
+def _fit_rows(module: nn.Module, tp_size: int) -> ExpertsFit:
+    first: Mismatch | None = None
+    hidden = next(module.parameters()).shape[1]
+    for experts, width in experts_in_rows(module):
+        _check_width(width, tp_size)
+        told = [
+            path
+            for path, value in _numbers(module)
+            if value == width and not (value == hidden and _last(path).startswith("hidden"))
+        ]
+        sizes = [path for path, value in _numbers(module) if value == hidden and path not in told]
+        try:
+            rows = _rehearse_rows(module, experts, told, sizes, tp_size)
+        except Mismatch as error:
+            first = first or error
+            continue
+        spread = _in_rows(experts, width, tp_size)
+        spreads = {name: (Cut.ROW if name in rows else Cut.COLUMN, 0, spread) for name, _ in module.named_parameters()}
+        return ExpertsFit(spreads, tuple((path, _lengths(width, tp_size)) for path in told))
+    raise first or Mismatch("the shapes of its experts are not those of an MLP")
+
+
+def _check_width(width: int, tp_size: int) -> None:
+    if width < tp_size:
+        raise Mismatch(f"its experts have {width} features, fewer than {tp_size} ranks")
+
+
+def _lengths(width: int, tp_size: int) -> tuple[int, ...]:
+    return tuple(length for ((_, length),) in even(width, tp_size).ranks)
+
+
+def _in_rows(experts: int, width: int, tp_size: int) -> Spread:
+    """Return the spread of [experts * width, .]: of each expert a part."""
+    blocks = (width,) * experts
+    return Spread(tuple(pieces(blocks, 1, tp_size, rank) for rank in range(tp_size)), 1, blocks)
+
+
+def _numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """Yield the numbers of a block and of what is below, by their paths."""
+    for name, one in module.named_modules():
+        prefix = f"{name}." if name else ""
+        yield from ((f"{prefix}{key}", value) for key, value in vars(one).items() if type(value) is int)
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _guesses(module: nn.Module) -> Iterator[tuple[_Guess, int]]:
@@ -116,18 +171,14 @@ def _weight(module: nn.Module, name: str) -> torch.Tensor:
     return weight
 
 
-def _rehearse(module: nn.Module, guess: _Guess, tp_size: int, real_width: int) -> None:
-    """Run the block's own forward on small random weights, whole and on each rank's part; compare the sum.
+def _rehearse_stacked(module: nn.Module, guess: _Guess, tp_size: int, real_width: int) -> None:
+    """Run the block on small random weights, whole and on each rank's part; compare the sum.
 
     The parts are uneven, unless those of the real width are even and aligned: some kernels take no others.
     """
     aligned = real_width % (_ALIGNED * tp_size) == 0
     experts, width = len(_weight(module, _UP)), _ALIGNED * tp_size if aligned else 2 * tp_size + 1
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator)
-
+    random = _Random()
     whole = {_UP: random(experts, 2 * width, _HIDDEN), _DOWN: random(experts, _HIDDEN, width)}
     if guess.transposed:
         whole = {name: one.transpose(1, 2).contiguous() for name, one in whole.items()}
@@ -136,60 +187,104 @@ def _rehearse(module: nn.Module, guess: _Guess, tp_size: int, real_width: int) -
     up_dim, down_dim = guess.dims
     lies = {_UP: (up_dim, guess.spread(width, tp_size)), _DOWN: (down_dim, even(width, tp_size))}
     lies |= dict.fromkeys(guess.along, (1, guess.spread(width, tp_size)))
+    sizes = _weight(module, _UP).shape[1:]
+    hidden = {
+        name: _HIDDEN
+        for name, value in vars(module).items()
+        if type(value) is int and value in sizes and name.startswith("hidden")
+    }
+    parts = [(_held(whole, lies, guess.once, rank), hidden) for rank in range(tp_size)]
+    _compare(module, (whole, hidden), parts, experts, random)
+
+
+def _rehearse_rows(
+    module: nn.Module, experts: int, told: Sequence[str], sizes: Sequence[str], tp_size: int
+) -> frozenset[str]:
+    """The same for weights in rows. Returns those whose columns are columns of the output: the last of an MLP."""
+    width, random = 2 * tp_size + 1, _Random()
+    whole = {name: random(experts * width, _HIDDEN) for name, _ in module.named_parameters()}
+    lies = dict.fromkeys(whole, (0, _in_rows(experts, width, tp_size)))
+    hidden = dict.fromkeys(sizes, _HIDDEN)
+    parts = [
+        (_held(whole, lies, (), rank), {**hidden, **dict.fromkeys(told, length)})
+        for rank, length in enumerate(_lengths(width, tp_size))
+    ]
+    numbers = {**hidden, **dict.fromkeys(told, width)}
+    given = _compare(module, (whole, numbers), parts, experts, random)
+    rows = set()
+    for name, one in whole.items():
+        less = one.clone()
+        less[:, 0] = 0
+        with torch.no_grad(), _small(module, {**whole, name: less}, numbers):
+            if not module(*given)[..., 0].any():
+                rows.add(name)
+    return frozenset(rows)
+
+
+class _Random:
+    """A source of random tensors, the same ones for every block."""
+
+    def __init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=self._generator)
+
+
+def _held(
+    whole: Mapping[str, torch.Tensor], lies: Mapping[str, tuple[int, Spread]], once: Sequence[str], rank: int
+) -> dict[str, torch.Tensor]:
+    """Return what a rank works on: its parts, and of what is added once, zeros on all ranks but the first."""
+    held = {name: held_part(whole[name], dim, spread.ranks[rank]).contiguous() for name, (dim, spread) in lies.items()}
+    return held | {name: whole[name] if rank == 0 else torch.zeros_like(whole[name]) for name in once}
+
+
+_Parts = tuple[Mapping[str, torch.Tensor], Mapping[str, int]]
+
+
+def _compare(
+    module: nn.Module, whole: _Parts, parts: Sequence[_Parts], experts: int, random: _Random
+) -> tuple[torch.Tensor, ...]:
+    """Compare what the block gives with whole weights to the sum over its parts. Returns what it was given.
+
+    Raises Mismatch where they differ, and where it can't be run.
+    """
     chosen = torch.arange(_TOKENS * 2).reshape(_TOKENS, 2) % experts
-    routed = (random(_TOKENS, _HIDDEN), chosen, torch.rand((_TOKENS, 2), generator=generator))
     error: Exception | None = None
     # Most blocks are given a choice of experts for each token; some, the tokens of every expert in turn.
-    for given in (routed, (random(experts * 2, _HIDDEN),)):
+    for given in ((random(_TOKENS, _HIDDEN), chosen, random(_TOKENS, 2).sigmoid()), (random(experts * 2, _HIDDEN),)):
         try:
-            expected, total = _run(module, whole, lies, guess.once, tp_size, given)
+            with torch.no_grad():
+                with _small(module, *whole):
+                    expected = module(*given)
+                total = torch.zeros_like(expected)
+                for part in parts:
+                    with _small(module, *part):
+                        total = total + module(*given)
         except Exception as raised:
             error = error or raised
             continue
         off = float((total - expected).abs().max() / expected.abs().max())
         if not off < 1e-4:
             raise Mismatch(f"the parts of its experts do not sum up to the whole: off by {off:.2g}")
-        return
+        return given
     raise Mismatch(f"its experts can't be run on a part: {type(error).__name__}: {str(error)[:160]}") from error
 
 
-def _run(
-    module: nn.Module,
-    whole: Mapping[str, torch.Tensor],
-    lies: Mapping[str, tuple[int, Spread]],
-    once: Sequence[str],
-    tp_size: int,
-    given: tuple[torch.Tensor, ...],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what the block gives with whole weights, and the sum of what it gives with each rank's."""
-    with torch.no_grad():
-        with _weights(module, whole):
-            expected = module(*given)
-        total = torch.zeros_like(expected)
-        for rank in range(tp_size):
-            held = {
-                name: held_part(whole[name], dim, one.ranks[rank]).contiguous() for name, (dim, one) in lies.items()
-            }
-            held |= {name: whole[name] if rank == 0 else torch.zeros_like(whole[name]) for name in once}
-            with _weights(module, held):
-                total = total + module(*given)
-    return expected, total
-
-
 @contextmanager
-def _weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Let a block of experts work on other weights, and the sizes that go with them."""
-    sizes = _weight(module, _UP).shape[1:]
-    hidden = {
-        name: value
-        for name, value in vars(module).items()
-        if type(value) is int and value in sizes and name.startswith("hidden")
-    }
-    module.__dict__.update(weights)
-    module.__dict__.update(dict.fromkeys(hidden, _HIDDEN))
+def _small(module: nn.Module, weights: Mapping[str, torch.Tensor], numbers: Mapping[str, int]) -> Iterator[None]:
+    """Let a block of experts work on other weights, and the sizes that go with them, by their paths."""
+
+    def owner(path: str) -> dict[str, Any]:
+        return module.get_submodule(path.rpartition(".")[0]).__dict__
+
+    kept = {path: owner(path)[_last(path)] for path in numbers}
+    for path, one in {**weights, **numbers}.items():
+        owner(path)[_last(path)] = one
     try:
         yield
     finally:
-        module.__dict__.update(hidden)
-        for name in weights:
-            del module.__dict__[name]
+        for path in weights:
+            del owner(path)[_last(path)]
+        for path, number in kept.items():
+            owner(path)[_last(path)] = number

@@ -17,7 +17,18 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["HELD", "Matrix", "Trace", "experts_of", "matrices_of", "run_with_stubs", "trace", "untouched"]
+__all__ = [
+    "HELD",
+    "Matrix",
+    "Trace",
+    "expert_weights",
+    "experts_in_rows",
+    "experts_of",
+    "matrices_of",
+    "run_with_stubs",
+    "trace",
+    "untouched",
+]
 
 HELD = "_tp_held"  # in a module that is rehearsed: which pieces of its parameters a rank has
 _PRODUCTS = ("bmm", "baddbmm", "scaled_dot_product", "flash_attention", "efficient_attention")
@@ -115,13 +126,42 @@ def _is_linear(module: nn.Linear) -> bool:
 
 
 def experts_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every module that holds the weights of all experts in tensors of three dimensions, by its name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if {"gate_up_proj", "down_proj"} <= {key for key, one in module._parameters.items() if one is not None}
-        and all(one is None or one.dim() == 3 for key, one in module._parameters.items() if key.endswith("_proj"))
-    }
+    """Return every module that holds the weights of all experts of a layer, by its name.
+
+    In tensors of three dimensions; or of two, the rows of one expert after those of another, in a module below.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if not any(name.startswith(f"{outer}.") for outer in found) and (_stacked(module) or experts_in_rows(module)):
+            found[name] = module
+    return found
+
+
+def _stacked(module: nn.Module) -> bool:
+    return {"gate_up_proj", "down_proj"} <= {key for key, one in module._parameters.items() if one is not None} and all(
+        one is None or one.dim() == 3 for key, one in module._parameters.items() if key.endswith("_proj")
+    )
+
+
+def experts_in_rows(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Return, where all weights below a module are [experts * width, hidden], what (experts, width) may be."""
+    if any(one is not None for one in module._parameters.values()) or not any(module.children()):
+        return ()
+    below = list(module.named_parameters())
+    shapes = {tuple(one.shape) for _, one in below}
+    if len(below) < 2 or len(shapes) != 1 or any(name.endswith((".weight", ".bias")) for name, _ in below):
+        return ()
+    (shape,) = shapes
+    numbers = {one for one in vars(module).values() if type(one) is int and one > 1}
+    if len(shape) != 2 or shape[1] not in numbers:
+        return ()
+    pairs = ((count, shape[0] // count) for count in sorted(numbers) if shape[0] % count == 0)
+    return tuple((count, width) for count, width in pairs if width in numbers)
+
+
+def expert_weights(module: nn.Module) -> list[str]:
+    """Return the names, below a block of experts, of the weights that are cut together."""
+    return ["gate_up_proj", "down_proj"] if _stacked(module) else [name for name, _ in module.named_parameters()]
 
 
 def trace(model: nn.Module, inputs: Mapping[str, Any], training: bool = False) -> Trace:
@@ -246,7 +286,7 @@ def _materialised(model: nn.Module, stand_in: Callable[[torch.Tensor, torch.Tens
     And the vectors of norms in any case: new ones are all alike, and so would be whatever takes one for another.
     """
     stubbed = {id(one) for matrix in matrices_of(model).values() for one in matrix.module.parameters(recurse=False)}
-    stubbed |= {id(one) for module in experts_of(model).values() for one in module.parameters(recurse=False)}
+    stubbed |= {id(one) for module in experts_of(model).values() for one in module.parameters()}
     stubbed |= {
         id(one) for module in model.modules() if isinstance(module, nn.Embedding) for one in module.parameters()
     }
