@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -50,7 +51,7 @@ class World:
                 self.processes.append(
                     subprocess.Popen(
                         [sys.executable, str(HERE / "worker.py"), str(rank), str(self.size), str(home)],
-                        stdin=subprocess.DEVNULL,
+                        stdin=subprocess.PIPE,
                         stdout=log,
                         stderr=subprocess.STDOUT,
                         env=environment,
@@ -66,8 +67,8 @@ class World:
         home = self.folder / f"start{self.starts}"
         name = f"job{self.count}"
         self.count += 1
-        for rank in range(self.size):
-            _write(home / f"{name}.{rank}.in", (scenario, arguments))
+        for process in self.processes:
+            _tell(process, (scenario, arguments))
         results = self._collect(home, name, timeout)
         errors = [f"rank {rank}:\n{value}" for rank, (good, value) in enumerate(results) if not good]
         if errors:
@@ -97,24 +98,27 @@ class World:
                 os.killpg(process.pid, signal.SIGKILL)
         for process in self.processes:
             process.wait(timeout=30)
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
         self.processes.clear()
 
     def stop(self) -> None:
         """Ask the processes to end; whoever does not is killed."""
-        home = self.folder / f"start{self.starts}"
-        for rank in range(len(self.processes)):
-            _write(home / f"job{self.count}.{rank}.in", None)
+        for process in self.processes:
+            _tell(process, None)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline and any(process.poll() is None for process in self.processes):
             time.sleep(0.02)
         self.kill()
 
 
-def _write(path: Path, value: object) -> None:
-    # Renamed when complete, so that a reader never sees half of it.
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(pickle.dumps(value))
-    partial.rename(path)
+def _tell(process: subprocess.Popen[bytes], job: object) -> None:
+    # By a pipe, on which a worker sleeps: many that look for a file, however rarely, keep a small machine busy.
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it is dead, which whoever waits for its answer sees
+        pickle.dump(job, process.stdin)
+        process.stdin.flush()
 
 
 def _world(size: int) -> Iterator[World]:
