@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -10,7 +11,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,8 @@ class World:
         home = self.folder / f"start{self.starts}"
         name = f"job{self.count}"
         self.count += 1
-        for rank in range(self.size):
-            _write(home / f"{name}.{rank}.in", (scenario, arguments))
-            self._wake(rank)
+        for process in self.processes:
+            _tell(process, (scenario, arguments))
         results = self._collect(home, name, timeout)
         errors = [f"rank {rank}:\n{value}" for rank, (good, value) in enumerate(results) if not good]
         if errors:
@@ -92,14 +91,6 @@ class World:
             time.sleep(0.01)
         return [pickle.loads((home / f"{name}.{rank}.out").read_bytes()) for rank in range(self.size)]
 
-    def _wake(self, rank: int) -> None:
-        """Tell a process that a job is there: it waits in a read, which costs the others nothing."""
-        pipe = self.processes[rank].stdin
-        assert pipe is not None
-        with suppress(BrokenPipeError):  # it died: whoever collects its answer says so
-            pipe.write(b"\n")
-            pipe.flush()
-
     def kill(self) -> None:
         """End the processes that this world started, and wait until they are gone."""
         for process in self.processes:
@@ -108,27 +99,26 @@ class World:
         for process in self.processes:
             process.wait(timeout=30)
             assert process.stdin is not None
-            with suppress(BrokenPipeError):  # what was written to one that had died
+            with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
         self.processes.clear()
 
     def stop(self) -> None:
         """Ask the processes to end; whoever does not is killed."""
-        home = self.folder / f"start{self.starts}"
-        for rank in range(len(self.processes)):
-            _write(home / f"job{self.count}.{rank}.in", None)
-            self._wake(rank)
+        for process in self.processes:
+            _tell(process, None)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline and any(process.poll() is None for process in self.processes):
             time.sleep(0.02)
         self.kill()
 
 
-def _write(path: Path, value: object) -> None:
-    # Renamed when complete, so that a reader never sees half of it.
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(pickle.dumps(value))
-    partial.rename(path)
+def _tell(process: subprocess.Popen[bytes], job: object) -> None:
+    # By a pipe, on which a worker sleeps: many that look for a file, however rarely, keep a small machine busy.
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it is dead, which whoever waits for its answer sees
+        pickle.dump(job, process.stdin)
+        process.stdin.flush()
 
 
 def _world(size: int) -> Iterator[World]:
@@ -154,6 +144,12 @@ def world3() -> Iterator[World]:
 @pytest.fixture(scope="session")
 def world4() -> Iterator[World]:
     yield from _world(4)
+
+
+@pytest.fixture(scope="module")
+def world6() -> Iterator[World]:
+    """Of a module alone: six processes that wait still take memory."""
+    yield from _world(6)
 
 
 @pytest.fixture(scope="session")

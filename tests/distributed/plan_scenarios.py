@@ -51,7 +51,7 @@ def planned(
 
 
 def edited(page: dict[str, Any], edit: str) -> dict[str, Any]:
-    """Return the plan of a llama, as plain data, with one edit."""
+    """Return the plan of a llama (or, with biases of experts, of a gpt_oss), as plain data, with one edit."""
     page = json.loads(json.dumps(page))
     mlp = [f"model.layers.0.mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")]
     match edit:
@@ -79,6 +79,12 @@ def edited(page: dict[str, Any], edit: str) -> dict[str, Any]:
             _parameter(page, "model.norm.weight")["gradients"] = "sum"
         case "no layers":
             page["layers"] = []
+        case "a bias added by all":
+            for block in page["blocks"]:
+                block["once"] = []
+        case "a bias that is not there":
+            for block in page["blocks"]:
+                block["once"] = ["bias"]
         case _:
             raise AssertionError(edit)
     return page

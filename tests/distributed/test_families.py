@@ -17,6 +17,7 @@ import catalogue  # noqa: E402 - of the folder above
 CLOSE = 1e-5
 FAMILIES = list(catalogue.FAMILIES)
 NOT_SEPARABLE = ("clip",)  # its loss contrasts all samples of a batch, so it is not the mean over its parts
+SEPARABLE = [name for name in FAMILIES if name not in NOT_SEPARABLE]
 
 
 def assert_exact(results: list[dict[str, Any]]) -> None:
@@ -41,9 +42,14 @@ def test_over_four_ranks(world4: Any, name: str) -> None:
     assert_exact(world4.run("family", name=name, tp=4))
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in NOT_SEPARABLE])
+@pytest.mark.parametrize("name", SEPARABLE)
 def test_over_two_ranks_and_two_replicas(world4: Any, name: str) -> None:
-    assert_exact(world4.run("family", name=name, tp=2, steps=3))
+    assert_exact(world4.run("family", name=name, tp=2))
+
+
+@pytest.mark.parametrize("name", SEPARABLE)
+def test_over_three_ranks_and_two_replicas(world6: Any, name: str) -> None:
+    assert_exact(world6.run("family", name=name, tp=3))
 
 
 # Where the whole is held by several ranks, or unevenly, each has its part: what the ranks hold besides is small.
@@ -72,11 +78,49 @@ def test_a_loss_computed_from_the_logits_gets_whole_ones(world2: Any, name: str)
         assert result["dropped_with_labels"]
 
 
-@pytest.mark.parametrize("tp", [2, 4])
-def test_in_bf16_the_difference_is_that_of_another_order_of_summation(world4: Any, tp: int) -> None:
-    for result in world4.run("coarse", tp=tp):
-        assert 0 < result["ours"] < 2 * result["noise"]
-        assert result["loss"] <= 2 * result["step"]
+# How many times the noise of other orders of summation ours may be. A single number, the difference of two, can be
+# small by luck, so it gets more; so does a loss that is itself in bf16, where it has one step of that.
+ALLOWED = {"loss": 3.0, "norm": 3.0, "gradients": 2.0, "worst gradient": 2.0, "weights": 2.0, "worst weight": 2.0}
+
+
+def beyond_noise(results: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
+    """Return what is further from the whole model than another order of summation takes it, and how far.
+
+    The noisiest of the steps is held to the noisiest step of the other orders. Where a router chose other experts for
+    a token that is much, so the quietest step is held to their quietest: what is wrong is so in every step. Numbers
+    that stand alone have no such step.
+    """
+    found = []
+    for result in results:
+        for measure, ours in result["ours"].items():
+            for which in (max,) if measure in ("loss", "norm") else (max, min):
+                noise = max(which(one[measure]) for one in result["noise"].values())
+                step = result["resolution"] if measure == "loss" else 0.0
+                if not which(ours) <= ALLOWED[measure] * noise + step:
+                    found.append((f"{measure}, {which.__name__}", which(ours), noise))
+    return found
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_in_bf16_the_difference_is_that_of_another_order_of_summation(world2: Any, name: str) -> None:
+    results = world2.run("coarse", name=name)
+    assert beyond_noise(results) == []
+    assert all(max(result["ours"]["gradients"]) > 0 for result in results)  # it is in bf16, and in parts
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_kv1", "llama_uneven", "mixtral", "gpt2", "deepseek_v2_lite", "t5"])
+@pytest.mark.parametrize("tp", [3, 4])
+def test_in_bf16_over_more_ranks(world3: Any, world4: Any, tp: int, name: str) -> None:
+    assert beyond_noise({3: world3, 4: world4}[tp].run("coarse", name=name)) == []
+
+
+@pytest.mark.parametrize("how", ["sum", "entry"])
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gpt2", "deepseek_v3", "t5", "whisper"])
+def test_in_bf16_one_sum_left_out_is_beyond_the_noise(world2: Any, name: str, how: str) -> None:
+    """Of all the sums of a model one is left out: of a row layer, or of the gradients before columns."""
+    for result in world2.run("coarse", name=name, break_with=how):
+        found = {what.partition(",")[0] for what, _, _ in beyond_noise([result])}
+        assert found - {"loss", "norm"}
 
 
 ADAPTERS = {
@@ -123,13 +167,20 @@ def test_activation_checkpointing_draws_the_same_numbers_again(world2: Any) -> N
     assert again[0]["replicated"] == pytest.approx(plain[0]["replicated"], rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral", "bert"])
+def test_activation_checkpointing_adds_a_bias_of_experts_once(world2: Any) -> None:
+    for result in world2.run("dropout", name="gpt_oss", checkpointing=True):
+        assert result["calls"] == 2  # the row was reached again, to compute what is inside
+        assert result["loss"] == pytest.approx(result["whole"], rel=1e-5)
+        assert result["gradients"] < CLOSE
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gpt_oss", "bert"])
 def test_the_probe_passes_what_is_exact(world2: Any, name: str) -> None:
     for result in world2.run("probed", name=name):
         assert result["text"] == ""
 
 
-@pytest.mark.parametrize(("name", "how"), [("llama", "entry"), ("mixtral", "sum")])
+@pytest.mark.parametrize(("name", "how"), [("llama", "entry"), ("mixtral", "sum"), ("gpt_oss", "once")])
 def test_the_probe_refuses_what_is_not_before_anything_is_cut(world2: Any, name: str, how: str) -> None:
     results = world2.run("probed", name=name, break_with=how)
     assert len({result["text"] for result in results}) == 1

@@ -14,8 +14,21 @@ import pytest
 pytestmark = pytest.mark.distributed
 
 # One file; an index of many; a bare base model's names; experts that are stored one by one; one matrix for two.
-LOADED = ("llama", "qwen3", "gpt2", "mixtral", "llama_tied", "llama_uneven", "phi3", "qwen2_moe", "deepseek_v3", "bert")
-DRAWN = ("llama", "qwen3", "gpt2", "mixtral", "llama_tied", "llama_uneven", "falcon_new", "whisper")
+LOADED = (
+    "llama",
+    "qwen3",
+    "gpt2",
+    "mixtral",
+    "gpt_oss",
+    "dbrx",
+    "llama_tied",
+    "llama_uneven",
+    "phi3",
+    "qwen2_moe",
+    "deepseek_v3",
+    "bert",
+)
+DRAWN = ("llama", "qwen3", "gpt2", "mixtral", "gpt_oss", "llama_tied", "llama_uneven", "falcon_new", "whisper")
 
 
 def assert_same(results: list[dict[str, Any]]) -> None:

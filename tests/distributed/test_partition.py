@@ -153,7 +153,7 @@ def test_what_can_not_be_meant_is_refused_on_every_rank(world2: Any, case: str) 
 
 
 @pytest.mark.parametrize("form", ["plan", "mapping", "file"])
-@pytest.mark.parametrize("name", ["llama", "phi3", "mixtral", "deepseek_v2", "olmo2", "bloom"])
+@pytest.mark.parametrize("name", ["llama", "phi3", "mixtral", "gpt_oss", "deepseek_v2", "olmo2", "bloom"])
 def test_a_plan_can_be_saved_and_passed_back(world2: Any, tmp_path: Any, name: str, form: str) -> None:
     results = world2.run("passed", name=name, form=form, file=str(tmp_path / "plan.json"))
     assert_exact(results)
@@ -187,6 +187,19 @@ def test_a_plan_that_is_not_the_models_is_refused_on_every_rank(world2: Any, edi
     for result in world2.run("planned", name="llama", edit=edit):
         assert (result["type"], result["untouched"]) == ("PlanError", True), result
         assert WRONG_EDITS[edit] in result["text"]
+
+
+WRONG_BIASES = {
+    "a bias added by all": "its once is (), and must be ('down_proj_bias',)",
+    "a bias that is not there": "it has no parameter bias",
+}
+
+
+@pytest.mark.parametrize("edit", WRONG_BIASES)
+def test_a_plan_that_adds_a_bias_another_number_of_times_is_refused(world2: Any, edit: str) -> None:
+    for result in world2.run("planned", name="gpt_oss", edit=edit):
+        assert (result["type"], result["untouched"]) == ("PlanError", True), result
+        assert WRONG_BIASES[edit] in result["text"]
 
 
 def test_ranks_with_different_plans_all_raise(world2: Any) -> None:

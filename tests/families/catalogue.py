@@ -70,6 +70,7 @@ DECODER: Settings = {**BASE, **IDS, "intermediate_size": 96, "max_position_embed
 FULL: Settings = {**DECODER, "num_key_value_heads": 12}
 GROUPED: Settings = {**DECODER, "num_key_value_heads": 6}
 HALF_ROPE: Settings = {"rope_theta": 10000.0, "rope_type": "default", "partial_rotary_factor": 0.5}
+PLAIN_ROPE: Settings = {"rope_theta": 10000.0, "rope_type": "default"}
 SLIDING: Settings = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
 MOE: Settings = {
     **GROUPED,
@@ -159,6 +160,25 @@ FAMILIES: dict[str, Family] = {
     "qwen2_moe": _causal("qwen2_moe", MOE, shared_expert_intermediate_size=48),
     "qwen3_moe": _causal("qwen3_moe", MOE, head_dim=4, norm_topk_prob=True),
     "mixtral": _causal("mixtral", GROUPED, num_local_experts=4, num_experts_per_tok=2, output_router_logits=False),
+    # Experts with biases: those of the output are added once, and each rank's gradient of them is a part.
+    "gpt_oss": _causal(
+        "gpt_oss",
+        GROUPED,
+        head_dim=4,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        rope_parameters=PLAIN_ROPE,
+        **SLIDING,
+    ),
+    # Every token goes through every expert, weighed before it.
+    "llama4": _causal("llama4_text", GROUPED, head_dim=4, intermediate_size_mlp=96, num_local_experts=4),
+    # All experts of a layer in one matrix, one below the other.
+    "dbrx": _causal(
+        "dbrx",
+        {**IDS, "vocab_size": 96, "d_model": 48, "n_heads": 12, "n_layers": 2, "max_seq_len": 64},
+        attn_config={"kv_n_heads": 6, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        ffn_config={"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 48},
+    ),
     "gemma": _causal("gemma", GROUPED, head_dim=4),
     "gemma2": _causal("gemma2", GROUPED, head_dim=4, query_pre_attn_scalar=4, **SLIDING),
     "gemma3": _causal("gemma3_text", GROUPED, head_dim=4, query_pre_attn_scalar=4, **SLIDING),

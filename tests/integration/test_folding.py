@@ -38,6 +38,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma2": {"num_hidden_layers": 8, "layer_types": KINDS * 4},
     "deepseek_v3": {"num_hidden_layers": 7, "first_k_dense_replace": 3},
     "mixtral": {"num_hidden_layers": 5},
+    "gpt_oss": {"num_hidden_layers": 6, "layer_types": KINDS * 3},
     "gpt2": {"n_layer": 6},
     "bert": {"num_hidden_layers": 5},
     "t5": {"num_layers": 5, "num_decoder_layers": 4},

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.plan import Cut, GradientRule, LayerKind, Plan, plan_model
+from tpinit.runtime.plan.experts import fit_experts
 from tpinit.runtime.plan.layouts import Layout, even
 from tpinit.runtime.plan.regions import candidates, fit
 from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, rehearse
@@ -106,7 +107,9 @@ def test_a_cut_across_heads_is_seen() -> None:
         rehearse(model, inputs, seen, [(region, careless, adaptation)], 2)
 
 
-@pytest.mark.parametrize("name", ["llama_kv1", "gpt2", "mixtral", "deepseek_v2", "t5", "bloom", "qwen3"])
+@pytest.mark.parametrize(
+    "name", ["llama_kv1", "gpt2", "mixtral", "gpt_oss", "dbrx", "deepseek_v2", "t5", "bloom", "qwen3"]
+)
 @pytest.mark.parametrize("tp_size", [2, 3])
 def test_a_model_on_the_meta_device_has_the_same_plan(name: str, tp_size: int) -> None:
     model = catalogue.build(name)
@@ -197,7 +200,65 @@ def test_experts_are_cut_inside() -> None:
     assert found[f"{name}.down_proj"].dim == 2
 
 
-@pytest.mark.parametrize("name", ["llama_kv1", "gpt2", "mixtral"])
+def test_biases_of_experts_lie_as_the_columns_do_or_are_added_by_one_rank() -> None:
+    model = catalogue.build("gpt_oss")
+    plan = plan_model(model, 2, 0)
+    found = records(plan)
+    (name, _), *_ = experts_of(model).items()
+    weight, bias = found[f"{name}.gate_up_proj"], found[f"{name}.gate_up_proj_bias"]
+    assert (weight.dim, bias.dim) == (2, 1)
+    assert weight.pieces_of(2, 1) == bias.pieces_of(2, 1) == ((96, 96),)  # gate and up in turn
+    added = found[f"{name}.down_proj_bias"]
+    assert (added.cut, added.gradients) == (Cut.REPLICATED, GradientRule.SUM)
+    (block,) = (one for one in plan.blocks if one.module == name)
+    assert block.once == ("down_proj_bias",)
+
+
+def test_experts_in_rows_are_cut_each_in_itself() -> None:
+    plan = plan_model(catalogue.build("dbrx"), 2, 0)
+    found = records(plan)
+    weights = [found[f"transformer.blocks.0.ffn.experts.mlp.{name}"] for name in ("w1", "v1", "w2")]
+    assert [one.cut for one in weights] == [Cut.COLUMN, Cut.COLUMN, Cut.ROW]
+    for one in weights:
+        assert one.pieces_of(2, 1) == ((12, 12), (36, 12), (60, 12), (84, 12))  # 4 experts of 24
+    (block,) = (one for one in plan.blocks if one.module == "transformer.blocks.0.ffn.experts")
+    assert ("ffn_hidden_size", (12, 12)) in block.numbers
+
+
+class Experts(nn.Module):
+    """Experts with biases and one more parameter, where `hidden` is twice the width: no bias tells by its shape."""
+
+    def __init__(self, last: int = 0) -> None:
+        super().__init__()
+        self.gate_up_proj, self.down_proj = nn.Parameter(torch.randn(3, 8, 8)), nn.Parameter(torch.randn(3, 8, 4))
+        self.first, self.second = nn.Parameter(torch.randn(3, 8)), nn.Parameter(torch.randn(3, 8))
+        self.third = nn.Parameter(torch.randn(3, last)) if last else None
+
+    def forward(self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        gate_up = torch.einsum("th,tkoh->tko", hidden, self.gate_up_proj[chosen]) + self.second[chosen]
+        gate, up = gate_up.chunk(2, -1)
+        out = torch.einsum("tko,tkho->tkh", gate.sigmoid() * up, self.down_proj[chosen]) + self.first[chosen]
+        return (out * weights.unsqueeze(-1)).sum(1)
+
+
+def test_what_a_bias_of_experts_is_for_is_found_by_running_them() -> None:
+    found = fit_experts(Experts(), 2)
+    assert found.once == ("first",)
+    assert found.spreads["second"][1:] == (1, found.spreads["gate_up_proj"][2])
+
+
+def test_experts_with_anything_else_stay_whole() -> None:
+    with pytest.raises(Mismatch, match="its experts have third besides"):
+        fit_experts(Experts(last=5), 2)
+    with pytest.raises(Mismatch, match="4 features, fewer than 5 ranks"):
+        fit_experts(Experts(), 5)
+    strange = Experts(last=8)  # of the right shape, and never used as a bias
+    strange.forward = lambda *args: Experts.forward(strange, *args) * strange.third.sum()  # type: ignore[method-assign,union-attr]  # a stand-in for a block that scales its sum
+    with pytest.raises(Mismatch):
+        fit_experts(strange, 2)
+
+
+@pytest.mark.parametrize("name", ["llama_kv1", "gpt2", "mixtral", "gpt_oss"])
 def test_a_plan_is_data(name: str) -> None:
     plan = plan_model(catalogue.build(name), 2, 1)
     page = plan.to_json()

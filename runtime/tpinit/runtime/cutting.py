@@ -25,6 +25,7 @@ from tpinit.runtime.layers import (
     gather_tokens,
     keep_logits_apart,
     keep_whole,
+    leave_out,
     open_door,
     refuse_hidden_states,
     share_random_state,
@@ -112,6 +113,8 @@ def turn_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
         open_door([model.get_submodule(name) for name in names], group)
     for block in plan.blocks:
         adapt_block(model.get_submodule(block.module), block, plan.tp_rank)
+        if block.once and plan.tp_rank:
+            leave_out(model.get_submodule(block.module), block.once)
     for sequence in plan.sequences:
         _cut_tokens(model, sequence, group, streams if sequence.random else None)
     if plan.sequences:

@@ -91,7 +91,6 @@ def _planned(
 
     Where a few can't speak for all, or anything is wrong, each layer stands for itself.
     """
-
     given = Given(model=model, sequence_parallel=sequence_parallel)
 
     def of_what_is_there() -> tuple[Plan, list[Collective]]:

@@ -9,7 +9,7 @@ from tpinit.runtime.layers.collectives import (
 )
 from tpinit.runtime.layers.linear import ColumnLayer, HeadLayer, RowLayer, open_door, turn
 from tpinit.runtime.layers.loss import cross_entropy, keep_logits_apart
-from tpinit.runtime.layers.modules import collect_output, cut_embedding, cut_experts
+from tpinit.runtime.layers.modules import collect_output, cut_embedding, cut_experts, leave_out
 from tpinit.runtime.layers.sequence import cut_stack, gather_input, gather_tokens, keep_whole, refuse_hidden_states
 from tpinit.runtime.layers.streams import Streams, share_random_state
 
@@ -30,6 +30,7 @@ __all__ = [
     "gather_tokens",
     "keep_logits_apart",
     "keep_whole",
+    "leave_out",
     "open_door",
     "refuse_hidden_states",
     "share_random_state",

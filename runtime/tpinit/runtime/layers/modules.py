@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from tpinit.runtime.layers.collectives import Entry, copy_to_group, sum_over_group
 
-__all__ = ["collect_output", "cut_embedding", "cut_experts"]
+__all__ = ["collect_output", "cut_embedding", "cut_experts", "leave_out"]
 
 
 def cut_embedding(module: nn.Embedding, begin: int, length: int, group: ProcessGroup) -> None:
@@ -63,6 +64,25 @@ def cut_experts(module: nn.Module, entry: Entry, group: ProcessGroup) -> None:
 
     module.register_forward_pre_hook(enter, with_kwargs=True)
     module.register_forward_hook(leave, with_kwargs=True)
+
+
+def leave_out(module: nn.Module, names: Sequence[str]) -> None:
+    """Let a module see zeros in place of some of its parameters whenever it runs: another rank adds them to the sum.
+
+    The parameters stay what and where they are; they get no gradient from this module.
+    """
+
+    def hide(block: nn.Module, _: Any) -> None:
+        for name in names:
+            block.__dict__[name] = torch.zeros_like(getattr(block, name))
+
+    def show(block: nn.Module, *_: Any) -> None:
+        for name in names:
+            block.__dict__.pop(name, None)
+
+    module.register_forward_pre_hook(hide)
+    # Whatever ends the forward: activation checkpointing stops it as soon as it has what it came for.
+    module.register_forward_hook(show, always_call=True)
 
 
 def collect_output(module: nn.Module, group: ProcessGroup) -> None:

@@ -14,7 +14,7 @@ from tpinit.runtime.plan.records import BlockPlan, Cut, GradientRule, LayerKind,
 from tpinit.runtime.plan.regions import Fitted
 from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, block_plan
 from tpinit.runtime.plan.styles import Style, Wishes
-from tpinit.runtime.plan.trace import Matrix, Trace, experts_of
+from tpinit.runtime.plan.trace import Matrix, Trace, expert_weights, experts_of
 from tpinit.runtime.plan.vocabulary import Vocabulary
 from tpinit.runtime.plan.whole import Alone
 
@@ -168,7 +168,7 @@ def _draft_experts(model: nn.Module, wishes: Wishes | None, tp_size: int, draft:
     for name, module in experts_of(model).items():
         if wishes is not None and not wishes.styles.get(name, Style()).experts:
             continue
-        key = (type(module), *(tuple(one.shape) for one in module.parameters(recurse=False)))
+        key = (type(module), *(tuple(one.shape) for one in module.parameters()))
         if key not in known:
             try:
                 known[key] = fit_experts(module, tp_size)
@@ -176,13 +176,14 @@ def _draft_experts(model: nn.Module, wishes: Wishes | None, tp_size: int, draft:
                 known[key] = error
         found = known[key]
         if isinstance(found, Mismatch):
-            draft.why[name] = str(found)
+            draft.why.update({f"{name}.{one}".rpartition(".")[0]: str(found) for one in expert_weights(module)})
             continue
         for parameter, (cut, dim, spread) in found.spreads.items():
-            draft.lies[id(getattr(module, parameter))] = _Lie(cut, dim, spread)
+            draft.lies[id(module.get_parameter(parameter))] = _Lie(cut, dim, spread)
         draft.layers.append(LayerPlan(name, LayerKind.EXPERTS))
-        if found.numbers:
-            draft.blocks.append(BlockPlan(name, numbers=found.numbers))
+        draft.inner.update(f"{name}.{parameter}" for parameter in found.once)
+        if found.numbers or found.once:
+            draft.blocks.append(BlockPlan(name, numbers=found.numbers, once=found.once))
 
 
 def _draft_vocabulary(head: Vocabulary, tp_size: int, draft: Draft) -> None:

@@ -1,134 +1,290 @@
-"""Blocks of experts whose weights are tensors of three dimensions: each expert is cut inside, like one MLP."""
+"""Blocks that hold all experts of a layer in few tensors: each expert is cut inside, like one MLP."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from tpinit.runtime.plan.layouts import Spread, even
 from tpinit.runtime.plan.records import Cut
 from tpinit.runtime.plan.rehearsal import Mismatch, held_part
+from tpinit.runtime.plan.trace import experts_in_rows
 from tpinit.runtime.shards import pieces
 
 __all__ = ["ExpertsFit", "fit_experts"]
 
+_UP, _DOWN = "gate_up_proj", "down_proj"
 _HIDDEN, _TOKENS = 8, 5
 _ALIGNED = 8  # features: 16 bytes of the smallest numbers that are trained
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertsFit:
-    """How the parameters of a block of experts lie: cut, dimension and spread; and numbers that it must be told."""
+    """How the parameters of a block of experts lie: cut, dimension and spread; and numbers that it must be told.
+
+    `once` are biases of the whole output: whole on every rank, and added by one of them, before the sum.
+    """
 
     spreads: Mapping[str, tuple[Cut, int, Spread]]
     numbers: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    once: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Guess:
+    """How a block of experts may be meant: which way its weights lie, how gate and up are fused, what its biases are.
+
+    `along` are biases [experts, 2 * width], which lie as the columns do; `once` those [experts, hidden].
+    """
+
+    transposed: bool
+    in_turn: bool
+    along: tuple[str, ...]
+    once: tuple[str, ...]
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        """The dimensions of the two weights that are cut."""
+        return (2, 1) if self.transposed else (1, 2)
+
+    def spread(self, width: int, tp_size: int) -> Spread:
+        """Return how gate and up, of `width` each, lie together: in turn, or one after the other."""
+        if self.in_turn:
+            return even(2 * width, tp_size, 2)
+        ranks = tuple(pieces((width, width), 1, tp_size, rank) for rank in range(tp_size))
+        return Spread(ranks, 1, (width, width))
 
 
 def fit_experts(module: nn.Module, tp_size: int) -> ExpertsFit:
-    """Find how to cut `gate_up_proj` and `down_proj` [experts, ., .], by running the block on small weights.
+    """Find how to cut all weights of a block of experts, by running the block on small weights.
 
-    Raises Mismatch where no way gives parts that sum up to the whole.
+    They are `gate_up_proj` and `down_proj` [experts, ., .], or whatever there is of [experts * width, hidden]. Raises
+    Mismatch where no way gives parts that sum up to the whole.
     """
-    others = [name for name, one in module._parameters.items() if one is not None]
-    if set(others) - {"gate_up_proj", "down_proj"}:
-        raise Mismatch(f"its experts have {', '.join(sorted(set(others) - {'gate_up_proj', 'down_proj'}))} besides")
-    up, down = module.gate_up_proj, module.down_proj
-    assert isinstance(up, torch.Tensor)
-    assert isinstance(down, torch.Tensor)
+    fit = _fit_rows if experts_in_rows(module) else _fit_stacked
+    return fit(module, tp_size)
+
+
+def _fit_stacked(module: nn.Module, tp_size: int) -> ExpertsFit:
     first: Mismatch | None = None
-    for transposed in (False, True):
-        hidden_dim, up_dim, down_dim = (2, 1, 2) if not transposed else (1, 2, 1)
-        hidden, double, width = up.shape[hidden_dim], up.shape[up_dim], down.shape[down_dim]
-        if double != 2 * width or down.shape[3 - down_dim] != hidden:
+    for guess, width in _guesses(module):
+        _check_width(width, tp_size)
+        try:
+            _rehearse_stacked(module, guess, tp_size, width)
+        except Mismatch as error:
+            first = first or error
             continue
-        if width < tp_size:
-            raise Mismatch(f"its experts have {width} features, fewer than {tp_size} ranks")
-        for in_turn in (False, True):
-            fused = _fused(width, in_turn, tp_size)
-            try:
-                _rehearse(module, transposed, in_turn, tp_size, width)
-            except Mismatch as error:
-                first = first or error
-                continue
-            numbers = tuple(
-                (name, tuple(even(width, tp_size).ranks[rank][0][1] for rank in range(tp_size)))
-                for name, value in vars(module).items()
-                if type(value) is int and value == width and name.startswith(("intermediate", "expert_dim", "ffn"))
-            )
-            return ExpertsFit(
-                {
-                    "gate_up_proj": (Cut.COLUMN, up_dim, fused),
-                    "down_proj": (Cut.ROW, down_dim, even(width, tp_size)),
-                },
-                numbers,
-            )
+        up_dim, down_dim = guess.dims
+        row, fused = even(width, tp_size), guess.spread(width, tp_size)
+        told = [
+            name
+            for name, value in vars(module).items()
+            if type(value) is int and value == width and name.startswith(("intermediate", "expert_dim", "ffn"))
+        ]
+        spreads = {_UP: (Cut.COLUMN, up_dim, fused), _DOWN: (Cut.ROW, down_dim, row)}
+        spreads |= dict.fromkeys(guess.along, (Cut.COLUMN, 1, fused))
+        return ExpertsFit(spreads, tuple((name, _lengths(width, tp_size)) for name in told), guess.once)
     raise first or Mismatch("the shapes of its experts are not those of a gated MLP")
 
 
-def _up(module: nn.Module) -> torch.Tensor:
-    up = module.gate_up_proj
-    assert isinstance(up, torch.Tensor)
-    return up
+def _fit_rows(module: nn.Module, tp_size: int) -> ExpertsFit:
+    first: Mismatch | None = None
+    hidden = next(module.parameters()).shape[1]
+    for experts, width in experts_in_rows(module):
+        _check_width(width, tp_size)
+        told = [
+            path
+            for path, value in _numbers(module)
+            if value == width and not (value == hidden and _last(path).startswith("hidden"))
+        ]
+        sizes = [path for path, value in _numbers(module) if value == hidden and path not in told]
+        try:
+            rows = _rehearse_rows(module, experts, told, sizes, tp_size)
+        except Mismatch as error:
+            first = first or error
+            continue
+        spread = _in_rows(experts, width, tp_size)
+        spreads = {name: (Cut.ROW if name in rows else Cut.COLUMN, 0, spread) for name, _ in module.named_parameters()}
+        return ExpertsFit(spreads, tuple((path, _lengths(width, tp_size)) for path in told))
+    raise first or Mismatch("the shapes of its experts are not those of an MLP")
 
 
-def _fused(width: int, in_turn: bool, tp_size: int) -> Spread:
-    if in_turn:
-        return even(2 * width, tp_size, 2)
-    ranks = tuple(pieces((width, width), 1, tp_size, rank) for rank in range(tp_size))
-    return Spread(ranks, 1, (width, width))
+def _check_width(width: int, tp_size: int) -> None:
+    if width < tp_size:
+        raise Mismatch(f"its experts have {width} features, fewer than {tp_size} ranks")
 
 
-def _rehearse(module: nn.Module, transposed: bool, in_turn: bool, tp_size: int, real_width: int) -> None:
-    """Run the block's own forward on small random weights, whole and on each rank's part; compare the sum.
+def _lengths(width: int, tp_size: int) -> tuple[int, ...]:
+    return tuple(length for ((_, length),) in even(width, tp_size).ranks)
+
+
+def _in_rows(experts: int, width: int, tp_size: int) -> Spread:
+    """Return the spread of [experts * width, .]: of each expert a part."""
+    blocks = (width,) * experts
+    return Spread(tuple(pieces(blocks, 1, tp_size, rank) for rank in range(tp_size)), 1, blocks)
+
+
+def _numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """Yield the numbers of a block and of what is below, by their paths."""
+    for name, one in module.named_modules():
+        prefix = f"{name}." if name else ""
+        yield from ((f"{prefix}{key}", value) for key, value in vars(one).items() if type(value) is int)
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _guesses(module: nn.Module) -> Iterator[tuple[_Guess, int]]:
+    """Yield what the shapes allow, with the width of an expert. Raises Mismatch for parameters that are no biases."""
+    up, down = _weight(module, _UP), _weight(module, _DOWN)
+    biases = [name for name, one in module._parameters.items() if one is not None and name not in (_UP, _DOWN)]
+    for transposed in (False, True):
+        hidden_dim, up_dim, down_dim = (1, 2, 1) if transposed else (2, 1, 2)
+        hidden, double, width = up.shape[hidden_dim], up.shape[up_dim], down.shape[down_dim]
+        if double != 2 * width or down.shape[3 - down_dim] != hidden:
+            continue
+        strange = [
+            name for name in biases if tuple(_weight(module, name).shape) not in ((len(up), double), (len(up), hidden))
+        ]
+        if strange:
+            raise Mismatch(f"its experts have {', '.join(sorted(strange))} besides")
+        # Where both sizes are the same, what a bias is for is found by trying.
+        roles = [
+            [along for along in (True, False) if _weight(module, name).shape[1] == (double if along else hidden)]
+            for name in biases
+        ]
+        for in_turn, chosen in itertools.product((False, True), itertools.product(*roles)):
+            along = tuple(name for name, one in zip(biases, chosen, strict=True) if one)
+            once = tuple(name for name, one in zip(biases, chosen, strict=True) if not one)
+            yield _Guess(transposed, in_turn, along, once), width
+
+
+def _weight(module: nn.Module, name: str) -> torch.Tensor:
+    weight = getattr(module, name)
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
+def _rehearse_stacked(module: nn.Module, guess: _Guess, tp_size: int, real_width: int) -> None:
+    """Run the block on small random weights, whole and on each rank's part; compare the sum.
 
     The parts are uneven, unless those of the real width are even and aligned: some kernels take no others.
     """
     aligned = real_width % (_ALIGNED * tp_size) == 0
-    experts, width = _up(module).shape[0], _ALIGNED * tp_size if aligned else 2 * tp_size + 1
-    generator = torch.Generator().manual_seed(0)
+    experts, width = len(_weight(module, _UP)), _ALIGNED * tp_size if aligned else 2 * tp_size + 1
+    random = _Random()
+    whole = {_UP: random(experts, 2 * width, _HIDDEN), _DOWN: random(experts, _HIDDEN, width)}
+    if guess.transposed:
+        whole = {name: one.transpose(1, 2).contiguous() for name, one in whole.items()}
+    whole |= {name: random(experts, 2 * width) for name in guess.along}
+    whole |= {name: random(experts, _HIDDEN) for name in guess.once}
+    up_dim, down_dim = guess.dims
+    lies = {_UP: (up_dim, guess.spread(width, tp_size)), _DOWN: (down_dim, even(width, tp_size))}
+    lies |= dict.fromkeys(guess.along, (1, guess.spread(width, tp_size)))
+    sizes = _weight(module, _UP).shape[1:]
+    hidden = {
+        name: _HIDDEN
+        for name, value in vars(module).items()
+        if type(value) is int and value in sizes and name.startswith("hidden")
+    }
+    parts = [(_held(whole, lies, guess.once, rank), hidden) for rank in range(tp_size)]
+    _compare(module, (whole, hidden), parts, experts, random)
 
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator)
 
-    up, down = random(experts, 2 * width, _HIDDEN), random(experts, _HIDDEN, width)
-    if transposed:
-        up, down = up.transpose(1, 2).contiguous(), down.transpose(1, 2).contiguous()
+def _rehearse_rows(
+    module: nn.Module, experts: int, told: Sequence[str], sizes: Sequence[str], tp_size: int
+) -> frozenset[str]:
+    """The same for weights in rows. Returns those whose columns are columns of the output: the last of an MLP."""
+    width, random = 2 * tp_size + 1, _Random()
+    whole = {name: random(experts * width, _HIDDEN) for name, _ in module.named_parameters()}
+    lies = dict.fromkeys(whole, (0, _in_rows(experts, width, tp_size)))
+    hidden = dict.fromkeys(sizes, _HIDDEN)
+    parts = [
+        (_held(whole, lies, (), rank), {**hidden, **dict.fromkeys(told, length)})
+        for rank, length in enumerate(_lengths(width, tp_size))
+    ]
+    numbers = {**hidden, **dict.fromkeys(told, width)}
+    given = _compare(module, (whole, numbers), parts, experts, random)
+    rows = set()
+    for name, one in whole.items():
+        less = one.clone()
+        less[:, 0] = 0
+        with torch.no_grad(), _small(module, {**whole, name: less}, numbers):
+            if not module(*given)[..., 0].any():
+                rows.add(name)
+    return frozenset(rows)
+
+
+class _Random:
+    """A source of random tensors, the same ones for every block."""
+
+    def __init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=self._generator)
+
+
+def _held(
+    whole: Mapping[str, torch.Tensor], lies: Mapping[str, tuple[int, Spread]], once: Sequence[str], rank: int
+) -> dict[str, torch.Tensor]:
+    """Return what a rank works on: its parts, and of what is added once, zeros on all ranks but the first."""
+    held = {name: held_part(whole[name], dim, spread.ranks[rank]).contiguous() for name, (dim, spread) in lies.items()}
+    return held | {name: whole[name] if rank == 0 else torch.zeros_like(whole[name]) for name in once}
+
+
+_Parts = tuple[Mapping[str, torch.Tensor], Mapping[str, int]]
+
+
+def _compare(
+    module: nn.Module, whole: _Parts, parts: Sequence[_Parts], experts: int, random: _Random
+) -> tuple[torch.Tensor, ...]:
+    """Compare what the block gives with whole weights to the sum over its parts. Returns what it was given.
+
+    Raises Mismatch where they differ, and where it can't be run.
+    """
     chosen = torch.arange(_TOKENS * 2).reshape(_TOKENS, 2) % experts
-    tokens, weights = random(_TOKENS, _HIDDEN), torch.rand((_TOKENS, 2), generator=generator)
-    spread, row = _fused(width, in_turn, tp_size), even(width, tp_size)
-    up_dim, down_dim = (1, 2) if not transposed else (2, 1)
-    try:
-        with torch.no_grad():
-            with _weights(module, up, down):
-                whole = module(tokens, chosen, weights)
-            total = torch.zeros_like(whole)
-            for rank in range(tp_size):
-                part = held_part(up, up_dim, spread.ranks[rank]), held_part(down, down_dim, row.ranks[rank])
-                with _weights(module, part[0].contiguous(), part[1].contiguous()):
-                    total = total + module(tokens, chosen, weights)
-    except Exception as error:
-        raise Mismatch(f"its experts can't be run on a part: {type(error).__name__}: {str(error)[:160]}") from error
-    off = float((total - whole).abs().max() / whole.abs().max())
-    if not off < 1e-4:
-        raise Mismatch(f"the parts of its experts do not sum up to the whole: off by {off:.2g}")
+    error: Exception | None = None
+    # Most blocks are given a choice of experts for each token; some, the tokens of every expert in turn.
+    for given in ((random(_TOKENS, _HIDDEN), chosen, random(_TOKENS, 2).sigmoid()), (random(experts * 2, _HIDDEN),)):
+        try:
+            with torch.no_grad():
+                with _small(module, *whole):
+                    expected = module(*given)
+                total = torch.zeros_like(expected)
+                for part in parts:
+                    with _small(module, *part):
+                        total = total + module(*given)
+        except Exception as raised:
+            error = error or raised
+            continue
+        off = float((total - expected).abs().max() / expected.abs().max())
+        if not off < 1e-4:
+            raise Mismatch(f"the parts of its experts do not sum up to the whole: off by {off:.2g}")
+        return given
+    raise Mismatch(f"its experts can't be run on a part: {type(error).__name__}: {str(error)[:160]}") from error
 
 
 @contextmanager
-def _weights(module: nn.Module, up: torch.Tensor, down: torch.Tensor) -> Iterator[None]:
-    """Let a block of experts work on other weights, and the sizes that go with them."""
-    sizes = {
-        name: value for name, value in vars(module).items() if type(value) is int and value in _up(module).shape[1:]
-    }
-    module.__dict__["gate_up_proj"], module.__dict__["down_proj"] = up, down
-    for name, value in sizes.items():
-        if name.startswith("hidden"):
-            module.__dict__[name] = _HIDDEN
-        del value
+def _small(module: nn.Module, weights: Mapping[str, torch.Tensor], numbers: Mapping[str, int]) -> Iterator[None]:
+    """Let a block of experts work on other weights, and the sizes that go with them, by their paths."""
+
+    def owner(path: str) -> dict[str, Any]:
+        return module.get_submodule(path.rpartition(".")[0]).__dict__
+
+    kept = {path: owner(path)[_last(path)] for path in numbers}
+    for path, one in {**weights, **numbers}.items():
+        owner(path)[_last(path)] = one
     try:
         yield
     finally:
-        module.__dict__.update(sizes)
-        del module.__dict__["gate_up_proj"], module.__dict__["down_proj"]
+        for path in weights:
+            del owner(path)[_last(path)]
+        for path, number in kept.items():
+            owner(path)[_last(path)] = number

@@ -19,7 +19,7 @@ from tpinit.runtime.errors import PlanError
 from tpinit.runtime.plan.presets import preset_specs
 from tpinit.runtime.plan.specs import Spec, SpecError, fused_parts, read_spec
 from tpinit.runtime.plan.styles import Style, Wishes
-from tpinit.runtime.plan.trace import Matrix, experts_of, matrices_of
+from tpinit.runtime.plan.trace import Matrix, expert_weights, experts_of, matrices_of
 
 __all__ = ["from_partition_config", "from_section"]
 
@@ -227,13 +227,14 @@ def _follow_matrix(reading: _Reading, name: str, matrix: Matrix, matched: set[in
 
 
 def _follow_experts(reading: _Reading, name: str) -> None:
-    """Experts in tensors of three dimensions are cut where both tensors are meant to be."""
-    specs = [reading.spec_for(f"{name}.{one}") for one in ("gate_up_proj", "down_proj")]
+    """Experts are cut where all tensors that hold them are meant to be."""
+    weights = expert_weights(reading.model.get_submodule(name))
+    specs = [reading.spec_for(f"{name}.{one}") for one in weights]
     found = [one for one in specs if one is not None]
     if any(one.cut == "skip" for one in found):
         reading.kept.add(name)
         reading.why[name] = f"{found[0].place} keeps it whole"
-    elif len(found) == 2:
+    elif len(found) == len(weights):
         reading.styles[name] = Style(experts=True)
         reading.notes += [
             f"{one.place}: how {name} is fused is found by running it; shape and partition_dim say nothing of it"
@@ -241,7 +242,7 @@ def _follow_experts(reading: _Reading, name: str) -> None:
             if one.shape is not None or one.dim is not None
         ]
     elif found:
-        reading.why[name] = f"{found[0].place} matches one of its two tensors, and they are cut together"
+        reading.why[name] = f"{found[0].place} matches one of its tensors, and they are cut together"
 
 
 def _follow_embeddings(reading: _Reading, matched: set[int]) -> None:
@@ -267,7 +268,8 @@ def _report_unmatched(reading: _Reading, matched: set[int], cuttable: Collection
     for name, module in _weights(reading.model):
         tied = id(module._parameters.get("weight")) in matched
         embedding = isinstance(module, nn.Embedding)
-        parameters = [f"{name}.weight"] if "weight" in module._parameters else [f"{name}.gate_up_proj"]
+        weights = ["weight"] if "weight" in module._parameters else expert_weights(module)
+        parameters = [f"{name}.{one}" for one in weights[:1]]
         if tied or any(reading.spec_for(one) is not None for one in parameters):
             continue
         vocabulary = embedding or reading.is_head(name)

@@ -191,6 +191,7 @@ def _block_problems(block: BlockPlan, modules: Mapping[str, nn.Module], tp_size:
             yield f"its numbers {path} are not those of {tp_size} ranks"
     inside = dict(module.named_modules())
     yield from (f"it has no module {name}" for name in block.outputs if name not in inside)
+    yield from (f"it has no parameter {name}" for name in block.once if module._parameters.get(name) is None)
     if (block.heads or block.arguments or block.outputs) and len(block.head_ranks) != tp_size:
         yield f"its heads are not those of {tp_size} ranks"
 

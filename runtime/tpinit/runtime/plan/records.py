@@ -130,7 +130,8 @@ class BlockPlan:
     """A block around cut layers, and what it must be told so that it works on a part of the heads.
 
     `heads` and `head_ranks`: how many attention heads there are, and the (offset, length) of each rank; 0 and
-    empty without attention. The rest is as in `rehearsal.Adaptation`.
+    empty without attention. `once`: parameters of a block of experts that the first rank alone uses, because they
+    are added before the sum. The rest is as in `rehearsal.Adaptation`.
     """
 
     module: str
@@ -139,6 +140,7 @@ class BlockPlan:
     numbers: tuple[tuple[str, tuple[int, ...]], ...] = ()
     arguments: tuple[tuple[str, int], ...] = ()
     outputs: tuple[str, ...] = ()
+    once: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

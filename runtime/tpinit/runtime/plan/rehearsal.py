@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from tpinit.runtime.plan.layouts import Held, Layout, head_spread
 from tpinit.runtime.plan.records import BlockPlan
-from tpinit.runtime.plan.trace import Matrix, Trace, run_with_stubs
+from tpinit.runtime.plan.trace import HELD, Matrix, Trace, run_with_stubs
 
 __all__ = [
     "Adaptation",
@@ -169,6 +169,7 @@ def adapted(block: nn.Module, layout: Layout, adaptation: Adaptation, rank: int)
         whole = block.get_parameter(name).data
         spread = head_spread(whole.shape[0], layout.heads, len(layout.heads.ranks))
         owner.__dict__[last] = held_part(whole, 0, spread.ranks[rank])
+        owner.__dict__.setdefault(HELD, {})[last] = spread.ranks[rank]
     try:
         yield
     finally:
@@ -177,6 +178,7 @@ def adapted(block: nn.Module, layout: Layout, adaptation: Adaptation, rank: int)
         for name in adaptation.parameters:
             owner, last = _owner_of(block, name)
             owner.__dict__.pop(last, None)
+            owner.__dict__.pop(HELD, None)
         for step in reversed(undo):
             step()
 

@@ -20,11 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 __all__ = [
+    "HELD",
     "Matrix",
     "Stage",
     "Trace",
     "draws",
     "evaluating",
+    "expert_weights",
+    "experts_in_rows",
     "experts_of",
     "matrices_of",
     "run_with_stubs",
@@ -33,6 +36,7 @@ __all__ = [
     "untouched",
 ]
 
+HELD = "_tp_held"  # in a module that is rehearsed: which pieces of its parameters a rank has
 _PRODUCTS = ("bmm", "baddbmm", "scaled_dot_product", "flash_attention", "efficient_attention")
 
 
@@ -131,13 +135,42 @@ def _is_linear(module: nn.Linear) -> bool:
 
 
 def experts_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every module that holds the weights of all experts in tensors of three dimensions, by its name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if {"gate_up_proj", "down_proj"} <= {key for key, one in module._parameters.items() if one is not None}
-        and all(one is None or one.dim() == 3 for key, one in module._parameters.items() if key.endswith("_proj"))
-    }
+    """Return every module that holds the weights of all experts of a layer, by its name.
+
+    In tensors of three dimensions; or of two, the rows of one expert after those of another, in a module below.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if not any(name.startswith(f"{outer}.") for outer in found) and (_stacked(module) or experts_in_rows(module)):
+            found[name] = module
+    return found
+
+
+def _stacked(module: nn.Module) -> bool:
+    return {"gate_up_proj", "down_proj"} <= {key for key, one in module._parameters.items() if one is not None} and all(
+        one is None or one.dim() == 3 for key, one in module._parameters.items() if key.endswith("_proj")
+    )
+
+
+def experts_in_rows(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Return, where all weights below a module are [experts * width, hidden], what (experts, width) may be."""
+    if any(one is not None for one in module._parameters.values()) or not any(module.children()):
+        return ()
+    below = list(module.named_parameters())
+    shapes = {tuple(one.shape) for _, one in below}
+    if len(below) < 2 or len(shapes) != 1 or any(name.endswith((".weight", ".bias")) for name, _ in below):
+        return ()
+    (shape,) = shapes
+    numbers = {one for one in vars(module).values() if type(one) is int and one > 1}
+    if len(shape) != 2 or shape[1] not in numbers:
+        return ()
+    pairs = ((count, shape[0] // count) for count in sorted(numbers) if shape[0] % count == 0)
+    return tuple((count, width) for count, width in pairs if width in numbers)
+
+
+def expert_weights(module: nn.Module) -> list[str]:
+    """Return the names, below a block of experts, of the weights that are cut together."""
+    return ["gate_up_proj", "down_proj"] if _stacked(module) else [name for name, _ in module.named_parameters()]
 
 
 def trace(model: nn.Module, inputs: Mapping[str, Any], training: bool = False, stage: Stage | None = None) -> Trace:
@@ -223,7 +256,7 @@ def stage_of(model: nn.Module) -> Stage:
     matrices, experts = matrices_of(model), experts_of(model)
     embeddings = [module for module in modules if isinstance(module, nn.Embedding)]
     stubbed = {id(one) for matrix in matrices.values() for one in matrix.module.parameters(recurse=False)}
-    stubbed |= {id(one) for module in experts.values() for one in module.parameters(recurse=False)}
+    stubbed |= {id(one) for module in experts.values() for one in module.parameters()}
     stubbed |= {id(one) for module in embeddings for one in module.parameters()}
     generator = torch.Generator().manual_seed(1)
     swapped: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]] = []
@@ -279,7 +312,10 @@ def _set(
     try:
         for module, name, one, real in stage.swapped:
             # What a run may write to, the next one has anew.
-            module.__dict__[name] = here = real if name in module._parameters else real.clone()
+            here = real if name in module._parameters else real.clone()
+            if name in module.__dict__.get(HELD, {}):  # a rehearsal has put a rank's part in its place
+                here = torch.cat([here.narrow(0, *held) for held in module.__dict__[HELD][name]])
+            module.__dict__[name] = here
             stand_in(one, here)
         for one_matrix in stage.matrices.values():
             stub(one_matrix.module, _matrix_stub(one_matrix, matrix))
