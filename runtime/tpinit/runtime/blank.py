@@ -193,6 +193,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         self._blank = blank
         self._drawing = drawing
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Say that nothing here needs to be kept from a compiler: that guard costs more than what it guards."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         target = args[0] if args and isinstance(args[0], torch.Tensor) else None

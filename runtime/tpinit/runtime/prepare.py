@@ -215,8 +215,8 @@ def _optimizer(given: Given, model: nn.Module, settings: Settings, fields: dict[
         if settings.scheduler is not None or given.lr_scheduler is not None:
             raise UnsupportedError("there is a learning-rate schedule and no optimizer: add one")
         return None
-    _check_optimizer(optimizer, model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    _check_optimizer(optimizer, names)
     fields["optimizer.type"] = type(optimizer).__name__
     for place, group in enumerate(optimizer.param_groups):
         fields[f"optimizer.param_groups[{place}].params"] = [names[id(one)] for one in group["params"]]
@@ -226,12 +226,12 @@ def _optimizer(given: Given, model: nn.Module, settings: Settings, fields: dict[
     return optimizer
 
 
-def _check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
+def _check_optimizer(optimizer: Optimizer, own: Mapping[int, str]) -> None:
+    """Refuse one that has state, or holds anything but the model's `own` parameters, which are given by their ids."""
     if optimizer.state:
         raise UnsupportedError(
             "the optimizer already has state, which belongs to the whole parameters: make a new one before initialize"
         )
-    own = {id(parameter) for parameter in model.parameters()}
     strangers = sum(id(one) not in own for group in optimizer.param_groups for one in group["params"])
     if strangers:
         raise PlanError(f"{strangers} parameters of the optimizer are not the model's: build it from this model")

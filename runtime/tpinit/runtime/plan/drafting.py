@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -83,7 +84,7 @@ def written(
         tuple(draft.layers),
         tuple(draft.blocks),
         source,
-        notes_of(model, parameters, draft.why, wishes),
+        notes_of(parameters, draft.why, wishes),
     )
 
 
@@ -218,15 +219,12 @@ def _owners(names: Sequence[str]) -> list[str]:
     return [name.rpartition(".")[0] for name in names]
 
 
-def notes_of(
-    model: nn.Module, parameters: Sequence[ParameterPlan], why: Mapping[str, str], wishes: Wishes | None
-) -> tuple[str, ...]:
+def notes_of(parameters: Sequence[ParameterPlan], why: Mapping[str, str], wishes: Wishes | None) -> tuple[str, ...]:
     """Return what of a plan needs words: what a source says in vain, and what stays whole; `why` is by module."""
-    cut = {name for record in parameters if record.dim is not None for name in record.names}
-    return tuple(_notes(model, cut, why, wishes))
+    return tuple(_notes(parameters, why, wishes))
 
 
-def _notes(model: nn.Module, cut: set[str], said: Mapping[str, str], wishes: Wishes | None) -> Iterator[str]:
+def _notes(parameters: Sequence[ParameterPlan], said: Mapping[str, str], wishes: Wishes | None) -> Iterator[str]:
     if wishes is not None:
         if wishes.unmatched:
             yield f"nothing in the model matches {', '.join(wishes.unmatched)} of {wishes.source}"
@@ -235,10 +233,10 @@ def _notes(model: nn.Module, cut: set[str], said: Mapping[str, str], wishes: Wis
         yield from wishes.notes
     reasons: dict[str, list[str]] = {}
     wished = {name for name, style in wishes.styles.items() if style.cuts} if wishes is not None else set()
-    for name, parameter in model.named_parameters():
-        owner = name.rpartition(".")[0]
-        told = parameter.numel() >= _BIG or (wishes is not None and wishes.exact and owner in wished)
-        if parameter.dim() > 1 and told and name not in cut:
+    for record in parameters:
+        name, owner = record.name, record.name.rpartition(".")[0]
+        told = math.prod(record.shape) >= _BIG or (wishes is not None and wishes.exact and owner in wished)
+        if len(record.shape) > 1 and told and record.dim is None:
             why = said.get(owner, _NO_PARTNER if owner in wished else "no rule cuts it")
             reasons.setdefault(why, []).append(name)
     for why, found in reasons.items():

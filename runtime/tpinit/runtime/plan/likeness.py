@@ -87,7 +87,7 @@ def _read(path: str, layer: nn.Module, told: Callable[[str], object]) -> tuple[l
                 traits.append(list(value))
             elif key == "_parameters":
                 traits += [(one, _parameter(held)) for one, held in value.items()]
-            elif value or key not in _HOOKS:
+            elif key not in _HOOKS or value:  # in this order: a place must not be asked
                 traits.append(_token(value, inside))
     return traits, numbers
 

@@ -108,7 +108,7 @@ def _plan_folded(model: nn.Module, wanted: _Wanted) -> _Planned | None:
             return None
     plan = folding.unfold(found.plan, model)
     why = {name: text for one, text in found.why.items() for name in folding.names(one)}
-    return _Planned(replace(plan, notes=notes_of(model, plan.parameters, why, found.wishes)), found.wishes, why)
+    return _Planned(replace(plan, notes=notes_of(plan.parameters, why, found.wishes)), found.wishes, why)
 
 
 def _told(wishes: Wishes | None) -> Callable[[str], object]:

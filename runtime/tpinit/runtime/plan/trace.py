@@ -401,6 +401,11 @@ class _Pausing(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         super().__init__()  # type: ignore[no-untyped-call]  # the same
         self._paused = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Say that nothing here needs to be kept from a compiler: that guard costs more than what it guards."""
+        return False
+
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Look away for a time."""
