@@ -18,6 +18,7 @@ CLOSE = 1e-5
 REFUSED = {
     "opt": "has no hidden states [batch, tokens, features] in front",
     "opt_projected": "has no hidden states [batch, tokens, features] in front",
+    "llama4": "has no hidden states [batch, tokens, features] in front",
 }
 ODD = ("vit", "clip")  # pictures of 17 tokens
 COARSE = ("stablelm_qk_layernorm",)  # gradients of its norms a head are so small that fp32 is too coarse to tell

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 
 import catalogue
 
-REFUSED = ("opt", "opt_projected")
+REFUSED = ("opt", "opt_projected", "llama4")
 FAMILIES = [name for name in catalogue.FAMILIES if name not in REFUSED]
 WHOLE = {
     "qwen2_moe": "mlp",
