@@ -20,9 +20,9 @@ import torch.distributed as dist
 from family_scenarios import SGD, gathered
 from tpinit.runtime import initialize
 from tpinit.runtime.plan.experts import fit_experts
+from tpinit.runtime.plan.matrices import matrices_of
 from tpinit.runtime.plan.records import LayerKind, Plan
 from tpinit.runtime.plan.rehearsal import held_part
-from tpinit.runtime.plan.trace import matrices_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 

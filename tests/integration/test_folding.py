@@ -28,8 +28,8 @@ from tpinit.runtime.plan import plan_model, planner  # noqa: E402  # the same
 from tpinit.runtime.plan.cost import count_collectives  # noqa: E402  # the same
 from tpinit.runtime.plan.examples import example_inputs  # noqa: E402  # the same
 from tpinit.runtime.plan.folding import folded  # noqa: E402  # the same
+from tpinit.runtime.plan.matrices import matrices_of  # noqa: E402  # the same
 from tpinit.runtime.plan.styles import Style, Wishes  # noqa: E402  # the same
-from tpinit.runtime.plan.trace import matrices_of  # noqa: E402  # the same
 
 KINDS = ["sliding_attention", "full_attention"]
 MODELS: dict[str, dict[str, Any]] = {

@@ -14,9 +14,10 @@ from tpinit.runtime.errors import PlanError
 from tpinit.runtime.plan import Cut, GradientRule, LayerKind, Plan, plan_model
 from tpinit.runtime.plan.experts import fit_experts
 from tpinit.runtime.plan.layouts import Layout, even
+from tpinit.runtime.plan.matrices import experts_of, matrices_of
 from tpinit.runtime.plan.regions import candidates, fit
 from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, rehearse
-from tpinit.runtime.plan.trace import experts_of, matrices_of, trace
+from tpinit.runtime.plan.trace import trace
 from tpinit.runtime.plan.watching import rehearsed_on
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))

@@ -76,7 +76,7 @@ def test_wishes_of_real_models(name):
         import catalogue
     finally:
         sys.path.remove(folder)
-    from tpinit.runtime.plan.trace import experts_of, matrices_of
+    from tpinit.runtime.plan.matrices import experts_of, matrices_of
 
     model = catalogue.build(name)
     wishes = from_transformers(model, [*matrices_of(model), *experts_of(model)])

@@ -11,11 +11,11 @@ from tpinit.reference import ConfigError, read_config  # noqa: E402
 from tpinit.reference.fields import SECTION  # noqa: E402
 from tpinit.runtime.errors import PlanError  # noqa: E402
 from tpinit.runtime.plan.layouts import even, feature_layouts, follows, head_layouts  # noqa: E402
+from tpinit.runtime.plan.matrices import Matrix  # noqa: E402
 from tpinit.runtime.plan.partition import from_section  # noqa: E402
 from tpinit.runtime.plan.presets import PRESETS, preset_specs  # noqa: E402
 from tpinit.runtime.plan.specs import Spec, SpecError, fused_parts  # noqa: E402
 from tpinit.runtime.plan.styles import Style  # noqa: E402
-from tpinit.runtime.plan.trace import Matrix  # noqa: E402
 
 # GPT-2's, as far as the planner looks at it.
 Conv1D = type("Conv1D", (nn.Module,), {"__module__": "transformers.pytorch_utils"})

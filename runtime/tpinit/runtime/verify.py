@@ -20,7 +20,7 @@ from tpinit.runtime.groups import Mesh
 from tpinit.runtime.optim import make_slots
 from tpinit.runtime.plan.examples import wrapped
 from tpinit.runtime.plan.records import Plan
-from tpinit.runtime.plan.trace import untouched
+from tpinit.runtime.plan.stubs import untouched
 from tpinit.runtime.plan.watching import rehearsed_on
 
 __all__ = ["VERIFIES", "probe"]

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 from tpinit.runtime.layers.loss import asks_for_it
 from tpinit.runtime.layers.sequence import change_input, change_output
+from tpinit.runtime.plan.matrices import Matrix
 from tpinit.runtime.plan.records import GradientRule, LayerKind, Plan
-from tpinit.runtime.plan.trace import Matrix, run_with_stubs, untouched
+from tpinit.runtime.plan.stubs import run_with_stubs, untouched
 
 __all__ = ["Collective", "Memory", "count_collectives", "memory_of", "product", "update_collectives", "wire_bytes"]
 

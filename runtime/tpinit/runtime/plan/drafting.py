@@ -11,11 +11,12 @@ from torch import nn
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.plan.experts import ExpertsFit, fit_experts
 from tpinit.runtime.plan.layouts import Layout, Spread, even, head_spread
+from tpinit.runtime.plan.matrices import Matrix, expert_weights, experts_of
 from tpinit.runtime.plan.records import BlockPlan, Cut, GradientRule, LayerKind, LayerPlan, ParameterPlan, Plan
 from tpinit.runtime.plan.regions import Fitted
 from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, block_plan
 from tpinit.runtime.plan.styles import Style, Wishes
-from tpinit.runtime.plan.trace import Matrix, Trace, expert_weights, experts_of
+from tpinit.runtime.plan.trace import Trace
 from tpinit.runtime.plan.vocabulary import Vocabulary
 from tpinit.runtime.plan.whole import Alone
 

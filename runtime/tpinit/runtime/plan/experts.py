@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 from tpinit.runtime.plan.layouts import Spread, even
+from tpinit.runtime.plan.matrices import experts_in_rows
 from tpinit.runtime.plan.records import Cut
 from tpinit.runtime.plan.rehearsal import Mismatch, held_part
-from tpinit.runtime.plan.trace import experts_in_rows
 from tpinit.runtime.shards import pieces
 
 __all__ = ["ExpertsFit", "fit_experts"]

@@ -10,10 +10,12 @@ from torch import nn
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.plan.drafting import Draft, Task
 from tpinit.runtime.plan.layouts import Layout
+from tpinit.runtime.plan.matrices import Matrix
 from tpinit.runtime.plan.regions import Fitted, candidates, fit
 from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, rehearse
+from tpinit.runtime.plan.stubs import evaluating
 from tpinit.runtime.plan.styles import Style, Wishes
-from tpinit.runtime.plan.trace import Matrix, Trace, evaluating
+from tpinit.runtime.plan.trace import Trace
 
 __all__ = ["fit_all", "twins"]
 

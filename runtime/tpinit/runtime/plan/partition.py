@@ -16,10 +16,10 @@ from torch import nn
 from tpinit.reference.errors import ConfigError, Problem
 from tpinit.reference.spellings import show
 from tpinit.runtime.errors import PlanError
+from tpinit.runtime.plan.matrices import Matrix, expert_weights, experts_of, matrices_of
 from tpinit.runtime.plan.presets import preset_specs
 from tpinit.runtime.plan.specs import Spec, SpecError, fused_parts, read_spec
 from tpinit.runtime.plan.styles import Style, Wishes
-from tpinit.runtime.plan.trace import Matrix, expert_weights, experts_of, matrices_of
 
 __all__ = ["from_partition_config", "from_section"]
 

@@ -20,12 +20,13 @@ from tpinit.runtime.errors import PlanError
 from tpinit.runtime.plan.drafting import Draft, Task, written
 from tpinit.runtime.plan.fitting import twins
 from tpinit.runtime.plan.layouts import Heads, Layout, Spread
+from tpinit.runtime.plan.matrices import experts_of, matrices_of
 from tpinit.runtime.plan.records import BlockPlan, Cut, Held, LayerKind, ParameterPlan, Plan
 from tpinit.runtime.plan.regions import Fitted, candidates
 from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, rehearse
 from tpinit.runtime.plan.sequences import along_sequence
+from tpinit.runtime.plan.stubs import untouched
 from tpinit.runtime.plan.styles import Style, Wishes
-from tpinit.runtime.plan.trace import experts_of, matrices_of, untouched
 from tpinit.runtime.plan.vocabulary import Vocabulary, find_vocabulary
 from tpinit.runtime.plan.watching import rehearsed_on, watched
 from tpinit.runtime.plan.whole import Alone

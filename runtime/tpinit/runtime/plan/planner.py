@@ -16,10 +16,11 @@ from tpinit.runtime.errors import PlanError
 from tpinit.runtime.plan.drafting import Draft, Task, notes_of, records, refusal, written
 from tpinit.runtime.plan.fitting import fit_all
 from tpinit.runtime.plan.folding import folded
+from tpinit.runtime.plan.matrices import experts_of, matrices_of
 from tpinit.runtime.plan.records import Plan
 from tpinit.runtime.plan.sequences import along_sequence
+from tpinit.runtime.plan.stubs import untouched
 from tpinit.runtime.plan.styles import Style, Wishes, from_transformers
-from tpinit.runtime.plan.trace import experts_of, matrices_of, untouched
 from tpinit.runtime.plan.vocabulary import Vocabulary, find_vocabulary
 from tpinit.runtime.plan.watching import rehearsed_on, watched
 from tpinit.runtime.plan.whole import cut_alone

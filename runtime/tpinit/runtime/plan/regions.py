@@ -13,9 +13,11 @@ from typing import Any
 from torch import nn
 from tpinit.runtime.plan.examples import BATCH
 from tpinit.runtime.plan.layouts import Heads, Layout, feature_layouts, follows, head_layouts
+from tpinit.runtime.plan.matrices import Matrix
 from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, rehearse
+from tpinit.runtime.plan.stubs import run_with_stubs
 from tpinit.runtime.plan.styles import Style
-from tpinit.runtime.plan.trace import Matrix, Trace, run_with_stubs
+from tpinit.runtime.plan.trace import Trace
 from tpinit.runtime.shards import shard_length
 
 __all__ = ["Fitted", "candidates", "fit"]

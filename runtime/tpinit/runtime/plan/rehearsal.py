@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 from tpinit.runtime.plan.layouts import Held, Layout, head_spread
+from tpinit.runtime.plan.matrices import Matrix
 from tpinit.runtime.plan.records import BlockPlan
-from tpinit.runtime.plan.trace import HELD, Matrix, Trace, run_with_stubs
+from tpinit.runtime.plan.stubs import HELD, run_with_stubs
+from tpinit.runtime.plan.trace import Trace
 
 __all__ = [
     "Adaptation",

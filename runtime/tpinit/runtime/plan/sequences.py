@@ -21,10 +21,11 @@ from torch.utils._pytree import tree_leaves
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.layers.sequence import change_input, change_output
 from tpinit.runtime.plan.drafting import Task
+from tpinit.runtime.plan.matrices import Matrix, experts_of
 from tpinit.runtime.plan.records import Cut, GradientRule, LayerKind, LayerPlan, ParameterPlan, Plan, SequencePlan
 from tpinit.runtime.plan.regions import Fitted
 from tpinit.runtime.plan.rehearsal import Mismatch, adapted, compare, held_part
-from tpinit.runtime.plan.trace import Matrix, experts_of, run_with_stubs
+from tpinit.runtime.plan.stubs import run_with_stubs
 from tpinit.runtime.shards import shard
 
 __all__ = ["along_sequence"]

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from tpinit.runtime.plan.trace import Matrix
+from tpinit.runtime.plan.matrices import Matrix
 
 __all__ = ["Spec", "SpecError", "fused_parts", "read_spec"]
 

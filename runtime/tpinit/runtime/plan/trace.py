@@ -7,7 +7,7 @@ names of the nearest matrices whose outputs reached it, by its storage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,57 +15,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from tpinit.runtime.plan.matrices import Matrix
+from tpinit.runtime.plan.stubs import Stage, run_with_stubs, stage_of
 
-__all__ = [
-    "HELD",
-    "Matrix",
-    "Stage",
-    "Trace",
-    "draws",
-    "evaluating",
-    "expert_weights",
-    "experts_in_rows",
-    "experts_of",
-    "matrices_of",
-    "run_with_stubs",
-    "stage_of",
-    "trace",
-    "untouched",
-]
+__all__ = ["Trace", "draws", "trace"]
 
-HELD = "_tp_held"  # in a module that is rehearsed: which pieces of its parameters a rank has
 _PRODUCTS = ("bmm", "baddbmm", "scaled_dot_product", "flash_attention", "efficient_attention")
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """A module that multiplies the last dimension of its input by a weight: a linear layer, or GPT-2's Conv1D.
-
-    `out_dim` is the dimension of the weight that the output's features lie along: 0 for [out, in], 1 for [in, out].
-    """
-
-    name: str
-    module: nn.Module
-    out_dim: int
-
-    @property
-    def out_features(self) -> int:
-        """The size of the output's last dimension."""
-        return int(self._weight.shape[self.out_dim])
-
-    @property
-    def in_features(self) -> int:
-        """The size of the input's last dimension."""
-        return int(self._weight.shape[1 - self.out_dim])
-
-    @property
-    def _weight(self) -> torch.Tensor:
-        weight = self.module.weight
-        assert isinstance(weight, torch.Tensor)
-        return weight
 
 
 @dataclass(slots=True)
@@ -92,85 +49,6 @@ class Trace:
     experts: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     readers: list[list[str]] = field(default_factory=list)
     stage: Stage | None = None
-
-
-def matrices_of(model: nn.Module) -> dict[str, Matrix]:
-    """Return every module that is a weight matrix, by its name: nn.Linear and what derives from it, and Conv1D."""
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            if type(module).forward is nn.Linear.forward or _is_linear(module):
-                found[name] = Matrix(name, module, 0)
-        elif type(module).__module__ == "transformers.pytorch_utils" and type(module).__qualname__ == "Conv1D":
-            found[name] = Matrix(name, module, 1)
-    return found
-
-
-def _is_linear(module: nn.Linear) -> bool:
-    """Tell whether what derives from a linear layer still computes what one does (a router does not)."""
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn((1, 2, module.in_features), generator=generator)
-    random = torch.randn((module.out_features, module.in_features), generator=generator)
-    bias = None if module.bias is None else torch.randn(module.out_features, generator=generator)
-    kept = module.__dict__.pop("forward", None)
-    module.__dict__["weight"] = random
-    if bias is not None:
-        module.__dict__["bias"] = bias
-    try:
-        with torch.no_grad():
-            found = module.forward(features)
-    except Exception:  # it asks for more than its input: it is something else
-        return False
-    finally:
-        del module.__dict__["weight"]
-        module.__dict__.pop("bias", None)
-        if kept is not None:
-            module.__dict__["forward"] = kept
-    expected = nn.functional.linear(features, random, bias)
-    return (
-        isinstance(found, torch.Tensor)
-        and found.shape == expected.shape
-        and torch.allclose(found, expected, 1e-3, 1e-3)
-    )
-
-
-def experts_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every module that holds the weights of all experts of a layer, by its name.
-
-    In tensors of three dimensions; or of two, the rows of one expert after those of another, in a module below.
-    """
-    found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        if not any(name.startswith(f"{outer}.") for outer in found) and (_stacked(module) or experts_in_rows(module)):
-            found[name] = module
-    return found
-
-
-def _stacked(module: nn.Module) -> bool:
-    return {"gate_up_proj", "down_proj"} <= {key for key, one in module._parameters.items() if one is not None} and all(
-        one is None or one.dim() == 3 for key, one in module._parameters.items() if key.endswith("_proj")
-    )
-
-
-def experts_in_rows(module: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Return, where all weights below a module are [experts * width, hidden], what (experts, width) may be."""
-    if any(one is not None for one in module._parameters.values()) or not any(module.children()):
-        return ()
-    below = list(module.named_parameters())
-    shapes = {tuple(one.shape) for _, one in below}
-    if len(below) < 2 or len(shapes) != 1 or any(name.endswith((".weight", ".bias")) for name, _ in below):
-        return ()
-    (shape,) = shapes
-    numbers = {one for one in vars(module).values() if type(one) is int and one > 1}
-    if len(shape) != 2 or shape[1] not in numbers:
-        return ()
-    pairs = ((count, shape[0] // count) for count in sorted(numbers) if shape[0] % count == 0)
-    return tuple((count, width) for count, width in pairs if width in numbers)
-
-
-def expert_weights(module: nn.Module) -> list[str]:
-    """Return the names, below a block of experts, of the weights that are cut together."""
-    return ["gate_up_proj", "down_proj"] if _stacked(module) else [name for name, _ in module.named_parameters()]
 
 
 def trace(model: nn.Module, inputs: Mapping[str, Any], training: bool = False, stage: Stage | None = None) -> Trace:
@@ -232,166 +110,9 @@ def draws(model: nn.Module, inputs: Mapping[str, Any], training: bool, stage: St
     return rolls.seen
 
 
-@dataclass(slots=True)
-class Stage:
-    """What runs of one model with stubs need to know of it: found once, as long as nobody changes the model.
-
-    `swapped` are the tensors for which others stand in: module, name, the tensor, and the other one.
-    """
-
-    modules: list[nn.Module]
-    matrices: dict[str, Matrix]
-    experts: dict[str, nn.Module]
-    embeddings: list[nn.Embedding]
-    swapped: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]
-
-
-def stage_of(model: nn.Module) -> Stage:
-    """Return what runs with stubs need. Reads the model, changes nothing.
-
-    The small tensors of a model on the meta device get numbers: norms, routers, tables. And the vectors of norms in
-    any case: new ones are all alike, and so would be whatever takes one for another.
-    """
-    modules = list(model.modules())
-    matrices, experts = matrices_of(model), experts_of(model)
-    embeddings = [module for module in modules if isinstance(module, nn.Embedding)]
-    stubbed = {id(one) for matrix in matrices.values() for one in matrix.module.parameters(recurse=False)}
-    stubbed |= {id(one) for module in experts.values() for one in module.parameters()}
-    stubbed |= {id(one) for module in embeddings for one in module.parameters()}
-    generator = torch.Generator().manual_seed(1)
-    swapped: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]] = []
-    for module in modules:
-        for kind in (module._parameters, module._buffers):
-            for name, one in kind.items():
-                if one is None or id(one) in stubbed:
-                    continue
-                vector = kind is module._parameters and one.dim() == 1 and not module._modules
-                if kind is module._buffers and isinstance(module, _NormBase) and not one.is_meta:
-                    swapped.append((module, name, one, one))  # a run in training writes to it
-                elif one.is_meta or vector:
-                    real = torch.zeros(one.shape, dtype=one.dtype)
-                    if one.is_floating_point():
-                        real.normal_(generator=generator)
-                    swapped.append((module, name, one, real if one.is_meta else real.to(one.device)))
-    return Stage(modules, matrices, experts, embeddings, swapped)
-
-
-def run_with_stubs(
-    model: nn.Module,
-    inputs: Mapping[str, Any],
-    matrix: Callable[[Matrix, torch.Tensor], torch.Tensor],
-    experts: Callable[[str, torch.Tensor], torch.Tensor],
-    training: bool = False,
-    stand_in: Callable[[torch.Tensor, torch.Tensor], None] = lambda *_: None,
-    stage: Stage | None = None,
-) -> Any:
-    """Run a forward in which `matrix` answers for each weight matrix and `experts` for each block of experts.
-
-    `stand_in` hears of each tensor on the meta device, and of the one with numbers that stands in for it. `stage`
-    is what `stage_of` returned for this very model.
-    """
-    stage = stage or stage_of(model)
-    with torch.no_grad(), _in_mode(model, training, stage.modules), _set(stage, matrix, experts, stand_in):
-        return model(**inputs)
-
-
-@contextmanager
-def _set(
-    stage: Stage,
-    matrix: Callable[[Matrix, torch.Tensor], torch.Tensor],
-    experts: Callable[[str, torch.Tensor], torch.Tensor],
-    stand_in: Callable[[torch.Tensor, torch.Tensor], None],
-) -> Iterator[None]:
-    """Put stubs in place of forwards, and tensors with numbers in place of those without, for the time of a run."""
-    kept: list[tuple[dict[str, Any], Any]] = []
-
-    def stub(module: nn.Module, forward: Callable[..., Any]) -> None:
-        kept.append((module.__dict__, module.__dict__.get("forward")))
-        module.__dict__["forward"] = forward
-
-    try:
-        for module, name, one, real in stage.swapped:
-            # What a run may write to, the next one has anew.
-            here = real if name in module._parameters else real.clone()
-            if name in module.__dict__.get(HELD, {}):  # a rehearsal has put a rank's part in its place
-                here = torch.cat([here.narrow(0, *held) for held in module.__dict__[HELD][name]])
-            module.__dict__[name] = here
-            stand_in(one, here)
-        for one_matrix in stage.matrices.values():
-            stub(one_matrix.module, _matrix_stub(one_matrix, matrix))
-        for name, module in stage.experts.items():
-            stub(module, _experts_stub(name, experts))
-        for embedding in stage.embeddings:
-            if embedding.weight.is_meta:
-                stub(embedding, _embedding_stub(embedding))
-        yield
-    finally:
-        for held, forward in reversed(kept):
-            if forward is None:
-                del held["forward"]
-            else:
-                held["forward"] = forward
-        for module, name, _, _ in stage.swapped:
-            module.__dict__.pop(name, None)
-
-
-def _matrix_stub(
-    one: Matrix, matrix: Callable[[Matrix, torch.Tensor], torch.Tensor]
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda input, *_, **__: matrix(one, input)
-
-
-def _experts_stub(name: str, experts: Callable[[str, torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
-    return lambda hidden_states, *_, **__: experts(name, hidden_states)
-
-
-def _embedding_stub(module: nn.Embedding) -> Callable[[torch.Tensor], torch.Tensor]:
-    def look_up(input: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        ramp = torch.linspace(-1, 1, module.embedding_dim).expand(*input.shape, -1)
-        return ramp + input.unsqueeze(-1).to(ramp.dtype) * 0.1
-
-    return look_up
-
-
 def _random(shape: tuple[int, ...], like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     dtype = like.dtype if like.is_floating_point() else torch.float32
     return torch.randn(shape, generator=generator).to(like.device, dtype)
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Keep what the user hung on a model out of what runs inside: hooks do not fire, random numbers stay theirs."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
-    kept = [(module, kind, getattr(module, kind)) for module in model.modules() for kind in kinds]
-    for module, kind, hooks in kept:
-        module.__dict__[kind] = type(hooks)()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for module, kind, hooks in kept:
-            module.__dict__[kind] = hooks
-
-
-@contextmanager
-def _in_mode(model: nn.Module, training: bool, modules: Sequence[nn.Module]) -> Iterator[None]:
-    modes = [module.training for module in modules]
-    if all(mode is training for mode in modes):
-        yield
-        return
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.__dict__["training"] = mode
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Let a model be in evaluation mode for several runs, each of which then need not see to it."""
-    with _in_mode(model, False, list(model.modules())):
-        yield
 
 
 class _Pausing(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves the base untyped

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from tpinit.runtime.plan.matrices import Matrix
 from tpinit.runtime.plan.records import LayerKind
-from tpinit.runtime.plan.trace import Matrix, Trace
+from tpinit.runtime.plan.trace import Trace
 
 __all__ = ["Vocabulary", "find_vocabulary"]
 

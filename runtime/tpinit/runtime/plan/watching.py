@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.plan.examples import example_inputs
-from tpinit.runtime.plan.trace import Trace, draws, trace, untouched
+from tpinit.runtime.plan.stubs import untouched
+from tpinit.runtime.plan.trace import Trace, draws, trace
 
 __all__ = ["rehearsed_on", "watched"]
 

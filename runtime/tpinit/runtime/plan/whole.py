@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 from tpinit.runtime.plan.layouts import Spread
+from tpinit.runtime.plan.matrices import Matrix
 from tpinit.runtime.plan.records import LayerKind
 from tpinit.runtime.plan.styles import Style, Wishes
-from tpinit.runtime.plan.trace import Matrix
 from tpinit.runtime.shards import pieces
 
 __all__ = ["Alone", "cut_alone"]
