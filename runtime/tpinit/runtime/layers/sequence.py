@@ -33,60 +33,21 @@ __all__ = [
 _TOKENS = 1  # the dimension of [batch, tokens, features]
 
 
-class _GatherTokens(torch.autograd.Function):
-    """All-gather forward, reduce-scatter backward: what follows gives each rank a part of the gradient."""
+Move = Callable[[torch.Tensor, ProcessGroup], torch.Tensor]
+
+
+class _Moved(torch.autograd.Function):
+    """Moves tokens between the ranks in one way, and their gradients in another."""
 
     @staticmethod
-    def forward(ctx: Any, local: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-        ctx.group = group
-        return _gather(local, group)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _scatter(grads[0], ctx.group), None
-
-
-class _ScatterTokens(torch.autograd.Function):
-    """Reduce-scatter forward, all-gather backward."""
-
-    @staticmethod
-    def forward(ctx: Any, partial: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-        ctx.group = group
-        return _scatter(partial, group)
+    def forward(ctx: Any, tokens: torch.Tensor, group: ProcessGroup, there: Move, back: Move) -> torch.Tensor:
+        ctx.group, ctx.back = group, back
+        return there(tokens, group)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _gather(grads[0], ctx.group), None
-
-
-class _WholeTokens(torch.autograd.Function):
-    """All-gather forward, own part backward: what follows gives every rank the whole gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, local: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-        ctx.group = group
-        return _gather(local, group)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _own(grads[0], ctx.group), None
-
-
-class _OwnTokens(torch.autograd.Function):
-    """Own part forward, all-gather backward."""
-
-    @staticmethod
-    def forward(ctx: Any, whole: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-        ctx.group = group
-        return _own(whole, group)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _gather(grads[0], ctx.group), None
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        return ctx.back(grads[0], ctx.group), None, None, None
 
 
 def _gather(local: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
@@ -110,16 +71,17 @@ def _own(whole: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
 
 def gather_tokens(local: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
     """Return the tokens [batch, n * tokens, ...] of all ranks; the gradient is summed, and each gets its part."""
-    return _GatherTokens.apply(local, group)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
+    return _Moved.apply(local, group, _gather, _scatter)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
 
 
 def scatter_tokens(partial: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
     """Return this rank's part of the tokens of the sum of [batch, tokens, ...] over the group."""
-    return _ScatterTokens.apply(partial, group)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
+    return _Moved.apply(partial, group, _scatter, _gather)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
 
 
 def _whole_tokens(local: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-    return _WholeTokens.apply(local, group)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
+    # What follows gives every rank the whole gradient, of which its own part is the right one.
+    return _Moved.apply(local, group, _gather, _own)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
 
 
 def _own_tokens(whole: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
@@ -130,7 +92,7 @@ def _own_tokens(whole: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
             f"{list(whole.shape)}: give sequences whose length is a multiple of {ranks} (pad them, and mask the "
             "padding), or initialize without sequence_parallel"
         )
-    return _OwnTokens.apply(whole, group)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
+    return _Moved.apply(whole, group, _own, _gather)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
 
 
 # --- on modules ------------------------------------------------------------------------------------------
