@@ -239,7 +239,7 @@ def probed(rank: int, name: str, break_with: str = "") -> dict[str, Any]:
         ready = original(given, report)
         layers = ready.plan.layers
         if break_with == "entry":
-            layers = tuple(replace(one, entry=False) if one.kind.value == "column" else one for one in layers)
+            layers = tuple(replace(one, entry=False, door="") if one.kind.value == "column" else one for one in layers)
         elif break_with == "sum":
             layers = tuple(one for one in layers if one.kind.value != "experts")
         blocks = ready.plan.blocks

@@ -16,6 +16,7 @@ import catalogue  # noqa: E402 - of the folder above
 
 CLOSE = 1e-5
 FAMILIES = list(catalogue.FAMILIES)
+COARSE = ("stablelm_qk_layernorm",)  # gradients of its norms a head are so small that fp32 is too coarse to tell
 NOT_SEPARABLE = ("clip",)  # its loss contrasts all samples of a batch, so it is not the mean over its parts
 SEPARABLE = [name for name in FAMILIES if name not in NOT_SEPARABLE]
 
@@ -39,7 +40,7 @@ def test_over_three_ranks(world3: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_over_four_ranks(world4: Any, name: str) -> None:
-    assert_exact(world4.run("family", name=name, tp=4))
+    assert_exact(world4.run("family", name=name, tp=4, double=name in COARSE))
 
 
 @pytest.mark.parametrize("name", SEPARABLE)
