@@ -99,7 +99,7 @@ def _spoiled(how: str) -> Iterator[None]:
             del layers[max(place for place, one in enumerate(layers) if one.kind in (*ROWS, LayerKind.EXPERTS))]
         elif how == "entry":
             last = max(place for place, one in enumerate(layers) if one.kind is LayerKind.COLUMN and one.entry)
-            layers[last] = replace(layers[last], entry=False)
+            layers[last] = replace(layers[last], entry=False, door="")
         return replace(ready, plan=replace(ready.plan, layers=tuple(layers)))
 
     api.prepare = spoiled
