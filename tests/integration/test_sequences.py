@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import tpinit.runtime
 from torch import nn
+from tpinit.reference.errors import TpinitError
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.plan import Plan, plan_model
 from tpinit.runtime.plan.folding import folded
@@ -192,3 +194,11 @@ def test_planning_changes_nothing() -> None:
     assert not any(one.random for one in plan.layers)
     assert hooks == sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in model.modules())
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+
+
+@pytest.mark.parametrize("start", ["initialize", "from_config", "from_pretrained"])
+def test_the_keyword_is_true_or_false(start: str, tmp_path: Path) -> None:
+    first = {"initialize": {"model": Stack(Layer())}, "from_config": {"model_config": Stack, "seed": 0}}
+    given: dict[str, Any] = first.get(start, {"directory": tmp_path})
+    with pytest.raises(TpinitError, match="sequence_parallel is 'yes', and must be True or False"):
+        getattr(tpinit.runtime, start)(**given, sequence_parallel="yes")

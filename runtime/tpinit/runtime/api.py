@@ -107,8 +107,6 @@ def initialize(
     Raises DecisionError (a violation, the same on every rank), ConfigError (malformed input), AgreementError
     (ranks differ), GroupError, PlanError, UnsupportedError: all are TpinitError.
     """
-    if type(sequence_parallel) is not bool:
-        raise TpinitError(f"sequence_parallel is {sequence_parallel!r}, and must be True or False")
     if verify not in VERIFIES:
         raise TpinitError(f"verify is {verify!r}, and must be one of {', '.join(VERIFIES)}")
     given = Given(
@@ -138,6 +136,8 @@ def launch(
     bring: Callable[[], Weights] | None = None,
 ) -> tuple[Engine, Optimizer | None, DataLoader[Any] | None, Any]:
     """Do what `initialize` says. `bring`, where given, builds the model without its numbers, which come last."""
+    if type(given.sequence_parallel) is not bool:
+        raise TpinitError(f"sequence_parallel is {given.sequence_parallel!r}, and must be True or False")
     world.start(distributed_port, dist_init_required)
     device = world.local_device()
     report = agreement.Report()

@@ -17,11 +17,11 @@ from tpinit.runtime.layers import (
     HeadLayer,
     RowLayer,
     Streams,
+    change_input,
     collect_output,
     cut_embedding,
     cut_experts,
     cut_stack,
-    gather_input,
     gather_tokens,
     keep_logits_apart,
     keep_whole,
@@ -126,7 +126,7 @@ def _cut_tokens(model: nn.Module, sequence: SequencePlan, group: ProcessGroup, s
     cut_stack(layers[0], layers[-1], group, streams)
     entry = Entry(group, gather_tokens, always=True)
     for name in sequence.entries:
-        gather_input(model.get_submodule(name), entry)
+        change_input(model.get_submodule(name), entry)
     for name in sequence.whole:
         keep_whole(model.get_submodule(name), group)
 

@@ -107,23 +107,20 @@ class Engine:
 
     def _update(self) -> None:
         assert self.optimizer is not None
-        loss_scale = self._scaler.scale
-        coming = global_norm(self._slots, self.mesh.tp, self.device)
         # Where nothing depends on the norm, the update does not wait for it.
-        needed = self._scaler.active or bool(self.settings.clipping)
-        norm = coming() / loss_scale if needed else None
-        overflow = self._scaler.active and norm is not None and not bool(torch.isfinite(norm))
+        norm = global_norm(self._slots, self.mesh.tp, self.device)
+        overflow = self._scaler.active and not bool(torch.isfinite(norm()))
         if overflow:
             self.skipped_steps += 1
         else:
-            if norm is not None:
-                self._clip(norm)
+            if self._scaler.active or self.settings.clipping:
+                self._clip(norm() / self._scaler.scale)
             self.optimizer.step()
             for slot in self._slots:
                 slot.publish()
             if self.lr_scheduler is not None:
                 self.lr_scheduler.step()
-        self._norm = norm if norm is not None else coming() / loss_scale
+        self._norm = norm() / self._scaler.scale
         self.zero_grad()
         self.global_steps += 1
         self._scaler.update(overflow)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -101,6 +102,7 @@ def global_norm(slots: Sequence[Slot], side: Side, device: torch.device) -> Call
     same = _square([slot.target.grad for slot in slots if slot.record.dim is None], device)
     pending = dist.all_reduce(own, group=side.group, async_op=True) if side.group is not None else None
 
+    @cache
     def norm() -> torch.Tensor:
         if pending is not None:
             pending.wait()

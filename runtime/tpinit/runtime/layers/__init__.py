@@ -10,7 +10,7 @@ from tpinit.runtime.layers.collectives import (
 from tpinit.runtime.layers.linear import ColumnLayer, HeadLayer, RowLayer, open_door, turn
 from tpinit.runtime.layers.loss import cross_entropy, keep_logits_apart
 from tpinit.runtime.layers.modules import collect_output, cut_embedding, cut_experts, leave_out
-from tpinit.runtime.layers.sequence import cut_stack, gather_input, gather_tokens, keep_whole, refuse_hidden_states
+from tpinit.runtime.layers.sequence import change_input, cut_stack, gather_tokens, keep_whole, refuse_hidden_states
 from tpinit.runtime.layers.streams import Streams, share_random_state
 
 __all__ = [
@@ -19,13 +19,13 @@ __all__ = [
     "HeadLayer",
     "RowLayer",
     "Streams",
+    "change_input",
     "collect_output",
     "copy_to_group",
     "cross_entropy",
     "cut_embedding",
     "cut_experts",
     "cut_stack",
-    "gather_input",
     "gather_over_group",
     "gather_tokens",
     "keep_logits_apart",

@@ -16,14 +16,12 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from tpinit.runtime.errors import EngineError
-from tpinit.runtime.layers.collectives import Entry
 from tpinit.runtime.layers.streams import Streams
 
 __all__ = [
     "change_input",
     "change_output",
     "cut_stack",
-    "gather_input",
     "gather_tokens",
     "keep_whole",
     "refuse_hidden_states",
@@ -118,11 +116,6 @@ def cut_stack(first: nn.Module, last: nn.Module, group: ProcessGroup, streams: S
 
     change_input(first, enter)
     change_output(last, leave)
-
-
-def gather_input(module: nn.Module, entry: Entry) -> None:
-    """Let a module that begins a cut region read the tokens of all ranks."""
-    change_input(module, entry)
 
 
 def keep_whole(module: nn.Module, group: ProcessGroup) -> None:

@@ -8,7 +8,7 @@ and backward, and of one update.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 from tpinit.runtime.layers.loss import asks_for_it
 from tpinit.runtime.layers.sequence import change_input, change_output
 from tpinit.runtime.plan.matrices import Matrix
-from tpinit.runtime.plan.records import GradientRule, LayerKind, Plan
+from tpinit.runtime.plan.records import GradientRule, LayerKind, Plan, SequencePlan
 from tpinit.runtime.plan.stubs import run_with_stubs, untouched
 
 __all__ = ["Collective", "Memory", "count_collectives", "memory_of", "product", "update_collectives", "wire_bytes"]
@@ -121,44 +121,10 @@ def count_collectives(
 
         return seen
 
-    def of_tokens(forward: str, backward: str) -> Any:
-        """Return a function that notes what is sent where tokens are gathered, or taken, in front of a module."""
-
-        def bound(name: str) -> Any:
-            def seen(features: torch.Tensor) -> torch.Tensor:
-                for phase, kind in (("forward", forward), ("backward", backward)):
-                    if kind:
-                        note(f"{name} (tokens)", phase, kind, features.numel())
-                return features
-
-            return seen
-
-        return bound
-
-    gathered: list[torch.Tensor] = []
-
-    def gather(name: str) -> Any:
-        tell = of_tokens("all_gather", "reduce_scatter")(name)
-
-        def seen(features: torch.Tensor) -> torch.Tensor:
-            if gathered and gathered[0] is features:  # as at the door: together
-                return features
-            gathered[:] = [features]
-            told: torch.Tensor = tell(features)
-            return told
-
-        return seen
-
     handles = []
     with untouched(model):  # the hooks of others are away: ours come after
         for sequence in plan.sequences:
-            children = [f"{sequence.stack}.{name}" for name, _ in model.get_submodule(sequence.stack).named_children()]
-            taken, joined = of_tokens("", "all_gather"), of_tokens("all_gather", "")
-            handles.append(change_input(model.get_submodule(children[0]), taken(children[0])))
-            handles.append(change_output(model.get_submodule(children[-1]), joined(children[-1])))
-            handles += [change_input(model.get_submodule(name), gather(name)) for name in sequence.entries]
-            handles += [change_input(model.get_submodule(name), joined(name)) for name in sequence.whole]
-            handles += [change_output(model.get_submodule(name), taken(name)) for name in sequence.whole]
+            handles += _watch_tokens(model, sequence, note)
         for name, layer in layers.items():
             module = model.get_submodule(name)
             if layer.kind is LayerKind.EMBEDDING:
@@ -171,6 +137,33 @@ def count_collectives(
             for handle in handles:
                 handle.remove()
     return found
+
+
+def _watch_tokens(model: nn.Module, sequence: SequencePlan, note: Callable[[str, str, str, float], None]) -> list[Any]:
+    """Note what is sent where the tokens of a list of layers are cut and gathered. Returns the handles of the hooks."""
+    gathered: list[torch.Tensor] = []
+
+    def told(name: str, *sent: tuple[str, str], once: bool = False) -> Callable[[torch.Tensor], torch.Tensor]:
+        def seen(features: torch.Tensor) -> torch.Tensor:
+            if once and gathered and gathered[0] is features:  # as at the door: together
+                return features
+            gathered[:] = [features]
+            for phase, kind in sent:
+                note(f"{name} (tokens)", phase, kind, features.numel())
+            return features
+
+        return seen
+
+    join, part = ("forward", "all_gather"), ("backward", "all_gather")
+    layers = [f"{sequence.stack}.{name}" for name, _ in model.get_submodule(sequence.stack).named_children()]
+    entering = {layers[0]: told(layers[0], part)} | {name: told(name, join) for name in sequence.whole}
+    leaving = {layers[-1]: told(layers[-1], join)} | {name: told(name, part) for name in sequence.whole}
+    handles = [change_input(model.get_submodule(name), change) for name, change in entering.items()]
+    handles += [change_output(model.get_submodule(name), change) for name, change in leaving.items()]
+    for name in sequence.entries:
+        collected = told(name, join, ("backward", "reduce_scatter"), once=True)
+        handles.append(change_input(model.get_submodule(name), collected))
+    return handles
 
 
 def _own_loss(model: nn.Module) -> bool:

@@ -14,13 +14,13 @@ from torch import nn
 from tpinit.runtime.plan.examples import BATCH
 from tpinit.runtime.plan.layouts import Heads, Layout, feature_layouts, follows, head_layouts
 from tpinit.runtime.plan.matrices import Matrix
-from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, rehearse
+from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, rehearse, replay
 from tpinit.runtime.plan.stubs import run_with_stubs
 from tpinit.runtime.plan.styles import Style
 from tpinit.runtime.plan.trace import Trace
 from tpinit.runtime.shards import shard_length
 
-__all__ = ["Fitted", "candidates", "fit"]
+__all__ = ["Fitted", "candidates", "common_block", "fit"]
 
 Fitted = tuple[Region, Layout, Adaptation]
 _MANY = 5  # how many doubtful numbers of a block are tried in all combinations
@@ -52,7 +52,9 @@ def candidates(matrices: Mapping[str, Matrix], seen: Trace, heads: Sequence[str]
         legal = legal and all(seen.sources[name] <= set(shared) for name in fed)
         if columns and legal and len({matrices[name].in_features for name in rows}) == 1:
             attends = any(name in seen.attending for name in columns)
-            found.append(Region(_common([*columns, *rows]), tuple(columns), tuple(rows), tuple(shared), attends, fed))
+            found.append(
+                Region(common_block([*columns, *rows]), tuple(columns), tuple(rows), tuple(shared), attends, fed)
+            )
     return sorted(found, key=lambda region: -_weight(region, matrices))
 
 
@@ -60,7 +62,8 @@ def _weight(region: Region, matrices: Mapping[str, Matrix]) -> int:
     return sum(matrices[name].in_features * matrices[name].out_features for name in (*region.columns, *region.rows))
 
 
-def _common(names: Sequence[str]) -> str:
+def common_block(names: Sequence[str]) -> str:
+    """Return the innermost module in which all of these modules lie, by its name."""
     split = [name.split(".")[:-1] for name in names]
     same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False))
     return ".".join(parts[0] for parts in same)
@@ -301,20 +304,14 @@ def _argument_shapes(
             if hasattr(value, "shape") and value.is_floating_point():
                 found.setdefault(name, tuple(value.shape))
 
-    calls: dict[str, int] = {}
-
-    def again(outputs: Mapping[str, list[Any]], name: str) -> Any:
-        call = calls.get(name, 0)
-        calls[name] = call + 1
-        return outputs[name][call].clone()
-
+    again = replay()
     handle = model.get_submodule(region.block).register_forward_pre_hook(look, with_kwargs=True)
     try:
         run_with_stubs(
             model,
             inputs,
-            lambda one, _: again(seen.outputs, one.name),
-            lambda name, _: again(seen.experts, name),
+            lambda one, _: again(seen.outputs, one.name)[1].clone(),
+            lambda name, _: again(seen.experts, name)[1].clone(),
             stage=seen.stage,
         )
     finally:

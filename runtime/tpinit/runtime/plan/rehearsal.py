@@ -32,6 +32,7 @@ __all__ = [
     "compare",
     "held_part",
     "rehearse",
+    "replay",
 ]
 
 _TOLERANCE = 1e-4
@@ -83,6 +84,23 @@ def held_part(whole: torch.Tensor, dim: int, held: Held) -> torch.Tensor:
     return found[0] if len(found) == 1 else torch.cat(found, dim=dim)
 
 
+def replay() -> Callable[[Mapping[str, Sequence[torch.Tensor]], str], tuple[int, torch.Tensor]]:
+    """Return a function that gives, for each name, which call of it this is and what was recorded at that call.
+
+    It raises Mismatch where there was no such call. What it gives is the record itself: clone what is handed on.
+    """
+    calls: dict[str, int] = {}
+
+    def again(recorded: Mapping[str, Sequence[torch.Tensor]], name: str) -> tuple[int, torch.Tensor]:
+        call = calls.get(name, 0)
+        calls[name] = call + 1
+        if call >= len(recorded.get(name, ())):
+            raise Mismatch(f"{name} is reached another number of times than in the whole model")
+        return call, recorded[name][call]
+
+    return again
+
+
 def rehearse(
     model: nn.Module,
     inputs: Mapping[str, Any],
@@ -109,27 +127,21 @@ def _rehearse_rank(
 ) -> None:
     columns = {name: layout.columns[name].ranks[rank] for region, layout, _ in cuts for name in region.columns}
     rows = {name: layout.row.ranks[rank] for region, layout, _ in cuts for name in region.rows}
-    calls: dict[str, int] = {}
+    again = replay()
     waited = sum(len(whole.inputs[name]) for name in rows)
 
     def matrix(one: Matrix, features: torch.Tensor) -> torch.Tensor:
         nonlocal waited
-        call = calls.get(one.name, 0)
-        calls[one.name] = call + 1
-        if call >= len(whole.outputs.get(one.name, ())):
-            raise Mismatch(f"{one.name} is reached another number of times than in the whole model")
+        call, output = again(whole.outputs, one.name)
         if one.name in rows:
             compare(one.name, features, held_part(whole.inputs[one.name][call], -1, rows[one.name]), rank)
             waited -= 1
             if only and not waited:
                 raise _Seen
-        output = whole.outputs[one.name][call]
         return held_part(output, -1, columns[one.name]).clone() if one.name in columns else output.clone()
 
     def experts(name: str, _: torch.Tensor) -> torch.Tensor:
-        call = calls.get(name, 0)
-        calls[name] = call + 1
-        return whole.experts[name][call].clone()
+        return again(whole.experts, name)[1].clone()
 
     with ExitStack() as stack:
         for region, layout, adaptation in cuts:

@@ -23,8 +23,8 @@ from tpinit.runtime.layers.sequence import change_input, change_output
 from tpinit.runtime.plan.drafting import Task
 from tpinit.runtime.plan.matrices import Matrix, experts_of
 from tpinit.runtime.plan.records import Cut, GradientRule, LayerKind, LayerPlan, ParameterPlan, Plan, SequencePlan
-from tpinit.runtime.plan.regions import Fitted
-from tpinit.runtime.plan.rehearsal import Mismatch, adapted, compare, held_part
+from tpinit.runtime.plan.regions import Fitted, common_block
+from tpinit.runtime.plan.rehearsal import Mismatch, adapted, compare, held_part, replay
 from tpinit.runtime.plan.stubs import run_with_stubs
 from tpinit.runtime.shards import shard
 
@@ -132,9 +132,7 @@ def _tried(
 
 def _entries(path: str, columns: Sequence[str], blocks: bool) -> list[str]:
     """Return where tokens are gathered for some columns: in front of the block that they share, or of each."""
-    split = [name.split(".")[:-1] for name in columns]
-    same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False))
-    block = ".".join(parts[0] for parts in same)
+    block = common_block(columns)
     return [block] if blocks and block.startswith(f"{_layer_of(path, columns[0])}.") else list(columns)
 
 
@@ -212,22 +210,8 @@ def _rehearse(task: Task, plan: SequencePlan, direct: Sequence[Fitted], fitted: 
     return {reader for name in plan.entries for reader in whole.readers[name]}
 
 
-def _replay() -> Callable[[Mapping[str, list[torch.Tensor]], str], tuple[int, torch.Tensor]]:
-    """Return a function that gives each matrix, at each call, what it gave in the first run of all."""
-    calls: dict[str, int] = {}
-
-    def again(outputs: Mapping[str, list[torch.Tensor]], name: str) -> tuple[int, torch.Tensor]:
-        call = calls.get(name, 0)
-        calls[name] = call + 1
-        if call >= len(outputs.get(name, ())):
-            raise Mismatch(f"{name} is reached another number of times than in the whole model")
-        return call, outputs[name][call].clone()
-
-    return again
-
-
 def _run_whole(task: Task, plan: SequencePlan, layers: Sequence[str]) -> _Whole:
-    whole, uses, again = _Whole(), _Uses(), _replay()
+    whole, uses, again = _Whole(), _Uses(), replay()
 
     def once(into: dict[str, torch.Tensor], name: str, hidden: torch.Tensor) -> torch.Tensor:
         if name in into:
@@ -243,7 +227,7 @@ def _run_whole(task: Task, plan: SequencePlan, layers: Sequence[str]) -> _Whole:
             whole.readers.setdefault(name, set()).add(one.name)
         uses.quiet = True
         try:
-            return again(task.seen.outputs, one.name)[1]
+            return again(task.seen.outputs, one.name)[1].clone()
         finally:
             uses.quiet = False
 
@@ -260,7 +244,7 @@ def _run_whole(task: Task, plan: SequencePlan, layers: Sequence[str]) -> _Whole:
         ),
         uses,
     ):
-        _run(task, matrix, lambda name, _: again(task.seen.experts, name)[1])
+        _run(task, matrix, lambda name, _: again(task.seen.experts, name)[1].clone())
     if uses.used:
         raise Mismatch(f"{', '.join(sorted(uses.used))}: what enters is used by more than its cut matrices")
     if layers[-1] not in whole.outputs:
@@ -277,7 +261,7 @@ def _run_rank(
     fitted: Sequence[Fitted],
     rank: int,
 ) -> None:
-    again = _replay()
+    again = replay()
     columns = {name: layout.columns[name].ranks[rank] for region, layout, _ in fitted for name in region.columns}
     rows = {name: layout.row.ranks[rank] for region, layout, _ in fitted for name in region.rows}
     scattered = {name for region, _, _ in direct for name in region.rows}
@@ -320,7 +304,7 @@ def _run_rank(
         check(one.name, features, part(expected) if local else expected)
         if one.name in columns:
             return held_part(output, -1, columns[one.name]).clone()
-        return part(output).clone() if local or one.name in scattered else output
+        return (part(output) if local or one.name in scattered else output).clone()
 
     with ExitStack() as stack:
         for region, layout, adaptation in fitted:
@@ -334,12 +318,12 @@ def _run_rank(
                 {name: (lambda hidden: part(hidden).clone()) for name in plan.whole} | {layers[-1]: left(layers[-1])},
             )
         )
-        _run(task, matrix, lambda name, _: again(task.seen.experts, name)[1])
+        _run(task, matrix, lambda name, _: again(task.seen.experts, name)[1].clone())
 
 
 def _run(task: Task, matrix: Any, experts: Any) -> None:
     try:
-        run_with_stubs(task.model, task.inputs, matrix, experts)
+        run_with_stubs(task.model, task.inputs, matrix, experts, stage=task.seen.stage)
     except (Mismatch, NotImplementedError):
         raise
     except Exception as error:  # whatever a model raises on a part of its tokens: they can't be cut so
