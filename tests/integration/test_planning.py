@@ -88,7 +88,7 @@ def test_heads_folded_into_the_sequence_are_seen() -> None:
     assert inputs is not None
     matrices, seen = matrices_of(model), trace(model, inputs)
     region = next(one for one in candidates(matrices, seen, ("lm_head",)) if one.attends)
-    layout, adaptation = fit(model, inputs, seen, region, matrices, 2)
+    layout, adaptation = fit(model, inputs, seen, region, matrices, 2, {})
     assert adaptation.numbers == (("num_heads", (6, 6)),)
     rehearse(model, inputs, seen, [(region, layout, adaptation)], 2)
     with pytest.raises(Mismatch, match=r"is reached by|raises"):
@@ -101,7 +101,7 @@ def test_a_cut_across_heads_is_seen() -> None:
     assert inputs is not None
     matrices, seen = matrices_of(model), trace(model, inputs)
     region = next(one for one in candidates(matrices, seen, ("lm_head",)) if one.attends)
-    layout, adaptation = fit(model, inputs, seen, region, matrices, 2)
+    layout, adaptation = fit(model, inputs, seen, region, matrices, 2, {})
     # A contiguous half of [q | k | v]: all of q and half of k, which is what a careless column cut takes.
     careless = Layout(dict.fromkeys(region.columns, even(144, 2)), layout.row, layout.heads)
     with pytest.raises(Mismatch):

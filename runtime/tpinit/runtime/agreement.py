@@ -6,6 +6,7 @@ Whatever happens on a rank, it comes to this gather, so no other rank waits for 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +38,10 @@ class Report:
 
 
 def exchange(report: Report, group: ProcessGroup | None = None) -> list[Report]:
-    """Return the reports of all ranks, in rank order. Every rank of the group must call this."""
+    """Return the reports of all ranks, in rank order. Every rank of the group must call this.
+
+    Ranks that agree in everything, as they should, send each other no more than a hash of it.
+    """
     text = json.dumps(
         {
             "fields": report.fields,
@@ -48,7 +52,12 @@ def exchange(report: Report, group: ProcessGroup | None = None) -> list[Report]:
         },
         default=_plain,
     )
-    gathered: list[str] = [""] * dist.get_world_size(group)
+    ranks = dist.get_world_size(group)
+    hashes: list[str] = [""] * ranks
+    dist.all_gather_object(hashes, hashlib.sha256(text.encode()).hexdigest(), group=group)
+    if len(set(hashes)) == 1:
+        return [_read(text)] * ranks
+    gathered: list[str] = [""] * ranks
     dist.all_gather_object(gathered, text, group=group)
     return [_read(one) for one in gathered]
 
@@ -61,7 +70,8 @@ def check(reports: Sequence[Report], ranks: Sequence[int] | None = None) -> None
     """
     numbers = list(ranks) if ranks is not None else list(range(len(reports)))
     failed = len({report.error for report in reports}) > 1
-    if not failed and len({json.dumps(report.fields) for report in reports}) == 1:
+    every = {id(report.fields): report.fields for report in reports}.values()
+    if not failed and (len(every) == 1 or len({json.dumps(fields) for fields in every}) == 1):
         return
     names = list(dict.fromkeys(name for report in reports for name in report.fields))
     if any(report.error is not None for report in reports):
@@ -94,6 +104,8 @@ def check_replicas(reports: Sequence[Report], groups: Sequence[Sequence[int]]) -
 
     Returns whether all groups hold the same one.
     """
+    if len({id(report) for report in reports}) == 1:
+        return True
     for ranks in groups:
         check([Report(reports[rank].replica) for rank in ranks], ranks)
     return all(report.replica == reports[0].replica for report in reports)

@@ -297,8 +297,29 @@ def _leaving(active: bool) -> Iterator[None]:
 
         return unless_parameter
 
-    with _replaced(_WRITING if active else (), leave):
+    with _replaced(_WRITING if active else (), leave), _passing_over(active):
         yield
+
+
+@contextmanager
+def _passing_over(active: bool) -> Iterator[None]:
+    """Let transformers pass over a module that has parameters of its own and nothing else: nothing is written there."""
+    guards = sys.modules.get("transformers.modeling_utils")
+    if not active or guards is None:
+        yield
+        return
+    kind = guards.PreTrainedModel
+    original = kind._initialize_weights
+
+    def initialize(self: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        if not module._parameters or module._modules or module._buffers:
+            original(self, module, *args, **kwargs)
+
+    kind._initialize_weights = initialize
+    try:
+        yield
+    finally:
+        kind._initialize_weights = original
 
 
 @contextmanager

@@ -96,7 +96,8 @@ def carry_out(
                 # A slice of its own, so that the whole can be freed.
                 part = part.clone(memory_format=torch.contiguous_format)
             parameter.data = part
-    model.to(device)
+    if any(one.device != device for one in (*parameters.values(), *model.buffers())):
+        model.to(device)
     if group is not None:
         turn_layers(model, plan, group)
         share_random_state(group, device)

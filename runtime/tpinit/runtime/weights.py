@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import zlib
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -12,6 +11,7 @@ from torch import nn
 from tpinit.runtime import agreement
 from tpinit.runtime.blank import Blank
 from tpinit.runtime.cutting import carry_out
+from tpinit.runtime.digest import digest
 from tpinit.runtime.errors import LoadError
 from tpinit.runtime.groups import Mesh
 from tpinit.runtime.plan.records import ParameterPlan, Plan
@@ -123,15 +123,15 @@ def read_in(
     carry_out(weights.model, plan, mesh.tp.group, None, device, lambda _, parameter: parameter.data)
 
 
-def _fill(weights: Weights, plan: Plan, dtype: torch.dtype | None, shared: bool) -> dict[bool, int]:
-    """Put this rank's part into every parameter; return the checksums of what is cut, and of what is whole.
+def _fill(weights: Weights, plan: Plan, dtype: torch.dtype | None, shared: bool) -> dict[bool, str]:
+    """Put this rank's part into every parameter; return the digests of what is cut, and of what is whole.
 
     Of what is cut only where it is `shared`, that is, where another rank holds the same slices.
     """
-    sums = {True: 0, False: 0}
+    sums = {True: hashlib.sha256(), False: hashlib.sha256()}
     weights.buffers()
     for buffer in weights.model.buffers():
-        sums[False] = _sum(buffer, sums[False])
+        sums[False].update(digest(buffer).encode())
     parameters = dict(weights.model.named_parameters())
     with torch.no_grad():
         for record in plan.parameters:
@@ -141,15 +141,6 @@ def _fill(weights: Weights, plan: Plan, dtype: torch.dtype | None, shared: bool)
             weights.write(part, record, plan)
             cut = record.dim is not None
             if shared or not cut:
-                sums[cut] = _sum(part, sums[cut])
+                sums[cut].update(digest(part).encode())
             parameter.data = part
-    return sums
-
-
-def _sum(tensor: torch.Tensor, before: int) -> int:
-    """Go on with a checksum over a tensor's bytes, without a copy of them."""
-    if not tensor.numel():
-        return before
-    here = tensor.detach().cpu().contiguous()
-    held = here.numel() * here.element_size()
-    return zlib.crc32((ctypes.c_char * held).from_address(here.data_ptr()), before)
+    return {cut: one.hexdigest() for cut, one in sums.items()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -87,8 +88,13 @@ def _causal_loss(original: Any, begin: int, length: int, whole: int, group: Proc
 
 def asks_for_it(model: nn.Module) -> bool:
     """Tell whether a model's forward hands its logits to its `loss_function`, and does not compute a loss itself."""
+    return _asks_for_it(type(model).forward)
+
+
+@lru_cache(maxsize=256)
+def _asks_for_it(forward: Callable[..., Any]) -> bool:
     try:
-        text = inspect.getsource(inspect.unwrap(type(model).forward))
+        text = inspect.getsource(inspect.unwrap(forward))
     except (OSError, TypeError):
         return False
     return "self.loss_function(" in text

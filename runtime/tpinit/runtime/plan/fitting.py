@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -11,9 +12,9 @@ from tpinit.runtime.errors import PlanError
 from tpinit.runtime.plan.drafting import Draft, Task
 from tpinit.runtime.plan.layouts import Layout
 from tpinit.runtime.plan.matrices import Matrix
-from tpinit.runtime.plan.regions import Fitted, candidates, fit
+from tpinit.runtime.plan.regions import Fitted, Unsure, candidates, fit, likeliest
 from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, rehearse
-from tpinit.runtime.plan.stubs import evaluating
+from tpinit.runtime.plan.stubs import in_mode
 from tpinit.runtime.plan.styles import Style, Wishes
 from tpinit.runtime.plan.trace import Trace
 
@@ -21,34 +22,45 @@ __all__ = ["fit_all", "twins"]
 
 
 def fit_all(task: Task, draft: Draft) -> list[Fitted]:
-    """Fit regions that are alike alike; where that does not hold together, each on its own.
+    """Fit all regions at once, as it is likely for each; else one by one, those alike alike; else each on its own.
 
     Raises PlanError where each fits and all together do not.
     """
-    with evaluating(task.model):
+    stage = task.seen.stage
+    assert stage is not None  # every trace has one
+    with in_mode(task.model, stage.training, stage.modules):
         return _fit_all(task, draft)
 
 
 def _fit_all(task: Task, draft: Draft) -> list[Fitted]:
-    for alike in (True, False):
-        fitted = _fit_regions(task, draft, alike)
-        called = [one for one in fitted if one[0].rows[0] in task.seen.inputs]
-        try:
-            if called:
-                rehearse(task.model, task.inputs, task.seen, called, task.tp_size)
-        except Mismatch as error:
-            if not alike:
-                raise PlanError(
-                    f"this model can't be cut over {task.tp_size} ranks: each of its blocks can, but together they "
-                    f"compute something else: {error}"
-                ) from error
-        else:
-            break
+    # Most regions fit as is likely: then one rehearsal of all of them is the proof for each.
+    with suppress(Unsure, Mismatch):
+        return _together(task, _fit_regions(task, draft, rehearsing=False, alike=True))
+    with suppress(Mismatch):
+        return _together(task, _fit_regions(task, draft, rehearsing=True, alike=True))
+    fitted = _fit_regions(task, draft, rehearsing=True, alike=False)
+    try:
+        return _together(task, fitted)
+    except Mismatch as error:
+        raise PlanError(
+            f"this model can't be cut over {task.tp_size} ranks: each of its blocks can, but together they "
+            f"compute something else: {error}"
+        ) from error
+
+
+def _together(task: Task, fitted: list[Fitted]) -> list[Fitted]:
+    """Return the regions, if the ranks compute their parts with all of them cut. Raises Mismatch."""
+    called = [one for one in fitted if one[0].rows[0] in task.seen.inputs]
+    if called:
+        rehearse(task.model, task.inputs, task.seen, called, task.tp_size)
     return fitted
 
 
-def _fit_regions(task: Task, draft: Draft, alike: bool) -> list[Fitted]:
-    """Fit every region that is wished for, the heaviest first."""
+def _fit_regions(task: Task, draft: Draft, rehearsing: bool, alike: bool) -> list[Fitted]:
+    """Fit every region that is wished for, the heaviest first; each as is likely where it is not rehearsed.
+
+    Raises Unsure, only where it is not.
+    """
     model, inputs, seen, matrices = task.model, task.inputs, task.seen, task.matrices
     known: dict[tuple[Any, ...], tuple[Layout, Adaptation] | Mismatch] = {}
     fitted: list[Fitted] = []
@@ -61,7 +73,10 @@ def _fit_regions(task: Task, draft: Draft, alike: bool) -> list[Fitted]:
         key = (*_likeness(model, region, matrices), *fused.values()) if alike else (region.rows,)
         if key not in known:
             try:
-                known[key] = fit(model, inputs, seen, region, matrices, task.tp_size, fused)
+                if rehearsing:
+                    known[key] = fit(model, inputs, seen, region, matrices, task.tp_size, fused)
+                else:
+                    known[key] = likeliest(model, region, matrices, task.tp_size, fused)
             except Mismatch as error:
                 known[key] = error
         found = known[key]

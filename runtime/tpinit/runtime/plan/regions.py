@@ -20,7 +20,7 @@ from tpinit.runtime.plan.styles import Style
 from tpinit.runtime.plan.trace import Trace
 from tpinit.runtime.shards import shard_length
 
-__all__ = ["Fitted", "candidates", "common_block", "fit"]
+__all__ = ["Fitted", "Unsure", "candidates", "common_block", "fit", "likeliest"]
 
 Fitted = tuple[Region, Layout, Adaptation]
 _MANY = 5  # how many doubtful numbers of a block are tried in all combinations
@@ -69,6 +69,32 @@ def common_block(names: Sequence[str]) -> str:
     return ".".join(parts[0] for parts in same)
 
 
+class Unsure(Exception):
+    """What is likely for a region has something that it may do without."""
+
+
+def likeliest(
+    model: nn.Module,
+    region: Region,
+    matrices: Mapping[str, Matrix],
+    tp_size: int,
+    fused: Mapping[str, Style],
+) -> tuple[Layout, Adaptation]:
+    """Return what `fit` tries first, and returns where that rehearses well. Nothing is rehearsed here.
+
+    Raises Mismatch as `fit` does where no layout fits the sizes, and Unsure where `fit` would go on after a success.
+    """
+    block = model.get_submodule(region.block)
+    columns = {name: matrices[name].out_features for name in region.columns}
+    width = matrices[region.rows[0]].in_features
+    for heads, layout in _layouts(block, region, columns, width, tp_size, fused):
+        adaptation = next(_adaptations(block, width, heads, {}, tp_size))
+        if adaptation != Adaptation(parameters=adaptation.parameters):
+            raise Unsure
+        return layout, adaptation
+    raise Mismatch(f"{_no_layout(region, columns, width, tp_size)}{_said(fused)}")
+
+
 def fit(
     model: nn.Module,
     inputs: Mapping[str, Any],
@@ -76,7 +102,7 @@ def fit(
     region: Region,
     matrices: Mapping[str, Matrix],
     tp_size: int,
-    fused: Mapping[str, Style] | None = None,
+    fused: Mapping[str, Style],
 ) -> tuple[Layout, Adaptation]:
     """Return the first layout, and adaptation of the block, with which the rehearsal of a region succeeds.
 
@@ -88,7 +114,7 @@ def fit(
     width = matrices[region.rows[0]].in_features
     first: Mismatch | None = None
     shapes = _argument_shapes(model, inputs, seen, region) if region.attends else {}
-    for heads, layout in _layouts(block, region, columns, width, tp_size, fused or {}):
+    for heads, layout in _layouts(block, region, columns, width, tp_size, fused):
         for adaptation in _adaptations(block, width, heads, shapes, tp_size):
             try:
                 rehearse(model, inputs, seen, [(region, layout, adaptation)], tp_size, only=True)
@@ -96,7 +122,7 @@ def fit(
                 first = first or error
                 continue
             return layout, _least(model, inputs, seen, region, layout, adaptation, tp_size)
-    raise Mismatch(f"{first or _no_layout(region, columns, width, tp_size)}{_said(fused or {})}") from first
+    raise Mismatch(f"{first or _no_layout(region, columns, width, tp_size)}{_said(fused)}") from first
 
 
 def _least(

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from tpinit.runtime.plan.matrices import Matrix, experts_of, matrices_of
 
-__all__ = ["HELD", "Stage", "evaluating", "run_with_stubs", "stage_of", "untouched"]
+__all__ = ["HELD", "Stage", "in_mode", "run_with_stubs", "stage_of", "untouched"]
 
 HELD = "_tp_held"  # in a module that is rehearsed: which pieces of its parameters a rank has
 
@@ -21,7 +21,8 @@ HELD = "_tp_held"  # in a module that is rehearsed: which pieces of its paramete
 class Stage:
     """What runs of one model with stubs need to know of it: found once, as long as nobody changes the model.
 
-    `swapped` are the tensors for which others stand in: module, name, the tensor, and the other one.
+    `swapped` are the tensors for which others stand in: module, name, the tensor, and the other one. `training` is the
+    mode in which they run.
     """
 
     modules: list[nn.Module]
@@ -29,9 +30,10 @@ class Stage:
     experts: dict[str, nn.Module]
     embeddings: list[nn.Embedding]
     swapped: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]
+    training: bool = False
 
 
-def stage_of(model: nn.Module) -> Stage:
+def stage_of(model: nn.Module, training: bool = False) -> Stage:
     """Return what runs with stubs need. Reads the model, changes nothing.
 
     The small tensors of a model on the meta device get numbers: norms, routers, tables. And the vectors of norms in
@@ -58,7 +60,7 @@ def stage_of(model: nn.Module) -> Stage:
                     if one.is_floating_point():
                         real.normal_(generator=generator)
                     swapped.append((module, name, one, real if one.is_meta else real.to(one.device)))
-    return Stage(modules, matrices, experts, embeddings, swapped)
+    return Stage(modules, matrices, experts, embeddings, swapped, training)
 
 
 def run_with_stubs(
@@ -66,17 +68,19 @@ def run_with_stubs(
     inputs: Mapping[str, Any],
     matrix: Callable[[Matrix, torch.Tensor], torch.Tensor],
     experts: Callable[[str, torch.Tensor], torch.Tensor],
-    training: bool = False,
+    training: bool | None = None,
     stand_in: Callable[[torch.Tensor, torch.Tensor], None] = lambda *_: None,
     stage: Stage | None = None,
 ) -> Any:
     """Run a forward in which `matrix` answers for each weight matrix and `experts` for each block of experts.
 
-    `stand_in` hears of each tensor on the meta device, and of the one with numbers that stands in for it. `stage`
-    is what `stage_of` returned for this very model.
+    `training` is the mode, None for that of the stage: evaluation, where nobody says otherwise. `stand_in` hears of
+    each tensor on the meta device, and of the one with numbers that stands in for it. `stage` is what `stage_of`
+    returned for this very model.
     """
     stage = stage or stage_of(model)
-    with torch.no_grad(), _in_mode(model, training, stage.modules), _set(stage, matrix, experts, stand_in):
+    mode = stage.training if training is None else training
+    with torch.no_grad(), in_mode(model, mode, stage.modules), _set(stage, matrix, experts, stand_in):
         return model(**inputs)
 
 
@@ -154,7 +158,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _in_mode(model: nn.Module, training: bool, modules: Sequence[nn.Module]) -> Iterator[None]:
+def in_mode(model: nn.Module, training: bool, modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let a model, of which `modules` are all, be in a mode for several runs: then none of these need see to it."""
     modes = [module.training for module in modules]
     if all(mode is training for mode in modes):
         yield
@@ -165,10 +170,3 @@ def _in_mode(model: nn.Module, training: bool, modules: Sequence[nn.Module]) -> 
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.__dict__["training"] = mode
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Let a model be in evaluation mode for several runs, each of which then need not see to it."""
-    with _in_mode(model, False, list(model.modules())):
-        yield

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from tpinit.runtime.plan.matrices import Matrix
 from tpinit.runtime.plan.stubs import Stage, run_with_stubs, stage_of
 
-__all__ = ["Trace", "draws", "trace"]
+__all__ = ["Trace", "trace"]
 
 _PRODUCTS = ("bmm", "baddbmm", "scaled_dot_product", "flash_attention", "efficient_attention")
 
@@ -34,14 +34,15 @@ class Trace:
     outputs meet the parameter p; `ends` those that reach the model's outputs; `inputs` and `outputs` the
     tensors of each call, in order; `readers` who was given one and the same tensor, each time. `randomised` are the
     matrices whose outputs meet random numbers before the next matrix (dropout), which a run in evaluation mode does
-    not show; `chancy` those that meet other random numbers (the rotations of hashed attention). `stage` is what later
-    runs of the same model need to know of it.
+    not show; `chancy` those that meet other random numbers (the rotations of hashed attention); `drew` says whether
+    there were any. `stage` is what later runs of the same model need to know of it.
     """
 
     sources: dict[str, frozenset[str]] = field(default_factory=dict)
     attending: set[str] = field(default_factory=set)
     randomised: set[str] = field(default_factory=set)
     chancy: set[str] = field(default_factory=set)
+    drew: bool = False
     meets: dict[str, set[str]] = field(default_factory=dict)
     ends: frozenset[str] = frozenset()
     inputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
@@ -56,7 +57,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], training: bool = False, s
 
     Raises whatever the model's forward raises.
     """
-    stage = stage or stage_of(model)
+    stage = stage or stage_of(model, training)
     seen = Trace(stage=stage)
     watch = _Watch(model, seen, stage)
     generator = torch.Generator().manual_seed(0)
@@ -92,24 +93,6 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], training: bool = False, s
     return seen
 
 
-def draws(model: nn.Module, inputs: Mapping[str, Any], training: bool, stage: Stage | None = None) -> bool:
-    """Run the model with stubs, and tell whether its forward draws any random number, or is asked to drop out."""
-    rolls = _Rolls()
-    generator = torch.Generator().manual_seed(0)
-
-    def matrix(one: Matrix, features: torch.Tensor) -> torch.Tensor:
-        with rolls.pause():
-            return _random((*features.shape[:-1], one.out_features), features, generator)
-
-    def experts(_: str, features: torch.Tensor) -> torch.Tensor:
-        with rolls.pause():
-            return _random(tuple(features.shape), features, generator)
-
-    with rolls:
-        run_with_stubs(model, inputs, matrix, experts, training, stage=stage)
-    return rolls.seen
-
-
 def _random(shape: tuple[int, ...], like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     dtype = like.dtype if like.is_floating_point() else torch.float32
     return torch.randn(shape, generator=generator).to(like.device, dtype)
@@ -135,20 +118,6 @@ class _Pausing(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             yield
         finally:
             self._paused = False
-
-
-class _Rolls(_Pausing):  # type: ignore[no-untyped-call]  # torch leaves the base untyped
-    """Sees whether random numbers are drawn."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self._paused and not self.seen:
-            kind = _kind_of(func)
-            self.seen = kind.random or kind.chance or (kind.attends and _drops(func, args, kwargs))
-        return func(*args, **(kwargs or {}))
 
 
 class _Watch(_Pausing):  # type: ignore[no-untyped-call]  # the same
@@ -197,8 +166,10 @@ class _Watch(_Pausing):  # type: ignore[no-untyped-call]  # the same
         kind = _kind_of(func)
         if kind.random or (kind.attends and _drops(func, args, kwargs)):
             names |= {_NOISE}
+            self._seen.drew = True
         if kind.chance:
             names |= {_LUCK}
+            self._seen.drew = True
         if names:
             self._note(kind, len(given), names)
             made: list[torch.Tensor] = []

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.plan.examples import example_inputs
 from tpinit.runtime.plan.stubs import untouched
-from tpinit.runtime.plan.trace import Trace, draws, trace
+from tpinit.runtime.plan.trace import Trace, trace
 
 __all__ = ["rehearsed_on", "watched"]
 
@@ -18,9 +20,14 @@ _LENGTHS = (8, 64, 512)  # tokens, for models that train on a multiple of some l
 
 
 def watched(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
-    """Return what one run of the model shows, and where it draws random numbers in training."""
-    seen = _trace(model, inputs)
-    _note_random(model, inputs, seen)
+    """Return what one run of the model shows, and where it draws random numbers in training.
+
+    A model that draws none is watched in training, once. Of any other the numbers would be others in every run.
+    """
+    seen = _trained(model, inputs)
+    if seen is None:
+        seen = _trace(model, inputs)
+        _note_random(model, inputs, seen)
     return seen
 
 
@@ -46,6 +53,18 @@ def _device(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def _trained(model: nn.Module, inputs: Mapping[str, Any]) -> Trace | None:
+    """Return what a run in training shows; None where that fails, draws numbers or writes to the model's statistics."""
+    if any(isinstance(module, _NormBase) for module in model.modules()):
+        return None
+    with _own_seeds() as seeds:
+        try:
+            seen = trace(model, inputs, True)
+        except Exception:  # it trains on another batch, or not at all: see there
+            return None
+    return None if seen.drew or seeds else seen
+
+
 def _trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     try:
         return trace(model, inputs)
@@ -62,21 +81,10 @@ def _note_random(model: nn.Module, inputs: Mapping[str, Any], seen: Trace) -> No
 
     Raises PlanError for a model that takes its seed from the system.
     """
-    original, own_seeds = torch.seed, 0
-
-    def seed() -> int:
-        nonlocal own_seeds
-        own_seeds += 1
-        return 0
-
-    torch.seed = seed
-    try:
+    with _own_seeds() as seeds:
         for length in (0, *_LENGTHS):
-            batch = _of_length(inputs, length)
             try:
-                # Most models draw nothing: then there is nothing to follow.
-                drawn = draws(model, batch, True, seen.stage)
-                trained = trace(model, batch, True, seen.stage) if drawn else Trace()
+                trained = trace(model, _of_length(inputs, length), True, seen.stage)
             except Exception:  # another length may do
                 continue
             break
@@ -84,15 +92,30 @@ def _note_random(model: nn.Module, inputs: Mapping[str, Any], seen: Trace) -> No
             # What it draws in evaluation mode was seen; what it drops out in training was not.
             seen.randomised |= set(seen.sources) if any(_drops_out(module) for module in model.modules()) else set()
             return
-    finally:
-        torch.seed = original
-    if own_seeds:
+    if seeds:
         raise PlanError(
             f"the forward of {type(model).__qualname__} seeds its random numbers itself, with torch.seed(), which is "
             "another number on each rank: the ranks of a group would compute different things"
         )
     seen.randomised |= trained.randomised
     seen.chancy |= trained.chancy
+
+
+@contextmanager
+def _own_seeds() -> Iterator[list[int]]:
+    """Yield a list with an entry for every time that a model seeds its random numbers from the system, for a time."""
+    original = torch.seed
+    seeds: list[int] = []
+
+    def seed() -> int:
+        seeds.append(0)
+        return 0
+
+    torch.seed = seed
+    try:
+        yield seeds
+    finally:
+        torch.seed = original
 
 
 def _of_length(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
