@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import gc
+import io
 import os
 import sys
 import threading
@@ -149,24 +151,40 @@ def unloadable(rank: int, folder: str, tp: int = 2, **arguments: Any) -> dict[st
     return {**error, "collective": in_step(rank), "seconds": time.monotonic() - start}
 
 
-def failing_read(rank: int, folder: str) -> dict[str, Any]:
-    """Load from a disk that fails on one rank, after everything was checked."""
+class _Failing(io.RawIOBase):
+    """A file on a disk that fails, or one that somebody cut short."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self._how = how
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return offset
+
+    def readinto(self, buffer: Any) -> int:
+        if self._how == "disk":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return 0
+
+
+def failing_read(rank: int, folder: str, how: str) -> dict[str, Any]:
+    """Load from a file that fails on one rank, after everything was checked."""
     from tpinit.runtime.stored import Stored
 
-    original, pieces = Stored._part, 0
+    original, pieces = Stored._read, 0
 
-    def part(self: Any, path: Any, dtype: torch.dtype, begin: int, end: int) -> Any:
+    def read(self: Any, path: Any, out: torch.Tensor, place: int) -> None:
         nonlocal pieces
         pieces += 1
         if rank == 1 and pieces == 12:
-            raise OSError(5, "Input/output error")
-        return original(self, path, dtype, begin, end)
+            self._open[path] = _Failing(how)
+        original(self, path, out, place)
 
-    Stored._part = part  # type: ignore[method-assign]  # for one load
+    Stored._read = read  # type: ignore[method-assign]  # for one load
     try:
         return unloadable(rank, folder)
     finally:
-        Stored._part = original  # type: ignore[method-assign]  # as it was
+        Stored._read = original  # type: ignore[method-assign]  # as it was
 
 
 def large(rank: int, folder: str) -> None:

@@ -310,11 +310,17 @@ def test_ranks_with_different_numbers_under_equal_headers_are_seen(
         assert result["collective"]
 
 
-def test_a_disk_that_fails_while_reading_stops_all(world2: Any, saved_llama: dict[bool, Path]) -> None:
-    results = world2.run("failing_read", folder=str(saved_llama[True]))
+@pytest.mark.parametrize(
+    ("how", "words"), [("disk", "Input/output error"), ("short", "is shorter than it was when its header was read")]
+)
+def test_a_file_that_fails_while_it_is_read_stops_all(
+    world2: Any, saved_llama: dict[bool, Path], how: str, words: str
+) -> None:
+    results = world2.run("failing_read", folder=str(saved_llama[True]), how=how)
     for result in results:
         assert result["type"] == "AgreementError"
-        assert "rank 1: OSError" in result["text"]
+        assert "rank 1: LoadError" in result["text"]
+        assert words in result["text"]
         assert result["collective"]
 
 

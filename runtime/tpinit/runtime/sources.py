@@ -16,9 +16,9 @@ import torch
 __all__ = ["Box", "Leaf", "Source", "box_of"]
 
 Box = tuple[tuple[int, int], ...]
-ReadPart = Callable[[torch.dtype, int, int], torch.Tensor]
+ReadInto = Callable[[torch.Tensor, int], None]
 
-_BYTES = 1 << 21  # what is read at once: large enough for a disk, small beside a parameter
+_BYTES = 1 << 20  # what is read at once and not in its place: large enough for a disk, small beside a parameter
 
 
 class Source(ABC):
@@ -79,9 +79,9 @@ class Source(ABC):
 
 
 class Leaf(Source):
-    """One stored tensor, dense from a place in a file on. `read` gives what lies between two; `where` is for people."""
+    """One stored tensor, dense from a place in a file on. `read` fills a dense tensor; `where` is for people."""
 
-    def __init__(self, where: str, shape: Sequence[int], dtype: torch.dtype, begin: int, read: ReadPart) -> None:
+    def __init__(self, where: str, shape: Sequence[int], dtype: torch.dtype, begin: int, read: ReadInto) -> None:
         self.where = where
         self.shape = torch.Size(shape)
         self._dtype = dtype
@@ -89,22 +89,29 @@ class Leaf(Source):
         self._read = read
 
     def read_into(self, out: torch.Tensor, box: Box) -> None:
-        """Write the numbers of `box` to `out`, a few megabytes at once."""
+        """Write the numbers of `box` to `out`: at once where they lie as there, else a megabyte after the other."""
         if not out.numel():
             return
         if not box:
-            out.copy_(self._read(self._dtype, self._begin, self._begin + self._dtype.itemsize)[0])
+            self._part(torch.empty((), dtype=self._dtype), out, 0, ())
             return
-        (begin, length), rest, inner = box[0], box[1:], self.shape[1:]
-        row = self._dtype.itemsize * math.prod(inner)
-        rows = max(1, _BYTES // row)
-        for first in range(begin, begin + length, rows):
-            count = min(rows, begin + length - first)
-            place = self._begin + first * row
-            part = self._read(self._dtype, place, place + count * row).view(count, *inner)
-            for dim, (offset, held) in enumerate(rest, 1):
-                part = part.narrow(dim, offset, held)
-            out.narrow(0, first - begin, count).copy_(part)
+        (begin, length), rest = box[0], box[1:]
+        inner = self.shape[1:]
+        if rest == box_of(inner) and out.dtype is self._dtype and out.device.type == "cpu" and out.is_contiguous():
+            self._read(out, self._begin + begin * out.itemsize * math.prod(inner))
+            return
+        rows = min(length, max(1, _BYTES // (self._dtype.itemsize * math.prod(inner))))
+        held = torch.empty((rows, *inner), dtype=self._dtype)
+        for first in range(0, length, rows):
+            count = min(rows, length - first)
+            self._part(held[:count], out.narrow(0, first, count), begin + first, rest)
+
+    def _part(self, held: torch.Tensor, out: torch.Tensor, row: int, rest: Box) -> None:
+        """Read whole rows to `held`, from one row on, and write what `rest` has of each to `out`."""
+        self._read(held, self._begin + row * held.itemsize * math.prod(self.shape[1:]))
+        for dim, (offset, length) in enumerate(rest, 1):
+            held = held.narrow(dim, offset, length)
+        out.copy_(held)
 
     def leaves(self) -> list[Leaf]:
         """Return this one."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import math
-import mmap
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +32,6 @@ _SHOWN = 5
 
 
 @dataclass(slots=True)
-class _File:
-    """A file in memory, page by page as it is read, and the pages of the last piece that was."""
-
-    memory: mmap.mmap
-    whole: torch.Tensor  # all of its bytes
-    last: tuple[int, int] = (0, 0)
-
-    def bytes_of(self, begin: int, end: int) -> torch.Tensor:
-        """Return some bytes, and let go of those before: a file that is read through takes no more than a piece."""
-        first, last = self.last
-        if first < last:
-            first -= first % mmap.PAGESIZE
-            with suppress(OSError, ValueError, AttributeError):  # a hint, which not every system takes
-                self.memory.madvise(mmap.MADV_DONTNEED, first, last - first)
-        self.last = begin, end
-        return self.whole[begin:end]
-
-
-@dataclass(slots=True)
 class Stored:
     """The tensors of a directory by their stored names, and what identifies the files (for ranks to compare).
 
@@ -60,27 +41,35 @@ class Stored:
     leaves: dict[str, Leaf] = field(default_factory=dict)
     dtypes: dict[str, str] = field(default_factory=dict)
     files: dict[str, object] = field(default_factory=dict)
-    _open: dict[Path, _File] = field(default_factory=dict)
+    _open: dict[Path, RawIOBase] = field(default_factory=dict)
     _closed: bool = False
 
     def close(self) -> None:
         """Let go of the files."""
+        for file in self._open.values():
+            file.close()
         self._open.clear()
         self._closed = True
 
-    def _part(self, path: Path, dtype: torch.dtype, begin: int, end: int) -> torch.Tensor:
-        """Return the numbers that lie between two places of a file, where they are."""
+    def _read(self, path: Path, out: torch.Tensor, place: int) -> None:
+        """Fill a dense tensor on the CPU with the bytes of a file from a place on. Raises LoadError."""
         if self._closed:
-            raise ValueError("the files were let go of")
-        if path not in self._open:
-            with path.open("rb") as file:
-                memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            self._open[path] = _File(memory, torch.frombuffer(memory, dtype=torch.uint8))
-        if end > self._open[path].whole.numel():
-            raise ValueError(f"{path.name} is shorter than it was")
-        part = self._open[path].bytes_of(begin, end)
-        # A writer need not put a number at a multiple of its size.
-        return (part if begin % dtype.itemsize == 0 else part.clone()).view(dtype)
+            raise LoadError(f"{path} was let go of: nothing can be read from it any more")
+        size = out.numel() * out.element_size()
+        memory = memoryview((ctypes.c_char * size).from_address(out.data_ptr()))
+        try:
+            if path not in self._open:
+                self._open[path] = path.open("rb", buffering=0)
+            file = self._open[path]
+            file.seek(place)
+            done = 0
+            while done < size:
+                count = file.readinto(memory[done:])
+                if not count:
+                    raise LoadError(f"{path} is shorter than it was when its header was read: copy or save it again")
+                done += count
+        except OSError as error:
+            raise LoadError(f"{path} can't be read at byte {place}: {error.strerror}") from error
 
 
 def open_stored(directory: Path) -> Stored:
@@ -105,7 +94,7 @@ def open_stored(directory: Path) -> Stored:
             if key in found.leaves:
                 problems.append(f"{key} is in {name} and in {found.leaves[key].where}")
             found.dtypes[key] = dtype
-            found.leaves[key] = Leaf(name, shape, _DTYPES[dtype], begin, partial(found._part, path))
+            found.leaves[key] = Leaf(name, shape, _DTYPES[dtype], begin, partial(found._read, path))
     if not problems:
         absent = [f"{key} (of {name})" for key, name in promised.items() if key not in found.leaves]
         if absent:

@@ -100,12 +100,15 @@ def experts_in_rows(module: nn.Module) -> tuple[tuple[int, int], ...]:
     """Return, where all weights below a module are [experts * width, hidden], what (experts, width) may be."""
     if any(one is not None for one in module._parameters.values()) or not any(module.children()):
         return ()
-    below = list(module.named_parameters())
-    shapes = {tuple(one.shape) for _, one in below}
-    if len(below) < 2 or len(shapes) != 1 or any(name.endswith((".weight", ".bias")) for name, _ in below):
-        return ()
-    (shape,) = shapes
     numbers = {one for one in vars(module).values() if type(one) is int and one > 1}
+    shapes: list[tuple[int, ...]] = []
+    for name, one in module.named_parameters():
+        shapes.append(tuple(one.shape))
+        if shapes[0] != shapes[-1] or name.endswith((".weight", ".bias")):
+            return ()  # most modules at their first parameter: the others are not gone through
+    if len(shapes) < 2:
+        return ()
+    shape = shapes[0]
     if len(shape) != 2 or shape[1] not in numbers:
         return ()
     pairs = ((count, shape[0] // count) for count in sorted(numbers) if shape[0] % count == 0)
