@@ -11,7 +11,7 @@ from torch import nn
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.plan.experts import ExpertsFit, fit_experts
 from tpinit.runtime.plan.layouts import Layout, Spread, even, head_spread
-from tpinit.runtime.plan.matrices import Matrix, expert_weights, experts_of
+from tpinit.runtime.plan.matrices import Matrix, expert_weights
 from tpinit.runtime.plan.records import BlockPlan, Cut, GradientRule, LayerKind, LayerPlan, ParameterPlan, Plan
 from tpinit.runtime.plan.regions import Fitted
 from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, Region, block_plan
@@ -68,7 +68,7 @@ def written(
         _draft_region(model, region, layout, adaptation, matrices, draft)
     for one in alone:
         _draft_alone(one, matrices[one.name].module, draft)
-    _draft_experts(model, wishes, tp_size, draft)
+    _draft_experts(task, draft)
     _draft_vocabulary(head, tp_size, draft)
     _mark_inner(seen, draft, fitted)
     random = _randomised(model, seen, fitted, tp_size)
@@ -165,9 +165,10 @@ def _doors(seen: Trace, layers: Sequence[LayerPlan]) -> dict[str, str]:
     }
 
 
-def _draft_experts(model: nn.Module, wishes: Wishes | None, tp_size: int, draft: Draft) -> None:
+def _draft_experts(task: Task, draft: Draft) -> None:
+    wishes, tp_size = task.wishes, task.tp_size
     known: dict[tuple[Any, ...], ExpertsFit | Mismatch] = {}
-    for name, module in experts_of(model).items():
+    for name, module in task.seen.stage.experts.items():
         if wishes is not None and not wishes.styles.get(name, Style()).experts:
             continue
         key = (type(module), *(tuple(one.shape) for one in module.parameters()))

@@ -27,7 +27,6 @@ def fit_all(task: Task, draft: Draft) -> list[Fitted]:
     Raises PlanError where each fits and all together do not.
     """
     stage = task.seen.stage
-    assert stage is not None  # every trace has one
     with in_mode(task.model, stage.training, stage.modules):
         return _fit_all(task, draft)
 

@@ -142,7 +142,7 @@ def _plan(model: nn.Module, wanted: _Wanted, every: bool = False) -> _Planned:
     taken |= {name for name, _, _ in head.layers} | set(spared)
     alone, unfit = cut_alone(model, matrices, wishes, tp_size, taken)
     draft.why.update(unfit)
-    experts = [name for name in experts_of(model) if wishes is None or wishes.styles.get(name, Style()).experts]
+    experts = [name for name in seen.stage.experts if wishes is None or wishes.styles.get(name, Style()).experts]
     if not fitted and not alone and not experts:
         if wishes is not None and not exact:
             # The model's own plan names nothing that can be cut: what its data flow allows still may be.

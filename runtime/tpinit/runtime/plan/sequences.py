@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.layers.sequence import change_input, change_output
 from tpinit.runtime.plan.drafting import Task
-from tpinit.runtime.plan.matrices import Matrix, experts_of
+from tpinit.runtime.plan.matrices import Matrix
 from tpinit.runtime.plan.records import Cut, GradientRule, LayerKind, LayerPlan, ParameterPlan, Plan, SequencePlan
 from tpinit.runtime.plan.regions import Fitted, common_block
 from tpinit.runtime.plan.rehearsal import Mismatch, adapted, compare, held_part, replay
@@ -139,7 +139,7 @@ def _entries(path: str, columns: Sequence[str], blocks: bool) -> list[str]:
 def _kept_whole(task: Task, path: str, regions: Sequence[Fitted]) -> list[str]:
     """Return the children of layers that see all tokens: with experts, shared outputs, or attention that is not cut."""
     seen = task.seen
-    names = [name for name in experts_of(task.model) if name.startswith(f"{path}.")]
+    names = [name for name in task.seen.stage.experts if name.startswith(f"{path}.")]
     cut = {name for one in regions for name in one[0].columns}
     names += [name for name in seen.attending if name.startswith(f"{path}.") and name not in cut]
     for region, _, _ in regions:

@@ -38,6 +38,7 @@ class Trace:
     there were any. `stage` is what later runs of the same model need to know of it.
     """
 
+    stage: Stage
     sources: dict[str, frozenset[str]] = field(default_factory=dict)
     attending: set[str] = field(default_factory=set)
     randomised: set[str] = field(default_factory=set)
@@ -49,7 +50,6 @@ class Trace:
     outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     experts: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     readers: list[list[str]] = field(default_factory=list)
-    stage: Stage | None = None
 
 
 def trace(model: nn.Module, inputs: Mapping[str, Any], training: bool = False, stage: Stage | None = None) -> Trace:
@@ -58,7 +58,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], training: bool = False, s
     Raises whatever the model's forward raises.
     """
     stage = stage or stage_of(model, training)
-    seen = Trace(stage=stage)
+    seen = Trace(stage)
     watch = _Watch(model, seen, stage)
     generator = torch.Generator().manual_seed(0)
     held: dict[int, tuple[torch.Tensor, list[str]]] = {}  # with the tensor, so that no address is used again
