@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from family_scenarios import SGD, gathered
+from family_scenarios import SGD, Together, gathered
 from tpinit.runtime import initialize
 from tpinit.runtime.plan.experts import fit_experts
 from tpinit.runtime.plan.matrices import matrices_of
@@ -42,9 +42,9 @@ class Step:
 
     loss: float
     resolution: float
-    gradients: dict[str, torch.Tensor]
+    gradients: Together
     norm: float
-    weights: dict[str, torch.Tensor]
+    weights: Together
 
 
 def coarse(rank: int, name: str, steps: int = 5, break_with: str = "") -> dict[str, Any]:
@@ -126,10 +126,10 @@ def _sharded_step(name: str, engine: Any, batch: dict[str, Any]) -> Step:
     return Step(float(loss), torch.finfo(loss.dtype).eps, gradients, engine.get_global_grad_norm(), weights)
 
 
-def _gathered(engine: Any, part_of: Callable[[Any], torch.Tensor | None]) -> dict[str, torch.Tensor]:
+def _gathered(engine: Any, part_of: Callable[[Any], torch.Tensor | None]) -> Together:
     """Put together what the ranks hold of what the optimizer updates: fp32 masters."""
     wholes = gathered(engine, {slot.record.name: part_of(slot.target) for slot in engine._slots})
-    return {name: one for name, one in wholes.items() if one is not None}
+    return Together({name: one for name, one in wholes.items() if one is not None})
 
 
 # --- the whole model, its sums taken in parts ----------------------------------------------------------------
@@ -158,12 +158,12 @@ def _whole_step(
     for key, one in parameters.items():
         masters[key].grad = None if one.grad is None else one.grad.float()
         one.grad = None
-    gradients = {key: one.grad.clone() for key, one in masters.items() if one.grad is not None}
+    gradients = Together({key: one.grad.clone() for key, one in masters.items() if one.grad is not None})
     norm = torch.nn.utils.clip_grad_norm_(masters.values(), CLIPPING)
     optimizer.step()
     for key, one in parameters.items():
         one.data.copy_(masters[key].data)
-    weights = {key: one.data.clone() for key, one in masters.items()}
+    weights = Together({key: one.data.clone() for key, one in masters.items()})
     return Step(float(loss), torch.finfo(loss.dtype).eps, gradients, float(norm), weights)
 
 
@@ -254,7 +254,7 @@ def _distances(run: list[Step], plain: list[Step]) -> dict[str, list[float]]:
     }
 
 
-def _all_apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+def _all_apart(one: Together, other: Together) -> float:
     assert one.keys() == other.keys()
     apart = torch.stack([(one[key] - other[key]).norm() for key in other]).norm()
     return float(apart / torch.stack([tensor.norm() for tensor in other.values()]).norm())

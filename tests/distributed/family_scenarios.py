@@ -22,6 +22,26 @@ import catalogue
 SGD = {"type": "SGD", "params": {"lr": 0.05, "momentum": 0.9}}
 
 
+class Together(dict[str, Any]):
+    """Tensors, or None, by name, that are sent as one: to pickle each for itself takes longer than to train it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        told = [(name, None if one is None else (one.shape, one.dtype)) for name, one in self.items()]
+        there = [one.detach().reshape(-1) for one in self.values() if one is not None]
+        return _opened, (told, torch.cat(there) if there else torch.empty(0))
+
+
+def _opened(told: list[tuple[str, Any]], flat: torch.Tensor) -> Together:
+    found, begin = Together(), 0
+    for name, kind in told:
+        found[name] = None
+        if kind is not None:
+            shape, dtype = kind
+            found[name] = flat[begin : begin + shape.numel()].view(shape).to(dtype)
+            begin += shape.numel()
+    return found
+
+
 def family(
     rank: int,
     name: str,
@@ -106,7 +126,10 @@ def _whole_step(
     """Train the whole model by one step; return its loss, gradients and their norm before clipping, and new weights."""
     loss = _loss(name, model, batch, causal)
     loss.backward()
-    told = {"loss": float(loss.detach()), "grad": {key: _kept(one) for key, one in _tensors(model, "grad").items()}}
+    told = {
+        "loss": float(loss.detach()),
+        "grad": Together({key: _kept(one) for key, one in _tensors(model, "grad").items()}),
+    }
     told["norm"] = float(torch.nn.utils.clip_grad_norm_(model.parameters(), clipping or float("inf")))
     updates.step()
     updates.zero_grad()
@@ -117,8 +140,8 @@ def _kept(gradient: torch.Tensor | None) -> torch.Tensor | None:
     return None if gradient is None else gradient.clone()
 
 
-def _tensors(model: torch.nn.Module, what: str) -> dict[str, torch.Tensor | None]:
-    return {name: getattr(one, what) for name, one in model.named_parameters()}
+def _tensors(model: torch.nn.Module, what: str) -> Together:
+    return Together({name: getattr(one, what) for name, one in model.named_parameters()})
 
 
 def _worst(worst: dict[str, float], where: dict[str, Any], what: str, apart: float, name: str) -> None:
@@ -149,12 +172,11 @@ def gathered(engine: Any, held: Mapping[str, torch.Tensor | None]) -> dict[str, 
     if side.group is None:
         return {record.name: held[record.name] for record in records}
     of_ranks: list[Any] = [None] * side.size
-    cut = [held[record.name] for record in records if record.dim is not None]
+    cut = Together({record.name: held[record.name] for record in records if record.dim is not None})
     dist.all_gather_object(of_ranks, cut, group=side.group)
-    parts = iter(zip(*of_ranks, strict=True))
     found = {}
     for record in records:
-        ones = (held[record.name],) if record.dim is None else next(parts)
+        ones = [held[record.name]] if record.dim is None else [one[record.name] for one in of_ranks]
         found[record.name] = None if any(one is None for one in ones) else put_together(ones, record)
     return found
 
