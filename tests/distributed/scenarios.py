@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed import init_device_mesh
 from torch.nn import functional
-from tpinit.runtime import initialize, tp_model_init
+from tpinit.runtime import agreement, initialize, tp_model_init
 from tpinit.runtime.cutting import put_together
 from tpinit.runtime.digest import digest_model
 from tpinit.runtime.layers import sum_over_group
@@ -518,6 +518,22 @@ def refused(rank: int, case: str) -> dict[str, Any]:
         "untouched": (before is None or before == digest_model(model)) and plain == config,
         "collective": in_step(rank),
     }
+
+
+def exchanged(rank: int, same: bool) -> dict[str, Any]:
+    """Exchange reports that are the same on all ranks, or not; return them and how many texts were gathered."""
+    original, gathered = dist.all_gather_object, []
+
+    def gather(into: list[Any], one: Any, group: Any = None) -> None:
+        original(into, one, group=group)
+        gathered.append(len(one))
+
+    dist.all_gather_object = gather
+    try:
+        reports = agreement.exchange(agreement.Report({"a long list": list(range(1000)), "own": 0 if same else rank}))
+    finally:
+        dist.all_gather_object = original
+    return {"own": [one.fields["own"] for one in reports], "lengths": gathered}
 
 
 def in_step(rank: int) -> bool:

@@ -44,6 +44,15 @@ def test_every_row_in_real_processes(worlds: Any, size: int, number: int) -> Non
         assert result["dtypes"] == (["torch.bfloat16"] if sharded else ["torch.float32"])
 
 
+def test_ranks_that_agree_send_a_hash_and_no_more(world2: Any) -> None:
+    for result in world2.run("exchanged", same=True):
+        assert result == {"own": [0, 0], "lengths": [64]}
+    for result in world2.run("exchanged", same=False):
+        assert result["own"] == [0, 1]
+        assert result["lengths"][0] == 64
+        assert result["lengths"][1] > 1000
+
+
 DIFFERENT = {
     "other learning rate": "config.optimizer.params.lr",
     "other size": "config.tensor_parallel.autotp_size",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tpinit.runtime.plan.matrices import experts_of, matrices_of
 from tpinit.runtime.plan.regions import candidates, fit
 from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, rehearse
 from tpinit.runtime.plan.trace import trace
-from tpinit.runtime.plan.watching import rehearsed_on
+from tpinit.runtime.plan.watching import rehearsed_on, watched
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 
@@ -79,6 +80,56 @@ def test_a_plan_that_mixes_features_is_refused_by_the_rehearsal() -> None:
 
     with pytest.raises(PlanError, match=r"up, down: its forward raises|up, down: what reaches down"):
         plan_model(Normed(), 2, 0, example={"x": torch.randn(2, 3, 8)})
+
+
+class NormedInTraining(nn.Module):
+    """Two layers that can be cut in evaluation mode; in training a norm between them reads all features."""
+
+    def __init__(self, mode: bool, dropped: float = 0.0) -> None:
+        super().__init__()
+        self.up, self.norm, self.down = nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 8)
+        self.mode, self.dropped = mode, dropped
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.dropout(x, self.dropped, self.training)
+        hidden = self.up(x)
+        return self.down(self.norm(hidden) if self.training is self.mode else hidden)
+
+
+def test_what_is_trained_is_what_is_planned() -> None:
+    example = {"x": torch.randn(2, 3, 8)}
+    for now in (True, False):
+        with pytest.raises(PlanError, match=r"up, down: its forward raises|up, down: what reaches down"):
+            plan_model(NormedInTraining(True).train(now), 2, 0, example=example)
+        assert records(plan_model(NormedInTraining(False).train(now), 2, 0, example=example))["up.weight"].dim == 0
+
+
+def test_a_model_that_draws_numbers_is_watched_where_it_draws_none() -> None:
+    inputs = {"x": torch.randn(2, 3, 8)}
+    seen = watched(NormedInTraining(False), inputs)
+    assert (seen.drew, seen.stage.training) == (False, True)
+    seen = watched(NormedInTraining(False, 0.5), inputs)
+    assert (seen.drew, seen.stage.training) == (False, False)
+
+
+def test_a_likely_plan_takes_one_watching_and_one_rehearsal_for_each_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    def runs(name: str, tp_size: int) -> int:
+        model = catalogue.build(name)
+        original, calls = type(model).forward, 0
+
+        @functools.wraps(original)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return original(*args, **kwargs)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(model), "forward", forward)
+            plan_model(model, tp_size, 0)
+        return calls
+
+    assert [runs("llama", tp_size) for tp_size in (2, 3, 4)] == [3, 4, 5]
+    assert runs("opt", 2) > 3  # it must be told its number of heads, which is found by trying
 
 
 def test_heads_folded_into_the_sequence_are_seen() -> None:
