@@ -128,7 +128,7 @@ def test_a_likely_plan_takes_one_watching_and_one_rehearsal_for_each_rank(monkey
             plan_model(model, tp_size, 0)
         return calls
 
-    assert [runs("llama", tp_size) for tp_size in (2, 3, 4)] == [3, 4, 5]
+    assert [runs("llama", tp_size) for tp_size in (2, 3)] == [3, 4]
     assert runs("opt", 2) > 3  # it must be told its number of heads, which is found by trying
 
 
