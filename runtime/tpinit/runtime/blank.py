@@ -7,9 +7,7 @@ and this rank's part of a parameter that is drawn at random, with the numbers th
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from tpinit.runtime.errors import LoadError
+from tpinit.runtime.initless import SILENT, composing, dropping, leaving
 from tpinit.runtime.plan.records import ParameterPlan
 
 __all__ = ["Blank", "build_blank"]
@@ -26,7 +25,6 @@ __all__ = ["Blank", "build_blank"]
 # What is drawn at once. Torch draws normal numbers in groups of 16, so a multiple of that can be drawn alone.
 _GROUP = 16
 _DRAWN = 1 << 20
-_LARGE = 1 << 16  # elements of a parameter that is not kept where its numbers come from elsewhere
 
 
 @dataclass(slots=True)
@@ -169,7 +167,7 @@ def build_blank(build: Callable[[], nn.Module], seed: int | None = None) -> Blan
         if seed is not None:
             torch.manual_seed(seed)
         recorder = _Recorder(blank, seed is not None)
-        with _dropping(seed is None), _composing(recorder), _leaving(seed is None), recorder, _Empties():
+        with dropping(seed is None), composing(recorder.composed), leaving(seed is None), recorder, _Empties():
             blank.model = build()
     return blank
 
@@ -266,101 +264,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         steps.append(step)
 
 
-# Functions of torch.nn.init that do nothing on the meta device, and so would draw nothing.
-_SILENT = ("trunc_normal_", "_no_grad_trunc_normal_", "orthogonal_", "sparse_", "dirac_")
-_WRITING = (
-    "uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "zeros_", "eye_", "dirac_", "xavier_uniform_",
-    "xavier_normal_", "kaiming_uniform_", "kaiming_normal_", "orthogonal_", "sparse_",
-)  # fmt: skip
-_OVERWRITE = {"normal_", "uniform_", "fill_", "zero_", "copy_", *_SILENT}
-
-
-@contextmanager
-def _composing(recorder: _Recorder) -> Iterator[None]:
-    """Let the functions that would do nothing be recorded as a whole, whoever holds on to them."""
-    with _replaced(_SILENT, recorder.composed):
-        yield
-
-
-@contextmanager
-def _leaving(active: bool) -> Iterator[None]:
-    """Let the functions of torch.nn.init leave empty parameters as they are: their numbers come from elsewhere.
-
-    A buffer, and whatever else is no parameter itself, is written to as ever.
-    """
-
-    def leave(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def unless_parameter(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            if type(tensor) is nn.Parameter and tensor.is_meta:
-                return tensor
-            return original(tensor, *args, **kwargs)
-
-        return unless_parameter
-
-    with _replaced(_WRITING if active else (), leave), _passing_over(active):
-        yield
-
-
-@contextmanager
-def _passing_over(active: bool) -> Iterator[None]:
-    """Let transformers pass over a module that has parameters of its own and nothing else: nothing is written there."""
-    guards = sys.modules.get("transformers.modeling_utils")
-    if not active or guards is None:
-        yield
-        return
-    kind = guards.PreTrainedModel
-    original = kind._initialize_weights
-
-    def initialize(self: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
-        if not module._parameters or module._modules or module._buffers:
-            original(self, module, *args, **kwargs)
-
-    kind._initialize_weights = initialize
-    try:
-        yield
-    finally:
-        kind._initialize_weights = original
-
-
-@contextmanager
-def _replaced(
-    names: Sequence[str], instead: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]
-) -> Iterator[None]:
-    """Exchange functions of torch.nn.init, by name, for a time: there, and where transformers keeps them."""
-    homes: list[dict[str, Any]] = [vars(torch.nn.init)]
-    guards = sys.modules.get("transformers.initialization")
-    if guards is not None:  # it keeps the originals, and calls these
-        homes.append(guards.TORCH_INIT_FUNCTIONS)
-    kept = [(home, name, home[name]) for home in homes for name in names if name in home]
-    for home, name, original in kept:
-        home[name] = instead(original)
-    try:
-        yield
-    finally:
-        for home, name, original in kept:
-            home[name] = original
-
-
-@contextmanager
-def _dropping(active: bool) -> Iterator[None]:
-    """Let large parameters that are real go to the meta device as soon as a module has them."""
-    original = nn.Module.register_parameter
-
-    def register(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and not param.is_meta and param.numel() > _LARGE:
-            attributes = dict(param.__dict__)
-            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
-            param.__dict__.update(attributes)
-        original(self, name, param)
-
-    if not active:
-        yield
-        return
-    nn.Module.register_parameter = register  # type: ignore[method-assign]  # for as long as the model is built
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = original  # type: ignore[method-assign]  # as it was
+_OVERWRITE = {"normal_", "uniform_", "fill_", "zero_", "copy_", *SILENT}
 
 
 def _key(tensor: torch.Tensor) -> int:
