@@ -86,13 +86,9 @@ def _causal_loss(original: Any, begin: int, length: int, whole: int, group: Proc
     return loss
 
 
-def asks_for_it(model: nn.Module) -> bool:
-    """Tell whether a model's forward hands its logits to its `loss_function`, and does not compute a loss itself."""
-    return _asks_for_it(type(model).forward)
-
-
 @lru_cache(maxsize=256)
-def _asks_for_it(forward: Callable[..., Any]) -> bool:
+def asks_for_it(forward: Callable[..., Any]) -> bool:
+    """Tell whether a model's forward hands its logits to its `loss_function`, and does not compute a loss itself."""
     try:
         text = inspect.getsource(inspect.unwrap(forward))
     except (OSError, TypeError):
@@ -109,7 +105,7 @@ def keep_logits_apart(
     logits are whole.
     """
     loss: Any = getattr(model, "loss_function", None)
-    if getattr(loss, "__name__", "") != "ForCausalLMLoss" or length == whole or not asks_for_it(model):
+    if getattr(loss, "__name__", "") != "ForCausalLMLoss" or length == whole or not asks_for_it(type(model).forward):
         return
     model.loss_function = _causal_loss(loss, begin, length, whole, group)
     try:

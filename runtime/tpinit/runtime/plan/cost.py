@@ -167,7 +167,8 @@ def _watch_tokens(model: nn.Module, sequence: SequencePlan, note: Callable[[str,
 
 
 def _own_loss(model: nn.Module) -> bool:
-    return getattr(getattr(model, "loss_function", None), "__name__", "") == "ForCausalLMLoss" and asks_for_it(model)
+    loss = getattr(model, "loss_function", None)
+    return getattr(loss, "__name__", "") == "ForCausalLMLoss" and asks_for_it(type(model).forward)
 
 
 def update_collectives(plan: Plan, dp_size: int, item: int) -> list[Collective]:

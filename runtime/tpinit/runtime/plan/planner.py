@@ -123,8 +123,8 @@ def _told(wishes: Wishes | None) -> Callable[[str], object]:
 def _plan(model: nn.Module, wanted: _Wanted, every: bool = False) -> _Planned:
     """Plan a model as it is. `every` refuses one whose forward does not reach every matrix."""
     wishes, inputs, tp_size = wanted.wishes, wanted.inputs, wanted.tp_size
-    matrices = matrices_of(model)
     seen = watched(model, inputs)
+    matrices = seen.stage.matrices
     if every and not seen.sources.keys() >= matrices.keys():
         raise PlanError("the forward does not reach every matrix")
     draft = Draft()

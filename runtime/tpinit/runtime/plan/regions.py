@@ -84,15 +84,13 @@ def likeliest(
 
     Raises Mismatch as `fit` does where no layout fits the sizes, and Unsure where `fit` would go on after a success.
     """
-    block = model.get_submodule(region.block)
-    columns = {name: matrices[name].out_features for name in region.columns}
-    width = matrices[region.rows[0]].in_features
-    for heads, layout in _layouts(block, region, columns, width, tp_size, fused):
-        adaptation = next(_adaptations(block, width, heads, {}, tp_size))
-        if adaptation != Adaptation(parameters=adaptation.parameters):
-            raise Unsure
-        return layout, adaptation
-    raise Mismatch(f"{_no_layout(region, columns, width, tp_size)}{_said(fused)}")
+    found = next(_attempts(model, region, matrices, tp_size, fused, {}), None)
+    if found is None:
+        raise Mismatch(f"{_no_layout(region, matrices, tp_size)}{_said(fused)}")
+    layout, adaptation = found
+    if adaptation != Adaptation(parameters=adaptation.parameters):
+        raise Unsure
+    return layout, adaptation
 
 
 def fit(
@@ -109,20 +107,35 @@ def fit(
     `fused` has what a source says of the parts that are fused in a matrix: only layouts that cut those are tried.
     Raises Mismatch, with what the likeliest attempt ended in.
     """
-    block = model.get_submodule(region.block)
-    columns = {name: matrices[name].out_features for name in region.columns}
-    width = matrices[region.rows[0]].in_features
     first: Mismatch | None = None
     shapes = _argument_shapes(model, inputs, seen, region) if region.attends else {}
-    for heads, layout in _layouts(block, region, columns, width, tp_size, fused):
+    for layout, adaptation in _attempts(model, region, matrices, tp_size, fused, shapes):
+        try:
+            rehearse(model, inputs, seen, [(region, layout, adaptation)], tp_size, only=True)
+        except Mismatch as error:
+            first = first or error
+            continue
+        return layout, _least(model, inputs, seen, region, layout, adaptation, tp_size)
+    raise Mismatch(f"{first or _no_layout(region, matrices, tp_size)}{_said(fused)}") from first
+
+
+def _attempts(
+    model: nn.Module,
+    region: Region,
+    matrices: Mapping[str, Matrix],
+    tp_size: int,
+    fused: Mapping[str, Style],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Iterator[tuple[Layout, Adaptation]]:
+    """Yield every way to cut a region that fits its sizes, with what its block may have to be told, likely ones first.
+
+    `shapes` are those of the tensors that the block is called with.
+    """
+    block = model.get_submodule(region.block)
+    width = matrices[region.rows[0]].in_features
+    for heads, layout in _layouts(block, region, matrices, tp_size, fused):
         for adaptation in _adaptations(block, width, heads, shapes, tp_size):
-            try:
-                rehearse(model, inputs, seen, [(region, layout, adaptation)], tp_size, only=True)
-            except Mismatch as error:
-                first = first or error
-                continue
-            return layout, _least(model, inputs, seen, region, layout, adaptation, tp_size)
-    raise Mismatch(f"{first or _no_layout(region, columns, width, tp_size)}{_said(fused)}") from first
+            yield layout, adaptation
 
 
 def _least(
@@ -146,9 +159,10 @@ def _least(
     return adaptation
 
 
-def _no_layout(region: Region, columns: Mapping[str, int], width: int, tp_size: int) -> str:
+def _no_layout(region: Region, matrices: Mapping[str, Matrix], tp_size: int) -> str:
     kind = "attention heads" if region.attends else "features"
-    sizes = ", ".join(f"{name.rpartition('.')[2]} {size}" for name, size in columns.items())
+    width = matrices[region.rows[0]].in_features
+    sizes = ", ".join(f"{name.rpartition('.')[2]} {matrices[name].out_features}" for name in region.columns)
     return f"no way to cut its {kind} over {tp_size} ranks fits its sizes ({sizes}; the row's input {width})"
 
 
@@ -160,11 +174,12 @@ def _said(fused: Mapping[str, Style]) -> str:
 def _layouts(
     block: nn.Module,
     region: Region,
-    columns: Mapping[str, int],
-    width: int,
+    matrices: Mapping[str, Matrix],
     tp_size: int,
     fused: Mapping[str, Style],
 ) -> Iterator[tuple[Heads | None, Layout]]:
+    columns = {name: matrices[name].out_features for name in region.columns}
+    width = matrices[region.rows[0]].in_features
     blocks = {name: one.blocks for name, one in fused.items() if one.blocks}
     rows = {blocks[name] for name in region.rows if name in blocks}
     if len(rows) > 1:

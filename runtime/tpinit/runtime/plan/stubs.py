@@ -68,19 +68,16 @@ def run_with_stubs(
     inputs: Mapping[str, Any],
     matrix: Callable[[Matrix, torch.Tensor], torch.Tensor],
     experts: Callable[[str, torch.Tensor], torch.Tensor],
-    training: bool | None = None,
     stand_in: Callable[[torch.Tensor, torch.Tensor], None] = lambda *_: None,
     stage: Stage | None = None,
 ) -> Any:
     """Run a forward in which `matrix` answers for each weight matrix and `experts` for each block of experts.
 
-    `training` is the mode, None for that of the stage: evaluation, where nobody says otherwise. `stand_in` hears of
-    each tensor on the meta device, and of the one with numbers that stands in for it. `stage` is what `stage_of`
-    returned for this very model.
+    `stand_in` hears of each tensor on the meta device, and of the one with numbers that stands in for it. `stage` is
+    what `stage_of` returned for this very model; without one it runs in evaluation mode.
     """
     stage = stage or stage_of(model)
-    mode = stage.training if training is None else training
-    with torch.no_grad(), in_mode(model, mode, stage.modules), _set(stage, matrix, experts, stand_in):
+    with torch.no_grad(), in_mode(model, stage.training, stage.modules), _set(stage, matrix, experts, stand_in):
         return model(**inputs)
 
 

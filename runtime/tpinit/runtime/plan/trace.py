@@ -52,12 +52,12 @@ class Trace:
     readers: list[list[str]] = field(default_factory=list)
 
 
-def trace(model: nn.Module, inputs: Mapping[str, Any], training: bool = False, stage: Stage | None = None) -> Trace:
-    """Run the model on `inputs` with stubs, in evaluation mode or not, and return what was seen. Changes nothing.
+def trace(model: nn.Module, inputs: Mapping[str, Any], stage: Stage | None = None) -> Trace:
+    """Run the model on `inputs` with stubs, in the mode of the stage, and return what was seen. Changes nothing.
 
-    Raises whatever the model's forward raises.
+    Without a stage that is evaluation mode. Raises whatever the model's forward raises.
     """
-    stage = stage or stage_of(model, training)
+    stage = stage or stage_of(model)
     seen = Trace(stage)
     watch = _Watch(model, seen, stage)
     generator = torch.Generator().manual_seed(0)
@@ -86,7 +86,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], training: bool = False, s
             return watch.mark(output.clone(), name)
 
     with watch:
-        result = run_with_stubs(model, inputs, matrix, experts, training, watch.parameter, stage)
+        result = run_with_stubs(model, inputs, matrix, experts, watch.parameter, stage)
     values = result.values() if isinstance(result, Mapping) else tree_leaves(result)
     ended = [one for value in values for one in tree_leaves(value) if isinstance(one, torch.Tensor)]
     seen.ends = frozenset().union(*(watch.matrices(one) for one in ended))
@@ -98,12 +98,19 @@ def _random(shape: tuple[int, ...], like: torch.Tensor, generator: torch.Generat
     return torch.randn(shape, generator=generator).to(like.device, dtype)
 
 
-class _Pausing(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves the base untyped
-    """Sees every operation, but for those while it pauses."""
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves the base untyped
+    """Carries names from tensor to tensor through every operation, but for those while it pauses."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module, seen: Trace, stage: Stage) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # the same
         self._paused = False
+        self._seen = seen
+        self._names: dict[int, frozenset[str]] = {}
+        self._kept: list[Any] = []  # so that no storage is freed and its address used again
+        of_matrices = {id(one) for matrix in stage.matrices.values() for one in matrix.module.parameters()}
+        for name, parameter in model.named_parameters():
+            if id(parameter) not in of_matrices:
+                self._set(parameter, frozenset({_PARAMETER + name}))
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -118,20 +125,6 @@ class _Pausing(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             yield
         finally:
             self._paused = False
-
-
-class _Watch(_Pausing):  # type: ignore[no-untyped-call]  # the same
-    """Carries names from tensor to tensor through every operation."""
-
-    def __init__(self, model: nn.Module, seen: Trace, stage: Stage) -> None:
-        super().__init__()
-        self._seen = seen
-        self._names: dict[int, frozenset[str]] = {}
-        self._kept: list[Any] = []  # so that no storage is freed and its address used again
-        of_matrices = {id(one) for matrix in stage.matrices.values() for one in matrix.module.parameters()}
-        for name, parameter in model.named_parameters():
-            if id(parameter) not in of_matrices:
-                self._set(parameter, frozenset({_PARAMETER + name}))
 
     def parameter(self, away: torch.Tensor, here: torch.Tensor) -> None:
         """Let what stands in for a parameter carry that parameter's name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.plan.examples import example_inputs
-from tpinit.runtime.plan.stubs import untouched
+from tpinit.runtime.plan.stubs import Stage, stage_of, untouched
 from tpinit.runtime.plan.trace import Trace, trace
 
 __all__ = ["rehearsed_on", "watched"]
@@ -22,12 +23,22 @@ _LENGTHS = (8, 64, 512)  # tokens, for models that train on a multiple of some l
 def watched(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     """Return what one run of the model shows, and where it draws random numbers in training.
 
-    A model that draws none is watched in training, once. Of any other the numbers would be others in every run.
+    A model that draws none is watched in training, once. Of any other the numbers would be others in every run, and
+    statistics of batches would: that is watched in evaluation mode. Raises PlanError for a model that can't be run, or
+    takes its seed from the system.
     """
-    seen = _trained(model, inputs)
-    if seen is None:
-        seen = _trace(model, inputs)
-        _note_random(model, inputs, seen)
+    stage = stage_of(model, training=True)
+    trained, on_these = _trained(model, inputs, stage)
+    steady = not any(isinstance(module, _NormBase) for module in stage.modules)
+    if trained is not None and on_these and steady and not trained.drew:
+        return trained
+    seen = _trace(model, inputs, replace(stage, training=False))
+    if trained is None:
+        # What it draws in evaluation mode was seen; what it drops out in training was not.
+        seen.randomised |= set(seen.sources) if any(_drops_out(module) for module in stage.modules) else set()
+    else:
+        seen.randomised |= trained.randomised
+        seen.chancy |= trained.chancy
     return seen
 
 
@@ -53,52 +64,36 @@ def _device(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def _trained(model: nn.Module, inputs: Mapping[str, Any]) -> Trace | None:
-    """Return what a run in training shows; None where that fails, draws numbers or writes to the model's statistics."""
-    if any(isinstance(module, _NormBase) for module in model.modules()):
-        return None
+def _trained(model: nn.Module, inputs: Mapping[str, Any], stage: Stage) -> tuple[Trace | None, bool]:
+    """Return what a run in training shows, and whether on these very inputs: some models train on longer ones only.
+
+    None where it trains on no such batch. Raises PlanError for a model that takes its seed from the system.
+    """
+    trained, length = None, 0
     with _own_seeds() as seeds:
-        try:
-            seen = trace(model, inputs, True)
-        except Exception:  # it trains on another batch, or not at all: see there
-            return None
-    return None if seen.drew or seeds else seen
+        for length in (0, *_LENGTHS):
+            try:
+                trained = trace(model, _of_length(inputs, length), stage)
+            except Exception:  # another length may do
+                continue
+            break
+    if seeds and trained is not None:
+        raise PlanError(
+            f"the forward of {type(model).__qualname__} seeds its random numbers itself, with torch.seed(), which is "
+            "another number on each rank: the ranks of a group would compute different things"
+        )
+    return trained, length == 0
 
 
-def _trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
+def _trace(model: nn.Module, inputs: Mapping[str, Any], stage: Stage) -> Trace:
     try:
-        return trace(model, inputs)
+        return trace(model, inputs, stage)
     except Exception as error:
         told = {name: list(one.shape) for name, one in inputs.items() if isinstance(one, torch.Tensor)}
         raise PlanError(
             f"the forward of {type(model).__qualname__} can't be run on a small batch {told}: "
             f"{type(error).__name__}: {str(error)[:300]}; give keyword arguments that it takes as `example`"
         ) from error
-
-
-def _note_random(model: nn.Module, inputs: Mapping[str, Any], seen: Trace) -> None:
-    """Note where random numbers are drawn, in training too. Some models train on longer batches than this one.
-
-    Raises PlanError for a model that takes its seed from the system.
-    """
-    with _own_seeds() as seeds:
-        for length in (0, *_LENGTHS):
-            try:
-                trained = trace(model, _of_length(inputs, length), True, seen.stage)
-            except Exception:  # another length may do
-                continue
-            break
-        else:
-            # What it draws in evaluation mode was seen; what it drops out in training was not.
-            seen.randomised |= set(seen.sources) if any(_drops_out(module) for module in model.modules()) else set()
-            return
-    if seeds:
-        raise PlanError(
-            f"the forward of {type(model).__qualname__} seeds its random numbers itself, with torch.seed(), which is "
-            "another number on each rank: the ranks of a group would compute different things"
-        )
-    seen.randomised |= trained.randomised
-    seen.chancy |= trained.chancy
 
 
 @contextmanager
