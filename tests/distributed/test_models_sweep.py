@@ -22,10 +22,18 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 MISHAPS = """
-import os, time
+import os, pathlib, time
 import torch, ranks
 
+def meet(rank):
+    # The group is there in both before one goes: what the other raises while it still connects is no mishap of these.
+    folder = pathlib.Path(os.environ["TPINIT_SWEEP_FOLDER"])
+    (folder / f"met.{rank}").touch()
+    while not (folder / f"met.{1 - rank}").exists():
+        time.sleep(0.001)
+
 def case(rank, how):
+    meet(rank)
     if how == "value":
         one = torch.ones(1)
         torch.distributed.all_reduce(one)
