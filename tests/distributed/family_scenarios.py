@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 import torch.distributed as dist
 from scenarios import Counter
@@ -218,6 +220,66 @@ def dropout(
             for record, (_, one) in zip(engine.plan.parameters, model.named_parameters(), strict=True)
             if record.dim is None and one.grad is not None
         ],
+    }
+
+
+class Skipping(torch.nn.Module):
+    """Blocks that are skipped in training where a number that `draws` gives is low."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.draw = draw
+        self.skipped: list[int] = []
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 8)) for _ in range(12)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.skipped = [place for place in range(len(self.blocks)) if self.training and self.draw() < 0.5]
+        for place, block in enumerate(self.blocks):
+            x = x if place in self.skipped else x + block(x)
+        return x
+
+
+DRAWS: dict[str, Callable[[], float]] = {
+    "torch": lambda: float(torch.rand([])),
+    "Python": lambda: random.uniform(0, 1),
+    "numpy": lambda: float(numpy.random.rand()),
+}
+
+
+def skipping(rank: int, draws: str) -> dict[str, Any]:
+    """Train blocks that are skipped now and then, on ranks with other random states, beside the whole model."""
+    torch.manual_seed(0)
+    model = Skipping(DRAWS[draws]).train()
+    x = torch.randn(2, 3, 8)
+    for seed in (torch.manual_seed, random.seed, numpy.random.seed):
+        seed(100 + rank)
+    reference, alone = copy.deepcopy(model), copy.deepcopy(model)
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "optimizer": SGD,
+        "tensor_parallel": {"autotp_size": dist.get_world_size()},
+    }
+    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
+    alone(x)
+    for back, state in zip((torch.set_rng_state, random.setstate, numpy.random.set_state), states, strict=True):
+        back(state)
+    engine, _, _, _ = initialize(model=model, config=config, example={"x": x})
+    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
+    loss = engine(x=x).square().sum()
+    engine.backward(loss)
+    for back, state in zip((torch.set_rng_state, random.setstate, numpy.random.set_state), states, strict=True):
+        back(state)
+    expected = reference(x=x).square().sum()
+    expected.backward()
+    return {
+        "alone": alone.skipped,
+        "skipped": model.skipped,
+        "whole": reference.skipped,
+        "loss": float(loss) / float(expected) - 1,
+        "gradients": max(_apart(engine, _tensors(reference, "grad"), "grad").values()),
+        "cut": len(engine.plan.layers),
     }
 
 

@@ -152,6 +152,18 @@ def test_dropout_inside_differs_between_ranks_and_nothing_else_does(world2: Any)
     assert results[0]["loss"] != pytest.approx(results[0]["whole"], rel=1e-5)
 
 
+@pytest.mark.parametrize("draws", ["torch", "Python", "numpy"])
+def test_blocks_that_are_skipped_are_the_same_on_all_ranks_whoever_draws(world2: Any, draws: str) -> None:
+    results = world2.run("skipping", draws=draws)
+    assert results[0]["alone"] != results[1]["alone"], "each rank by itself would skip others"
+    for result in results:
+        assert result["skipped"] == result["whole"] == results[0]["alone"]
+        assert 0 < len(result["skipped"]) < 12
+        assert result["cut"] == 24
+        assert abs(result["loss"]) < 1e-5
+        assert result["gradients"] < CLOSE
+
+
 def test_features_that_are_dropped_inside_are_other_ones_on_each_rank(world2: Any) -> None:
     results = world2.run("dropout", name="t5", dropout_rate=0.5, row="wo")
     assert results[0]["zeros"] != results[1]["zeros"]

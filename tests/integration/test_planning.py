@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -96,20 +99,71 @@ class NormedInTraining(nn.Module):
         return self.down(self.norm(hidden) if self.training is self.mode else hidden)
 
 
-def test_what_is_trained_is_what_is_planned() -> None:
+@pytest.mark.parametrize("dropped", [0.0, 0.5])
+def test_what_is_trained_is_what_is_planned(dropped: float) -> None:
     example = {"x": torch.randn(2, 3, 8)}
     for now in (True, False):
         with pytest.raises(PlanError, match=r"up, down: its forward raises|up, down: what reaches down"):
-            plan_model(NormedInTraining(True).train(now), 2, 0, example=example)
-        assert records(plan_model(NormedInTraining(False).train(now), 2, 0, example=example))["up.weight"].dim == 0
+            plan_model(NormedInTraining(True, dropped).train(now), 2, 0, example=example)
+        plan = plan_model(NormedInTraining(False, dropped).train(now), 2, 0, example=example)
+        assert records(plan)["up.weight"].dim == 0
+
+
+class Drawing(NormedInTraining):
+    """One that draws numbers in training that are others in every run, whatever is done about dropout."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + torch.randn_like(x) if self.training else x)
 
 
 def test_a_model_that_draws_numbers_is_watched_where_it_draws_none() -> None:
     inputs = {"x": torch.randn(2, 3, 8)}
-    seen = watched(NormedInTraining(False), inputs)
-    assert (seen.drew, seen.stage.training) == (False, True)
-    seen = watched(NormedInTraining(False, 0.5), inputs)
-    assert (seen.drew, seen.stage.training) == (False, False)
+    for dropped in (0.0, 0.5):
+        seen = watched(NormedInTraining(False, dropped), inputs)
+        assert (seen.drew, seen.stage.training, seen.stage.drops) == (False, True, dropped > 0)
+        seen = watched(Drawing(False, dropped), inputs)
+        assert (seen.drew, seen.stage.training, seen.stage.drops) == (False, False, False)
+
+
+class Skipped(nn.Module):
+    """Two pairs of layers, each skipped in training where the number drawn is below nine tenths."""
+
+    def __init__(self, draw: Callable[[], Any]) -> None:
+        super().__init__()
+        self.draw = draw
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.open, self.close = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for first, second in ((self.up, self.down), (self.open, self.close)):
+            if not self.training or self.draw() >= 0.9:
+                x = x + second(nn.functional.dropout(first(x), 0.1, self.training))
+        return x
+
+
+DRAWS = [
+    lambda: torch.rand([]),
+    lambda: torch.rand(1, generator=torch.Generator().manual_seed(1)),
+    lambda: torch.rand_like(torch.ones(1)),
+    lambda: torch.empty(1).uniform_(0, 1),
+    lambda: random.random(),
+    lambda: random.uniform(0, 1),
+    lambda: np.random.rand(),
+    lambda: np.random.rand(1).item(),
+    lambda: np.random.random(),
+    lambda: np.random.uniform(0, 1, size=(1,)),
+]
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_what_chance_skips_is_watched_and_dropped_out_too(draw: Callable[[], Any]) -> None:
+    model, example = Skipped(draw).train(), {"x": torch.randn(2, 3, 8)}
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    plan = plan_model(model, 2, 0, example=example)
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    assert {layer.module for layer in plan.layers if layer.random} == {"up", "down", "open", "close"}
+    assert torch.equal(states[0], after[0])
+    assert states[1:] == after[1:]
 
 
 def test_a_likely_plan_takes_one_watching_and_one_rehearsal_for_each_rank(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,11 @@ so gets the same streams inside.
 
 from __future__ import annotations
 
+import pickle
+import random
+import sys
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -16,6 +21,7 @@ from torch.distributed import ProcessGroup
 __all__ = ["Streams", "share_random_state"]
 
 _SEEDS = 1 << 40
+_ROOM = 1 << 14  # bytes for the states of Python and numpy, which take about 6,000
 
 
 class Streams:
@@ -45,11 +51,35 @@ class Streams:
 
 
 def share_random_state(group: ProcessGroup, device: torch.device) -> None:
-    """Give all ranks of a TP group the random state of its first one, so that they drop out the same features."""
-    state = torch.get_rng_state().to(device)
+    """Give all ranks of a TP group the random states of its first one: then they drop out the same features and layers.
+
+    Of torch, and of Python and numpy, with which some models decide what layers to skip or what tokens to mask.
+    """
+    own = torch.get_rng_state()
+    state = torch.cat([own, _states_outside()]).to(device)
     dist.broadcast(state, dist.get_process_group_ranks(group)[0], group=group)
-    torch.set_rng_state(state.cpu())
+    shared = state.cpu()
+    torch.set_rng_state(shared[: len(own)])
+    _set_outside(shared[len(own) :])
     if device.type == "cuda":
         cuda = torch.cuda.get_rng_state(device).to(device)
         dist.broadcast(cuda, dist.get_process_group_ranks(group)[0], group=group)
         torch.cuda.set_rng_state(cuda.cpu(), device)
+
+
+def _numpy() -> Any:
+    return getattr(sys.modules.get("numpy"), "random", None)
+
+
+def _states_outside() -> torch.Tensor:
+    """Return the random states of Python and numpy as bytes [_ROOM]."""
+    numpy = _numpy()
+    states = (random.getstate(), numpy.get_state() if numpy is not None else None)
+    return torch.frombuffer(bytearray(pickle.dumps(states).ljust(_ROOM, b"\0")), dtype=torch.uint8)
+
+
+def _set_outside(states: torch.Tensor) -> None:
+    mine, theirs = pickle.loads(bytes(states.tolist()))
+    random.setstate(mine)
+    if theirs is not None and _numpy() is not None:
+        _numpy().set_state(theirs)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from tpinit.runtime.plan.chance import NothingDropped, same_outside_torch, streams_kept
 from tpinit.runtime.plan.matrices import Matrix, experts_of, matrices_of
 
 __all__ = ["HELD", "Stage", "in_mode", "run_with_stubs", "stage_of", "untouched"]
@@ -22,7 +23,7 @@ class Stage:
     """What runs of one model with stubs need to know of it: found once, as long as nobody changes the model.
 
     `swapped` are the tensors for which others stand in: module, name, the tensor, and the other one. `training` is the
-    mode in which they run.
+    mode in which they run; `drops` says that chance drops something in it, which it must not.
     """
 
     modules: list[nn.Module]
@@ -31,6 +32,7 @@ class Stage:
     embeddings: list[nn.Embedding]
     swapped: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]
     training: bool = False
+    drops: bool = False
 
 
 def stage_of(model: nn.Module, training: bool = False) -> Stage:
@@ -77,7 +79,9 @@ def run_with_stubs(
     what `stage_of` returned for this very model; without one it runs in evaluation mode.
     """
     stage = stage or stage_of(model)
-    with torch.no_grad(), in_mode(model, stage.training, stage.modules), _set(stage, matrix, experts, stand_in):
+    always = NothingDropped() if stage.drops else nullcontext()
+    mode = in_mode(model, stage.training, stage.modules)
+    with torch.no_grad(), mode, same_outside_torch(), always, _set(stage, matrix, experts, stand_in):
         return model(**inputs)
 
 
@@ -147,7 +151,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     for module, kind, hooks in kept:
         module.__dict__[kind] = type(hooks)()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with streams_kept():
             yield
     finally:
         for module, kind, hooks in kept:

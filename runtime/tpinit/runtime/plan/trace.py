@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from tpinit.runtime.plan.chance import undropped
 from tpinit.runtime.plan.matrices import Matrix
 from tpinit.runtime.plan.stubs import Stage, run_with_stubs, stage_of
 
@@ -34,8 +35,9 @@ class Trace:
     outputs meet the parameter p; `ends` those that reach the model's outputs; `inputs` and `outputs` the
     tensors of each call, in order; `readers` who was given one and the same tensor, each time. `randomised` are the
     matrices whose outputs meet random numbers before the next matrix (dropout), which a run in evaluation mode does
-    not show; `chancy` those that meet other random numbers (the rotations of hashed attention); `drew` says whether
-    there were any. `stage` is what later runs of the same model need to know of it.
+    not show; `chancy` those that meet other random numbers (the rotations of hashed attention). Nothing was dropped;
+    `drew` says whether numbers were drawn all the same, which are others in every run. `stage` is what later runs of
+    the same model need to know of it.
     """
 
     stage: Stage
@@ -148,21 +150,23 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self._names[storage._cdata] = names
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
         if self._paused:
-            return result
+            return func(*args, **(kwargs or {}))
+        instead = undropped(func, args, kwargs)
+        if instead is not None:
+            self._seen.stage.drops = True
+        result = (instead or func)(*args, **(kwargs or {}))
         given: list[torch.Tensor] = []
         _tensors(args, given)
         if kwargs:
             _tensors(kwargs, given)
         names = _NONE.union(*[self._get(one) for one in given])
         kind = _kind_of(func)
-        if kind.random or (kind.attends and _drops(func, args, kwargs)):
+        if kind.random or (instead is not None and not kind.chance):
             names |= {_NOISE}
-            self._seen.drew = True
         if kind.chance:
             names |= {_LUCK}
-            self._seen.drew = True
+            self._seen.drew |= instead is None
         if names:
             self._note(kind, len(given), names)
             made: list[torch.Tensor] = []
@@ -205,7 +209,6 @@ class _Kind:
     random: bool
     chance: bool
     product: bool
-    attends: bool
 
 
 @cache
@@ -215,7 +218,6 @@ def _kind_of(func: Any) -> _Kind:
         any(word in name for word in _RANDOM),
         any(word in name for word in _CHANCE),
         any(word in name for word in _PRODUCTS),
-        "attention" in name,
     )
 
 
@@ -224,10 +226,3 @@ _NOISE = "noise:"
 _LUCK = "luck:"
 _RANDOM = ("bernoulli", "native_dropout")
 _CHANCE = ("rand", "normal_", "uniform_", "exponential_", "multinomial")
-
-
-def _drops(func: Any, args: Any, kwargs: Any) -> bool:
-    """Tell whether a fused attention is asked to drop out: its probability is an argument."""
-    names = [one.name for one in func._schema.arguments]
-    given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
-    return bool(given.get("dropout_p", 0.0))

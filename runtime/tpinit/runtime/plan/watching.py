@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.plan.examples import example_inputs
 from tpinit.runtime.plan.stubs import Stage, stage_of, untouched
@@ -23,16 +22,15 @@ _LENGTHS = (8, 64, 512)  # tokens, for models that train on a multiple of some l
 def watched(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     """Return what one run of the model shows, and where it draws random numbers in training.
 
-    A model that draws none is watched in training, once. Of any other the numbers would be others in every run, and
-    statistics of batches would: that is watched in evaluation mode. Raises PlanError for a model that can't be run, or
-    takes its seed from the system.
+    It is watched in training, once, while nothing is dropped. Where it draws other numbers, which differ from run to
+    run, as statistics of batches do, it is watched in evaluation mode. Raises PlanError for a model that can't be run,
+    or takes its seed from the system.
     """
     stage = stage_of(model, training=True)
     trained, on_these = _trained(model, inputs, stage)
-    steady = not any(isinstance(module, _NormBase) for module in stage.modules)
-    if trained is not None and on_these and steady and not trained.drew:
+    if trained is not None and on_these and not trained.drew:
         return trained
-    seen = _trace(model, inputs, replace(stage, training=False))
+    seen = _trace(model, inputs, replace(stage, training=False, drops=False))
     if trained is None:
         # What it draws in evaluation mode was seen; what it drops out in training was not.
         seen.randomised |= set(seen.sources) if any(_drops_out(module) for module in stage.modules) else set()
