@@ -305,12 +305,12 @@ def lora(rank: int, name: str, targets: list[str]) -> dict[str, Any]:
     return result
 
 
-def probed(rank: int, name: str, break_with: str = "") -> dict[str, Any]:
+def probed(rank: int, name: str, break_with: str = "", **overrides: Any) -> dict[str, Any]:
     """Initialize with the probe; return what it said. `break_with` spoils the plan behind the rehearsal's back."""
     import tpinit.runtime.api as api
     from tpinit.reference.errors import TpinitError
 
-    model = catalogue.build(name).train()
+    model = catalogue.build(name, **overrides).train()
     before = {key: one.detach().clone() for key, one in model.named_parameters()}
     config = {
         "train_micro_batch_size_per_gpu": 2,

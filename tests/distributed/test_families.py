@@ -193,6 +193,11 @@ def test_the_probe_passes_what_is_exact(world2: Any, name: str) -> None:
         assert result["text"] == ""
 
 
+def test_the_probe_passes_what_drops_out_in_training(world2: Any) -> None:
+    for result in world2.run("probed", name="gpt2", resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.5):
+        assert result["text"] == ""
+
+
 @pytest.mark.parametrize(("name", "how"), [("llama", "entry"), ("mixtral", "sum"), ("gpt_oss", "once")])
 def test_the_probe_refuses_what_is_not_before_anything_is_cut(world2: Any, name: str, how: str) -> None:
     results = world2.run("probed", name=name, break_with=how)

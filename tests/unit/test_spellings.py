@@ -56,7 +56,7 @@ def edits(one, other):
 
 
 WORDS = ["".join(letters) for length in range(5) for letters in product("ab", repeat=length)]
-WORDS += ["abc", "bca", "cab", "abcd", "badc", "bacd", "dcba", "cabd"]
+WORDS += ["abc", "bca", "cab", "abcd", "badc", "bacd", "dcba", "cabd", "abxy", "abpq", "xypq", "axyz", "apqr", "x"]
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3])

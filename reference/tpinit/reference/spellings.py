@@ -130,8 +130,10 @@ def _decimal(value: int) -> str:
 
 def is_near(one: str, other: str, most: int) -> bool:
     """Tell whether at most so many letters are inserted, dropped, replaced or swapped with their neighbour."""
-    # The lengths first: a key may be long.
-    return abs(len(one) - len(other)) <= most and _distance(one, other) <= most
+    # What is quick first: a key may be long, and most have another length, or other letters; one edit changes two of them.
+    if abs(len(one) - len(other)) > most or len({*one} ^ {*other}) > 2 * most:
+        return False
+    return _distance(one, other) <= most
 
 
 def _distance(one: str, other: str) -> int:

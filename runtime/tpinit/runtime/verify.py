@@ -1,8 +1,9 @@
 """The probe: one small forward and backward of the whole model against the sharded one, before anything is cut.
 
 The rehearsal of a plan compares what reaches the row layers of each cut region. The probe compares the result:
-the output, and the gradient of every parameter. It works on two copies of the model, in fp32 and in evaluation
-mode, so it needs the memory of two more, and leaves the model alone.
+the output, and the gradient of every parameter. It works on two copies of the model, in fp32 and in training while
+nothing is dropped, so it needs the memory of two more, and leaves the model alone. A model that draws other numbers in
+training, or trains on no such batch, is probed in evaluation mode.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tpinit.runtime.cutting import carry_out, local_part
 from tpinit.runtime.gradients import sum_parts
 from tpinit.runtime.groups import Mesh
 from tpinit.runtime.optim import make_slots
+from tpinit.runtime.plan.chance import NothingDropped, same_outside_torch, streams_kept
 from tpinit.runtime.plan.examples import wrapped
 from tpinit.runtime.plan.records import Plan
 from tpinit.runtime.plan.stubs import untouched
@@ -41,13 +43,15 @@ def probe(
     assert given is not None, "a model that was planned has inputs"
     inputs = {**_labels(model, given), **given}
     inputs = {key: one.to(device) if isinstance(one, torch.Tensor) else one for key, one in inputs.items()}
-    with torch.random.fork_rng(devices=[]):
+    with streams_kept(), NothingDropped(), same_outside_torch():
         whole = _copy(model)
         whole.to(device)
+        training = _trains_alike(whole, inputs)
+        whole.train(training)
         expected = _backward(whole, inputs)
         gradients = {name: one.grad for name, one in whole.named_parameters()}
         del whole
-        cut = _copy(model)
+        cut = _copy(model).train(training)
         carry_out(cut, plan, mesh.tp.group, None, device)
         got = _backward(cut, inputs)
         slots = make_slots(cut, plan, None)
@@ -69,7 +73,21 @@ def probe(
 
 def _copy(model: nn.Module) -> nn.Module:
     with untouched(model):
-        return copy.deepcopy(model).float().eval()
+        return copy.deepcopy(model).float()
+
+
+def _trains_alike(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Tell whether two runs in training, with other random numbers, come out the same. Every rank tells the same."""
+    found = []
+    model.train()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        try:
+            with torch.no_grad():
+                found.append(float(_loss(model, inputs)))
+        except Exception:  # it trains on longer batches, or on none: evaluation mode tells
+            return False
+    return abs(found[0] - found[1]) <= _TOLERANCE * max(1.0, abs(found[0]))
 
 
 def _labels(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,14 +99,20 @@ def _labels(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _backward(model: nn.Module, inputs: Mapping[str, Any]) -> float:
     """Run forward and backward from one number that depends on all of the output; return it."""
+    loss = _loss(model, inputs)
+    loss.backward()
+    return float(loss.detach())
+
+
+def _loss(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Run a forward; return one number that depends on all of the output."""
     output = model(**inputs)
-    loss = getattr(output, "loss", None)
+    loss: torch.Tensor | None = getattr(output, "loss", None)
     if loss is None:
         loss = torch.zeros((), device=next(model.parameters()).device)
         values = output.values() if isinstance(output, Mapping) else [output]
         for one in tree_leaves(list(values)):
-            if isinstance(one, torch.Tensor) and one.is_floating_point() and one.requires_grad:
+            if isinstance(one, torch.Tensor) and one.is_floating_point():
                 weights = torch.linspace(-1, 1, one.numel(), device=one.device).sin().view(one.shape)
                 loss = loss + (one * weights).mean()
-    loss.backward()
-    return float(loss.detach())
+    return loss
