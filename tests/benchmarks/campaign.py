@@ -144,7 +144,7 @@ def _size(
     say: Callable[[str], None],
 ) -> Outcome:
     steps, rotations, loads = counts
-    steps *= size.turns
+    steps, loads = steps * size.turns, loads * size.turns
     folder = home / f"model-{size.name}"
     parameters = alive[UNSHARDED.name].ask(_WORK, do="prepare", size=size.name, folder=str(folder))[0]["parameters"]
     assert parameters == size.parameters, (parameters, size.parameters)

@@ -106,11 +106,11 @@ class Bench:
         answer: dict[str, Any] = {"shard": [], "load": [], "own_slices": None, "missing": []}
         direct = cut = True
         try:
-            peak = memory.peak(self._from_files)
+            peak = memory.peak(self._from_files, self._drop)
         except Unavailable as reason:
             direct = False
             answer["missing"].append(f"load: {reason}")
-            peak = memory.peak(lambda: self._from_model([]))
+            peak = memory.peak(lambda: self._from_model([]), self._drop)
         answer["peak"] = self._peak(peak)
         answer["own_slices"] = direct
         for _ in range(times):
@@ -168,7 +168,7 @@ class Bench:
         return {"losses": losses, "seconds": seconds}
 
     def inspect(self) -> dict[str, Any]:
-        """Take two steps more, untimed: one to count collectives, one to see the memory."""
+        """Take three steps more, untimed: one to count collectives, two to see the memory."""
         seen = counting.tally(self._once)
         peak = memory.peak(self._once)
         return {
@@ -181,8 +181,9 @@ class Bench:
         }
 
     def _peak(self, peak: memory.Peak) -> dict[str, int | None]:
-        growth = None if peak.resident is None else max(0, peak.resident - self.base)
-        return {"tensors": peak.tensors, "resident_growth": growth}
+        growths = {"resident_growth": peak.resident, "resident_growth_read": peak.read}
+        known = {name: None if one is None else max(0, one - self.base) for name, one in growths.items()}
+        return {"tensors": peak.tensors, **known}
 
 
 if __name__ == "__main__":

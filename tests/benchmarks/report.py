@@ -15,7 +15,7 @@ __all__ = ["as_json", "page", "table"]
 Cells = list[str]
 _NONE = "—"
 _STEP = ("", "step", "x ideal", "quartiles", "losses", "collectives", "MB sent", "largest MB", "tensors MB", "RSS +MB")
-_LOAD = ("", "shard", "load", "reads", "tensors MB", "RSS +MB", "")
+_LOAD = ("", "shard", "load", "reads", "tensors MB", "RSS +MB", "RSS +MB, read", "")
 
 
 def table(result: Result) -> str:
@@ -94,6 +94,7 @@ def _load_rows(outcome: Outcome) -> list[Cells]:
                 reads,
                 _megabytes(row.load_peak.get("tensors")),
                 _megabytes(row.load_peak.get("resident_growth")),
+                _megabytes(row.load_peak.get("resident_growth_read")),
                 "; ".join(row.missing) if row.peer.name == "tpinit" or row.shard == [] else "",
             ]
         )
@@ -181,7 +182,8 @@ _NOTES = f"""## How it is measured
   those over a group of one are named apart. **MB sent**: by one rank, when each runs as a ring. **largest**: the
   biggest tensor of any of them.
 - **tensors**: peak of torch's allocator, everything alive included. **RSS +**: peak of the process over what it held
-  before it loaded, mapped files included. Both are the larger rank's, seen in a run that is not timed.
+  before it loaded, mapped files included. **read**: the same once every number of its tensors was read: slices that are
+  views of a mapped file are in memory only then. All are the larger rank's, seen in a run that is not timed.
 - **shard**: from a whole model in memory to one that is ready to train. **load**: from safetensors to ready; where a
   peer can't read its own slices only, every rank reads the whole model and cuts it. Medians, files in the page cache.
 - torch's rows follow torchtitan: a vocabulary-parallel embedding and head under `loss_parallel`, and the same with the

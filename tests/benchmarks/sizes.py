@@ -14,7 +14,7 @@ COMPARED = 5  # steps whose losses are compared
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A model and its batch. `turns`: a block of steps has so many times more, because they are short."""
+    """A model and its batch. `turns`: it trains so many times more steps in a block, and loads so many times more."""
 
     name: str
     layers: int

@@ -521,18 +521,22 @@ def refused(rank: int, case: str) -> dict[str, Any]:
 
 
 def exchanged(rank: int, same: bool) -> dict[str, Any]:
-    """Exchange reports that are the same on all ranks, or not; return them and how many texts were gathered."""
-    original, gathered = dist.all_gather_object, []
+    """Exchange reports that are the same on all ranks, or not; return them and how much was gathered each time."""
+    texts, tensors, gathered = dist.all_gather_object, dist.all_gather, []
 
-    def gather(into: list[Any], one: Any, group: Any = None) -> None:
-        original(into, one, group=group)
+    def gather_text(into: list[Any], one: Any, group: Any = None) -> None:
+        texts(into, one, group=group)
         gathered.append(len(one))
 
-    dist.all_gather_object = gather
+    def gather_tensor(into: list[torch.Tensor], one: torch.Tensor, group: Any = None) -> None:
+        tensors(into, one, group=group)
+        gathered.append(one.nbytes)
+
+    dist.all_gather_object, dist.all_gather = gather_text, gather_tensor
     try:
         reports = agreement.exchange(agreement.Report({"a long list": list(range(1000)), "own": 0 if same else rank}))
     finally:
-        dist.all_gather_object = original
+        dist.all_gather_object, dist.all_gather = texts, tensors
     return {"own": [one.fields["own"] for one in reports], "lengths": gathered}
 
 

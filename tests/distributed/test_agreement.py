@@ -46,10 +46,10 @@ def test_every_row_in_real_processes(worlds: Any, size: int, number: int) -> Non
 
 def test_ranks_that_agree_send_a_hash_and_no_more(world2: Any) -> None:
     for result in world2.run("exchanged", same=True):
-        assert result == {"own": [0, 0], "lengths": [64]}
+        assert result == {"own": [0, 0], "lengths": [32]}
     for result in world2.run("exchanged", same=False):
         assert result["own"] == [0, 1]
-        assert result["lengths"][0] == 64
+        assert result["lengths"][0] == 32
         assert result["lengths"][1] > 1000
 
 

@@ -81,6 +81,7 @@ def test_every_number_is_there(peers):
         assert [len(block) for block in peer["step_seconds_by_rotation"]] == [8]
         assert peer["load_seconds"]
         assert peer["load_peak"]["tensors"] > 0
+        assert peer["load_peak"]["resident_growth_read"] >= peer["load_peak"]["resident_growth"]
         step = peer["step"]
         assert step["peak"]["tensors"] > 4 * 107_000  # the parameters at least, or half and their two moments
         assert (step["collectives"] == 0) == (name == "unsharded")

@@ -130,7 +130,7 @@ def _decimal(value: int) -> str:
 
 def is_near(one: str, other: str, most: int) -> bool:
     """Tell whether at most so many letters are inserted, dropped, replaced or swapped with their neighbour."""
-    # What is quick first: a key may be long, and most have another length, or other letters; one edit changes two of them.
+    # What is quick first: a key may be long, most have another length or other letters. One edit changes two letters.
     if abs(len(one) - len(other)) > most or len({*one} ^ {*other}) > 2 * most:
         return False
     return _distance(one, other) <= most

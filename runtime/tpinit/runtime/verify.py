@@ -99,7 +99,7 @@ def _labels(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _backward(model: nn.Module, inputs: Mapping[str, Any]) -> float:
     """Run forward and backward from one number that depends on all of the output; return it."""
-    loss = _loss(model, inputs)
+    loss: Any = _loss(model, inputs)
     loss.backward()
     return float(loss.detach())
 
