@@ -189,6 +189,8 @@ _NOTES = f"""## How it is measured
 - torch's rows follow torchtitan: a vocabulary-parallel embedding and head under `loss_parallel`, and the same with the
   norms and what lies between the layers cut along the sequence.
 - Nobody clips: DeepSpeed's default of 1.0 is set to 0, as is ours.
+- tpinit tells glibc to keep what a step frees, as MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ would for any
+  process; the peers run as they come.
 - DeepSpeed's shared-memory all-reduce is left out: it serves inference only, and needs a C++ build."""
 
 

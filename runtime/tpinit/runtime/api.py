@@ -20,6 +20,7 @@ from tpinit.runtime.cutting import carry_out
 from tpinit.runtime.data import make_loader
 from tpinit.runtime.engine import Engine
 from tpinit.runtime.errors import PlanError, UnsupportedError
+from tpinit.runtime.heap import keep_freed
 from tpinit.runtime.optim import build_schedule, make_slots
 from tpinit.runtime.plan import PassedPlan
 from tpinit.runtime.prepare import Given, Ready, prepare
@@ -93,7 +94,8 @@ def initialize(
 
     Nothing is changed until every rank has read, decided and planned the same: what one rank can't honour,
     or was given differently, raises on all of them. The model's parameters, buffers, dtype and device are
-    then changed in place. Every rank must call this, and every rank must hold the same initial weights.
+    then changed in place. Every rank must call this, and every rank must hold the same initial weights. On a CPU, glibc
+    is told to keep what a step frees for the next one, unless the environment says how malloc shall work (MALLOC_...).
 
     Four keywords are ours. `verify` is "rehearsal" (every cut is rehearsed when it is planned) or "probe" (besides,
     a small forward and backward of the whole model is compared with the sharded one: two more copies of the
@@ -204,6 +206,8 @@ def _carry_out(
         loader = make_loader(
             given.training_data, ready.settings, len(layout.tp_groups) or mesh.dp.size, mesh.data_index, collate_fn
         )
+    if device.type == "cpu":
+        keep_freed()
     engine = Engine(ready.model, ready.decision, plan, mesh, ready.settings, slots, ready.optimizer, scheduler, device)
     records.consume(ready.model)
     return engine, ready.optimizer, loader, scheduler
