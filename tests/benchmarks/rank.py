@@ -145,6 +145,7 @@ class Bench:
     def _drop(self) -> None:
         self.step, self.done = None, 0
         gc.collect()
+        self.peer.let_go()
         self._together()
 
     def _together(self) -> None:

@@ -170,9 +170,10 @@ def page(result: Result, command: str, plot: str) -> str:
 _NOTES = f"""## How it is measured
 
 - All peers are alive at once, each in its own processes, with the same seeded weights from the same safetensors file
-  and the same batches. They wait in a read when it is not their turn. Blocks of steps go round in rotation, and every
-  rotation starts with another peer, so that what else the machine does falls on all of them. A block of the tiny model
-  has four times as many steps.
+  and the same batches. They wait in a read when it is not their turn. The process groups that transformers makes anew
+  in every load are ended with its model: each has a thread that looks for work a hundred times a second. Blocks go
+  round in rotation, and every rotation starts with another peer, so that what else the machine does falls on all of
+  them. A block of the tiny model has four times as many steps, and it is loaded four times as often.
 - **step**: median over all timed steps of forward, backward and update; a step takes as long as its slowest rank.
   **x ideal**: that time over half of the unsharded one's, rotation by rotation, the median of the rotations;
   **quartiles** are those of the rotations.

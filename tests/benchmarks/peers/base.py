@@ -32,6 +32,9 @@ class Peer(abc.ABC):
     def from_model(self, model: nn.Module) -> Step:
         """Cut a whole model that is in memory, and make it ready to train. Raises Unavailable."""
 
+    def let_go(self) -> None:  # noqa: B027  # most leave nothing behind
+        """Let go of what the last model left behind, which is gone by now."""
+
     def from_files(self, folder: str) -> Step:
         """Read this rank's slices, and no more, from safetensors, and make them ready to train."""
         raise Unavailable("reads the whole model on every rank")

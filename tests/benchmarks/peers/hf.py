@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 import transformers
 from torch import nn
+from torch.distributed.distributed_c10d import _world
 from torch.distributed.tensor import DTensor
 from transformers.distributed.configuration_utils import DistributedConfig
 
@@ -14,6 +18,16 @@ __all__ = ["Transformers"]
 
 
 class Transformers(Peer):
+    """Each load makes several process groups and keeps them; even at rest each costs the others processor time."""
+
+    def __init__(self) -> None:
+        self._made: list[Any] = []
+
+    def let_go(self) -> None:
+        for group in self._made:
+            dist.destroy_process_group(group)
+        self._made.clear()
+
     def versions(self) -> dict[str, str]:
         return {"transformers": transformers.__version__}
 
@@ -22,7 +36,9 @@ class Transformers(Peer):
 
     def from_files(self, folder: str) -> Step:
         config = DistributedConfig(tp_size=2, tp_plan="auto")
+        before = set(_world.pg_map)
         model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, distributed_config=config)
+        self._made += [group for group in _world.pg_map if group not in before]
         model.train()
         # One fused update can't take distributed and plain tensors at once: a group of each.
         cut = [parameter for parameter in model.parameters() if isinstance(parameter, DTensor)]
