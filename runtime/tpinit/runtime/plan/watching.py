@@ -23,7 +23,7 @@ def watched(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     """Return what one run of the model shows, and where it draws random numbers in training.
 
     It is watched in training, once, while nothing is dropped. Where it draws other numbers, which differ from run to
-    run, as statistics of batches do, it is watched in evaluation mode. Raises PlanError for a model that can't be run,
+    run, or trains on no such batch, it is watched in evaluation mode. Raises PlanError for a model that can't be run,
     or takes its seed from the system.
     """
     stage = stage_of(model, training=True)
