@@ -34,15 +34,18 @@ def run(*command: str, timeout: float = 150, **environment: str) -> subprocess.C
 
 
 def torchrun(script: Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    return run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(script))
+    where = ("--nproc-per-node", str(processes), "--log-dir", str(script.parent / "logs"))
+    return run("-m", "torch.distributed.run", "--standalone", *where, str(script))
 
 
-def test_train_equals_the_unsharded_model() -> None:
-    result = run("-m", "tpinit.cli.main", "train", "--steps", "2")
+def test_train_equals_the_unsharded_model_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    result = run("-m", "tpinit.cli.main", "train", "--steps", "2", TMPDIR=str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert "Row 3 of 12" in result.stdout
     assert result.stdout.count("model.layers.1.mlp.down_proj.weight") == 1
     assert "equal: over 2 steps" in result.stdout
+    left = [one.name for one in tmp_path.iterdir()]
+    assert not [name for name in left if not name.startswith("torchinductor")]  # torch's cache, for all who import it
 
 
 def test_train_fails_where_the_models_differ(tmp_path: Path) -> None:

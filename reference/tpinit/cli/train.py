@@ -95,8 +95,8 @@ def _launch(arguments: argparse.Namespace) -> int:
     """Start the ranks under torch.distributed.run and return what rank 0 found."""
     import subprocess
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(arguments.nproc)]
-    command += ["-m", "tpinit.cli.main", "train", "--steps", str(arguments.steps)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(arguments.nproc)]
+    command = ["-m", "tpinit.cli.main", "train", "--steps", str(arguments.steps)]
     for option, value in (
         ("--config", arguments.config),
         ("--tp-size", arguments.tp_size),
@@ -107,8 +107,9 @@ def _launch(arguments: argparse.Namespace) -> int:
     sys.stdout.flush()
     with tempfile.TemporaryDirectory(prefix="tpinit-train-") as folder:
         verdict = Path(folder) / "verdict"
+        launcher += ["--log-dir", folder]  # which it would leave behind elsewhere
         environment = {"OMP_NUM_THREADS": "1", **os.environ, _VERDICT: str(verdict)}
-        status = subprocess.run(command, env=environment, check=False).returncode
+        status = subprocess.run([*launcher, *command], env=environment, check=False).returncode
         return int(verdict.read_text()) if status == 0 and verdict.exists() else 1
 
 
