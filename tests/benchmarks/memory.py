@@ -59,7 +59,12 @@ def peak(work: Callable[[], object], again: Callable[[], object] = lambda: None)
 
 def alive() -> int:
     """Return the bytes of all tensors that Python can reach, each storage once."""
-    return sum(storage.nbytes() for storage in _storages().values())
+    storages: dict[int, int] = {}
+    for one in _tensors():
+        with contextlib.suppress(RuntimeError, NotImplementedError):
+            storage = one.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
 
 
 def read_all() -> None:
@@ -78,15 +83,6 @@ def _tensors() -> list[torch.Tensor]:
     kinds = ((one, type(one)) for one in gc.get_objects())
     found = [one for one, kind in kinds if issubclass(kind, torch.Tensor) and not issubclass(kind, DTensor)]
     return [one for one in found if one.device.type == "cpu"]
-
-
-def _storages() -> dict[int, torch.UntypedStorage]:
-    storages: dict[int, torch.UntypedStorage] = {}
-    for one in _tensors():
-        with contextlib.suppress(RuntimeError, NotImplementedError):
-            storage = one.untyped_storage()
-            storages[storage.data_ptr()] = storage
-    return storages
 
 
 def give_back() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,15 @@ DRAWS: dict[str, Callable[[], float]] = {
 }
 
 
+@contextmanager
+def rewound() -> Iterator[None]:
+    """Let what comes after draw the same numbers as what runs inside."""
+    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
+    yield
+    for back, state in zip((torch.set_rng_state, random.setstate, numpy.random.set_state), states, strict=True):
+        back(state)
+
+
 def skipping(rank: int, draws: str) -> dict[str, Any]:
     """Train blocks that are skipped now and then, on ranks with other random states, beside the whole model."""
     torch.manual_seed(0)
@@ -261,16 +271,12 @@ def skipping(rank: int, draws: str) -> dict[str, Any]:
         "optimizer": SGD,
         "tensor_parallel": {"autotp_size": dist.get_world_size()},
     }
-    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
-    alone(x)
-    for back, state in zip((torch.set_rng_state, random.setstate, numpy.random.set_state), states, strict=True):
-        back(state)
+    with rewound():
+        alone(x)
     engine, _, _, _ = initialize(model=model, config=config, example={"x": x})
-    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
-    loss = engine(x=x).square().sum()
-    engine.backward(loss)
-    for back, state in zip((torch.set_rng_state, random.setstate, numpy.random.set_state), states, strict=True):
-        back(state)
+    with rewound():
+        loss = engine(x=x).square().sum()
+        engine.backward(loss)
     expected = reference(x=x).square().sum()
     expected.backward()
     return {

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 from tpinit.reference.errors import ConfigError, DecisionError
 from tpinit.runtime.errors import AgreementError
+from tpinit.runtime.world import local_device
 
 __all__ = ["Report", "check", "check_replicas", "exchange", "flatten", "words"]
 
@@ -63,8 +64,8 @@ def exchange(report: Report, group: ProcessGroup | None = None) -> list[Report]:
 
 def _all_have(text: str, group: ProcessGroup | None) -> bool:
     """Tell whether every rank of the group has this text, by one gather of 32 bytes of each."""
-    device = torch.device("cuda", torch.cuda.current_device()) if "nccl" in dist.get_backend(group) else None
-    own = torch.tensor(list(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8, device=device)
+    digest = hashlib.sha256(text.encode()).digest()
+    own = torch.tensor(list(digest), dtype=torch.uint8, device=local_device(group))
     every = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(every, own, group=group)
     return all(torch.equal(one, own) for one in every)

@@ -6,6 +6,7 @@ import os
 
 import torch
 import torch.distributed as dist
+from torch.distributed import ProcessGroup
 from tpinit.reference.errors import TpinitError
 
 __all__ = ["local_device", "start"]
@@ -46,9 +47,9 @@ def start(distributed_port: int, dist_init_required: bool | None) -> None:
     dist.init_process_group("nccl" if cuda else "gloo")
 
 
-def local_device() -> torch.device:
-    """Return this rank's device: its CUDA device under an nccl process group, else the CPU."""
-    if "nccl" in str(dist.get_backend()):
+def local_device(group: ProcessGroup | None = None) -> torch.device:
+    """Return this rank's device: its CUDA device under an nccl process group (default: the world), else the CPU."""
+    if "nccl" in str(dist.get_backend(group)):
         torch.cuda.set_device(_local_index(dist.get_rank()))
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

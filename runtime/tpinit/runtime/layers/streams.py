@@ -9,14 +9,12 @@ so gets the same streams inside.
 from __future__ import annotations
 
 import pickle
-import random
-import sys
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed import ProcessGroup
+from tpinit.runtime.draws import set_states, states
 
 __all__ = ["Streams", "share_random_state"]
 
@@ -56,30 +54,13 @@ def share_random_state(group: ProcessGroup, device: torch.device) -> None:
     Of torch, and of Python and numpy, with which some models decide what layers to skip or what tokens to mask.
     """
     own = torch.get_rng_state()
-    state = torch.cat([own, _states_outside()]).to(device)
+    outside = bytearray(pickle.dumps(states()).ljust(_ROOM, b"\0"))
+    state = torch.cat([own, torch.frombuffer(outside, dtype=torch.uint8)]).to(device)
     dist.broadcast(state, dist.get_process_group_ranks(group)[0], group=group)
     shared = state.cpu()
     torch.set_rng_state(shared[: len(own)])
-    _set_outside(shared[len(own) :])
+    set_states(*pickle.loads(bytes(shared[len(own) :].tolist())))
     if device.type == "cuda":
         cuda = torch.cuda.get_rng_state(device).to(device)
         dist.broadcast(cuda, dist.get_process_group_ranks(group)[0], group=group)
         torch.cuda.set_rng_state(cuda.cpu(), device)
-
-
-def _numpy() -> Any:
-    return getattr(sys.modules.get("numpy"), "random", None)
-
-
-def _states_outside() -> torch.Tensor:
-    """Return the random states of Python and numpy as bytes [_ROOM]."""
-    numpy = _numpy()
-    states = (random.getstate(), numpy.get_state() if numpy is not None else None)
-    return torch.frombuffer(bytearray(pickle.dumps(states).ljust(_ROOM, b"\0")), dtype=torch.uint8)
-
-
-def _set_outside(states: torch.Tensor) -> None:
-    mine, theirs = pickle.loads(bytes(states.tolist()))
-    random.setstate(mine)
-    if theirs is not None and _numpy() is not None:
-        _numpy().set_state(theirs)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from tpinit.runtime.draws import numpy_random, set_states, states
 
 __all__ = ["NothingDropped", "same_outside_torch", "streams_kept", "undropped"]
 
@@ -46,7 +47,7 @@ class NothingDropped(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
 @contextmanager
 def same_outside_torch() -> Iterator[None]:
     """Let Python and numpy draw the same numbers in every run: of [0, 1) high ones. Their streams begin anew."""
-    numpy = _numpy()
+    numpy = numpy_random()
     random.seed(0)
     changed: list[tuple[Any, str, Any]] = [(random, "random", _high_number), (random, "uniform", _high_between)]
     if numpy is not None:
@@ -66,20 +67,12 @@ def same_outside_torch() -> Iterator[None]:
 @contextmanager
 def streams_kept() -> Iterator[None]:
     """Leave the streams of random numbers of torch, Python and numpy as they are now, whatever runs inside."""
-    numpy = _numpy()
-    mine, theirs = random.getstate(), numpy.get_state() if numpy is not None else None
+    before = states()
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
-        random.setstate(mine)
-        if numpy is not None:
-            numpy.set_state(theirs)
-
-
-def _numpy() -> Any:
-    """Return numpy's random numbers, if anything has imported numpy: without it nobody draws them."""
-    return getattr(sys.modules.get("numpy"), "random", None)
+        set_states(*before)
 
 
 def _high_number(size: Any = None) -> Any:

@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from tpinit.runtime.plan.chance import undropped
+from tpinit.runtime.plan.chance import NothingDropped, undropped
 from tpinit.runtime.plan.matrices import Matrix
 from tpinit.runtime.plan.stubs import Stage, run_with_stubs, stage_of
 
@@ -100,11 +99,11 @@ def _random(shape: tuple[int, ...], like: torch.Tensor, generator: torch.Generat
     return torch.randn(shape, generator=generator).to(like.device, dtype)
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves the base untyped
+class _Watch(NothingDropped):  # type: ignore[no-untyped-call]  # torch leaves its base untyped
     """Carries names from tensor to tensor through every operation, but for those while it pauses."""
 
     def __init__(self, model: nn.Module, seen: Trace, stage: Stage) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # the same
+        super().__init__()
         self._paused = False
         self._seen = seen
         self._names: dict[int, frozenset[str]] = {}
@@ -113,11 +112,6 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         for name, parameter in model.named_parameters():
             if id(parameter) not in of_matrices:
                 self._set(parameter, frozenset({_PARAMETER + name}))
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Say that nothing here needs to be kept from a compiler: that guard costs more than what it guards."""
-        return False
 
     @contextmanager
     def pause(self) -> Iterator[None]:
