@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from family_scenarios import SGD, Together, gathered
 from tpinit.runtime import initialize
-from tpinit.runtime.plan.experts import fit_experts
-from tpinit.runtime.plan.matrices import matrices_of
-from tpinit.runtime.plan.records import LayerKind, Plan
-from tpinit.runtime.plan.rehearsal import held_part
+from tpinit.runtime.planning.analysis.linears import find_linears
+from tpinit.runtime.planning.check.dry_run import take_pieces
+from tpinit.runtime.planning.partition.experts import fit_experts
+from tpinit.runtime.planning.schema import LayerKind, Plan
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 
@@ -88,7 +88,7 @@ def _orders(tp: int) -> tuple[int, ...]:
 
 @contextmanager
 def _spoiled(how: str) -> Iterator[None]:
-    import tpinit.runtime.api as api
+    import tpinit.runtime.init.api as api
 
     original = api.prepare
 
@@ -99,7 +99,7 @@ def _spoiled(how: str) -> Iterator[None]:
             del layers[max(place for place, one in enumerate(layers) if one.kind in (*ROWS, LayerKind.EXPERTS))]
         elif how == "entry":
             last = max(place for place, one in enumerate(layers) if one.kind is LayerKind.COLUMN and one.entry)
-            layers[last] = replace(layers[last], entry=False, door="")
+            layers[last] = replace(layers[last], entry=False, fused_with="")
         return replace(ready, plan=replace(ready.plan, layers=tuple(layers)))
 
     api.prepare = spoiled
@@ -169,7 +169,7 @@ def _whole_step(
 
 def _take_in_parts(model: torch.nn.Module, plan: Plan, parts: int) -> None:
     """Give every module that the plan cuts a forward that takes its sums in `parts` parts, the last one first."""
-    matrices = matrices_of(model)
+    matrices = find_linears(model)
     for layer in plan.layers:
         module: Any = model.get_submodule(layer.module)
         if layer.kind is LayerKind.EXPERTS:
@@ -217,7 +217,7 @@ def _experts_in_parts(module: Any, parts: int) -> Callable[..., torch.Tensor]:
         outputs = []
         for part in reversed(range(parts)):
             held: dict[str, Any] = {
-                key: held_part(module.get_parameter(key), dim, spread.ranks[part])
+                key: take_pieces(module.get_parameter(key), dim, spread.ranks[part])
                 for key, (_, dim, spread) in found.spreads.items()
             }
             held |= {key: torch.zeros_like(module.get_parameter(key)) for key in found.once if part}

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from family_scenarios import SGD, _batch, _loss
 from scenarios import Counter
 from tpinit.runtime import initialize
-from tpinit.runtime.plan.cost import Collective, count_collectives, update_collectives
-from tpinit.runtime.plan.examples import example_inputs
+from tpinit.runtime.forecast.cost import Collective, count_collectives, update_collectives
+from tpinit.runtime.planning.analysis.example_inputs import example_inputs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 

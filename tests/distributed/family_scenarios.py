@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from scenarios import Counter
 from tpinit.runtime import initialize
-from tpinit.runtime.cutting import put_together
+from tpinit.runtime.init.apply import assemble
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 
@@ -180,7 +180,7 @@ def gathered(engine: Any, held: Mapping[str, torch.Tensor | None]) -> dict[str, 
     found = {}
     for record in records:
         ones = [held[record.name]] if record.dim is None else [one[record.name] for one in of_ranks]
-        found[record.name] = None if any(one is None for one in ones) else put_together(ones, record)
+        found[record.name] = None if any(one is None for one in ones) else assemble(ones, record)
     return found
 
 
@@ -313,7 +313,7 @@ def lora(rank: int, name: str, targets: list[str]) -> dict[str, Any]:
 
 def probed(rank: int, name: str, break_with: str = "", **overrides: Any) -> dict[str, Any]:
     """Initialize with the probe; return what it said. `break_with` spoils the plan behind the rehearsal's back."""
-    import tpinit.runtime.api as api
+    import tpinit.runtime.init.api as api
     from tpinit.reference.errors import TpinitError
 
     model = catalogue.build(name, **overrides).train()
@@ -329,7 +329,9 @@ def probed(rank: int, name: str, break_with: str = "", **overrides: Any) -> dict
         ready = original(given, report)
         layers = ready.plan.layers
         if break_with == "entry":
-            layers = tuple(replace(one, entry=False, door="") if one.kind.value == "column" else one for one in layers)
+            layers = tuple(
+                replace(one, entry=False, fused_with="") if one.kind.value == "column" else one for one in layers
+            )
         elif break_with == "sum":
             layers = tuple(one for one in layers if one.kind.value != "experts")
         blocks = ready.plan.blocks

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from family_scenarios import SGD, _batch, _loss
 from scenarios import in_step, outcome
 from tpinit.runtime import from_config, from_pretrained, initialize
-from tpinit.runtime.stored import open_stored
+from tpinit.runtime.loading.safetensors_dir import open_safetensors_dir
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 
@@ -48,7 +48,7 @@ def saved(rank: int, name: str, folder: str, shards: str = "5GB", dtype: str | N
             warnings.simplefilter("ignore")
             model.save_pretrained(folder, max_shard_size=shards)
     dist.barrier()
-    stored = open_stored(Path(folder))
+    stored = open_safetensors_dir(Path(folder))
     return {"files": sorted(path.name for path in Path(folder).iterdir()), "names": sorted(stored.leaves)}
 
 
@@ -169,9 +169,9 @@ class _Failing(io.RawIOBase):
 
 def failing_read(rank: int, folder: str, how: str) -> dict[str, Any]:
     """Load from a file that fails on one rank, after everything was checked."""
-    from tpinit.runtime.stored import Stored
+    from tpinit.runtime.loading.safetensors_dir import SafetensorsDir
 
-    original, pieces = Stored._read, 0
+    original, pieces = SafetensorsDir._read, 0
 
     def read(self: Any, path: Any, out: torch.Tensor, place: int) -> None:
         nonlocal pieces
@@ -180,11 +180,11 @@ def failing_read(rank: int, folder: str, how: str) -> dict[str, Any]:
             self._open[path] = _Failing(how)
         original(self, path, out, place)
 
-    Stored._read = read  # type: ignore[method-assign]  # for one load
+    SafetensorsDir._read = read  # type: ignore[method-assign]  # for one load
     try:
         return unloadable(rank, folder)
     finally:
-        Stored._read = original  # type: ignore[method-assign]  # as it was
+        SafetensorsDir._read = original  # type: ignore[method-assign]  # as it was
 
 
 def large(rank: int, folder: str) -> None:
@@ -255,15 +255,15 @@ class _Watch:
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> _Watch:
-        from tpinit.runtime.sources import Leaf
+        from tpinit.runtime.loading.lazy_tensors import StoredTensor
 
-        self._leaf, self._original = Leaf, Leaf.read_into
+        self._leaf, self._original = StoredTensor, StoredTensor.read_into
 
         def read_into(leaf: Any, out: Any, box: Any) -> None:
             self._original(leaf, out, box)
             self.peak = max(self.peak, _private())
 
-        Leaf.read_into = read_into  # type: ignore[method-assign]  # for one load
+        StoredTensor.read_into = read_into  # type: ignore[method-assign]  # for one load
         self._thread.start()
         return self
 

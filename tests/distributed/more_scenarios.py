@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from scenarios import LENGTH, OPTIMIZERS, VOCABULARY, Mpu, build, distance, in_step, my_group, outcome
 from tpinit.runtime import initialize, set_autotp_mode, tp_model_init
-from tpinit.runtime.records import recorded
+from tpinit.runtime.init.call_registry import recorded_call
 
 
 def config(**more: Any) -> dict[str, Any]:
@@ -158,10 +158,10 @@ def calls(rank: int) -> dict[str, Any]:
     plain = config()
     del plain["tensor_parallel"]
     errors["first try"] = outcome(lambda: initialize(model=model, config={**plain, "zero_optimization": {"stage": 2}}))
-    still = recorded(model) is not None
+    still = recorded_call(model) is not None
     engine, _, _, _ = initialize(model=model, config=plain)
     row = engine.decision.row
-    consumed = recorded(model) is None and recorded(other) is not None
+    consumed = recorded_call(model) is None and recorded_call(other) is not None
     errors["again"] = outcome(lambda: initialize(model=model, config=plain))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

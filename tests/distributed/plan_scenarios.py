@@ -10,8 +10,8 @@ import torch.distributed as dist
 from family_scenarios import SGD, catalogue, family
 from scenarios import outcome
 from tpinit.runtime import initialize
-from tpinit.runtime.digest import digest_model
-from tpinit.runtime.plan import Plan, plan_model
+from tpinit.runtime.groups.digest import digest_model
+from tpinit.runtime.planning import Plan, plan_model
 
 
 def passed(rank: int, name: str, form: str, file: str, edit: str = "") -> dict[str, Any]:

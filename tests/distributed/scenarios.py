@@ -13,10 +13,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed import init_device_mesh
 from torch.nn import functional
-from tpinit.runtime import agreement, initialize, tp_model_init
-from tpinit.runtime.cutting import put_together
-from tpinit.runtime.digest import digest_model
-from tpinit.runtime.layers import sum_over_group
+from tpinit.runtime import initialize, tp_model_init
+from tpinit.runtime.groups import agreement
+from tpinit.runtime.groups.digest import digest_model
+from tpinit.runtime.init.apply import assemble
+from tpinit.runtime.parallel import reduce_from_tp_region
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -194,7 +195,7 @@ def whole(local: torch.Tensor, record: Any, engine: Any) -> torch.Tensor:
         return local.detach().clone()
     parts = [torch.empty(record.local_shape(side.size, place), dtype=local.dtype) for place in range(side.size)]
     dist.all_gather(parts, local.detach().contiguous(), group=side.group)
-    return put_together(parts, record)
+    return assemble(parts, record)
 
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -320,7 +321,7 @@ def sabotage(how: str, engine: Any) -> None:
         # Without the entry, each rank keeps its own part of the input's gradient.
         attention = engine.module.model.layers[1].self_attn
         for layer in (attention.q_proj, attention.k_proj, attention.v_proj):
-            layer.tp_door = layer.tp_entry = None
+            layer.tp_fused = layer.tp_region_input = None
     elif how == "averages-over-tp":
         engine.mesh = replace(engine.mesh, dp=engine.mesh.tp)
     elif how == "counts-replicated-per-rank":
@@ -330,7 +331,9 @@ def sabotage(how: str, engine: Any) -> None:
     elif how == "bias-per-rank":
 
         def forward(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-            return lambda x: sum_over_group(functional.linear(x, layer.weight, layer.bias), layer.tp_home.group)
+            return lambda x: reduce_from_tp_region(
+                functional.linear(x, layer.weight, layer.bias), layer.tp_group_handle.group
+            )
 
         for layer in engine.module.model.layers:
             layer.self_attn.o_proj.forward = forward(layer.self_attn.o_proj)
@@ -534,7 +537,9 @@ def exchanged(rank: int, same: bool) -> dict[str, Any]:
 
     dist.all_gather_object, dist.all_gather = gather_text, gather_tensor
     try:
-        reports = agreement.exchange(agreement.Report({"a long list": list(range(1000)), "own": 0 if same else rank}))
+        reports = agreement.gather_reports(
+            agreement.RankReport({"a long list": list(range(1000)), "own": 0 if same else rank})
+        )
     finally:
         dist.all_gather_object, dist.all_gather = texts, tensors
     return {"own": [one.fields["own"] for one in reports], "lengths": gathered}

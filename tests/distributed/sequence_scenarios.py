@@ -13,7 +13,7 @@ from family_scenarios import SGD
 from scenarios import Counter
 from tpinit.reference.errors import TpinitError
 from tpinit.runtime import from_config, initialize
-from tpinit.runtime.plan.cost import count_collectives, wire_bytes
+from tpinit.runtime.forecast.cost import count_collectives, wire_bytes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 
@@ -148,8 +148,8 @@ def passed_sequence(rank: int, name: str) -> dict[str, Any]:
 
 def spoiled_sequence(rank: int, name: str, how: str) -> dict[str, Any]:
     """Initialize with the probe, a part of the plan left out behind the rehearsal's back; return what was said."""
-    import tpinit.runtime.api as api
-    from tpinit.runtime.plan.records import GradientRule
+    import tpinit.runtime.init.api as api
+    from tpinit.runtime.planning.schema import GradientRule
 
     original = api.prepare
 
@@ -159,7 +159,9 @@ def spoiled_sequence(rank: int, name: str, how: str) -> dict[str, Any]:
         if how == "entry":  # columns that collect once more what is collected already
             plan = replace(plan, layers=tuple(replace(one, entry=True) for one in plan.layers))
         elif how == "sum":  # norms of which each rank has a part only
-            plan = replace(plan, parameters=tuple(replace(one, gradients=GradientRule.SAME) for one in plan.parameters))
+            plan = replace(
+                plan, parameters=tuple(replace(one, gradients=GradientRule.REPLICATED) for one in plan.parameters)
+            )
         return replace(ready, plan=plan)
 
     api.prepare = spoiled

@@ -7,7 +7,8 @@ import sys
 from itertools import pairwise
 
 import pytest
-from tpinit.runtime import shards, topology
+from tpinit.runtime import shards
+from tpinit.runtime.groups import topology
 
 WORLDS = [(world, tp) for world in range(1, 13) for tp in range(1, world + 1) if world % tp == 0]
 
@@ -45,7 +46,7 @@ def test_shards_tile_the_dimension(length: int, parts: int) -> None:
 def test_the_arithmetic_and_the_package_import_without_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "import tpinit.runtime, tpinit.runtime.topology, tpinit.runtime.shards\n"
+        "import tpinit.runtime, tpinit.runtime.groups.topology, tpinit.runtime.shards\n"
         "assert 'initialize' in dir(tpinit.runtime)\n"
         "try: tpinit.runtime.initialize\n"
         "except ImportError: print('torch is asked for on use')"

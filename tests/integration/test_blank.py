@@ -9,9 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402  # needs torch
-from tpinit.runtime.blank import build_blank  # noqa: E402  # the same
 from tpinit.runtime.errors import LoadError  # noqa: E402  # the same
-from tpinit.runtime.plan.records import Cut, GradientRule, ParameterPlan  # noqa: E402  # the same
+from tpinit.runtime.loading.meta_init import build_meta_model  # noqa: E402  # the same
+from tpinit.runtime.planning.schema import Cut, GradientRule, ParameterPlan  # noqa: E402  # the same
 
 
 class One(nn.Module):
@@ -51,22 +51,22 @@ def test_every_slice_is_that_of_the_whole(name: str) -> None:
     whole = One(shape, draw)
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    blank = build_blank(lambda: One(shape, draw), 9)
+    blank = build_meta_model(lambda: One(shape, draw), 9)
     blank.check_drawn()
-    blank.hollow()
+    blank.make_placeholders()
     for dim in (None, *range(len(shape))):
         cut = Cut.REPLICATED if dim is None else Cut.COLUMN
-        record = ParameterPlan(("weight",), shape, cut, dim, GradientRule.OWN)
+        record = ParameterPlan(("weight",), shape, cut, dim, GradientRule.SHARDED)
         for rank in range(3):
             out = torch.empty(record.local_shape(3, rank))
-            blank.drawn_into(out, record, 3, rank)
+            blank.draw_into(out, record, 3, rank)
             expected = whole.weight.detach()
             for begin, length in record.pieces_of(3, rank):
                 expected = expected.narrow(dim or 0, begin, length)
             assert torch.equal(out, expected)
-    last = ParameterPlan(("after.weight",), (3, 7), Cut.REPLICATED, None, GradientRule.SAME)
+    last = ParameterPlan(("after.weight",), (3, 7), Cut.REPLICATED, None, GradientRule.REPLICATED)
     out = torch.empty(3, 7)
-    blank.drawn_into(out, last, 3, 0)
+    blank.draw_into(out, last, 3, 0)
     assert torch.equal(out, whole.after.weight)
     assert torch.equal(before, torch.get_rng_state())
 
@@ -81,15 +81,15 @@ def test_every_slice_is_that_of_the_whole(name: str) -> None:
 )
 def test_what_can_t_be_drawn_alone_is_refused_by_name(draw: Callable[[torch.Tensor], object], words: str) -> None:
     with pytest.raises(LoadError, match="weight") as error:
-        build_blank(lambda: One((8, 8), draw), 9).check_drawn()
+        build_meta_model(lambda: One((8, 8), draw), 9).check_drawn()
     assert words in str(error.value)
 
 
 def test_numbers_that_are_drawn_like_a_parameter_are_refused() -> None:
     with pytest.raises(LoadError, match="build the whole model"):
-        build_blank(lambda: One((8, 8), torch.randn_like), 9)
+        build_meta_model(lambda: One((8, 8), torch.randn_like), 9)
 
 
 def test_nothing_is_drawn_for_a_checkpoint() -> None:
-    blank = build_blank(lambda: One((8, 8), nn.init.orthogonal_))
+    blank = build_meta_model(lambda: One((8, 8), nn.init.orthogonal_))
     assert all(one.is_meta for one in blank.model.parameters())

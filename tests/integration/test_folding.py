@@ -22,14 +22,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 import catalogue  # noqa: E402  # found by the line above
 import causal  # noqa: E402  # the same
 from deepening import deepened  # noqa: E402  # the same
-from tpinit.runtime.blank import build_blank  # noqa: E402  # needs torch
 from tpinit.runtime.errors import PlanError  # noqa: E402  # the same
-from tpinit.runtime.plan import plan_model, planner  # noqa: E402  # the same
-from tpinit.runtime.plan.cost import count_collectives  # noqa: E402  # the same
-from tpinit.runtime.plan.examples import example_inputs  # noqa: E402  # the same
-from tpinit.runtime.plan.folding import folded  # noqa: E402  # the same
-from tpinit.runtime.plan.matrices import matrices_of  # noqa: E402  # the same
-from tpinit.runtime.plan.styles import Style, Wishes  # noqa: E402  # the same
+from tpinit.runtime.forecast.cost import count_collectives  # noqa: E402  # the same
+from tpinit.runtime.loading.meta_init import build_meta_model  # noqa: E402  # needs torch
+from tpinit.runtime.planning import plan_model, planner  # noqa: E402  # the same
+from tpinit.runtime.planning.analysis.example_inputs import example_inputs  # noqa: E402  # the same
+from tpinit.runtime.planning.analysis.layer_folding import fold_layers  # noqa: E402  # the same
+from tpinit.runtime.planning.analysis.linears import find_linears  # noqa: E402  # the same
+from tpinit.runtime.planning.requests.request import LayerRequest, PlanRequest  # noqa: E402  # the same
 
 KINDS = ["sliding_attention", "full_attention"]
 MODELS: dict[str, dict[str, Any]] = {
@@ -62,12 +62,12 @@ def _same(one: Any, other: Any) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_folded_is_whole(name: str, tp: int, monkeypatch: pytest.MonkeyPatch) -> None:
     sample = catalogue.build(name, **MODELS[name])
-    model = build_blank(lambda: type(sample)(sample.config)).model
+    model = build_meta_model(lambda: type(sample)(sample.config)).model
     count = sum(1 for _ in model.modules())
     whole = _whole(model, tp, monkeypatch)
     inputs = example_inputs(model, torch.device("cpu"))[0]
     every = count_collectives(model, whole, inputs, 14, 4)
-    with folded(model) as folding:
+    with fold_layers(model) as folding:
         assert sum(1 for _ in model.modules()) < count
         plan = plan_model(model, tp, 0)
         few = count_collectives(model, plan, inputs, 14, 4)
@@ -125,7 +125,7 @@ def test_every_causal_model_of_many_layers(name: str, monkeypatch: pytest.Monkey
 
 
 def _stands(model: Any, told: Any = lambda _: None) -> Any:
-    with folded(model, told) as folding:
+    with fold_layers(model, told) as folding:
         return folding.lists.get("model.layers")
 
 
@@ -184,11 +184,13 @@ def test_what_is_said_of_one_layer_keeps_it_from_the_others(monkeypatch: pytest.
     model = catalogue.build("llama", num_hidden_layers=6)
     named = "model.layers.2.mlp.down_proj"
     assert _stands(model, lambda name: name == named) == {0: (0,), 2: (2,), 5: (1, 3, 4, 5)}
-    styles = {name: Style(column=True) for name in matrices_of(model) if name.endswith(("gate_proj", "up_proj"))}
-    styles |= {f"model.layers.{place}.mlp.down_proj": Style(row=True) for place in range(6) if place != 2}
-    wishes = Wishes("a test", styles, exact=True)
-    plan = plan_model(model, 2, 0, wishes)
-    _same(plan, _whole(model, 2, monkeypatch, wishes=wishes))
+    styles = {
+        name: LayerRequest(column=True) for name in find_linears(model) if name.endswith(("gate_proj", "up_proj"))
+    }
+    styles |= {f"model.layers.{place}.mlp.down_proj": LayerRequest(row=True) for place in range(6) if place != 2}
+    request = PlanRequest("a test", styles, exact=True)
+    plan = plan_model(model, 2, 0, request)
+    _same(plan, _whole(model, 2, monkeypatch, request=request))
     cut = {layer.module for layer in plan.layers}
     assert named not in cut
     assert "model.layers.3.mlp.down_proj" in cut
@@ -250,7 +252,7 @@ def test_a_matrix_that_is_not_reached_lets_all_layers_be_planned(monkeypatch: py
 def test_a_model_is_as_before_whatever_happens() -> None:
     model = catalogue.build("llama", num_hidden_layers=5)
     before = [(name, id(one), sorted(vars(one))) for name, one in model.named_modules()]
-    with pytest.raises(ZeroDivisionError), folded(model):
+    with pytest.raises(ZeroDivisionError), fold_layers(model):
         raise ZeroDivisionError
     assert before == [(name, id(one), sorted(vars(one))) for name, one in model.named_modules()]
     assert [layer.self_attn.layer_idx for layer in model.model.layers] == list(range(5))
@@ -270,6 +272,6 @@ def test_layers_that_share_a_parameter_are_left_alone() -> None:
         layer.weight = layers[0].weight
     model = torch.nn.Module()
     model.layers = torch.nn.ModuleList(layers)
-    with folded(model) as folding:
+    with fold_layers(model) as folding:
         assert len(model.layers) == 6
         assert not folding.lists

@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch import nn
 from tpinit.runtime.errors import PlanError
-from tpinit.runtime.plan import Cut, GradientRule, LayerKind, Plan, plan_model
-from tpinit.runtime.plan.experts import fit_experts
-from tpinit.runtime.plan.layouts import Layout, even
-from tpinit.runtime.plan.matrices import experts_of, matrices_of
-from tpinit.runtime.plan.regions import candidates, fit
-from tpinit.runtime.plan.rehearsal import Adaptation, Mismatch, rehearse
-from tpinit.runtime.plan.trace import trace
-from tpinit.runtime.plan.watching import rehearsed_on, watched
+from tpinit.runtime.planning import Cut, GradientRule, LayerKind, Plan, plan_model
+from tpinit.runtime.planning.analysis.linears import find_experts, find_linears
+from tpinit.runtime.planning.analysis.trace import trace
+from tpinit.runtime.planning.analysis.train_trace import dry_run_inputs, trace_training
+from tpinit.runtime.planning.check.dry_run import BlockPatch, ShardMismatch, check_shards
+from tpinit.runtime.planning.partition.experts import fit_experts
+from tpinit.runtime.planning.partition.regions import candidate_regions, fit_region
+from tpinit.runtime.planning.partition.shard_maps import RegionSharding, even_shard_map
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 
@@ -119,9 +119,9 @@ class Drawing(NormedInTraining):
 def test_a_model_that_draws_numbers_is_watched_where_it_draws_none() -> None:
     inputs = {"x": torch.randn(2, 3, 8)}
     for dropped in (0.0, 0.5):
-        seen = watched(NormedInTraining(False, dropped), inputs)
+        seen = trace_training(NormedInTraining(False, dropped), inputs)
         assert (seen.drew, seen.stage.training, seen.stage.drops) == (False, True, dropped > 0)
-        seen = watched(Drawing(False, dropped), inputs)
+        seen = trace_training(Drawing(False, dropped), inputs)
         assert (seen.drew, seen.stage.training, seen.stage.drops) == (False, False, False)
 
 
@@ -189,28 +189,28 @@ def test_a_likely_plan_takes_one_watching_and_one_rehearsal_for_each_rank(monkey
 def test_heads_folded_into_the_sequence_are_seen() -> None:
     """OPT views its features with a fixed number of heads: fewer features fold, silently, into more tokens."""
     model = catalogue.build("opt")
-    inputs = rehearsed_on(model, None)
+    inputs = dry_run_inputs(model, None)
     assert inputs is not None
-    matrices, seen = matrices_of(model), trace(model, inputs)
-    region = next(one for one in candidates(matrices, seen, ("lm_head",)) if one.attends)
-    layout, adaptation = fit(model, inputs, seen, region, matrices, 2, {})
+    matrices, seen = find_linears(model), trace(model, inputs)
+    region = next(one for one in candidate_regions(matrices, seen, ("lm_head",)) if one.attends)
+    layout, adaptation = fit_region(model, inputs, seen, region, matrices, 2, {})
     assert adaptation.numbers == (("num_heads", (6, 6)),)
-    rehearse(model, inputs, seen, [(region, layout, adaptation)], 2)
-    with pytest.raises(Mismatch, match=r"is reached by|raises"):
-        rehearse(model, inputs, seen, [(region, layout, Adaptation())], 2)
+    check_shards(model, inputs, seen, [(region, layout, adaptation)], 2)
+    with pytest.raises(ShardMismatch, match=r"is reached by|raises"):
+        check_shards(model, inputs, seen, [(region, layout, BlockPatch())], 2)
 
 
 def test_a_cut_across_heads_is_seen() -> None:
     model = catalogue.build("gpt2")
-    inputs = rehearsed_on(model, None)
+    inputs = dry_run_inputs(model, None)
     assert inputs is not None
-    matrices, seen = matrices_of(model), trace(model, inputs)
-    region = next(one for one in candidates(matrices, seen, ("lm_head",)) if one.attends)
-    layout, adaptation = fit(model, inputs, seen, region, matrices, 2, {})
+    matrices, seen = find_linears(model), trace(model, inputs)
+    region = next(one for one in candidate_regions(matrices, seen, ("lm_head",)) if one.attends)
+    layout, adaptation = fit_region(model, inputs, seen, region, matrices, 2, {})
     # A contiguous half of [q | k | v]: all of q and half of k, which is what a careless column cut takes.
-    careless = Layout(dict.fromkeys(region.columns, even(144, 2)), layout.row, layout.heads)
-    with pytest.raises(Mismatch):
-        rehearse(model, inputs, seen, [(region, careless, adaptation)], 2)
+    careless = RegionSharding(dict.fromkeys(region.columns, even_shard_map(144, 2)), layout.row, layout.heads)
+    with pytest.raises(ShardMismatch):
+        check_shards(model, inputs, seen, [(region, careless, adaptation)], 2)
 
 
 @pytest.mark.parametrize(
@@ -254,16 +254,16 @@ def test_planning_changes_nothing_and_fires_no_hook() -> None:
 
 def test_parameters_that_meet_cut_features_have_parts_of_their_gradient() -> None:
     found = records(plan_model(catalogue.build("qwen3"), 2, 0))
-    assert found["model.layers.0.self_attn.q_norm.weight"].gradients is GradientRule.SUM
-    assert found["model.layers.0.input_layernorm.weight"].gradients is GradientRule.SAME
+    assert found["model.layers.0.self_attn.q_norm.weight"].gradients is GradientRule.PARTIAL
+    assert found["model.layers.0.input_layernorm.weight"].gradients is GradientRule.REPLICATED
     latent = records(plan_model(catalogue.build("deepseek_v2"), 2, 0))
-    assert latent["model.layers.0.self_attn.kv_a_layernorm.weight"].gradients is GradientRule.SUM
+    assert latent["model.layers.0.self_attn.kv_a_layernorm.weight"].gradients is GradientRule.PARTIAL
 
 
 def test_key_value_heads_are_shared_where_there_are_fewer_than_ranks() -> None:
     plan = plan_model(catalogue.build("llama_kv2"), 4, 0)
     key = records(plan)["model.layers.0.self_attn.k_proj.weight"]
-    assert key.gradients is GradientRule.SUM
+    assert key.gradients is GradientRule.PARTIAL
     assert [key.pieces_of(4, rank) for rank in range(4)] == [((0, 4),), ((0, 4),), ((4, 4),), ((4, 4),)]
 
 
@@ -287,8 +287,8 @@ def test_a_router_is_no_matrix_though_it_derives_from_one() -> None:
     model = catalogue.build_causal("llama4_text")
     routers = [name for name, module in model.named_modules() if type(module).__name__ == "Llama4Router"]
     assert routers
-    assert not set(routers) & set(matrices_of(model))
-    assert matrices_of(catalogue.build("falcon")), "what derives from a linear layer and is one, is"
+    assert not set(routers) & set(find_linears(model))
+    assert find_linears(catalogue.build("falcon")), "what derives from a linear layer and is one, is"
 
 
 def test_a_model_that_seeds_itself_is_refused() -> None:
@@ -300,7 +300,7 @@ def test_experts_are_cut_inside() -> None:
     model = catalogue.build("mixtral")
     plan = plan_model(model, 2, 0)
     found = records(plan)
-    (name, module), *_ = experts_of(model).items()
+    (name, module), *_ = find_experts(model).items()
     width = module.down_proj.shape[2]
     assert found[f"{name}.gate_up_proj"].pieces_of(2, 1) == ((width // 2, width // 2), (width + width // 2, width // 2))
     assert found[f"{name}.down_proj"].dim == 2
@@ -310,12 +310,12 @@ def test_biases_of_experts_lie_as_the_columns_do_or_are_added_by_one_rank() -> N
     model = catalogue.build("gpt_oss")
     plan = plan_model(model, 2, 0)
     found = records(plan)
-    (name, _), *_ = experts_of(model).items()
+    (name, _), *_ = find_experts(model).items()
     weight, bias = found[f"{name}.gate_up_proj"], found[f"{name}.gate_up_proj_bias"]
     assert (weight.dim, bias.dim) == (2, 1)
     assert weight.pieces_of(2, 1) == bias.pieces_of(2, 1) == ((96, 96),)  # gate and up in turn
     added = found[f"{name}.down_proj_bias"]
-    assert (added.cut, added.gradients) == (Cut.REPLICATED, GradientRule.SUM)
+    assert (added.cut, added.gradients) == (Cut.REPLICATED, GradientRule.PARTIAL)
     (block,) = (one for one in plan.blocks if one.module == name)
     assert block.once == ("down_proj_bias",)
 
@@ -354,13 +354,13 @@ def test_what_a_bias_of_experts_is_for_is_found_by_running_them() -> None:
 
 
 def test_experts_with_anything_else_stay_whole() -> None:
-    with pytest.raises(Mismatch, match="its experts have third besides"):
+    with pytest.raises(ShardMismatch, match="its experts have third besides"):
         fit_experts(Experts(last=5), 2)
-    with pytest.raises(Mismatch, match="4 features, fewer than 5 ranks"):
+    with pytest.raises(ShardMismatch, match="4 features, fewer than 5 ranks"):
         fit_experts(Experts(), 5)
     strange = Experts(last=8)  # of the right shape, and never used as a bias
     strange.forward = lambda *args: Experts.forward(strange, *args) * strange.third.sum()  # type: ignore[method-assign,union-attr]  # a stand-in for a block that scales its sum
-    with pytest.raises(Mismatch):
+    with pytest.raises(ShardMismatch):
         fit_experts(strange, 2)
 
 

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tpinit.runtime.plan.styles import FOUND, STYLES, Style, from_transformers  # noqa: E402
+from tpinit.runtime.planning.requests.request import IGNORED_STYLES, STYLES, LayerRequest, request_from_tp_plan  # noqa: E402
 
 MODELS = pathlib.Path(transformers.__file__).parent / "models"
 
@@ -49,7 +49,7 @@ def test_there_are_plans_to_look_at():
 
 
 def test_every_style_that_a_plan_names_is_known():
-    assert {one for _, plan in plans() for one in plan.values()} <= STYLES.keys() | FOUND.keys()
+    assert {one for _, plan in plans() for one in plan.values()} <= STYLES.keys() | IGNORED_STYLES.keys()
 
 
 def test_every_style_that_transformers_can_follow_is_known():
@@ -58,7 +58,7 @@ def test_every_style_that_transformers_can_follow_is_known():
     expert_parallel = {"ep_dispatch_experts", "grouped_gemm", "ep_router"}
     styles = {one for one in ALL_PARALLEL_STYLES.keys() if one not in expert_parallel}  # noqa: SIM118, no mapping
     assert "colwise" in styles
-    assert styles <= STYLES.keys() | FOUND.keys()
+    assert styles <= STYLES.keys() | IGNORED_STYLES.keys()
 
 
 def test_tensors_of_experts_are_never_cut_without_a_word_on_their_block():
@@ -76,25 +76,25 @@ def test_wishes_of_real_models(name):
         import catalogue
     finally:
         sys.path.remove(folder)
-    from tpinit.runtime.plan.matrices import experts_of, matrices_of
+    from tpinit.runtime.planning.analysis.linears import find_experts, find_linears
 
     model = catalogue.build(name)
-    wishes = from_transformers(model, [*matrices_of(model), *experts_of(model)])
+    request = request_from_tp_plan(model, [*find_linears(model), *find_experts(model)])
     if name == "t5":
-        assert wishes is None
+        assert request is None
         return
-    assert not wishes.unknown
-    assert wishes.styles["lm_head"] == Style(column=True, whole=True)
+    assert not request.unknown
+    assert request.styles["lm_head"] == LayerRequest(column=True, whole=True)
     block = "model.layers.1."
     wanted = {
-        "llama": {"self_attn.q_proj": Style(column=True), "mlp.down_proj": Style(row=True)},
+        "llama": {"self_attn.q_proj": LayerRequest(column=True), "mlp.down_proj": LayerRequest(row=True)},
         "olmo2": {
-            "self_attn.q_proj": Style(column=True, whole=True),
-            "self_attn.o_proj": Style(row=True, whole=True),
+            "self_attn.q_proj": LayerRequest(column=True, whole=True),
+            "self_attn.o_proj": LayerRequest(row=True, whole=True),
         },
-        "mixtral": {"mlp.experts": Style(experts=True)},
-        "deepseek_v2": {"self_attn.kv_b_proj": Style(column=True)},
+        "mixtral": {"mlp.experts": LayerRequest(experts=True)},
+        "deepseek_v2": {"self_attn.kv_b_proj": LayerRequest(column=True)},
     }[name]
     for layer, style in wanted.items():
-        assert wishes.styles[block + layer] == style
-    assert block + "self_attn.kv_a_proj_with_mqa" not in wishes.styles
+        assert request.styles[block + layer] == style
+    assert block + "self_attn.kv_a_proj_with_mqa" not in request.styles

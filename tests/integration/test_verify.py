@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from tpinit.runtime.plan.chance import NothingDropped, streams_kept
-from tpinit.runtime.verify import _trains_alike
+from tpinit.runtime.init.probe import _trains_alike
+from tpinit.runtime.planning.analysis.dropout_off import DropoutDisabled, preserved_rng
 
 
 class Trained(nn.Module):
@@ -40,5 +40,5 @@ def refuse(_: torch.Tensor) -> torch.Tensor:
 def test_a_model_is_probed_in_training_where_it_does_the_same_twice(
     more: Callable[[torch.Tensor], torch.Tensor], alike: bool
 ) -> None:
-    with streams_kept(), NothingDropped():
+    with preserved_rng(), DropoutDisabled():
         assert _trains_alike(Trained(more), {"x": torch.randn(2, 3, 8)}) is alike

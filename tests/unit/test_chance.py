@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch.nn import functional
-from tpinit.runtime.plan.chance import NothingDropped, same_outside_torch, undropped
+from tpinit.runtime.planning.analysis.dropout_off import DropoutDisabled, fixed_host_rng, without_dropout
 
 FEATURES = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))
 ATTEND = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -26,7 +26,7 @@ DROPPING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def test_dropout_drops_nothing(name: str) -> None:
     drop = DROPPING[name]
     expected = functional.scaled_dot_product_attention(FEATURES, FEATURES, FEATURES) if "att" in name else FEATURES
-    with torch.no_grad(), NothingDropped():
+    with torch.no_grad(), DropoutDisabled():
         assert torch.allclose(drop(FEATURES), expected, atol=1e-5)
     if name != "fused attention":  # which refuses to drop out on a CPU
         with torch.no_grad():
@@ -44,7 +44,7 @@ def test_dropout_drops_nothing(name: str) -> None:
     ],
 )
 def test_numbers_to_skip_by_are_high(draw: Callable[[], torch.Tensor]) -> None:
-    with NothingDropped():
+    with DropoutDisabled():
         drawn = draw()
     assert drawn.shape == (3,)
     assert drawn.dtype == draw().dtype
@@ -53,7 +53,7 @@ def test_numbers_to_skip_by_are_high(draw: Callable[[], torch.Tensor]) -> None:
 
 def test_noise_is_within_its_bounds_and_a_mask_lets_all_through() -> None:
     ones = torch.ones(3)
-    with NothingDropped():
+    with DropoutDisabled():
         noise = torch.empty(3).uniform_(-2, 2)
         masks = [torch.bernoulli(ones * 0.1), torch.bernoulli(ones, 0.1), torch.empty(3).bernoulli_(ones * 0.1)]
     assert ((noise > 1.9) & (noise < 2)).all()
@@ -62,9 +62,9 @@ def test_noise_is_within_its_bounds_and_a_mask_lets_all_through() -> None:
 
 def test_what_drops_nothing_is_let_alone() -> None:
     randn = torch.ops.aten.randn.default
-    assert undropped(randn, ([3],), {}) is None
-    assert undropped(ATTEND, (FEATURES[None],) * 3, {}) is None
-    assert undropped(ATTEND, (FEATURES[None],) * 3, {"dropout_p": 0.1}) is not None
+    assert without_dropout(randn, ([3],), {}) is None
+    assert without_dropout(ATTEND, (FEATURES[None],) * 3, {}) is None
+    assert without_dropout(ATTEND, (FEATURES[None],) * 3, {"dropout_p": 0.1}) is not None
 
 
 def test_python_and_numpy_draw_the_same_in_every_run() -> None:
@@ -73,7 +73,7 @@ def test_python_and_numpy_draw_the_same_in_every_run() -> None:
     import numpy
 
     def drawn() -> list[object]:
-        with same_outside_torch():
+        with fixed_host_rng():
             order = list(range(20))
             random.shuffle(order)
             high = [random.random(), random.uniform(2, 3), numpy.random.rand(), float(numpy.random.uniform(1, 2, 1)[0])]

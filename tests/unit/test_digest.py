@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tpinit.runtime.digest import _on_device, digest
+from tpinit.runtime.groups.digest import _on_device, digest
 
 
 def changed(tensor: torch.Tensor, place: int) -> torch.Tensor:

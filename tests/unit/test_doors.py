@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from tpinit.runtime.layers import ColumnLayer, Entry, open_door, turn
+from tpinit.runtime.parallel import ColumnParallelLinear, TPRegionInput, convert_module, fuse_columns
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +40,10 @@ def pair(group: Any) -> tuple[Siblings, Siblings]:
     whole = Siblings()
     cut = copy.deepcopy(whole)
     layers = [cut.q, cut.k, cut.v]
-    entry = Entry(group)
+    entry = TPRegionInput(group)
     for layer in layers:
-        turn(layer, ColumnLayer, group, entry)
-    open_door(layers, group)
+        convert_module(layer, ColumnParallelLinear, group, entry)
+    fuse_columns(layers, group)
     return whole, cut
 
 
@@ -88,11 +88,11 @@ def test_one_reduction_serves_all_that_are_called(
 
 def test_what_nobody_takes_goes_when_the_backward_is_done(pair: Any) -> None:
     cut = pair[1]
-    door = cut.q.tp_door
+    fused_with = cut.q.tp_fused
     loss = cut(hidden(), "q")
-    assert len(door._ready) == 2
+    assert len(fused_with._ready) == 2
     loss.backward()
-    assert not door._ready
+    assert not fused_with._ready
 
 
 def test_a_tensor_that_changed_is_another_one(pair: Any) -> None:
@@ -139,8 +139,8 @@ def test_autocast_is_followed(pair: Any) -> None:
 
 def test_a_copy_has_a_door_of_its_own(pair: Any) -> None:
     twin = copy.deepcopy(pair[1])
-    assert twin.q.tp_door is twin.k.tp_door is not pair[1].q.tp_door
-    assert twin.q.tp_door.layers == (twin.q, twin.k, twin.v)
+    assert twin.q.tp_fused is twin.k.tp_fused is not pair[1].q.tp_fused
+    assert twin.q.tp_fused.layers == (twin.q, twin.k, twin.v)
     assert_alike(pair[0], twin, lambda one: one(hidden()))
 
 
@@ -149,7 +149,7 @@ def test_without_gradients_nothing_is_sent_or_kept(pair: Any, monkeypatch: pytes
     with torch.no_grad():
         pair[1](hidden())
     assert not sizes
-    assert not pair[1].q.tp_door._ready
+    assert not pair[1].q.tp_fused._ready
 
 
 def test_gradients_of_gradients_are_refused(pair: Any) -> None:

@@ -9,7 +9,8 @@ import z3
 from tpinit.proofs.claims import Verdict
 from tpinit.proofs.integers import Lemma, arbitrary_range, edited_module, prove_lemmas, summarised, term
 from tpinit.proofs.symbolic import SymbolicInt, Unsupported
-from tpinit.runtime import shards, topology
+from tpinit.runtime import shards
+from tpinit.runtime.groups import topology
 
 X, Y = z3.Ints("x y")
 x = SymbolicInt(X)

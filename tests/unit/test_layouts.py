@@ -5,16 +5,23 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tpinit.runtime.plan.layouts import Layout, Spread, even, feature_layouts, head_layouts, legal_sizes
+from tpinit.runtime.planning.partition.shard_maps import (
+    RegionSharding,
+    ShardMap,
+    even_shard_map,
+    feature_shardings,
+    head_shardings,
+    legal_sizes,
+)
 
 
-def places(spread: Spread) -> list[list[int]]:
+def places(spread: ShardMap) -> list[list[int]]:
     return [[place for begin, length in held for place in range(begin, begin + length)] for held in spread.ranks]
 
 
-def layouts(count: int, kv_count: int, size: int, tp_size: int) -> Iterator[Layout]:
+def layouts(count: int, kv_count: int, size: int, tp_size: int) -> Iterator[RegionSharding]:
     columns = {"q": count * size, "k": kv_count * size, "v": kv_count * size}
-    for heads, layout in head_layouts(columns, count * size, [count, kv_count], tp_size):
+    for heads, layout in head_shardings(columns, count * size, [count, kv_count], tp_size):
         if (heads.count, heads.kv_count) == (count, kv_count):
             yield layout
 
@@ -46,7 +53,7 @@ def test_every_head_is_on_one_rank_and_its_key_value_head_with_it(
 
 @given(st.integers(1, 40), st.integers(1, 9))
 def test_features_are_cut_evenly(width: int, tp_size: int) -> None:
-    found = list(feature_layouts({"gate": width, "up": width, "fused": 2 * width}, width, tp_size))
+    found = list(feature_shardings({"gate": width, "up": width, "fused": 2 * width}, width, tp_size))
     assert bool(found) == (width >= tp_size)
     for layout in found:
         row = places(layout.row)
@@ -59,7 +66,7 @@ def test_features_are_cut_evenly(width: int, tp_size: int) -> None:
 
 
 def test_a_column_of_another_width_is_not_cut() -> None:
-    assert list(feature_layouts({"up": 10, "gate": 11}, 10, 2)) == []
+    assert list(feature_shardings({"up": 10, "gate": 11}, 10, 2)) == []
 
 
 @pytest.mark.parametrize(
@@ -71,10 +78,10 @@ def test_legal_sizes_are_those_that_give_every_rank_a_head(count: int, kv_count:
 
 
 def test_fused_blocks_come_head_by_head_or_one_after_the_other() -> None:
-    found = [layout.columns["qkv"] for _, layout in head_layouts({"qkv": 24}, 8, [4], 2) if layout.columns]
+    found = [layout.columns["qkv"] for _, layout in head_shardings({"qkv": 24}, 8, [4], 2) if layout.columns]
     assert ((0, 12),) in [spread.ranks[0] for spread in found]
     assert ((0, 4), (8, 4), (16, 4)) in [spread.ranks[0] for spread in found]
 
 
 def test_even_takes_units() -> None:
-    assert even(10, 2, 5).ranks == (((0, 5),), ((5, 5),))
+    assert even_shard_map(10, 2, 5).ranks == (((0, 5),), ((5, 5),))

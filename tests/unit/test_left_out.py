@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tpinit.runtime.layers import leave_out  # noqa: E402
+from tpinit.runtime.parallel import zero_in_forward  # noqa: E402
 
 
 class Block(torch.nn.Module):
@@ -24,7 +24,7 @@ class Block(torch.nn.Module):
 
 def test_a_parameter_is_zero_inside_and_itself_outside() -> None:
     block = Block()
-    leave_out(block, ["bias"])
+    zero_in_forward(block, ["bias"])
     output = block(torch.ones(3))
     assert output.tolist() == [2.0] * 3
     output.sum().backward()
@@ -36,7 +36,7 @@ def test_a_parameter_is_zero_inside_and_itself_outside() -> None:
 
 def test_it_is_itself_again_after_a_forward_that_raises() -> None:
     block = Block()
-    leave_out(block, ["bias"])
+    zero_in_forward(block, ["bias"])
     with pytest.raises(ValueError, match="nothing"):
         block(torch.ones(0))
     assert isinstance(block.bias, torch.nn.Parameter)
@@ -44,7 +44,7 @@ def test_it_is_itself_again_after_a_forward_that_raises() -> None:
 
 def test_a_copy_leaves_out_its_own() -> None:
     block = Block()
-    leave_out(block, ["bias"])
+    zero_in_forward(block, ["bias"])
     again = copy.deepcopy(block)
     with torch.no_grad():
         again.bias.fill_(7.0)

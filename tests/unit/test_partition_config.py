@@ -10,12 +10,17 @@ from torch import nn  # noqa: E402
 from tpinit.reference import ConfigError, read_config  # noqa: E402
 from tpinit.reference.fields import SECTION  # noqa: E402
 from tpinit.runtime.errors import PlanError  # noqa: E402
-from tpinit.runtime.plan.layouts import even, feature_layouts, follows, head_layouts  # noqa: E402
-from tpinit.runtime.plan.matrices import Matrix  # noqa: E402
-from tpinit.runtime.plan.partition import from_section  # noqa: E402
-from tpinit.runtime.plan.presets import PRESETS, preset_specs  # noqa: E402
-from tpinit.runtime.plan.specs import Spec, SpecError, fused_parts  # noqa: E402
-from tpinit.runtime.plan.styles import Style  # noqa: E402
+from tpinit.runtime.planning.analysis.linears import LinearInfo  # noqa: E402
+from tpinit.runtime.planning.partition.shard_maps import (  # noqa: E402
+    even_shard_map,
+    feature_shardings,
+    head_shardings,
+    respects_blocks,
+)
+from tpinit.runtime.planning.requests.layer_specs import Spec, SpecError, fused_parts  # noqa: E402
+from tpinit.runtime.planning.requests.partition_config import request_from_section  # noqa: E402
+from tpinit.runtime.planning.requests.presets import PRESETS, preset_specs  # noqa: E402
+from tpinit.runtime.planning.requests.request import LayerRequest  # noqa: E402
 
 # GPT-2's, as far as the planner looks at it.
 Conv1D = type("Conv1D", (nn.Module,), {"__module__": "transformers.pytorch_utils"})
@@ -50,17 +55,17 @@ COLUMN = {"patterns": [r"layers\.\d+\.up\.weight$"], "partition_type": "column"}
 ROW = {"patterns": [r".*\.down\."], "partition_type": "row"}
 
 
-def wishes(*specs, model=None, tp_size=2, section=None, **more):
+def request(*specs, model=None, tp_size=2, section=None, **more):
     config = {"tensor_parallel": {"autotp_size": 2, **(section or {})}}
     config["tensor_parallel"]["partition_config"] = {"layer_specs": list(specs), **more}
     read = read_config(config).section
     assert read is not None
-    return from_section(read.carried, model or Model(), tp_size)
+    return request_from_section(read.carried, model or Model(), tp_size)
 
 
 def refusal(*specs, **more):
     with pytest.raises(PlanError) as caught:
-        wishes(*specs, **more)
+        request(*specs, **more)
     return str(caught.value)
 
 
@@ -68,20 +73,20 @@ def refusal(*specs, **more):
 
 
 def test_a_pattern_is_matched_at_the_start_of_the_full_name_of_a_parameter():
-    found = wishes(COLUMN, ROW)
+    found = request(COLUMN, ROW)
     assert found.styles == {
-        **{f"layers.{place}.up": Style(column=True) for place in (0, 1)},
-        **{f"layers.{place}.down": Style(row=True) for place in (0, 1)},
+        **{f"layers.{place}.up": LayerRequest(column=True) for place in (0, 1)},
+        **{f"layers.{place}.down": LayerRequest(row=True) for place in (0, 1)},
     }
     assert found.exact
     assert found.source == "partition_config"
-    assert "matches no parameter" in wishes(COLUMN, {"patterns": ["up"]}).notes[0]
-    assert "layers.0.up" in wishes({"patterns": [r"layers\.0\.up"]}).styles  # no need to match to the end
+    assert "matches no parameter" in request(COLUMN, {"patterns": ["up"]}).notes[0]
+    assert "layers.0.up" in request({"patterns": [r"layers\.0\.up"]}).styles  # no need to match to the end
     assert "up.weight" in refusal({"patterns": [r".*up$"]})  # the name ends in .weight
 
 
 def test_the_first_spec_that_matches_counts_and_what_comes_too_late_is_noted():
-    found = wishes({**COLUMN, "partition_type": "SKIP"}, {"patterns": [r".*\.up\.w"]}, ROW)
+    found = request({**COLUMN, "partition_type": "SKIP"}, {"patterns": [r".*\.up\.w"]}, ROW)
     assert "layers.0.up" not in found.styles
     assert found.why["layers.0.up"] == "layer_specs[0] keeps it whole"
     assert "layer_specs[1] matches only what layer_specs[0] takes first" in found.notes
@@ -91,7 +96,7 @@ def test_the_first_spec_that_matches_counts_and_what_comes_too_late_is_noted():
     ("types", "counts"), [(["TINY"], True), (["other", "tiny"], True), (["other"], False), ([], True)]
 )
 def test_a_spec_for_other_types_of_models_is_passed_over(types, counts):
-    found = wishes({**COLUMN, "model_types": types}, ROW)
+    found = request({**COLUMN, "model_types": types}, ROW)
     assert ("layers.0.up" in found.styles) is counts
     assert any("is for other, and this model is of type tiny" in note for note in found.notes) is not counts
 
@@ -102,70 +107,72 @@ def test_without_a_config_the_type_of_a_model_is_what_its_class_begins_with():
 
     model = TinyBlock()
     spec = {"patterns": ["up"], "model_types": [str(TinyBlock.__qualname__).split(".")[-1].removesuffix("Block")]}
-    assert "up" in wishes(spec, model=model).styles
+    assert "up" in request(spec, model=model).styles
     assert "cuts no layer" in refusal({**spec, "model_types": ["other"]}, model=model)
 
 
 def test_experts_are_cut_where_both_tensors_are_meant():
     both = {"patterns": [r".*\.experts\.(gate_up|down)_proj"]}
-    assert wishes(both).styles == {f"layers.{place}.experts": Style(experts=True) for place in (0, 1)}
-    one = wishes(COLUMN, {"patterns": [r".*\.experts\.down_proj"]})
+    assert request(both).styles == {f"layers.{place}.experts": LayerRequest(experts=True) for place in (0, 1)}
+    one = request(COLUMN, {"patterns": [r".*\.experts\.down_proj"]})
     assert "one of its tensors" in one.why["layers.0.experts"]
-    shaped = wishes({**both, "shape": [4, -1, 8], "partition_dim": 1})
+    shaped = request({**both, "shape": [4, -1, 8], "partition_dim": 1})
     assert any("found by running it" in note for note in shaped.notes)
 
 
 def test_gathered_columns_and_rows_at_the_end_are_whole_outside():
-    found = wishes({**COLUMN, "gather_output": True}, {"patterns": ["lm_head"], "partition_type": "row"})
-    assert found.styles["layers.0.up"] == Style(column=True, whole=True)
-    assert found.styles["lm_head"] == Style(row=True, whole=True)
+    found = request({**COLUMN, "gather_output": True}, {"patterns": ["lm_head"], "partition_type": "row"})
+    assert found.styles["layers.0.up"] == LayerRequest(column=True, whole=True)
+    assert found.styles["lm_head"] == LayerRequest(row=True, whole=True)
     assert "lm_head" in found.kept
-    other = wishes({**ROW, "patterns": [r".*\.down"]}, lm_head_patterns=["down"])
-    assert other.styles["layers.0.down"] == Style(row=True, whole=True)
+    other = request({**ROW, "patterns": [r".*\.down"]}, lm_head_patterns=["down"])
+    assert other.styles["layers.0.down"] == LayerRequest(row=True, whole=True)
 
 
 def test_a_preset_supplies_what_no_spec_matches_unless_it_shall_not():
     model = nn.Module()
     model.a = nn.ModuleDict({"self_attn": nn.ModuleDict({"q_proj": nn.Linear(4, 4), "o_proj": nn.Linear(4, 4)})})
     spec = {"patterns": [r".*\.o_proj"], "partition_type": "skip"}
-    found = wishes(spec, model=model, section={"preset_model": "llama"})
-    assert found.styles == {"a.self_attn.q_proj": Style(column=True)}
+    found = request(spec, model=model, section={"preset_model": "llama"})
+    assert found.styles == {"a.self_attn.q_proj": LayerRequest(column=True)}
     assert found.source == "partition_config over preset_model llama"
     assert "cuts no layer" in refusal(spec, model=model, section={"preset_model": "llama"}, use_default_specs=False)
 
 
 def test_without_either_the_model_itself_is_asked():
-    assert from_section({}, Model(), 2) is None
-    assert from_section({"partition_config": {}}, Model(), 2) is None
+    assert request_from_section({}, Model(), 2) is None
+    assert request_from_section({"partition_config": {}}, Model(), 2) is None
 
 
 # --- the vocabulary ----------------------------------------------------------------------------------------
 
 
 def test_the_vocabulary_is_cut_by_default_and_where_a_spec_says_so():
-    assert not wishes(COLUMN).kept
-    alone = wishes(COLUMN, use_default_specs=False)
+    assert not request(COLUMN).kept
+    alone = request(COLUMN, use_default_specs=False)
     assert {"embed", "lm_head"} <= alone.kept
-    assert not {"embed", "lm_head"} & wishes(COLUMN, use_default_specs=False, embedding_partition_dim=0).kept
-    said = wishes(COLUMN, {"patterns": ["embed", "lm_head"]}, use_default_specs=False)
+    assert not {"embed", "lm_head"} & request(COLUMN, use_default_specs=False, embedding_partition_dim=0).kept
+    said = request(COLUMN, {"patterns": ["embed", "lm_head"]}, use_default_specs=False)
     assert not {"embed", "lm_head"} & said.kept
     assert any("cut by vocabulary (dimension 0)" in note for note in said.notes)
-    assert "embed" in wishes(COLUMN, {"patterns": ["embed"], "partition_type": "skip"}).kept
+    assert "embed" in request(COLUMN, {"patterns": ["embed"], "partition_type": "skip"}).kept
     assert "dimensions 0 and 1" in refusal(COLUMN, embedding_partition_dim=2)
 
 
 def test_a_tied_head_is_cut_with_its_embedding():
     model = Model()
     model.lm_head.weight = model.embed.weight
-    assert not {"embed", "lm_head"} & wishes(COLUMN, {"patterns": ["embed"]}, model=model, use_default_specs=False).kept
+    assert (
+        not {"embed", "lm_head"} & request(COLUMN, {"patterns": ["embed"]}, model=model, use_default_specs=False).kept
+    )
 
 
 def test_a_head_that_must_be_cut_by_vocabulary_needs_no_spec():
     head = {"vocab_parallel_lm_head": True}
     strict = {"strict_mode": True, "section": head}
     rest = {"patterns": [".*experts"], "partition_type": "skip"}
-    assert "lm_head" not in wishes(COLUMN, ROW, rest, **strict).kept
-    found = wishes(COLUMN, {"patterns": ["lm_head"], "partition_type": "row"}, section=head)
+    assert "lm_head" not in request(COLUMN, ROW, rest, **strict).kept
+    found = request(COLUMN, {"patterns": ["lm_head"], "partition_type": "row"}, section=head)
     assert "lm_head" not in found.styles
     assert any("vocab_parallel_lm_head" in note for note in found.notes)
 
@@ -185,34 +192,34 @@ def test_strict_mode_refuses_specs_and_weights_without_a_match_all_at_once():
         assert words in text
     assert "embed" not in text  # DeepSpeed asks for no spec of an embedding
     assert "norm" not in text  # nor of a weight of one dimension
-    loose = wishes(COLUMN, {"patterns": ["nothing"]})
+    loose = request(COLUMN, {"patterns": ["nothing"]})
     assert "layer_specs[1] matches no parameter of this model: nothing" in loose.notes
     assert loose.why["layers.0.down"] == "no spec of partition_config matches it"
 
 
 def test_heads_that_are_not_there_are_reported_when_they_were_named():
-    assert any("named elsewhere" in note for note in wishes(COLUMN, lm_head_patterns=["elsewhere"]).notes)
-    assert not any("named" in note for note in wishes(COLUMN).notes)
+    assert any("named elsewhere" in note for note in request(COLUMN, lm_head_patterns=["elsewhere"]).notes)
+    assert not any("named" in note for note in request(COLUMN).notes)
 
 
 def test_keys_that_say_nothing_of_a_cut_are_noted_or_refused():
-    assert any("says nothing of a row layer" in note for note in wishes(COLUMN, {**ROW, "gather_output": True}).notes)
+    assert any("says nothing of a row layer" in note for note in request(COLUMN, {**ROW, "gather_output": True}).notes)
     assert "grad_allreduce is for skip" in refusal({**COLUMN, "grad_allreduce": True})
     skipped = {"patterns": [".*norm"], "partition_type": "skip", "grad_allreduce": True}
-    assert any("done where the data flow needs it" in note for note in wishes(COLUMN, skipped).notes)
+    assert any("done where the data flow needs it" in note for note in request(COLUMN, skipped).notes)
 
 
 def test_a_repeated_tp_size_must_be_the_one_that_was_decided():
-    assert wishes(COLUMN, tp_size=2, section={"partition_config": {}}) is not None
+    assert request(COLUMN, tp_size=2, section={"partition_config": {}}) is not None
     section = {"partition_config": {"tp_size": 2, "layer_specs": [COLUMN]}}
-    assert from_section(section, Model(), 2) is not None
+    assert request_from_section(section, Model(), 2) is not None
     with pytest.raises(ConfigError, match="differs from the TP size that was decided, 4"):
-        from_section(section, Model(), 4)
+        request_from_section(section, Model(), 4)
 
 
 def test_unknown_keys_are_the_readers_to_name():
     with pytest.raises(ConfigError) as caught:
-        wishes({"pattern": ["x"], "partition_typ": "row"}, strict=True)
+        request({"pattern": ["x"], "partition_typ": "row"}, strict=True)
     text = str(caught.value)
     assert 'the nearest legal key is "patterns"' in text
     assert "partition_config.layer_specs[0].partition_typ" in text
@@ -223,13 +230,13 @@ def test_unknown_keys_are_the_readers_to_name():
 
 
 def linear(out, inside):
-    return Matrix("m", nn.Linear(inside, out, device="meta"), 0)
+    return LinearInfo("m", nn.Linear(inside, out, device="meta"), 0)
 
 
 def conv1d(out, inside):
     module = Conv1D()
     module.weight = nn.Parameter(torch.empty(inside, out, device="meta"))
-    return Matrix("m", module, 1)
+    return LinearInfo("m", module, 1)
 
 
 SHAPES = {
@@ -279,24 +286,24 @@ def test_a_shape_that_can_not_be_meant_is_refused_with_the_reason(case):
 
 def test_a_bad_shape_names_the_spec_and_the_layer():
     assert "layer_specs[0] for layers.0.up: its shape [3, -1] cuts 16" in refusal({**COLUMN, "shape": [3, -1]})
-    assert wishes({**COLUMN, "shape": [2, -1]}).styles["layers.0.up"] == Style(column=True, blocks=(8, 8))
+    assert request({**COLUMN, "shape": [2, -1]}).styles["layers.0.up"] == LayerRequest(column=True, blocks=(8, 8))
 
 
 def test_layouts_cut_every_part_that_was_said_to_be_fused():
-    (layout,) = feature_layouts({"up": 16}, 8, 2, {"up": (8, 8)})
+    (layout,) = feature_shardings({"up": 16}, 8, 2, {"up": (8, 8)})
     assert layout.columns["up"].ranks == (((0, 4), (8, 4)), ((4, 4), (12, 4)))
-    (layout,) = feature_layouts({"up": 16}, 8, 2, {"up": (3, 5, 3, 5)}, (3, 5))
+    (layout,) = feature_shardings({"up": 16}, 8, 2, {"up": (3, 5, 3, 5)}, (3, 5))
     assert layout.row.ranks == (((0, 2), (3, 3)), ((2, 1), (6, 2)))
-    assert not list(feature_layouts({"up": 16}, 8, 2, {"up": (4, 4, 4, 4)}))
-    told = [layout for _, layout in head_layouts({"qkv": 16}, 8, [4, 2], 2, {"qkv": (4, 4, 8)})]
+    assert not list(feature_shardings({"up": 16}, 8, 2, {"up": (4, 4, 4, 4)}))
+    told = [layout for _, layout in head_shardings({"qkv": 16}, 8, [4, 2], 2, {"qkv": (4, 4, 8)})]
     assert told[0].columns["qkv"].ranks == (((0, 2), (4, 2), (8, 4)), ((2, 2), (6, 2), (12, 4)))
 
 
 def test_a_spread_follows_parts_where_a_rank_has_one_piece_of_each():
-    assert follows(even(8, 2), (8,))
-    assert not follows(even(8, 2), (4, 4))  # a rank has the first part, and nothing of the second
-    assert follows(even(8, 2, 4), (8,), 4)
-    assert not follows(even(8, 4, 2), (8,), 4)
+    assert respects_blocks(even_shard_map(8, 2), (8,))
+    assert not respects_blocks(even_shard_map(8, 2), (4, 4))  # a rank has the first part, and nothing of the second
+    assert respects_blocks(even_shard_map(8, 2, 4), (8,), 4)
+    assert not respects_blocks(even_shard_map(8, 4, 2), (8,), 4)
 
 
 # --- presets -----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 from tpinit.runtime.errors import PlanError  # noqa: E402
-from tpinit.runtime.plan import check_plan, plan_model, read_plan  # noqa: E402
+from tpinit.runtime.planning import check_plan, plan_model, read_plan  # noqa: E402
 
 
 class Mlp(nn.Module):

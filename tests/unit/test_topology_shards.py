@@ -1,7 +1,8 @@
 """The integer arithmetic of groups and shards against definitions that count one by one."""
 
 import pytest
-from tpinit.runtime import shards, topology
+from tpinit.runtime import shards
+from tpinit.runtime.groups import topology
 
 WORLDS = [(world, size) for world in range(1, 9) for size in range(1, world + 1) if world % size == 0]
 

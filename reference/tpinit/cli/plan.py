@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"tpinit: error: {DecisionError(decision)}", file=sys.stderr)
         return 1
     from tpinit.runtime.errors import LoadError
-    from tpinit.runtime.forecast import forecast, read_model_config
+    from tpinit.runtime.forecast.preview import forecast, read_model_config
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:

@@ -14,7 +14,7 @@ from tpinit.cli.usage import UsageError
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from tpinit.runtime.engine import Engine
+    from tpinit.runtime.training.engine import Engine
 
 __all__ = ["add_arguments", "run"]
 
@@ -205,7 +205,7 @@ def _compare(engine: Engine, whole: nn.Module, steps: int) -> int:
     """Train the engine on every rank and the whole model on rank 0; print both losses and the verdict."""
     import torch
     import torch.distributed as dist
-    from tpinit.runtime.optim import build_optimizer, build_schedule
+    from tpinit.runtime.training.optimizers import build_optimizer, build_schedule
 
     first = dist.get_rank() == 0
     settings = engine.settings

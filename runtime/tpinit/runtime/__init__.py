@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tpinit.runtime.api import initialize, set_autotp_mode, tp_model_init
-    from tpinit.runtime.engine import Engine
     from tpinit.runtime.errors import AgreementError, EngineError, GroupError, LoadError, PlanError, UnsupportedError
-    from tpinit.runtime.loading import from_config, from_pretrained
-    from tpinit.runtime.plan import ParameterPlan, Plan
+    from tpinit.runtime.init.api import initialize, set_autotp_mode, tp_model_init
+    from tpinit.runtime.init.from_pretrained import from_config, from_pretrained
+    from tpinit.runtime.planning import ParameterPlan, Plan
+    from tpinit.runtime.training.engine import Engine
 
 __all__ = [
     "AgreementError",
@@ -34,19 +34,19 @@ __all__ = [
 
 _HOME = {
     "AgreementError": "errors",
-    "Engine": "engine",
+    "Engine": "training.engine",
     "EngineError": "errors",
     "GroupError": "errors",
     "LoadError": "errors",
-    "ParameterPlan": "plan",
-    "Plan": "plan",
+    "ParameterPlan": "planning",
+    "Plan": "planning",
     "PlanError": "errors",
     "UnsupportedError": "errors",
-    "from_config": "loading",
-    "from_pretrained": "loading",
-    "initialize": "api",
-    "set_autotp_mode": "api",
-    "tp_model_init": "api",
+    "from_config": "init.from_pretrained",
+    "from_pretrained": "init.from_pretrained",
+    "initialize": "init.api",
+    "set_autotp_mode": "init.api",
+    "tp_model_init": "init.api",
 }
 
 

@@ -14,11 +14,11 @@ from tpinit.reference.spellings import is_absent, nearest, show
 from tpinit.runtime.errors import UnsupportedError
 from tpinit.spec.vocabulary import DType
 
-__all__ = ["Batch", "Part", "Scaling", "Settings", "check_section", "read_settings"]
+__all__ = ["BatchSizes", "ComponentSettings", "LossScaling", "Settings", "check_section", "read_settings"]
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class BatchSizes:
     """Batch sizes in samples; `train = micro x accumulation x data-parallel size`. None where nobody gave one."""
 
     train: int | None
@@ -27,7 +27,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ComponentSettings:
     """A component by name with its parameters: an optimizer or a scheduler."""
 
     kind: str
@@ -35,7 +35,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Scaling:
+class LossScaling:
     """Loss scaling for fp16: `static` if not 0, else dynamic, with DeepSpeed's names and defaults."""
 
     static: float = 0.0
@@ -50,11 +50,11 @@ class Scaling:
 class Settings:
     """All that the engine honours beside the decision. `clipping` is a norm; 0 means no clipping."""
 
-    batch: Batch = field(default_factory=lambda: Batch(None, None, 1))
+    batch: BatchSizes = field(default_factory=lambda: BatchSizes(None, None, 1))
     clipping: float = 1.0
-    optimizer: Part | None = None
-    scheduler: Part | None = None
-    scaling: Scaling = field(default_factory=Scaling)
+    optimizer: ComponentSettings | None = None
+    scheduler: ComponentSettings | None = None
+    scaling: LossScaling = field(default_factory=LossScaling)
     drop_last: bool = False
 
 
@@ -241,14 +241,14 @@ def _check_precision(section: str, value: object, problems: list[Problem], refus
             refusals.append(f"{path} = {show(held)}: only {show(defaults[key])} is implemented")
 
 
-def _batch(config: Mapping[str, object], dp_size: int, problems: list[Problem]) -> Batch:
+def _batch(config: Mapping[str, object], dp_size: int, problems: list[Problem]) -> BatchSizes:
     """Fill the batch sizes that are missing from those that are given, as DeepSpeed does; refuse a remainder."""
     names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     given = [_count(config, name, problems) for name in names]
     train, micro, steps = given
     if train is None and micro is None:
         # No data is loaded here without a size, so a caller who brings his own batches needs none.
-        return Batch(None, None, steps or 1)
+        return BatchSizes(None, None, steps or 1)
     if steps is None:
         steps = train // (micro * dp_size) if train is not None and micro is not None else 1
     if micro is None and train is not None:
@@ -266,7 +266,7 @@ def _batch(config: Mapping[str, object], dp_size: int, problems: list[Problem]) 
                 "give two of the three and leave the third out",
             )
         )
-    return Batch(train, micro, max(steps, 1))
+    return BatchSizes(train, micro, max(steps, 1))
 
 
 def _count(config: Mapping[str, object], key: str, problems: list[Problem]) -> int | None:
@@ -297,8 +297,8 @@ def _flag(config: Mapping[str, object], key: str, problems: list[Problem], path:
     return False
 
 
-def _scaling(fp16: Mapping[str, object], problems: list[Problem]) -> Scaling:
-    base = Scaling()
+def _scaling(fp16: Mapping[str, object], problems: list[Problem]) -> LossScaling:
+    base = LossScaling()
 
     def whole(key: str, default: int, least: int) -> int:
         value = fp16.get(key)
@@ -311,7 +311,7 @@ def _scaling(fp16: Mapping[str, object], problems: list[Problem]) -> Scaling:
         )
         return default
 
-    return Scaling(
+    return LossScaling(
         static=_number(fp16, "loss_scale", base.static, problems, "fp16.loss_scale"),
         initial_scale_power=whole("initial_scale_power", base.initial_scale_power, 0),
         loss_scale_window=whole("loss_scale_window", base.loss_scale_window, 1),
@@ -343,7 +343,7 @@ _PARAMS: dict[str, dict[str, tuple[str, ...]]] = {
 _NAMES = {"optimizer": ("Adam", "AdamW", "SGD"), "scheduler": ("WarmupLR", "WarmupDecayLR")}
 
 
-def _part(config: Mapping[str, object], key: str, problems: list[Problem]) -> Part | None:
+def _part(config: Mapping[str, object], key: str, problems: list[Problem]) -> ComponentSettings | None:
     section = config.get(key)
     if section is None:
         return None
@@ -374,7 +374,7 @@ def _part(config: Mapping[str, object], key: str, problems: list[Problem]) -> Pa
             problems.append(Problem(path, show(value), f"this must be {_WORDS.get(name, 'a number')}", "write one"))
     if kind.lower() == "warmupdecaylr" and "total_num_steps" not in params:
         problems.append(Problem(f"{key}.params.total_num_steps", "", f"{kind} needs it", "add the number of steps"))
-    return Part(kind.lower(), dict(params))
+    return ComponentSettings(kind.lower(), dict(params))
 
 
 def _is_number(value: object) -> bool:

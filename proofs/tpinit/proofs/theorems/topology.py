@@ -10,7 +10,7 @@ from typing import Any
 import z3
 from tpinit.proofs.integers import Lemma, arbitrary_range, lemma_theorem, term
 from tpinit.proofs.symbolic import SymbolicInt
-from tpinit.runtime import topology
+from tpinit.runtime.groups import topology
 
 _W, _T, _K, _R, _D, _P, _OTHER_D, _OTHER_P = z3.Ints("world size groups rank dp tp other_dp other_tp")
 _WORLD = z3.And(_T >= 1, _K >= 1, _W == _K * _T)

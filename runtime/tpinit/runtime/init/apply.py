@@ -1,0 +1,165 @@
+"""Carry out a plan on a model: cut the data of each parameter, turn the layers, adapt the blocks.
+
+Every Parameter object survives with its name, its `requires_grad`, its ties and its hooks: only its data is
+replaced. So optimizers built over the whole parameters go on to hold the right ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.distributed import ProcessGroup
+from tpinit.runtime.parallel import (
+    ColumnParallelLinear,
+    RngTracker,
+    RowParallelLinear,
+    TPRegionInput,
+    VocabParallelHead,
+    broadcast_rng_state,
+    convert_embedding,
+    convert_experts,
+    convert_module,
+    enable_loss_parallel,
+    fuse_columns,
+    gather_around,
+    gather_tokens,
+    map_input,
+    reduce_output_grad,
+    refuse_hidden_states,
+    shard_tokens,
+    zero_in_forward,
+)
+from tpinit.runtime.planning.check.dry_run import patch_block
+from tpinit.runtime.planning.schema import LayerKind, LayerPlan, ParameterPlan, Plan, SequencePlan
+
+__all__ = ["LocalPart", "apply_plan", "local_part", "write_part", "assemble", "convert_layers"]
+
+LocalPart = Callable[[ParameterPlan, nn.Parameter], torch.Tensor]
+
+
+def local_part(whole: torch.Tensor, record: ParameterPlan, tp_size: int, tp_rank: int) -> torch.Tensor:
+    """Return what this rank holds of a whole tensor: the tensor itself where nothing is cut, a view of one piece."""
+    held = record.pieces_of(tp_size, tp_rank)
+    if record.dim is None:
+        return whole
+    found = [whole.narrow(record.dim, offset, length) for offset, length in held]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=record.dim)
+
+
+def assemble(parts: Sequence[torch.Tensor], record: ParameterPlan) -> torch.Tensor:
+    """Return the whole tensor of what the ranks of a TP group hold of it, in order: the inverse of `local_part`."""
+    if record.dim is None:
+        return parts[0].clone()
+    whole = parts[0].new_empty(record.shape)
+    for tp_rank, part in enumerate(parts):
+        write_part(whole, part, record, len(parts), tp_rank)
+    return whole
+
+
+def write_part(whole: torch.Tensor, part: torch.Tensor, record: ParameterPlan, tp_size: int, tp_rank: int) -> None:
+    """Write what a rank holds of a cut tensor into its place in the whole one."""
+    assert record.dim is not None
+    begin = 0
+    for offset, length in record.pieces_of(tp_size, tp_rank):
+        whole.narrow(record.dim, offset, length).copy_(part.narrow(record.dim, begin, length))
+        begin += length
+
+
+def apply_plan(
+    model: nn.Module,
+    plan: Plan,
+    group: ProcessGroup | None,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    part_of: LocalPart | None = None,
+) -> None:
+    """Cut `model` in place by `plan`, cast its floating-point parameters to `dtype`, move it to `device`.
+
+    `dtype` None keeps each parameter's own. Buffers keep theirs: a rotary table in half precision is another
+    model. `part_of` gives this rank's part of a parameter, in memory of its own; without it the part is taken
+    from the parameter itself. Nothing here can be refused: the plan was checked before. One collective is issued:
+    the ranks of a TP group go on with the random state of its first one.
+    """
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for record in plan.parameters:
+            parameter = parameters[record.name]
+            if part_of is not None:
+                part = part_of(record, parameter)
+            else:
+                part = local_part(parameter.data, record, plan.tp_size, plan.tp_rank)
+            if dtype is not None and parameter.is_floating_point():
+                part = part.to(dtype)
+            if record.dim is not None and part_of is None:
+                # A slice of its own, so that the whole can be freed.
+                part = part.clone(memory_format=torch.contiguous_format)
+            parameter.data = part
+    if any(one.device != device for one in (*parameters.values(), *model.buffers())):
+        model.to(device)
+    if group is not None:
+        convert_layers(model, plan, group)
+        broadcast_rng_state(group, device)
+
+
+def convert_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
+    """Give every module of the plan its parallel forward. Its parameters are already cut."""
+    entry = TPRegionInput(group)
+    random = any(layer.random for layer in plan.layers) or any(sequence.random for sequence in plan.sequences)
+    streams = RngTracker(model, plan.tp_rank) if random else None
+    for layer in plan.layers:
+        _turn(model, layer, plan, group, entry, streams if layer.random else None)
+    for names in plan.fused_column_groups():
+        fuse_columns([model.get_submodule(name) for name in names], group)
+    for block in plan.blocks:
+        patch_block(model.get_submodule(block.module), block, plan.tp_rank)
+        if block.once and plan.tp_rank:
+            zero_in_forward(model.get_submodule(block.module), block.once)
+    for sequence in plan.sequences:
+        _cut_tokens(model, sequence, group, streams if sequence.random else None)
+    if plan.sequences:
+        refuse_hidden_states(model)
+
+
+def _cut_tokens(model: nn.Module, sequence: SequencePlan, group: ProcessGroup, streams: RngTracker | None) -> None:
+    layers = list(model.get_submodule(sequence.stack).children())
+    shard_tokens(layers[0], layers[-1], group, streams)
+    entry = TPRegionInput(group, gather_tokens, always=True)
+    for name in sequence.entries:
+        map_input(model.get_submodule(name), entry)
+    for name in sequence.whole:
+        gather_around(model.get_submodule(name), group)
+
+
+def _turn(
+    model: nn.Module,
+    layer: LayerPlan,
+    plan: Plan,
+    group: ProcessGroup,
+    entry: TPRegionInput,
+    streams: RngTracker | None,
+) -> None:
+    module = model.get_submodule(layer.module)
+    if layer.kind is LayerKind.COLUMN:
+        convert_module(module, ColumnParallelLinear, group, entry if layer.entry else None, streams=streams)
+    elif layer.kind is LayerKind.ROW:
+        convert_module(module, RowParallelLinear, group, streams=streams, scatter=layer.scatter)
+    elif layer.kind is LayerKind.COLUMN_GATHER:
+        convert_module(module, ColumnParallelLinear, group, entry, layer.ranks)
+    elif layer.kind is LayerKind.ROW_SPLIT:
+        convert_module(module, RowParallelLinear, group, ranks=layer.ranks)
+    elif layer.kind is LayerKind.SHARED_OUTPUT:
+        reduce_output_grad(module, group)
+    elif layer.kind is LayerKind.EXPERTS:
+        convert_experts(module, entry, group)
+    else:
+        ((begin, length),) = layer.ranks[plan.tp_rank]
+        if layer.kind is LayerKind.EMBEDDING:
+            assert isinstance(module, nn.Embedding)
+            convert_embedding(module, begin, length, group)
+        else:
+            convert_module(module, VocabParallelHead, group, entry, layer.ranks)
+            assert isinstance(module, VocabParallelHead)
+            whole = sum(held for ((_, held),) in layer.ranks)
+            enable_loss_parallel(model, module, begin, length, whole, group)

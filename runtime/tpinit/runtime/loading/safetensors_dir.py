@@ -1,0 +1,180 @@
+"""A directory of safetensors files: what is in it, that it is all there, and its parts on demand."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from io import RawIOBase
+from pathlib import Path
+from typing import Any
+
+import torch
+from tpinit.runtime.errors import LoadError
+from tpinit.runtime.loading.lazy_tensors import StoredTensor
+
+__all__ = ["SafetensorsDir", "open_safetensors_dir"]
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
+}  # fmt: skip
+_LONGEST = 100_000_000  # bytes of a header; the format allows no more
+_SHOWN = 5
+
+
+@dataclass(slots=True)
+class SafetensorsDir:
+    """The tensors of a directory by their stored names, and what identifies the files (for ranks to compare).
+
+    `close` lets go of the files; after it nothing can be read.
+    """
+
+    leaves: dict[str, StoredTensor] = field(default_factory=dict)
+    dtypes: dict[str, str] = field(default_factory=dict)
+    files: dict[str, object] = field(default_factory=dict)
+    _open: dict[Path, RawIOBase] = field(default_factory=dict)
+    _closed: bool = False
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
+        self._closed = True
+
+    def _read(self, path: Path, out: torch.Tensor, place: int) -> None:
+        """Fill a dense tensor on the CPU with the bytes of a file from a place on. Raises LoadError."""
+        if self._closed:
+            raise LoadError(f"{path} was let go of: nothing can be read from it any more")
+        size = out.numel() * out.element_size()
+        memory = memoryview((ctypes.c_char * size).from_address(out.data_ptr()))
+        try:
+            if path not in self._open:
+                self._open[path] = path.open("rb", buffering=0)
+            file = self._open[path]
+            file.seek(place)
+            done = 0
+            while done < size:
+                count = file.readinto(memory[done:])
+                if not count:
+                    raise LoadError(f"{path} is shorter than it was when its header was read: copy or save it again")
+                done += count
+        except OSError as error:
+            raise LoadError(f"{path} can't be read at byte {place}: {error.strerror}") from error
+
+
+def open_safetensors_dir(directory: Path) -> SafetensorsDir:
+    """Read the headers of all safetensors files of a model's directory, and check them against the files.
+
+    Raises LoadError, with everything that is wrong at once: no such directory, torch's own format, a file of
+    the index that is missing, a header that can't be read, a file of another length than its header says, a
+    tensor that the index promises and no file has, or that two files have.
+    """
+    problems: list[str] = []
+    promised = _promised(directory)
+    found = SafetensorsDir()
+    for name in dict.fromkeys(promised.values()) if promised else [_SINGLE]:
+        path = directory / name
+        try:
+            size, digest, tensors = _header(path)
+        except (OSError, ValueError) as error:
+            problems.append(f"{name}: {error.strerror if isinstance(error, OSError) else error}")
+            continue
+        found.files[f"checkpoint.{name}"] = f"{size} bytes, header {digest}"
+        for key, (dtype, shape, begin) in tensors.items():
+            if key in found.leaves:
+                problems.append(f"{key} is in {name} and in {found.leaves[key].where}")
+            found.dtypes[key] = dtype
+            found.leaves[key] = StoredTensor(name, shape, _DTYPES[dtype], begin, partial(found._read, path))
+    if not problems:
+        absent = [f"{key} (of {name})" for key, name in promised.items() if key not in found.leaves]
+        if absent:
+            problems.append(f"the index promises tensors that are in no file: {shorten(absent)}")
+    if problems:
+        raise LoadError(
+            f"the checkpoint in {directory} can't be read:\n"
+            + "\n".join(f"  {problem}" for problem in problems)
+            + "\n  fix: copy or save it again"
+        )
+    return found
+
+
+def _promised(directory: Path) -> dict[str, str]:
+    """Return the file of each tensor by the index; empty where one file holds everything."""
+    if not directory.is_dir():
+        raise LoadError(f"{directory} is no directory: give the one that save_pretrained wrote")
+    index = directory / _INDEX
+    if not index.exists():
+        if not (directory / _SINGLE).exists():
+            raise LoadError(_nothing(directory))
+        return {}
+    try:
+        weights = json.loads(index.read_bytes())["weight_map"]
+        good = isinstance(weights, dict) and weights and all(isinstance(one, str) for one in weights.values())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LoadError(f"{index} can't be read: {type(error).__name__}: {error}; copy or save it again") from error
+    if not good or any(Path(name).name != name for name in weights.values()):
+        raise LoadError(f"{index}: weight_map must give a file of this directory for each tensor; save it again")
+    return dict(weights)
+
+
+def _nothing(directory: Path) -> str:
+    bins = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
+    if bins:
+        return (
+            f"{directory} holds its weights as {shorten(bins)}, which can only be read whole and can run code: save it "
+            "once as safetensors, with AutoModelForCausalLM.from_pretrained(directory).save_pretrained(another)"
+        )
+    return f"{directory} has neither {_SINGLE} nor {_INDEX}: give the directory that save_pretrained wrote"
+
+
+def _header(path: Path) -> tuple[int, str, dict[str, tuple[str, list[int], int]]]:
+    """Return a file's length, its header's digest, and the dtype, shape and place of each tensor.
+
+    Raises OSError, ValueError.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(8)
+        length = int.from_bytes(first, "little")
+        if len(first) < 8 or length > min(size - 8, _LONGEST):
+            raise ValueError(f"it is truncated or no safetensors file: {size} bytes, and a header of {length}")
+        raw = file.read(length)
+    try:
+        page = json.loads(raw)
+        tensors = {key: one for key, one in page.items() if key != "__metadata__"}
+        spans = sorted((one["data_offsets"][0], one["data_offsets"][1], key) for key, one in tensors.items())
+        found = {
+            key: (one["dtype"], [int(length) for length in one["shape"]], 8 + length + one["data_offsets"][0])
+            for key, one in tensors.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"its header is corrupted: {type(error).__name__}: {error}") from error
+    end = 0
+    for begin, stop, key in spans:
+        dtype, shape, _ = found[key]
+        if dtype not in _DTYPES:
+            raise ValueError(f"{key} has the dtype {dtype}, which is not read")
+        if begin != end or stop - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
+            raise ValueError(f"its header is corrupted: {key} lies at {begin}:{stop}, which does not fit {shape}")
+        end = stop
+    if size != 8 + length + end:
+        state = "truncated" if size < 8 + length + end else "longer than that"
+        raise ValueError(f"it has {size} bytes, and its header promises {8 + length + end}: it is {state}")
+    return size, hashlib.sha256(raw).hexdigest()[:16], found
+
+
+def shorten(names: Mapping[str, Any] | list[str]) -> str:
+    """Return the first few of some names, and how many more there are."""
+    every = list(names)
+    more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
+    return ", ".join(every[:_SHOWN]) + more

@@ -1,0 +1,21 @@
+"""The plan: which parameter is cut how, one record a parameter; and what becomes of each module."""
+
+from tpinit.runtime.planning.check.user_plan import UserPlan, check_plan, read_plan
+from tpinit.runtime.planning.planner import plan_model
+from tpinit.runtime.planning.requests.partition_config import request_from_section
+from tpinit.runtime.planning.schema import BlockPlan, Cut, GradientRule, LayerKind, LayerPlan, ParameterPlan, Plan
+
+__all__ = [
+    "BlockPlan",
+    "Cut",
+    "GradientRule",
+    "LayerKind",
+    "LayerPlan",
+    "ParameterPlan",
+    "UserPlan",
+    "Plan",
+    "check_plan",
+    "request_from_section",
+    "plan_model",
+    "read_plan",
+]
