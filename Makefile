@@ -29,7 +29,7 @@ BENCH_STAMP := $(BENCH_PATH)/.installed
 ACCELERATE := 1.15.0
 BENCH_ARGS ?= --document docs/benchmarks.md --plot docs/benchmarks.svg --json docs/benchmarks.json
 MODELS_ARGS ?= --document docs/models.md
-PORTIONS := spec reference cli runtime proofs conformance
+PORTIONS := spec reference cli runtime proofs decision_tables conformance
 
 # The ranks of a distributed test share few cores: one thread each, unless the caller says otherwise.
 export OMP_NUM_THREADS ?= 1

@@ -7,9 +7,9 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
-from tpinit.proofs.decision_tables.analysis import analyse, mergeable_pairs
-from tpinit.proofs.decision_tables.format import table_from
-from tpinit.proofs.decision_tables.report import as_object, as_text
+from tpinit.decision_tables.analysis import analyse, mergeable_pairs
+from tpinit.decision_tables.format import table_from
+from tpinit.decision_tables.report import as_object, as_text
 from tpinit.reference.errors import ConfigError
 
 LIMIT = 10_000

@@ -22,6 +22,11 @@ PROSE = "spec/tpinit/spec/prose.py"
 MODEL = "spec/tpinit/spec/model.py"
 RESOLVER = "reference/tpinit/reference/resolver.py"
 RUNTIME = "runtime/tpinit/runtime/__init__.py"
+GROUPS = "runtime/tpinit/runtime/groups/topology.py"
+PARALLEL = "runtime/tpinit/runtime/parallel/linear.py"
+SCHEMA = "runtime/tpinit/runtime/planning/schema.py"
+TRACE = "runtime/tpinit/runtime/planning/analysis/trace.py"
+TABLES = "proofs/tpinit/decision_tables/format.py"
 PROOFS = "proofs/tpinit/proofs/__init__.py"
 CONFORMANCE = "tests/tpinit/conformance/__init__.py"
 ORACLE = "tests/tpinit/conformance/oracle.py"
@@ -47,6 +52,11 @@ FORBIDDEN = [
     ("runtime", RUNTIME, "import tpinit.proofs"),
     ("runtime", RUNTIME, "def late():\n    import tpinit.conformance"),
     ("runtime", RUNTIME, "from tpinit.spec import table"),
+    ("rooms", GROUPS, "import tpinit.runtime.parallel.linear"),
+    ("rooms", PARALLEL, "def late():\n    from tpinit.runtime.planning import schema"),
+    ("planning", SCHEMA, "import tpinit.runtime.planning.analysis.trace"),
+    ("planning", TRACE, "def late():\n    import tpinit.runtime.planning.planner"),
+    ("decision-tables", TABLES, "import tpinit.proofs.claims"),
     ("commands", PROOFS, "import tpinit.cli.main"),
     ("oracle", ORACLE, "from tpinit.reference.resolver import in_scope"),
     ("oracle", ORACLE, "import tpinit.spec.prose"),

@@ -6,12 +6,12 @@ import pathlib
 import random
 
 import pytest
-from tpinit.proofs.decision_tables.analysis import Severity, analyse
-from tpinit.proofs.decision_tables.expressions import ExpressionError, parse
-from tpinit.proofs.decision_tables.format import read_table, table_from
-from tpinit.proofs.decision_tables.model import Condition, holds
-from tpinit.proofs.decision_tables.report import KINDS, WIDTH, as_object, as_text
-from tpinit.proofs.decision_tables.source import loads
+from tpinit.decision_tables.analysis import Severity, analyse
+from tpinit.decision_tables.expressions import ExpressionError, parse
+from tpinit.decision_tables.format import read_table, table_from
+from tpinit.decision_tables.model import Condition, holds
+from tpinit.decision_tables.report import KINDS, WIDTH, as_object, as_text
+from tpinit.decision_tables.source import loads
 from tpinit.reference.errors import ConfigError
 from tpinit.spec.table import ROWS
 

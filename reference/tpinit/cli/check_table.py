@@ -72,10 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises UsageError where the table is malformed, with every problem, or too hard for the solver.
     """
-    from tpinit.proofs.decision_tables.analysis import Severity, analyse
-    from tpinit.proofs.decision_tables.format import read_table
-    from tpinit.proofs.decision_tables.report import as_object, as_text
-    from tpinit.proofs.decision_tables.space import Undecided
+    from tpinit.decision_tables.analysis import Severity, analyse
+    from tpinit.decision_tables.format import read_table
+    from tpinit.decision_tables.report import as_object, as_text
+    from tpinit.decision_tables.space import Undecided
 
     try:
         table = read_table(arguments.file, axioms=arguments.axiom, number=arguments.table)

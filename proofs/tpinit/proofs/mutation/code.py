@@ -44,7 +44,7 @@ def _reference(name: str, first: tuple[str, ...], clause: str = "") -> Target:
 
 
 def _runtime(name: str, clause: str) -> Target:
-    file = f"runtime/tpinit/runtime/{name}.py"
+    file = f"runtime/tpinit/runtime/{name.replace('.', '/')}.py"
     return Target(f"tpinit.runtime.{name}", file, ("tests/unit/test_topology_shards.py",), clause)
 
 
@@ -53,7 +53,7 @@ TARGETS: tuple[Target, ...] = (
     *(_reference(name, _READER) for name in ("config", "fields", "source", "values", "top")),
     _reference("spellings", (_SPELLINGS, *_READER)),
     *(_reference(name, _OBJECTS) for name in ("groups", "mpu", "objects")),
-    _runtime("topology", "6.8"),
+    _runtime("groups.topology", "6.8"),
     _runtime("shards", "6.9"),
 )
 

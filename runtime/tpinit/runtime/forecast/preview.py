@@ -21,9 +21,8 @@ from tpinit.runtime.forecast.cost import (
     wire_bytes,
 )
 from tpinit.runtime.groups import topology
-from tpinit.runtime.init.from_pretrained import build_without_numbers
-from tpinit.runtime.init.prepare import InitArgs, make_plan
-from tpinit.runtime.planning import Plan
+from tpinit.runtime.loading.open_model import build_without_numbers
+from tpinit.runtime.planning import Plan, make_plan
 from tpinit.runtime.planning.analysis.example_inputs import example_inputs
 from tpinit.runtime.planning.analysis.layer_folding import LayerFolding, fold_layers
 from tpinit.runtime.settings import Settings, check_section, read_settings
@@ -98,10 +97,9 @@ def _planned(
 
     Where a few can't speak for all, or anything is wrong, each layer stands for itself.
     """
-    given = InitArgs(model=model, sequence_parallel=sequence_parallel)
 
     def of_what_is_there() -> tuple[Plan, list[Collective]]:
-        plan = make_plan(model, given, decision.carried, tp_size)
+        plan = make_plan(model, tp_size, decision.carried, sequence_parallel=sequence_parallel)
         inputs = example_inputs(model, torch.device("cpu"))
         if tp_size > 1 and not inputs:
             raise PlanError(f"nothing is known of the inputs of a {type(model).__qualname__}")

@@ -1,0 +1,1 @@
+"""`tp_model_init` and `initialize`: read, decide, plan, agree, apply."""

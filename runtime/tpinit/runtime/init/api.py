@@ -18,7 +18,6 @@ from tpinit.reference.spellings import nearest
 from tpinit.runtime.errors import PlanError, UnsupportedError
 from tpinit.runtime.groups import agreement, world
 from tpinit.runtime.groups import process_groups as groups
-from tpinit.runtime.heap import keep_freed
 from tpinit.runtime.init import call_registry as records
 from tpinit.runtime.init.apply import apply_plan
 from tpinit.runtime.init.prepare import InitArgs, Prepared, prepare
@@ -96,8 +95,7 @@ def initialize(
 
     Nothing is changed until every rank has read, decided and planned the same: what one rank can't honour,
     or was given differently, raises on all of them. The model's parameters, buffers, dtype and device are
-    then changed in place. Every rank must call this, and every rank must hold the same initial weights. On a CPU, glibc
-    is told to keep what a step frees for the next one, unless the environment says how malloc shall work (MALLOC_...).
+    then changed in place. Every rank must call this, and every rank must hold the same initial weights.
 
     Four keywords are ours. `verify` is "rehearsal" (every cut is rehearsed when it is planned) or "probe" (besides,
     a small forward and backward of the whole model is compared with the sharded one: two more copies of the
@@ -114,18 +112,18 @@ def initialize(
     if verify not in VERIFY_MODES:
         raise TpinitError(f"verify is {verify!r}, and must be one of {', '.join(VERIFY_MODES)}")
     given = InitArgs(
-        args,
-        model,
-        optimizer,
-        model_parameters,
-        training_data,
-        lr_scheduler,
-        mpu,
-        config,
-        mesh_param,
-        config_params,
-        example,
-        plan,
+        args=args,
+        model=model,
+        optimizer=optimizer,
+        model_parameters=model_parameters,
+        training_data=training_data,
+        lr_scheduler=lr_scheduler,
+        mpu=mpu,
+        config=config,
+        mesh_param=mesh_param,
+        config_params=config_params,
+        example=example,
+        plan=plan,
         sequence_parallel=sequence_parallel,
     )
     return launch(given, distributed_port, dist_init_required, collate_fn, verify)
@@ -198,7 +196,9 @@ def _carry_out(
     if given.weights is None:
         apply_plan(ready.model, plan, mesh.tp.group, dtype, device)
     else:
-        load_weights(given.weights, plan, mesh, layout.dp_groups, dtype, device)
+        load_weights(given.weights, plan, layout.dp_groups, dtype)
+        # Every parameter already holds its part: the plan is applied to the modules alone.
+        apply_plan(ready.model, plan, mesh.tp.group, None, device, lambda _, parameter: parameter.data)
     slots = make_param_states(ready.model, plan, ready.optimizer)
     scheduler = given.lr_scheduler
     if ready.optimizer is not None and scheduler is None and ready.settings.scheduler is not None:
@@ -210,8 +210,6 @@ def _carry_out(
         loader = make_loader(
             given.training_data, ready.settings, len(layout.tp_groups) or mesh.dp.size, mesh.data_index, collate_fn
         )
-    if device.type == "cpu":
-        keep_freed()
     engine = Engine(ready.model, ready.decision, plan, mesh, ready.settings, slots, ready.optimizer, scheduler, device)
     records.consume_call(ready.model)
     return engine, ready.optimizer, loader, scheduler

@@ -6,7 +6,7 @@ replaced. So optimizers built over the whole parameters go on to hold the right 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -31,40 +31,13 @@ from tpinit.runtime.parallel import (
     shard_tokens,
     zero_in_forward,
 )
-from tpinit.runtime.planning.check.dry_run import patch_block
+from tpinit.runtime.parallel.blocks import patch_block
 from tpinit.runtime.planning.schema import LayerKind, LayerPlan, ParameterPlan, Plan, SequencePlan
+from tpinit.runtime.slicing import local_part
 
-__all__ = ["LocalPart", "apply_plan", "local_part", "write_part", "assemble", "convert_layers"]
+__all__ = ["LocalPart", "apply_plan", "convert_layers"]
 
 LocalPart = Callable[[ParameterPlan, nn.Parameter], torch.Tensor]
-
-
-def local_part(whole: torch.Tensor, record: ParameterPlan, tp_size: int, tp_rank: int) -> torch.Tensor:
-    """Return what this rank holds of a whole tensor: the tensor itself where nothing is cut, a view of one piece."""
-    held = record.pieces_of(tp_size, tp_rank)
-    if record.dim is None:
-        return whole
-    found = [whole.narrow(record.dim, offset, length) for offset, length in held]
-    return found[0] if len(found) == 1 else torch.cat(found, dim=record.dim)
-
-
-def assemble(parts: Sequence[torch.Tensor], record: ParameterPlan) -> torch.Tensor:
-    """Return the whole tensor of what the ranks of a TP group hold of it, in order: the inverse of `local_part`."""
-    if record.dim is None:
-        return parts[0].clone()
-    whole = parts[0].new_empty(record.shape)
-    for tp_rank, part in enumerate(parts):
-        write_part(whole, part, record, len(parts), tp_rank)
-    return whole
-
-
-def write_part(whole: torch.Tensor, part: torch.Tensor, record: ParameterPlan, tp_size: int, tp_rank: int) -> None:
-    """Write what a rank holds of a cut tensor into its place in the whole one."""
-    assert record.dim is not None
-    begin = 0
-    for offset, length in record.pieces_of(tp_size, tp_rank):
-        whole.narrow(record.dim, offset, length).copy_(part.narrow(record.dim, begin, length))
-        begin += length
 
 
 def apply_plan(
@@ -113,7 +86,7 @@ def convert_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
     for names in plan.fused_column_groups():
         fuse_columns([model.get_submodule(name) for name in names], group)
     for block in plan.blocks:
-        patch_block(model.get_submodule(block.module), block, plan.tp_rank)
+        patch_block(model.get_submodule(block.module), block.local(plan.tp_rank))
         if block.once and plan.tp_rank:
             zero_in_forward(model.get_submodule(block.module), block.once)
     for sequence in plan.sequences:

@@ -7,7 +7,7 @@ where a later step fails.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,22 +25,22 @@ from tpinit.runtime.groups.digest import digest_model
 from tpinit.runtime.groups.process_groups import group_size, ranks_of
 from tpinit.runtime.init import call_registry as records
 from tpinit.runtime.loading.weight_loading import WeightSource
-from tpinit.runtime.planning import LayerKind, Plan, check_plan, plan_model, read_plan, request_from_section
+from tpinit.runtime.planning import Plan, make_plan
 from tpinit.runtime.settings import Settings, check_section, read_settings
 from tpinit.runtime.training.optimizers import build_optimizer
 from tpinit.spec.vocabulary import Decision, Group, Outcome
 
-__all__ = ["InitArgs", "Prepared", "make_plan", "prepare"]
+__all__ = ["InitArgs", "Prepared", "prepare"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InitArgs:
     """The arguments of `initialize` that this step reads."""
 
     args: Any = None
     model: nn.Module | None = None
     optimizer: Any = None
-    model_parameters: Iterable[Any] | None = None
+    model_parameters: Iterable[Any] | Callable[[nn.Module], Iterable[Any]] | None = None
     training_data: Any = None
     lr_scheduler: Any = None
     mpu: Any = None
@@ -94,7 +94,14 @@ def prepare(given: InitArgs, report: RankReport) -> Prepared:
     check_section(decision.carried)
     settings = read_settings(reading.config, _dp_size(decision), decision.dtype.value)
     _check_data(given, settings, report)
-    plan = make_plan(model, given, decision.carried, decision.tp_size.value or 1)
+    plan = make_plan(
+        model,
+        decision.tp_size.value or 1,
+        decision.carried,
+        user_plan=given.plan,
+        example=given.example,
+        sequence_parallel=given.sequence_parallel,
+    )
     if given.weights is not None:
         given.weights.blank.make_placeholders()
     # Row 2 leaves the model as it is, and other ranks may hold another part of it.
@@ -162,25 +169,6 @@ def _dp_size(decision: Decision) -> int:
     if decision.tp_size.value is not None:
         return max(1, decision.world_size // decision.tp_size.value)
     return decision.dp_group.size if decision.dp_group is not None else 1
-
-
-def make_plan(model: nn.Module, given: InitArgs, carried: Mapping[str, object], tp_size: int) -> Plan:
-    """Return the plan: the user's own, else by partition_config, preset, the model's tp_plan, or structure."""
-    if given.plan is not None:
-        if given.sequence_parallel:
-            raise TpinitError("sequence_parallel and plan were both given: a plan says itself whether tokens are cut")
-        return check_plan(read_plan(given.plan), model, tp_size, given.example)
-    head = carried.get("vocab_parallel_lm_head")
-    request = request_from_section(carried, model, tp_size) if tp_size > 1 else None
-    plan = plan_model(
-        model, tp_size, 0, request, given.example, head is not False, sequence_parallel=given.sequence_parallel
-    )
-    if head is True and tp_size > 1 and not any(one.kind is LayerKind.HEAD for one in plan.layers):
-        raise PlanError(
-            "tensor_parallel.vocab_parallel_lm_head is true, and this model has no output head that can be cut by "
-            f"vocabulary over {tp_size} ranks: leave it out"
-        )
-    return plan
 
 
 def _check_data(given: InitArgs, settings: Settings, report: RankReport) -> None:

@@ -16,12 +16,13 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 from tpinit.runtime.groups.process_groups import ParallelGroups
-from tpinit.runtime.init.apply import apply_plan, local_part
+from tpinit.runtime.init.apply import apply_plan
 from tpinit.runtime.planning.analysis.dropout_off import DropoutDisabled, fixed_host_rng, preserved_rng
 from tpinit.runtime.planning.analysis.example_inputs import unwrap_adapters
 from tpinit.runtime.planning.analysis.fake_forward import without_hooks
 from tpinit.runtime.planning.analysis.train_trace import dry_run_inputs
 from tpinit.runtime.planning.schema import Plan
+from tpinit.runtime.slicing import local_part
 from tpinit.runtime.training.gradients import sum_parts
 from tpinit.runtime.training.optimizers import make_param_states
 

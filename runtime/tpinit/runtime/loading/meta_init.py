@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from tpinit.runtime.errors import LoadError
 from tpinit.runtime.loading.init_patches import NO_OP_ON_META, parameters_to_meta, recorded_inits, skipped_inits
 from tpinit.runtime.planning.schema import ParameterPlan
+from tpinit.runtime.slicing import take_pieces
 
 __all__ = ["MetaModel", "build_meta_model"]
 
@@ -136,13 +137,13 @@ class MetaModel:
         parameter = self._parameters[record.name]
         held = record.pieces_of(tp_size, tp_rank)
         if not parameter.is_meta:
-            _take(parameter, record.dim, held, out)
+            _copy_pieces(parameter, record.dim, held, out)
             return
         steps = self._steps[_key(parameter)]
         if len(steps) == 1 and steps[0].streams(parameter.dtype) and parameter.is_contiguous():
             _stream_into(steps[0], parameter, record.dim, held, out, self._scratch)
         else:
-            _take(self._all(parameter), record.dim, held, out)
+            _copy_pieces(self._all(parameter), record.dim, held, out)
 
     def _all(self, tensor: torch.Tensor) -> torch.Tensor:
         steps = self._steps.get(_key(tensor), [])
@@ -336,7 +337,7 @@ def _stream_into(
             rows = out.view(outer, out.shape[dim], -1)
             for begin, numbers in _chunks(step, whole.dtype, inner, outer, scratch):
                 block = numbers.view(-1, shape[dim], math.prod(shape[dim + 1 :]))
-                _take(block, 1, held, rows[begin : begin + block.shape[0]])
+                _copy_pieces(block, 1, held, rows[begin : begin + block.shape[0]])
 
 
 def _keep_rows(rows: torch.Tensor, begin: int, held: Sequence[tuple[int, int]], out: torch.Tensor) -> None:
@@ -348,11 +349,5 @@ def _keep_rows(rows: torch.Tensor, begin: int, held: Sequence[tuple[int, int]], 
         place += length
 
 
-def _take(whole: torch.Tensor, dim: int | None, held: Sequence[tuple[int, int]], out: torch.Tensor) -> None:
-    if dim is None:
-        out.copy_(whole)
-        return
-    place = 0
-    for offset, length in held:
-        out.narrow(dim, place, length).copy_(whole.narrow(dim, offset, length))
-        place += length
+def _copy_pieces(whole: torch.Tensor, dim: int | None, held: Sequence[tuple[int, int]], out: torch.Tensor) -> None:
+    out.copy_(whole if dim is None else take_pieces(whole, dim, held))

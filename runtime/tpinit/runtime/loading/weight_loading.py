@@ -11,8 +11,6 @@ from torch import nn
 from tpinit.runtime.errors import LoadError
 from tpinit.runtime.groups import agreement
 from tpinit.runtime.groups.digest import digest
-from tpinit.runtime.groups.process_groups import ParallelGroups
-from tpinit.runtime.init.apply import apply_plan
 from tpinit.runtime.loading.lazy_tensors import LazyTensor, full_box
 from tpinit.runtime.loading.meta_init import MetaModel
 from tpinit.runtime.loading.safetensors_dir import SafetensorsDir
@@ -90,18 +88,13 @@ def _read(source: LazyTensor, out: torch.Tensor, record: ParameterPlan, plan: Pl
 
 
 def load_weights(
-    weights: WeightSource,
-    plan: Plan,
-    mesh: ParallelGroups,
-    dp_groups: Iterable[tuple[int, ...]],
-    dtype: torch.dtype | None,
-    device: torch.device,
+    weights: WeightSource, plan: Plan, dp_groups: Iterable[tuple[int, ...]], dtype: torch.dtype | None
 ) -> None:
-    """Carry out a plan on a model without numbers, giving each parameter this rank's part of its own.
+    """Give each parameter of a model on the meta device this rank's part of its numbers, in `dtype` (None: its own).
 
-    In between the ranks compare: those that hold the same slices must hold the same numbers (what no two ranks hold
-    is not summed up), and where one could not read its part, all raise. Raises AgreementError, or LoadError where
-    all ranks failed alike.
+    Ranks then compare digests: those that hold the same slices must hold the same numbers. One gather over the world.
+    Raises AgreementError if ranks differ or one of them could not read its part, and the rank's own error (LoadError)
+    if all ranks failed alike.
     """
     report = agreement.RankReport()
     replicas = list(dp_groups)
@@ -120,7 +113,6 @@ def load_weights(
     if failure is not None:
         raise failure
     agreement.check_replicas(reports, replicas)
-    apply_plan(weights.model, plan, mesh.tp.group, None, device, lambda _, parameter: parameter.data)
 
 
 def _fill(weights: WeightSource, plan: Plan, dtype: torch.dtype | None, shared: bool) -> dict[bool, str]:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
+from tpinit.runtime.slicing import Pieces, take_pieces, write_pieces
 
 __all__ = [
     "TPRegionInput",
@@ -25,7 +26,7 @@ __all__ = [
     "reduce_from_tp_region",
 ]
 
-Ranks = tuple[tuple[tuple[int, int], ...], ...]
+Ranks = tuple[Pieces, ...]
 
 
 class _CopyToTPRegion(torch.autograd.Function):
@@ -67,24 +68,19 @@ class _GatherFromTPRegion(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return _take(grads[0], ctx.ranks[dist.get_rank(ctx.group)]).contiguous(), None, None
+        return take_pieces(grads[0], -1, ctx.ranks[dist.get_rank(ctx.group)]).contiguous(), None, None
 
 
 class _ScatterToTPRegion(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, whole: torch.Tensor, group: ProcessGroup, ranks: Ranks) -> torch.Tensor:
         ctx.group, ctx.ranks = group, ranks
-        return _take(whole, ranks[dist.get_rank(group)]).contiguous()
+        return take_pieces(whole, -1, ranks[dist.get_rank(group)]).contiguous()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return _gather(grads[0], ctx.group, ctx.ranks), None, None
-
-
-def _take(whole: torch.Tensor, held: tuple[tuple[int, int], ...]) -> torch.Tensor:
-    found = [whole.narrow(-1, offset, length) for offset, length in held]
-    return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 
 
 def _gather(part: torch.Tensor, group: ProcessGroup, ranks: Ranks) -> torch.Tensor:
@@ -98,10 +94,7 @@ def _gather(part: torch.Tensor, group: ProcessGroup, ranks: Ranks) -> torch.Tens
     dist.all_gather(parts, sent, group=group)
     whole = part.new_empty((*part.shape[:-1], max(offset + length for held in ranks for offset, length in held)))
     for one, held in zip(parts, ranks, strict=True):
-        begin = 0
-        for offset, length in held:
-            whole.narrow(-1, offset, length).copy_(one.narrow(-1, begin, length))
-            begin += length
+        write_pieces(whole, one, -1, held)
     return whole
 
 

@@ -1,8 +1,10 @@
 """The plan: which parameter is cut how, one record a parameter; and what becomes of each module."""
 
-from tpinit.runtime.planning.check.user_plan import UserPlan, check_plan, read_plan
+from tpinit.runtime.planning.check.user_plan import check_plan
+from tpinit.runtime.planning.make_plan import make_plan
 from tpinit.runtime.planning.planner import plan_model
 from tpinit.runtime.planning.requests.partition_config import request_from_section
+from tpinit.runtime.planning.requests.user_plan import UserPlan, read_plan
 from tpinit.runtime.planning.schema import BlockPlan, Cut, GradientRule, LayerKind, LayerPlan, ParameterPlan, Plan
 
 __all__ = [
@@ -12,10 +14,11 @@ __all__ = [
     "LayerKind",
     "LayerPlan",
     "ParameterPlan",
-    "UserPlan",
     "Plan",
+    "UserPlan",
     "check_plan",
-    "request_from_section",
+    "make_plan",
     "plan_model",
     "read_plan",
+    "request_from_section",
 ]

@@ -11,9 +11,8 @@ from torch import nn
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.planning.analysis.linears import LinearInfo, expert_weights
 from tpinit.runtime.planning.analysis.trace import Trace
-from tpinit.runtime.planning.check.dry_run import BlockPatch, Region, ShardMismatch, block_plan
 from tpinit.runtime.planning.partition.experts import ExpertsSharding, fit_experts
-from tpinit.runtime.planning.partition.regions import CutRegion
+from tpinit.runtime.planning.partition.regions import BlockPatch, CutRegion, Region, ShardMismatch, block_plan
 from tpinit.runtime.planning.partition.shard_maps import RegionSharding, ShardMap, even_shard_map, per_head_shard_map
 from tpinit.runtime.planning.partition.standalone import StandaloneShard
 from tpinit.runtime.planning.partition.vocabulary import Vocabulary

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 from tpinit.runtime.errors import PlanError
+from tpinit.runtime.parallel.blocks import LocalBlock
 from tpinit.runtime.shards import pieces
 
 __all__ = [
@@ -111,8 +112,9 @@ class LayerPlan:
 
     `ranks`: for the kinds that gather, split or look up, the (offset, length) of each rank's pieces of the
     dimension that is cut. `entry`: whether a column layer itself collects the gradient of its input. `random`:
-    whether what lies between the columns and the row draws random numbers, which must differ on each rank. `fused_with`:
-    of the layers that read one tensor, and alone take it into the group, the first; empty where experts do too.
+    whether what lies between the columns and the row draws random numbers, which must differ on each rank.
+    `fused_with`: of the layers that read one tensor, and alone take it into the group, the first; empty where experts
+    do too.
     `scatter`: whether what a row layer gives is this rank's part of the tokens.
     """
 
@@ -141,6 +143,16 @@ class BlockPlan:
     arguments: tuple[tuple[str, int], ...] = ()
     outputs: tuple[str, ...] = ()
     once: tuple[str, ...] = ()
+
+    def local(self, rank: int) -> LocalBlock:
+        """Return how the block is patched on one rank."""
+        return LocalBlock(
+            {path: ranks[rank] for path, ranks in self.numbers},
+            dict(self.arguments),
+            self.outputs,
+            self.heads,
+            self.head_ranks[rank] if self.head_ranks else (0, 0),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""The engine: gradients, optimizers, schedules, loss scaling, data."""

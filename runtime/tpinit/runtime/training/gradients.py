@@ -8,8 +8,8 @@ from functools import cache
 import torch
 import torch.distributed as dist
 from tpinit.runtime.groups.process_groups import GroupView
-from tpinit.runtime.init.apply import local_part, write_part
 from tpinit.runtime.planning.schema import GradientRule
+from tpinit.runtime.slicing import local_part, write_part
 from tpinit.runtime.training.optimizers import ParamState
 
 __all__ = ["average", "global_norm", "scale", "sum_parts"]
@@ -118,17 +118,17 @@ def _counted(slot: ParamState, side: GroupView) -> torch.Tensor | None:
         return grad
     assert record.dim is not None
     before = {
-        write_part
+        place
         for rank in range(side.position)
         for offset, length in record.pieces_of(side.size, rank)
-        for write_part in range(offset, offset + length)
+        for place in range(offset, offset + length)
     }
     held = [
-        write_part
+        place
         for offset, length in record.pieces_of(side.size, side.position)
-        for write_part in range(offset, offset + length)
+        for place in range(offset, offset + length)
     ]
-    kept = torch.tensor([write_part not in before for write_part in held], device=grad.device)
+    kept = torch.tensor([place not in before for place in held], device=grad.device)
     return grad.transpose(0, record.dim)[kept]
 
 

@@ -1,0 +1,1 @@
+"""What the planner reads of a model: linears, data flow, dropout, equal layers."""

@@ -1,0 +1,1 @@
+"""The dry run of a plan, and the search for one that passes it."""

@@ -13,14 +13,9 @@ from tpinit.runtime.planning.analysis.fake_forward import in_mode
 from tpinit.runtime.planning.analysis.linears import LinearInfo
 from tpinit.runtime.planning.analysis.trace import Trace
 from tpinit.runtime.planning.build import PlanDraft, PlanningTask
-from tpinit.runtime.planning.check.dry_run import BlockPatch, Region, ShardMismatch, check_shards
-from tpinit.runtime.planning.partition.regions import (
-    CutRegion,
-    NeedsDryRun,
-    candidate_regions,
-    fit_region,
-    likeliest_cut,
-)
+from tpinit.runtime.planning.check.dry_run import check_shards
+from tpinit.runtime.planning.check.fit import NeedsDryRun, fit_region, likeliest_cut
+from tpinit.runtime.planning.partition.regions import BlockPatch, CutRegion, Region, ShardMismatch, candidate_regions
 from tpinit.runtime.planning.partition.shard_maps import RegionSharding
 from tpinit.runtime.planning.requests.request import LayerRequest, PlanRequest
 

@@ -23,10 +23,11 @@ from tpinit.runtime.parallel.sequence import map_input, map_output
 from tpinit.runtime.planning.analysis.fake_forward import run_fake_forward
 from tpinit.runtime.planning.analysis.linears import LinearInfo
 from tpinit.runtime.planning.build import PlanningTask
-from tpinit.runtime.planning.check.dry_run import ShardMismatch, compare, patched_block, replay, take_pieces
-from tpinit.runtime.planning.partition.regions import CutRegion, common_block
+from tpinit.runtime.planning.check.dry_run import compare, patched_block, replay
+from tpinit.runtime.planning.partition.regions import CutRegion, ShardMismatch, common_block
 from tpinit.runtime.planning.schema import Cut, GradientRule, LayerKind, LayerPlan, ParameterPlan, Plan, SequencePlan
 from tpinit.runtime.shards import shard
+from tpinit.runtime.slicing import take_pieces
 
 __all__ = ["add_sequence_parallel"]
 

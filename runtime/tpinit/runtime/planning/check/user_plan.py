@@ -7,11 +7,8 @@ data flow, and must be what the plan says.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -21,39 +18,19 @@ from tpinit.runtime.planning.analysis.fake_forward import without_hooks
 from tpinit.runtime.planning.analysis.linears import find_experts, find_linears
 from tpinit.runtime.planning.analysis.train_trace import dry_run_inputs, trace_training
 from tpinit.runtime.planning.build import PlanDraft, PlanningTask, build_plan
-from tpinit.runtime.planning.check.dry_run import BlockPatch, Region, ShardMismatch, check_shards
+from tpinit.runtime.planning.check.dry_run import check_shards
 from tpinit.runtime.planning.check.search import unreached_twins
 from tpinit.runtime.planning.check.sequence_parallel import add_sequence_parallel
-from tpinit.runtime.planning.partition.regions import CutRegion, candidate_regions
+from tpinit.runtime.planning.partition.regions import BlockPatch, CutRegion, Region, ShardMismatch, candidate_regions
 from tpinit.runtime.planning.partition.shard_maps import HeadSharding, RegionSharding, ShardMap
 from tpinit.runtime.planning.partition.standalone import StandaloneShard
 from tpinit.runtime.planning.partition.vocabulary import Vocabulary, find_vocabulary
 from tpinit.runtime.planning.requests.request import LayerRequest, PlanRequest
 from tpinit.runtime.planning.schema import BlockPlan, Cut, LayerKind, ParameterPlan, Pieces, Plan
 
-__all__ = ["UserPlan", "check_plan", "read_plan"]
+__all__ = ["check_plan"]
 
-UserPlan = Plan | Mapping[str, Any] | str | PathLike[str]
 _ALONE = (LayerKind.COLUMN_GATHER, LayerKind.ROW_SPLIT)
-
-
-def read_plan(given: UserPlan) -> Plan:
-    """Return a plan from a Plan, from what `Plan.to_json` returned, or from a JSON file of that. Raises PlanError."""
-    if isinstance(given, Plan):
-        return given
-    if isinstance(given, Mapping):
-        return Plan.from_json(given)
-    if not isinstance(given, (str, PathLike)):
-        raise PlanError(f"plan is a {type(given).__qualname__}: give a Plan, what Plan.to_json() returned, or a file")
-    try:
-        page = json.loads(Path(given).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PlanError(f"the plan {str(given)!r} can't be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise PlanError(f"the plan {str(given)!r} is not JSON: {error}") from error
-    if not isinstance(page, dict):
-        raise PlanError(f"the plan {str(given)!r} is no JSON object: write what Plan.to_json() returned")
-    return Plan.from_json(page)
 
 
 def check_plan(plan: Plan, model: nn.Module, tp_size: int, example: Mapping[str, Any] | None = None) -> Plan:

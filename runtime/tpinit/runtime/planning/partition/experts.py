@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 from tpinit.runtime.planning.analysis.linears import experts_in_rows
-from tpinit.runtime.planning.check.dry_run import ShardMismatch, take_pieces
+from tpinit.runtime.planning.partition.regions import ShardMismatch
 from tpinit.runtime.planning.partition.shard_maps import ShardMap, even_shard_map
 from tpinit.runtime.planning.schema import Cut
 from tpinit.runtime.shards import pieces
+from tpinit.runtime.slicing import take_pieces
 
 __all__ = ["ExpertsSharding", "fit_experts"]
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tpinit.proofs.decision_tables.model import And, Condition, Const, Expr, Iff, Lit, Not, Or
+from tpinit.decision_tables.model import And, Condition, Const, Expr, Iff, Lit, Not, Or
 from tpinit.reference.spellings import nearest, printable
 
 __all__ = ["ExpressionError", "bool_value", "literal_text", "parse", "quoted", "value_index"]

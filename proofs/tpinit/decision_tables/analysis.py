@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import combinations
 
-from tpinit.proofs.decision_tables.gaps import Gap, find_gaps
-from tpinit.proofs.decision_tables.model import Cube, HitPolicy, Point, Row, Table, bits, contains, meet
-from tpinit.proofs.decision_tables.space import Space
-from tpinit.proofs.decision_tables.suggestions import Suggestions, suggest
+from tpinit.decision_tables.gaps import Gap, find_gaps
+from tpinit.decision_tables.model import Cube, HitPolicy, Point, Row, Table, bits, contains, meet
+from tpinit.decision_tables.space import Space
+from tpinit.decision_tables.suggestions import Suggestions, suggest
 from tpinit.reference.errors import ConfigError, Problem
 
 __all__ = ["Analysis", "Covered", "Mergeable", "Overlap", "Severity", "Unreachable", "analyse"]

@@ -9,9 +9,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tpinit.proofs.decision_tables.expressions import ExpressionError, parse, value_index
-from tpinit.proofs.decision_tables.model import BOOL_VALUES, Axiom, Condition, HitPolicy, Row, Table
-from tpinit.proofs.decision_tables.source import load
+from tpinit.decision_tables.expressions import ExpressionError, parse, value_index
+from tpinit.decision_tables.model import BOOL_VALUES, Axiom, Condition, HitPolicy, Row, Table
+from tpinit.decision_tables.source import load
 from tpinit.reference.errors import ConfigError, Problem
 from tpinit.reference.spellings import nearest, printable, show
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tpinit.proofs.decision_tables.model import Cube, Point, bits, meet, volume
-from tpinit.proofs.decision_tables.space import Space
+from tpinit.decision_tables.model import Cube, Point, bits, meet, volume
+from tpinit.decision_tables.space import Space
 
 __all__ = ["Gap", "find_gaps", "is_gap"]
 

@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 import z3
-from tpinit.proofs.decision_tables.model import (
+from tpinit.decision_tables.model import (
     And,
     Const,
     Cube,

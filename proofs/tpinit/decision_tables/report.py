@@ -7,11 +7,11 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tpinit.proofs.decision_tables.analysis import Analysis, Covered, Mergeable, Overlap, Severity, Unreachable
-from tpinit.proofs.decision_tables.expressions import quoted
-from tpinit.proofs.decision_tables.gaps import Gap
-from tpinit.proofs.decision_tables.model import Condition, Cube, Point, Row, Table
-from tpinit.proofs.decision_tables.suggestions import Candidate
+from tpinit.decision_tables.analysis import Analysis, Covered, Mergeable, Overlap, Severity, Unreachable
+from tpinit.decision_tables.expressions import quoted
+from tpinit.decision_tables.gaps import Gap
+from tpinit.decision_tables.model import Condition, Cube, Point, Row, Table
+from tpinit.decision_tables.suggestions import Candidate
 
 __all__ = ["KINDS", "as_object", "as_text"]
 

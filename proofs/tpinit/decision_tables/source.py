@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tpinit.proofs.decision_tables.markdown import read_markdown
+from tpinit.decision_tables.markdown import read_markdown
 from tpinit.reference.errors import ConfigError, Problem
 from tpinit.reference.spellings import printable, show
 

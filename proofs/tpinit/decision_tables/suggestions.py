@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
-from tpinit.proofs.decision_tables.expressions import literal_text
-from tpinit.proofs.decision_tables.model import Cube, Point, Table, bits, contains, meet
-from tpinit.proofs.decision_tables.space import Space
+from tpinit.decision_tables.expressions import literal_text
+from tpinit.decision_tables.model import Cube, Point, Table, bits, contains, meet
+from tpinit.decision_tables.space import Space
 
 __all__ = ["Candidate", "Suggestions", "suggest"]
 

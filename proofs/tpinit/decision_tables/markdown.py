@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tpinit.proofs.decision_tables.expressions import bool_value
+from tpinit.decision_tables.expressions import bool_value
 from tpinit.reference.errors import ConfigError, Problem
 from tpinit.reference.spellings import printable
 
