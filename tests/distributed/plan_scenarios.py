@@ -76,7 +76,7 @@ def edited(page: dict[str, Any], edit: str) -> dict[str, Any]:
         case "another tp_size":
             page["tp_size"] = 4
         case "a sum of whole gradients":
-            _parameter(page, "model.norm.weight")["gradients"] = "sum"
+            _parameter(page, "model.norm.weight")["gradients"] = "partial"
         case "no layers":
             page["layers"] = []
         case "a bias added by all":
@@ -96,6 +96,6 @@ def _parameter(page: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _keep_whole(page: dict[str, Any], module: str) -> None:
-    whole = {"cut": "replicated", "dim": None, "gradients": "same", "unit": 1, "blocks": [], "slices": []}
+    whole = {"cut": "replicated", "dim": None, "gradients": "replicated", "unit": 1, "blocks": [], "slices": []}
     _parameter(page, f"{module}.weight").update(whole)
     page["layers"] = [one for one in page["layers"] if one["module"] != module]

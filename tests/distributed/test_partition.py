@@ -177,7 +177,7 @@ WRONG_EDITS = {
     "another tp_size": "for a TP size of 4, and 2 was decided",
     "a gap": "no rank holds 40:60",
     "one column uneven": "was rehearsed and computes something else",
-    "a sum of whole gradients": "its gradients is sum, and must be same",
+    "a sum of whole gradients": "its gradients is partial, and must be replicated",
     "no layers": "must be replicated beside the other cuts",
 }
 

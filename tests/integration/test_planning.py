@@ -20,8 +20,9 @@ from tpinit.runtime.planning.analysis.linears import find_experts, find_linears
 from tpinit.runtime.planning.analysis.trace import trace
 from tpinit.runtime.planning.analysis.train_trace import dry_run_inputs, trace_training
 from tpinit.runtime.planning.check.dry_run import BlockPatch, ShardMismatch, check_shards
+from tpinit.runtime.planning.check.fit import fit_region
 from tpinit.runtime.planning.partition.experts import fit_experts
-from tpinit.runtime.planning.partition.regions import candidate_regions, fit_region
+from tpinit.runtime.planning.partition.regions import candidate_regions
 from tpinit.runtime.planning.partition.shard_maps import RegionSharding, even_shard_map
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))

@@ -49,7 +49,7 @@ def parameter(page, name):
 
 
 def keep_whole(page, *modules):
-    whole = {"cut": "replicated", "dim": None, "gradients": "same", "unit": 1, "blocks": [], "slices": []}
+    whole = {"cut": "replicated", "dim": None, "gradients": "replicated", "unit": 1, "blocks": [], "slices": []}
     for module in modules:
         for kind in ("weight", "bias"):
             parameter(page, f"{module}.{kind}").update(whole)
@@ -145,14 +145,17 @@ EDITS = {
     "a row that is whole": (lambda p: keep_whole(p, "mlps.0.down"), "all of those that must be cut together"),
     "one column that is whole": (lambda p: keep_whole(p, "mlps.0.gate"), "all of those that must be cut together"),
     "a layer without its weight": (
-        lambda p: edit(p, "mlps.0.up.weight", cut="replicated", dim=None, gradients="same"),
+        lambda p: edit(p, "mlps.0.up.weight", cut="replicated", dim=None, gradients="replicated"),
         "cuts layers whose weights are whole",
     ),
     "a bias that is whole": (
-        lambda p: edit(p, "mlps.0.up.bias", cut="replicated", dim=None, gradients="same"),
+        lambda p: edit(p, "mlps.0.up.bias", cut="replicated", dim=None, gradients="replicated"),
         "mlps.0.up.bias: its cut is replicated, and must be column",
     ),
-    "another sum": (lambda p: edit(p, "embed.weight", gradients="sum"), "its gradients is sum, and must be same"),
+    "another sum": (
+        lambda p: edit(p, "embed.weight", gradients="partial"),
+        "its gradients is partial, and must be replicated",
+    ),
     "another part": (
         lambda p: edit(p, "mlps.0.up.weight", slices=[[[5, 5]], [[0, 5]]]),
         "was rehearsed and computes something else",
