@@ -20,9 +20,9 @@ import torch.distributed as dist
 from family_scenarios import SGD, Together, gathered
 from tpinit.runtime import initialize
 from tpinit.runtime.planning.analysis.linears import find_linears
-from tpinit.runtime.planning.check.dry_run import take_pieces
 from tpinit.runtime.planning.partition.experts import fit_experts
 from tpinit.runtime.planning.schema import LayerKind, Plan
+from tpinit.runtime.slicing import take_pieces
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from scenarios import Counter
 from tpinit.runtime import initialize
-from tpinit.runtime.init.apply import assemble
+from tpinit.runtime.slicing import assemble
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 

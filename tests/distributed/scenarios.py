@@ -16,8 +16,8 @@ from torch.nn import functional
 from tpinit.runtime import initialize, tp_model_init
 from tpinit.runtime.groups import agreement
 from tpinit.runtime.groups.digest import digest_model
-from tpinit.runtime.init.apply import assemble
 from tpinit.runtime.parallel import reduce_from_tp_region
+from tpinit.runtime.slicing import assemble
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
