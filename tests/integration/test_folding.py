@@ -188,7 +188,7 @@ def test_what_is_said_of_one_layer_keeps_it_from_the_others(monkeypatch: pytest.
         name: LayerRequest(column=True) for name in find_linears(model) if name.endswith(("gate_proj", "up_proj"))
     }
     styles |= {f"model.layers.{place}.mlp.down_proj": LayerRequest(row=True) for place in range(6) if place != 2}
-    request = PlanRequest("a test", styles, exact=True)
+    request = PlanRequest("a test", styles, from_user=True)
     plan = plan_model(model, 2, 0, request)
     _same(plan, _whole(model, 2, monkeypatch, request=request))
     cut = {layer.module for layer in plan.layers}

@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tpinit.runtime.planning.requests.request import IGNORED_STYLES, STYLES, LayerRequest, request_from_tp_plan  # noqa: E402
+from tpinit.runtime.planning.requests.request import LayerRequest  # noqa: E402
+from tpinit.runtime.planning.requests.tp_plan import IGNORED_STYLES, STYLES, request_from_tp_plan  # noqa: E402
 
 MODELS = pathlib.Path(transformers.__file__).parent / "models"
 
@@ -83,18 +84,18 @@ def test_wishes_of_real_models(name):
     if name == "t5":
         assert request is None
         return
-    assert not request.unknown
-    assert request.styles["lm_head"] == LayerRequest(column=True, whole=True)
+    assert not request.unknown_styles
+    assert request.layers["lm_head"] == LayerRequest(column=True, standalone=True)
     block = "model.layers.1."
     wanted = {
         "llama": {"self_attn.q_proj": LayerRequest(column=True), "mlp.down_proj": LayerRequest(row=True)},
         "olmo2": {
-            "self_attn.q_proj": LayerRequest(column=True, whole=True),
-            "self_attn.o_proj": LayerRequest(row=True, whole=True),
+            "self_attn.q_proj": LayerRequest(column=True, standalone=True),
+            "self_attn.o_proj": LayerRequest(row=True, standalone=True),
         },
         "mixtral": {"mlp.experts": LayerRequest(experts=True)},
         "deepseek_v2": {"self_attn.kv_b_proj": LayerRequest(column=True)},
     }[name]
     for layer, style in wanted.items():
-        assert request.styles[block + layer] == style
-    assert block + "self_attn.kv_a_proj_with_mqa" not in request.styles
+        assert request.layers[block + layer] == style
+    assert block + "self_attn.kv_a_proj_with_mqa" not in request.layers

@@ -74,21 +74,21 @@ def refusal(*specs, **more):
 
 def test_a_pattern_is_matched_at_the_start_of_the_full_name_of_a_parameter():
     found = request(COLUMN, ROW)
-    assert found.styles == {
+    assert found.layers == {
         **{f"layers.{place}.up": LayerRequest(column=True) for place in (0, 1)},
         **{f"layers.{place}.down": LayerRequest(row=True) for place in (0, 1)},
     }
-    assert found.exact
+    assert found.from_user
     assert found.source == "partition_config"
     assert "matches no parameter" in request(COLUMN, {"patterns": ["up"]}).notes[0]
-    assert "layers.0.up" in request({"patterns": [r"layers\.0\.up"]}).styles  # no need to match to the end
+    assert "layers.0.up" in request({"patterns": [r"layers\.0\.up"]}).layers  # no need to match to the end
     assert "up.weight" in refusal({"patterns": [r".*up$"]})  # the name ends in .weight
 
 
 def test_the_first_spec_that_matches_counts_and_what_comes_too_late_is_noted():
     found = request({**COLUMN, "partition_type": "SKIP"}, {"patterns": [r".*\.up\.w"]}, ROW)
-    assert "layers.0.up" not in found.styles
-    assert found.why["layers.0.up"] == "layer_specs[0] keeps it whole"
+    assert "layers.0.up" not in found.layers
+    assert found.reasons["layers.0.up"] == "layer_specs[0] keeps it whole"
     assert "layer_specs[1] matches only what layer_specs[0] takes first" in found.notes
 
 
@@ -97,7 +97,7 @@ def test_the_first_spec_that_matches_counts_and_what_comes_too_late_is_noted():
 )
 def test_a_spec_for_other_types_of_models_is_passed_over(types, counts):
     found = request({**COLUMN, "model_types": types}, ROW)
-    assert ("layers.0.up" in found.styles) is counts
+    assert ("layers.0.up" in found.layers) is counts
     assert any("is for other, and this model is of type tiny" in note for note in found.notes) is not counts
 
 
@@ -107,26 +107,26 @@ def test_without_a_config_the_type_of_a_model_is_what_its_class_begins_with():
 
     model = TinyBlock()
     spec = {"patterns": ["up"], "model_types": [str(TinyBlock.__qualname__).split(".")[-1].removesuffix("Block")]}
-    assert "up" in request(spec, model=model).styles
+    assert "up" in request(spec, model=model).layers
     assert "cuts no layer" in refusal({**spec, "model_types": ["other"]}, model=model)
 
 
 def test_experts_are_cut_where_both_tensors_are_meant():
     both = {"patterns": [r".*\.experts\.(gate_up|down)_proj"]}
-    assert request(both).styles == {f"layers.{place}.experts": LayerRequest(experts=True) for place in (0, 1)}
+    assert request(both).layers == {f"layers.{place}.experts": LayerRequest(experts=True) for place in (0, 1)}
     one = request(COLUMN, {"patterns": [r".*\.experts\.down_proj"]})
-    assert "one of its tensors" in one.why["layers.0.experts"]
+    assert "one of its tensors" in one.reasons["layers.0.experts"]
     shaped = request({**both, "shape": [4, -1, 8], "partition_dim": 1})
     assert any("found by running it" in note for note in shaped.notes)
 
 
 def test_gathered_columns_and_rows_at_the_end_are_whole_outside():
     found = request({**COLUMN, "gather_output": True}, {"patterns": ["lm_head"], "partition_type": "row"})
-    assert found.styles["layers.0.up"] == LayerRequest(column=True, whole=True)
-    assert found.styles["lm_head"] == LayerRequest(row=True, whole=True)
-    assert "lm_head" in found.kept
+    assert found.layers["layers.0.up"] == LayerRequest(column=True, standalone=True)
+    assert found.layers["lm_head"] == LayerRequest(row=True, standalone=True)
+    assert "lm_head" in found.replicated
     other = request({**ROW, "patterns": [r".*\.down"]}, lm_head_patterns=["down"])
-    assert other.styles["layers.0.down"] == LayerRequest(row=True, whole=True)
+    assert other.layers["layers.0.down"] == LayerRequest(row=True, standalone=True)
 
 
 def test_a_preset_supplies_what_no_spec_matches_unless_it_shall_not():
@@ -134,7 +134,7 @@ def test_a_preset_supplies_what_no_spec_matches_unless_it_shall_not():
     model.a = nn.ModuleDict({"self_attn": nn.ModuleDict({"q_proj": nn.Linear(4, 4), "o_proj": nn.Linear(4, 4)})})
     spec = {"patterns": [r".*\.o_proj"], "partition_type": "skip"}
     found = request(spec, model=model, section={"preset_model": "llama"})
-    assert found.styles == {"a.self_attn.q_proj": LayerRequest(column=True)}
+    assert found.layers == {"a.self_attn.q_proj": LayerRequest(column=True)}
     assert found.source == "partition_config over preset_model llama"
     assert "cuts no layer" in refusal(spec, model=model, section={"preset_model": "llama"}, use_default_specs=False)
 
@@ -148,14 +148,14 @@ def test_without_either_the_model_itself_is_asked():
 
 
 def test_the_vocabulary_is_cut_by_default_and_where_a_spec_says_so():
-    assert not request(COLUMN).kept
+    assert not request(COLUMN).replicated
     alone = request(COLUMN, use_default_specs=False)
-    assert {"embed", "lm_head"} <= alone.kept
-    assert not {"embed", "lm_head"} & request(COLUMN, use_default_specs=False, embedding_partition_dim=0).kept
+    assert {"embed", "lm_head"} <= alone.replicated
+    assert not {"embed", "lm_head"} & request(COLUMN, use_default_specs=False, embedding_partition_dim=0).replicated
     said = request(COLUMN, {"patterns": ["embed", "lm_head"]}, use_default_specs=False)
-    assert not {"embed", "lm_head"} & said.kept
+    assert not {"embed", "lm_head"} & said.replicated
     assert any("cut by vocabulary (dimension 0)" in note for note in said.notes)
-    assert "embed" in request(COLUMN, {"patterns": ["embed"], "partition_type": "skip"}).kept
+    assert "embed" in request(COLUMN, {"patterns": ["embed"], "partition_type": "skip"}).replicated
     assert "dimensions 0 and 1" in refusal(COLUMN, embedding_partition_dim=2)
 
 
@@ -163,7 +163,8 @@ def test_a_tied_head_is_cut_with_its_embedding():
     model = Model()
     model.lm_head.weight = model.embed.weight
     assert (
-        not {"embed", "lm_head"} & request(COLUMN, {"patterns": ["embed"]}, model=model, use_default_specs=False).kept
+        not {"embed", "lm_head"}
+        & request(COLUMN, {"patterns": ["embed"]}, model=model, use_default_specs=False).replicated
     )
 
 
@@ -171,9 +172,9 @@ def test_a_head_that_must_be_cut_by_vocabulary_needs_no_spec():
     head = {"vocab_parallel_lm_head": True}
     strict = {"strict_mode": True, "section": head}
     rest = {"patterns": [".*experts"], "partition_type": "skip"}
-    assert "lm_head" not in request(COLUMN, ROW, rest, **strict).kept
+    assert "lm_head" not in request(COLUMN, ROW, rest, **strict).replicated
     found = request(COLUMN, {"patterns": ["lm_head"], "partition_type": "row"}, section=head)
-    assert "lm_head" not in found.styles
+    assert "lm_head" not in found.layers
     assert any("vocab_parallel_lm_head" in note for note in found.notes)
 
 
@@ -194,7 +195,7 @@ def test_strict_mode_refuses_specs_and_weights_without_a_match_all_at_once():
     assert "norm" not in text  # nor of a weight of one dimension
     loose = request(COLUMN, {"patterns": ["nothing"]})
     assert "layer_specs[1] matches no parameter of this model: nothing" in loose.notes
-    assert loose.why["layers.0.down"] == "no spec of partition_config matches it"
+    assert loose.reasons["layers.0.down"] == "no spec of partition_config matches it"
 
 
 def test_heads_that_are_not_there_are_reported_when_they_were_named():
@@ -286,7 +287,7 @@ def test_a_shape_that_can_not_be_meant_is_refused_with_the_reason(case):
 
 def test_a_bad_shape_names_the_spec_and_the_layer():
     assert "layer_specs[0] for layers.0.up: its shape [3, -1] cuts 16" in refusal({**COLUMN, "shape": [3, -1]})
-    assert request({**COLUMN, "shape": [2, -1]}).styles["layers.0.up"] == LayerRequest(column=True, blocks=(8, 8))
+    assert request({**COLUMN, "shape": [2, -1]}).layers["layers.0.up"] == LayerRequest(column=True, blocks=(8, 8))
 
 
 def test_layouts_cut_every_part_that_was_said_to_be_fused():

@@ -174,7 +174,7 @@ def _draft_experts(task: PlanningTask, draft: PlanDraft) -> None:
     request, tp_size = task.request, task.tp_size
     known: dict[tuple[Any, ...], ExpertsSharding | ShardMismatch] = {}
     for name, module in task.seen.stage.experts.items():
-        if request is not None and not request.styles.get(name, LayerRequest()).experts:
+        if request is not None and not request.layers.get(name, LayerRequest()).experts:
             continue
         key = (type(module), *(tuple(one.shape) for one in module.parameters()))
         if key not in known:
@@ -235,16 +235,16 @@ def plan_notes(
 
 def _notes(parameters: Sequence[ParameterPlan], said: Mapping[str, str], request: PlanRequest | None) -> Iterator[str]:
     if request is not None:
-        if request.unmatched:
-            yield f"nothing in the model matches {', '.join(request.unmatched)} of {request.source}"
-        if request.unknown:
-            yield f"{request.source} has styles that are not known and not followed: {', '.join(request.unknown)}"
+        if request.unmatched_patterns:
+            yield f"nothing in the model matches {', '.join(request.unmatched_patterns)} of {request.source}"
+        if request.unknown_styles:
+            yield f"{request.source} has unknown styles, which are ignored: {', '.join(request.unknown_styles)}"
         yield from request.notes
     reasons: dict[str, list[str]] = {}
-    wished = {name for name, style in request.styles.items() if style.cuts} if request is not None else set()
+    wished = {name for name, style in request.layers.items() if style.is_sharded} if request is not None else set()
     for record in parameters:
         name, owner = record.name, record.name.rpartition(".")[0]
-        told = math.prod(record.shape) >= _BIG or (request is not None and request.exact and owner in wished)
+        told = math.prod(record.shape) >= _BIG or (request is not None and request.from_user and owner in wished)
         if len(record.shape) > 1 and told and record.dim is None:
             why = said.get(owner, _NO_PARTNER if owner in wished else "no rule cuts it")
             reasons.setdefault(why, []).append(name)

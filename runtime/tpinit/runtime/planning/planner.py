@@ -22,7 +22,8 @@ from tpinit.runtime.planning.check.search import fit_regions
 from tpinit.runtime.planning.check.sequence_parallel import add_sequence_parallel
 from tpinit.runtime.planning.partition.standalone import standalone_shards
 from tpinit.runtime.planning.partition.vocabulary import Vocabulary, find_vocabulary
-from tpinit.runtime.planning.requests.request import LayerRequest, PlanRequest, request_from_tp_plan
+from tpinit.runtime.planning.requests.request import LayerRequest, PlanRequest
+from tpinit.runtime.planning.requests.tp_plan import request_from_tp_plan
 from tpinit.runtime.planning.schema import Plan
 
 __all__ = ["plan_model"]
@@ -116,7 +117,7 @@ def _told(request: PlanRequest | None) -> Callable[[str], object]:
     """Return what request say of a module, by its name: layers of which they say other things are not alike."""
     if request is None:
         return lambda _: None
-    styles, kept, why = request.styles, request.kept, request.why
+    styles, kept, why = request.layers, request.replicated, request.reasons
     return lambda name: (styles.get(name), name in kept, why.get(name))
 
 
@@ -128,8 +129,8 @@ def _plan(model: nn.Module, wanted: _Wanted, every: bool = False) -> _Planned:
     if every and not seen.sources.keys() >= matrices.keys():
         raise PlanError("the forward does not reach every matrix")
     draft = PlanDraft()
-    kept = request.kept if request is not None else ()
-    draft.why.update(request.why if request is not None else {})
+    kept = request.replicated if request is not None else ()
+    draft.why.update(request.reasons if request is not None else {})
     head = find_vocabulary(model, matrices, seen, tp_size, kept)
     if not wanted.vocabulary:
         head = Vocabulary(head_names=head.head_names)
@@ -137,13 +138,13 @@ def _plan(model: nn.Module, wanted: _Wanted, every: bool = False) -> _Planned:
     fitted = fit_regions(task, draft)
     taken = {name for region, _, _ in fitted for name in (*region.columns, *region.rows, *region.shared)}
     # An output head that is gathered is cut by vocabulary, but for a user who says otherwise.
-    exact = request is not None and request.exact
+    exact = request is not None and request.from_user
     spared = () if exact and wanted.vocabulary else head.head_names
     taken |= {name for name, _, _ in head.layers} | set(spared)
     alone, unfit = standalone_shards(model, matrices, request, tp_size, taken)
     draft.why.update(unfit)
     experts = [
-        name for name in seen.stage.experts if request is None or request.styles.get(name, LayerRequest()).experts
+        name for name in seen.stage.experts if request is None or request.layers.get(name, LayerRequest()).experts
     ]
     if not fitted and not alone and not experts:
         if request is not None and not exact:

@@ -92,19 +92,19 @@ def _fit_each(task: PlanningTask, draft: PlanDraft, rehearsing: bool, alike: boo
 def _wished(region: Region, request: PlanRequest | None) -> bool:
     if request is None:
         return True
-    columns = [request.styles.get(name, LayerRequest()) for name in region.columns]
-    rows = [request.styles.get(name, LayerRequest()) for name in region.rows]
+    columns = [request.layers.get(name, LayerRequest()) for name in region.columns]
+    rows = [request.layers.get(name, LayerRequest()) for name in region.rows]
     adapters = [".lora_" in name for name in (*region.columns, *region.rows)]
     if any(adapters):  # the adapters of a layer follow it
         return True
-    if request.exact and any(style.whole for style in (*columns, *rows)):
+    if request.from_user and any(style.standalone for style in (*columns, *rows)):
         return False
     return all(style.column for style in columns) and all(style.row for style in rows)
 
 
 def _fused(region: Region, request: PlanRequest | None) -> dict[str, LayerRequest]:
     """Return what a source says of the matrices of a region, and so of the parts that are fused in each."""
-    styles = request.styles if request is not None else {}
+    styles = request.layers if request is not None else {}
     return {name: styles.get(name, LayerRequest()) for name in (*region.columns, *region.rows)}
 
 

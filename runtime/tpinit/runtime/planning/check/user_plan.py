@@ -213,7 +213,7 @@ def _again(plan: Plan, model: nn.Module, tp_size: int, inputs: Mapping[str, Any]
     except ShardMismatch as error:
         raise PlanError(f"the plan was rehearsed and computes something else than the whole model: {error}") from error
     styles = {name: LayerRequest(experts=True) for name, kind in kinds.items() if kind is LayerKind.EXPERTS}
-    request = PlanRequest(plan.source, styles, exact=True)
+    request = PlanRequest(plan.source, styles, from_user=True)
     task = PlanningTask(model, inputs, seen, matrices, request, tp_size, head.head_names)
     alone = [
         StandaloneShard(name, kind, weights[name].dim or 0, _spread(weights[name], tp_size))

@@ -43,8 +43,8 @@ def standalone_shards(
             if parameter is not None:
                 holders[id(parameter)] = holders.get(id(parameter), 0) + 1
     found, why = [], {}
-    for name, style in (request.styles if request is not None else {}).items():
-        if name in taken or name not in matrices or not style.whole:
+    for name, style in (request.layers if request is not None else {}).items():
+        if name in taken or name not in matrices or not style.standalone:
             continue
         matrix = matrices[name]
         parameters = [one for one in matrix.module._parameters.values() if one is not None]

@@ -181,7 +181,7 @@ def _follow(reading: _Reading) -> PlanRequest:
             _follow_experts(reading, name)
     _follow_embeddings(reading, matched)
     _report_unmatched(reading, matched, {*matrices, *experts})
-    if not reading.problems and not any(style.cuts for style in reading.styles.values()):
+    if not reading.problems and not any(style.is_sharded for style in reading.styles.values()):
         layers = sorted({re.sub(r"\d+", "*", f"{name}.weight" if name in matrices else name) for name in reading.names})
         reading.problems.append(
             f"it cuts no layer of this model, whose layers are {_some(layers, 12)}; patterns are regular expressions "
@@ -193,9 +193,9 @@ def _follow(reading: _Reading) -> PlanRequest:
     return PlanRequest(
         reading.source,
         reading.styles,
-        exact=True,
-        kept=frozenset(reading.kept),
-        why=reading.why,
+        from_user=True,
+        replicated=frozenset(reading.kept),
+        reasons=reading.why,
         notes=tuple(dict.fromkeys(reading.notes)),
     )
 
@@ -223,7 +223,7 @@ def _follow_matrix(reading: _Reading, name: str, matrix: LinearInfo, matched: se
     whole = spec.gather if column else head
     if head and not column:
         reading.kept.add(name)
-    reading.styles[name] = LayerRequest(column=column, row=not column, whole=whole, blocks=blocks, unit=unit)
+    reading.styles[name] = LayerRequest(column=column, row=not column, standalone=whole, blocks=blocks, unit=unit)
 
 
 def _follow_experts(reading: _Reading, name: str) -> None:
