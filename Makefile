@@ -72,7 +72,7 @@ lint: $(STAMP) ## Check style, types and who imports whom
 	@echo "== ruff format --check"
 	@$(BIN)/ruff format --check .
 	@echo "== mypy --strict"
-	@$(BIN)/mypy --strict $(PORTIONS:%=-p tpinit.%)
+	@$(BIN)/mypy --strict $(PORTIONS:%=-p tpinit.%) -p studies -p benchmarks
 	@echo "== lint-imports"
 	@$(BIN)/lint-imports --no-logo
 
@@ -80,7 +80,7 @@ prove: $(STAMP) ## Prove every theorem of the contract
 	@$(BIN)/tpinit prove
 
 deepspeed: $(STAMP) $(DEEPSPEED_STAMP) ## Hold real DeepSpeed against the contract and write its page (DEEPSPEED_ARGS=--smoke: a part of it)
-	@TPINIT_DEEPSPEED_PYTHON=$(CURDIR)/$(DEEPSPEED_VENV)/bin/python $(BIN)/python -m tpinit.conformance.adapters.deepspeed $(DEEPSPEED_ARGS)
+	@PYTHONPATH=tests TPINIT_DEEPSPEED_PYTHON=$(CURDIR)/$(DEEPSPEED_VENV)/bin/python $(BIN)/python -m studies.deepspeed $(DEEPSPEED_ARGS)
 
 # For `tpinit conform --impl deepspeed` and for tests/distributed/test_deepspeed_adapter.py.
 deepspeed-env: $(DEEPSPEED_STAMP) ## Make the environment of real DeepSpeed alone

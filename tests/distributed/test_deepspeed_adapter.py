@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from studies.deepspeed.campaign import run
+from studies.deepspeed.catalogue import entries, expected_of, job_of_entry, rows
+from studies.deepspeed.findings import DEEPSPEED, sort
+from studies.deepspeed.judge import Aspect, Kind, judge
 from tpinit.conformance.adapters.deepspeed import PYTHON_VARIABLE, adapter, python_of
 from tpinit.conformance.adapters.deepspeed.adapter import RankServerAdapter, answer_of_observation, run_job
-from tpinit.conformance.adapters.deepspeed.campaign import run
-from tpinit.conformance.adapters.deepspeed.catalogue import entries, expected_of, job_of_entry, rows
-from tpinit.conformance.adapters.deepspeed.findings import DEEPSPEED, sort
 from tpinit.conformance.adapters.deepspeed.host import RankServer, ServerError
 from tpinit.conformance.adapters.deepspeed.jobs import blocks, job_of, orthogonal
-from tpinit.conformance.adapters.deepspeed.judge import Aspect, Kind, judge
 from tpinit.conformance.adapters.deepspeed.observation import Ended
 from tpinit.conformance.protocol import Broken, Result, Skip, Skipped, TimedOut
 from tpinit.conformance.vectors import load

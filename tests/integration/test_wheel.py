@@ -16,8 +16,10 @@ PORTIONS = {
     "cli": ROOT / "reference/tpinit/cli",
     "runtime": ROOT / "runtime/tpinit/runtime",
     "proofs": ROOT / "proofs/tpinit/proofs",
+    "decision_tables": ROOT / "proofs/tpinit/decision_tables",
     "conformance": ROOT / "tests/tpinit/conformance",
 }
+ADAPTER = "tpinit/conformance/adapters/deepspeed/"
 # Nothing that an extra brings may be needed by the resolver, so none of it is there.
 HEAVY = ("torch", "z3", "cvc5", "crosshair", "hypothesis", "pytest", "transformers", "safetensors", "hjson")
 
@@ -93,6 +95,32 @@ def test_the_wheel_holds_nothing_else(names):
     assert all(".dist-info/" in name for name in others), others
     assert "tpinit/__init__.py" not in names
     assert not [name for name in names if "__pycache__" in name]
+
+
+def of_the_study(names):
+    """The files of the study of DeepSpeed: those in its folder, and its modules in the folder of the adapter."""
+    modules = {path.name for path in (ROOT / "tests/studies/deepspeed").glob("*.py")} - {"__init__.py"}
+    assert len(modules) >= 7, modules
+    moved = {ADAPTER + module for module in modules}
+    return [name for name in names if "studies" in name.split("/") or name in moved]
+
+
+def test_the_adapter_of_deepspeed_is_in_the_wheel_and_its_study_is_not(names):
+    assert {ADAPTER + name for name in ("adapter.py", "host.py", "jobs.py", "ranks/server.py")} <= set(names)
+    assert of_the_study(names) == []
+
+
+@pytest.mark.parametrize("name", ["studies/deepspeed/findings.py", f"{ADAPTER}campaign.py", f"{ADAPTER}__main__.py"])
+def test_a_wheel_with_the_study_would_be_seen(names, name):
+    assert of_the_study([*names, name]) == [name]
+
+
+def test_the_installed_kit_has_the_adapter_of_deepspeed_and_not_its_study(python, tpinit):
+    study = python("import importlib.util as u; print(u.find_spec('studies'))")
+    assert study.stdout.strip() == "None", study.stdout + study.stderr
+    asked = tpinit("conform", "--impl", "deepspeed", "--smoke")
+    assert asked.returncode == 4, asked.stdout + asked.stderr
+    assert "TPINIT_DEEPSPEED_PYTHON is ''" in asked.stdout + asked.stderr
 
 
 def test_the_environment_is_empty(python):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tpinit.conformance.adapters.deepspeed.judge import Departure, Kind
+from studies.deepspeed.judge import Departure, Kind
 
 __all__ = ["DEEPSPEED", "Case", "Finding", "Found", "sort"]
 

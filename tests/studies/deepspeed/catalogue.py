@@ -17,10 +17,11 @@ from tpinit.conformance.adapters.deepspeed.jobs import (
     orthogonal,
     strides,
 )
-from tpinit.conformance.adapters.deepspeed.judge import Expected
 from tpinit.reference.errors import ConfigError
 from tpinit.reference.objects import CallArgs, Resolver
 from tpinit.spec.vocabulary import Decision, Outcome
+
+from studies.deepspeed.judge import Expected
 
 __all__ = ["Entry", "entries", "expected_of", "job_of_entry", "rows"]
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tpinit.conformance.adapters.deepspeed.jobs import BASE, Partition, blocks, observations, orthogonal
-from tpinit.conformance.adapters.deepspeed.judge import Aspect, Departure, Expected, Kind, judge
 from tpinit.conformance.adapters.deepspeed.observation import Ended, Observation, observe
 from tpinit.spec.vocabulary import Outcome
+
+from studies.deepspeed.judge import Aspect, Departure, Expected, Kind, judge
 
 __all__ = ["Sequence", "job_of_sequence", "judge_sequence", "sequences"]
 

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from tpinit.conformance import known as known_failures
-from tpinit.conformance.adapters.deepspeed.campaign import Campaign
-from tpinit.conformance.adapters.deepspeed.catalogue import Entry, expected_of
-from tpinit.conformance.adapters.deepspeed.findings import Case, Found
-from tpinit.conformance.adapters.deepspeed.judge import Aspect, Departure, Expected, Kind
 from tpinit.conformance.adapters.deepspeed.observation import Ended, Observation
 from tpinit.spec.table import ROWS
+
+from studies.deepspeed.campaign import Campaign
+from studies.deepspeed.catalogue import Entry, expected_of
+from studies.deepspeed.findings import Case, Found
+from studies.deepspeed.judge import Aspect, Departure, Expected, Kind
 
 __all__ = ["Shown", "document", "known", "reproduce", "summary"]
 

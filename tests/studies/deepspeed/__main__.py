@@ -1,6 +1,6 @@
 """Run real DeepSpeed (or our runtime, in the same way) and write what was found.
 
-python -m tpinit.conformance.adapters.deepspeed [--smoke] [--implementation tpinit] [--document FILE] [--known FILE]
+python -m studies.deepspeed [--smoke] [--implementation tpinit] [--document FILE] [--known FILE]
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pathlib import Path
 
 from tpinit.conformance.adapters.deepspeed import CHOICES, python_of
 from tpinit.conformance.adapters.deepspeed.adapter import RankServerAdapter
-from tpinit.conformance.adapters.deepspeed.campaign import Campaign, run
-from tpinit.conformance.adapters.deepspeed.document import Shown, document, known, reproduce, summary
-from tpinit.conformance.adapters.deepspeed.findings import DEEPSPEED, sort
 from tpinit.conformance.protocol import Broken
+
+from studies.deepspeed.campaign import Campaign, run
+from studies.deepspeed.document import Shown, document, known, reproduce, summary
+from studies.deepspeed.findings import DEEPSPEED, sort
 
 __all__ = ["main"]
 
@@ -83,7 +84,7 @@ def _say(text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tpinit.conformance.adapters.deepspeed", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m studies.deepspeed", description=__doc__)
     parser.add_argument("--implementation", choices=("deepspeed", "tpinit"), default="deepspeed")
     parser.add_argument("--smoke", action="store_true", help="a minute's part of the run")
     parser.add_argument("--rows", action="store_true", help="the twelve rows only")

@@ -9,17 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tpinit.conformance.adapters.deepspeed.adapter import RankServerAdapter, run_job
-from tpinit.conformance.adapters.deepspeed.catalogue import Entry, entries, expected_of, job_of_entry, rows
-from tpinit.conformance.adapters.deepspeed.findings import Case
 from tpinit.conformance.adapters.deepspeed.host import RankServer
 from tpinit.conformance.adapters.deepspeed.jobs import materialise
-from tpinit.conformance.adapters.deepspeed.judge import Aspect, Departure, Expected, Kind, judge
 from tpinit.conformance.adapters.deepspeed.observation import Ended, Observation
-from tpinit.conformance.adapters.deepspeed.sequences import job_of_sequence, judge_sequence, sequences
 from tpinit.conformance.protocol import Implementation, Skipped
 from tpinit.conformance.report import Report
 from tpinit.conformance.runner import Settings, conform
 from tpinit.conformance.vectors import Vector, load
+
+from studies.deepspeed.catalogue import Entry, entries, expected_of, job_of_entry, rows
+from studies.deepspeed.findings import Case
+from studies.deepspeed.judge import Aspect, Departure, Expected, Kind, judge
+from studies.deepspeed.sequences import job_of_sequence, judge_sequence, sequences
 
 __all__ = ["Campaign", "run"]
 
