@@ -107,7 +107,7 @@ REFUSED = {
     "amp": ("UnsupportedError", "amp"),
     "unknown key": ("UnsupportedError", "did you mean gradient_clipping?"),
     "overlap": ("UnsupportedError", "tensor_parallel.tp_overlap_comm"),
-    "partition config": ("PlanError", "cuts no layer of this model"),
+    "partition config": ("PlanError", "shards no layer of this model"),
     "vocab parallel cross-entropy": ("UnsupportedError", "tensor_parallel.vocab_parallel_ce_backend"),
     "preset of another model": ("PlanError", "preset_model bloom can't be followed"),
     "grain size": ("UnsupportedError", "tensor_parallel.tp.tp_grain_size"),

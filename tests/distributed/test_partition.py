@@ -135,9 +135,12 @@ REFUSED = {
         "layer_specs[2] matches no parameter",
     ),
     "a layer that nothing matches, in strict mode": (section(*LLAMA, strict_mode=True), "lm_head.weight (strict_mode)"),
-    "nothing to cut": (section(skip(".*")), "cuts no layer of this model"),
+    "nothing to cut": (section(skip(".*")), "shards no layer of this model"),
     "a preset of another model": ({"preset_model": "bloom"}, "preset_model bloom can't be followed"),
-    "a sum over parts": (section(column(".*q_proj", grad_allreduce=True), *LLAMA), "grad_allreduce is for skip"),
+    "a sum over parts": (
+        section(column(".*q_proj", grad_allreduce=True), *LLAMA),
+        "grad_allreduce is legal for partition_type skip only",
+    ),
 }
 
 

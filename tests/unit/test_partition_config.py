@@ -88,8 +88,8 @@ def test_a_pattern_is_matched_at_the_start_of_the_full_name_of_a_parameter():
 def test_the_first_spec_that_matches_counts_and_what_comes_too_late_is_noted():
     found = request({**COLUMN, "partition_type": "SKIP"}, {"patterns": [r".*\.up\.w"]}, ROW)
     assert "layers.0.up" not in found.layers
-    assert found.reasons["layers.0.up"] == "layer_specs[0] keeps it whole"
-    assert "layer_specs[1] matches only what layer_specs[0] takes first" in found.notes
+    assert found.reasons["layers.0.up"] == "layer_specs[0] skips it"
+    assert "layer_specs[1] has no effect: layer_specs[0] matches its parameters first" in found.notes
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_the_first_spec_that_matches_counts_and_what_comes_too_late_is_noted():
 def test_a_spec_for_other_types_of_models_is_passed_over(types, counts):
     found = request({**COLUMN, "model_types": types}, ROW)
     assert ("layers.0.up" in found.layers) is counts
-    assert any("is for other, and this model is of type tiny" in note for note in found.notes) is not counts
+    assert any("is for models of type other; this model has type tiny" in note for note in found.notes) is not counts
 
 
 def test_without_a_config_the_type_of_a_model_is_what_its_class_begins_with():
@@ -108,16 +108,16 @@ def test_without_a_config_the_type_of_a_model_is_what_its_class_begins_with():
     model = TinyBlock()
     spec = {"patterns": ["up"], "model_types": [str(TinyBlock.__qualname__).split(".")[-1].removesuffix("Block")]}
     assert "up" in request(spec, model=model).layers
-    assert "cuts no layer" in refusal({**spec, "model_types": ["other"]}, model=model)
+    assert "shards no layer" in refusal({**spec, "model_types": ["other"]}, model=model)
 
 
 def test_experts_are_cut_where_both_tensors_are_meant():
     both = {"patterns": [r".*\.experts\.(gate_up|down)_proj"]}
     assert request(both).layers == {f"layers.{place}.experts": LayerRequest(experts=True) for place in (0, 1)}
     one = request(COLUMN, {"patterns": [r".*\.experts\.down_proj"]})
-    assert "one of its tensors" in one.reasons["layers.0.experts"]
+    assert "only some of its tensors" in one.reasons["layers.0.experts"]
     shaped = request({**both, "shape": [4, -1, 8], "partition_dim": 1})
-    assert any("found by running it" in note for note in shaped.notes)
+    assert any("a dry run finds how it is fused" in note for note in shaped.notes)
 
 
 def test_gathered_columns_and_rows_at_the_end_are_whole_outside():
@@ -136,7 +136,7 @@ def test_a_preset_supplies_what_no_spec_matches_unless_it_shall_not():
     found = request(spec, model=model, section={"preset_model": "llama"})
     assert found.layers == {"a.self_attn.q_proj": LayerRequest(column=True)}
     assert found.source == "partition_config over preset_model llama"
-    assert "cuts no layer" in refusal(spec, model=model, section={"preset_model": "llama"}, use_default_specs=False)
+    assert "shards no layer" in refusal(spec, model=model, section={"preset_model": "llama"}, use_default_specs=False)
 
 
 def test_without_either_the_model_itself_is_asked():
@@ -154,7 +154,7 @@ def test_the_vocabulary_is_cut_by_default_and_where_a_spec_says_so():
     assert not {"embed", "lm_head"} & request(COLUMN, use_default_specs=False, embedding_partition_dim=0).replicated
     said = request(COLUMN, {"patterns": ["embed", "lm_head"]}, use_default_specs=False)
     assert not {"embed", "lm_head"} & said.replicated
-    assert any("cut by vocabulary (dimension 0)" in note for note in said.notes)
+    assert any("which is vocab-parallel (dimension 0)" in note for note in said.notes)
     assert "embed" in request(COLUMN, {"patterns": ["embed"], "partition_type": "skip"}).replicated
     assert "dimensions 0 and 1" in refusal(COLUMN, embedding_partition_dim=2)
 
@@ -204,10 +204,10 @@ def test_heads_that_are_not_there_are_reported_when_they_were_named():
 
 
 def test_keys_that_say_nothing_of_a_cut_are_noted_or_refused():
-    assert any("says nothing of a row layer" in note for note in request(COLUMN, {**ROW, "gather_output": True}).notes)
-    assert "grad_allreduce is for skip" in refusal({**COLUMN, "grad_allreduce": True})
+    assert any("no effect on a row layer" in note for note in request(COLUMN, {**ROW, "gather_output": True}).notes)
+    assert "grad_allreduce is legal for partition_type skip only" in refusal({**COLUMN, "grad_allreduce": True})
     skipped = {"patterns": [".*norm"], "partition_type": "skip", "grad_allreduce": True}
-    assert any("done where the data flow needs it" in note for note in request(COLUMN, skipped).notes)
+    assert any("all-reduced wherever the data flow" in note for note in request(COLUMN, skipped).notes)
 
 
 def test_a_repeated_tp_size_must_be_the_one_that_was_decided():
@@ -267,14 +267,14 @@ def test_a_shape_says_what_is_fused(case):
 
 BAD_SHAPES = {
     "not divisible": (linear(12, 8), "column", (5, 8), None, "5 equal parts"),
-    "another sum": (linear(12, 8), "column", ((6, 5), 8), None, "does not hold the 96 numbers"),
-    "nothing to infer": (linear(12, 8), "column", ((5,), -1), None, "does not hold the 96 numbers"),
+    "another sum": (linear(12, 8), "column", ((6, 5), 8), None, "does not hold the 96 elements"),
+    "nothing to infer": (linear(12, 8), "column", ((5,), -1), None, "does not hold the 96 elements"),
     "another input": (linear(12, 8), "column", (24, 4), None, "must be the weight's, 8"),
     "ambiguous": (linear(12, 8), "column", (3, -1, 8), 0, "leaves more than one size open"),
-    "a column of the input": (linear(12, 8), "column", (-1, 2), 1, "which is the input: the column cut"),
-    "a row of the output": (linear(12, 8), "row", (2, 6, 8), 1, "which is the output: the row cut"),
+    "a column of the input": (linear(12, 8), "column", (-1, 2), 1, "is the input, but a column spec shards the output"),
+    "a row of the output": (linear(12, 8), "row", (2, 6, 8), 1, "is the output, but a row spec shards the input"),
     "a dimension alone": (linear(12, 8), "column", None, 1, "partition_dim is 1"),
-    "conv1d, nonsense": (conv1d(12, 8), "column", (5, -1), None, "cuts 12 into 5"),
+    "conv1d, nonsense": (conv1d(12, 8), "column", (5, -1), None, "splits 12 into 5"),
 }
 
 
@@ -286,7 +286,7 @@ def test_a_shape_that_can_not_be_meant_is_refused_with_the_reason(case):
 
 
 def test_a_bad_shape_names_the_spec_and_the_layer():
-    assert "layer_specs[0] for layers.0.up: its shape [3, -1] cuts 16" in refusal({**COLUMN, "shape": [3, -1]})
+    assert "layer_specs[0] for layers.0.up: its shape [3, -1] splits 16" in refusal({**COLUMN, "shape": [3, -1]})
     assert request({**COLUMN, "shape": [2, -1]}).layers["layers.0.up"] == LayerRequest(column=True, blocks=(8, 8))
 
 
@@ -318,7 +318,7 @@ def test_the_presets_are_those_that_the_config_may_name():
 def test_an_unknown_preset_is_an_error_with_the_list_and_the_nearest():
     with pytest.raises(PlanError, match="did you mean llama"):
         preset_specs("lama")
-    with pytest.raises(PlanError, match="there are llama, bloom, chatglm, mixtral, deepseek_v2, qwen2, phi3"):
+    with pytest.raises(PlanError, match="the presets are llama, bloom, chatglm, mixtral, deepseek_v2, qwen2, phi3"):
         preset_specs("gpt-17")
     assert preset_specs("LLaMA") == preset_specs("llama")
 
@@ -355,6 +355,6 @@ def test_a_preset_cuts_the_layers_that_it_is_for(preset):
     for cut, layers in NAMES[preset].items():
         for layer in layers:
             name = f"model.layers.0.{layer}.weight"
-            assert [one.cut for one in preset_specs(preset) if one.matches(name)][:1] == [cut], layer
+            assert [one.partition_type for one in preset_specs(preset) if one.matches(name)][:1] == [cut], layer
     for name in ("model.embed_tokens.weight", "lm_head.weight", "model.layers.0.input_layernorm.weight"):
         assert not any(one.matches(name) for one in preset_specs(preset))

@@ -72,7 +72,7 @@ def test_a_plan_is_read_from_a_plan_a_mapping_or_a_file(tmp_path):
     [
         (None, "can't be read: No such file"),
         ("{", "is not JSON"),
-        ("[]", "is no JSON object"),
+        ("[]", "is not a JSON object"),
         ("{}", "this is no plan: KeyError: 'version'"),
         ('{"version": 9}', "version 9; this release reads version 1"),
     ],
@@ -86,7 +86,7 @@ def test_a_file_that_holds_no_plan_is_refused(tmp_path, text, words):
 
 
 def test_what_is_no_plan_at_all_is_refused():
-    with pytest.raises(PlanError, match="plan is a int: give a Plan"):
+    with pytest.raises(PlanError, match="plan has type int: give a Plan"):
         read_plan(3)
 
 

@@ -1,8 +1,8 @@
-"""`partition_config` and `preset_model`: layer specs, matched against a model by DeepSpeed's rules (0.19.8).
+"""The requests of `partition_config` and `preset_model`: layer specs, matched by the rules of DeepSpeed 0.19.8.
 
-A spec is matched against the full name of a parameter (`model.layers.0.mlp.up_proj.weight`), at its start; the
-first that matches counts. Specs say which layers are cut. Whether and how they can be, the model says: what is
-wished and can't be exact stays whole, with a note.
+A spec is matched against the full name of a parameter (`model.layers.0.mlp.up_proj.weight`), from its start; the first
+spec that matches counts. Specs request which layers are sharded. Whether and how a layer can be sharded exactly depends
+on the model: a requested layer that can't be stays replicated, and the plan has a note about it.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from tpinit.runtime.planning.requests.request import LayerRequest, PlanRequest
 
 __all__ = ["from_partition_config", "request_from_section"]
 
-_PLACE = "tensor_parallel.partition_config"
-_HEADS = ("lm_head", "embed_out")
-_SHOWN = 5
+_LOCATION = "tensor_parallel.partition_config"
+_HEAD_NAMES = ("lm_head", "embed_out")
+_MAX_LAYERS_IN_ERROR = 12
 
 
 def request_from_section(section: Mapping[str, object], model: nn.Module, tp_size: int) -> PlanRequest | None:
-    """Return what the `tensor_parallel` section request for `model`; None where it leaves that to the model.
+    """Return what the `tensor_parallel` section requests for `model`; None if it has neither config nor preset.
 
-    `section` is what the decision carries: checked, with absent keys left out. A `partition_config` goes before a
-    `preset_model`, which supplies what no spec of its matches unless `use_default_specs` is false.
+    `section` is the section that the decision carries: checked, with absent keys left out. The specs of a
+    `partition_config` come first; those of a `preset_model` apply to the parameters that they do not match, unless
+    `use_default_specs` is false.
 
-    Raises ConfigError and PlanError as `from_partition_config` does.
+    Raises ConfigError if `partition_config.tp_size` is not `tp_size`, PlanError as `from_partition_config` does.
     """
     config, preset = section.get("partition_config"), section.get("preset_model")
     specs = preset_specs(preset) if isinstance(preset, str) else ()
@@ -42,15 +43,17 @@ def request_from_section(section: Mapping[str, object], model: nn.Module, tp_siz
         if not specs:
             return None
         names = [*find_linears(model), *find_experts(model)]
-        return _follow(_Reading(model, names, specs, f"preset_model {preset}"))
-    repeated = config.get("tp_size")
-    if isinstance(repeated, int) and repeated != tp_size:
+        return _match_layers(_Matching(model, names, specs, f"preset_model {preset}"))
+    config_tp_size = config.get("tp_size")
+    if isinstance(config_tp_size, int) and config_tp_size != tp_size:
         message = f"this differs from the TP size that was decided, {tp_size}"
-        raise ConfigError([Problem(f"{_PLACE}.tp_size", show(repeated), message, "leave it out: it decides nothing")])
+        hint = "leave it out: it decides nothing"
+        raise ConfigError([Problem(f"{_LOCATION}.tp_size", show(config_tp_size), message, hint)])
     defaults = specs if config.get("use_default_specs", True) else ()
     names = [*find_linears(model), *find_experts(model)]
-    head = section.get("vocab_parallel_lm_head") is True
-    return from_partition_config(config, model, names, defaults, f"preset_model {preset}" if defaults else "", head)
+    vocab_parallel_head = section.get("vocab_parallel_lm_head") is True
+    defaults_name = f"preset_model {preset}" if defaults else ""
+    return from_partition_config(config, model, names, defaults, defaults_name, vocab_parallel_head)
 
 
 def from_partition_config(
@@ -59,231 +62,253 @@ def from_partition_config(
     names: Sequence[str],
     defaults: Sequence[Spec] = (),
     defaults_name: str = "",
-    cut_head: bool = False,
+    vocab_parallel_head: bool = False,
 ) -> PlanRequest:
-    """Return what a `partition_config` request for the matrices and blocks of experts `names` of a model.
+    """Return what a `partition_config` requests for `names`: the linear layers and blocks of experts of a model.
 
-    `defaults` are the specs of a preset, for what no spec of the config matches. With `cut_head` the output head
-    is cut by vocabulary whatever the specs say, and needs none.
+    `defaults` are the specs of a preset; they apply where no spec of the config matches. With `vocab_parallel_head` the
+    output head is vocab-parallel: specs for it are ignored, and it needs none.
 
-    Raises PlanError, with everything at once, for a spec that can't be meant for a layer it matches, for specs
-    that cut nothing of this model, and in strict mode for a spec that matches nothing and a weight that none
-    matches.
+    Raises PlanError, with every problem at once: for a spec that does not fit a layer that it matches, for specs that
+    shard no layer of this model, and in strict mode for a spec that matches nothing and a weight that no spec matches.
     """
-    written = [read_spec(one, f"layer_specs[{place}]") for place, one in enumerate(section.get("layer_specs", ()))]
+    specs = [read_spec(entry, f"layer_specs[{index}]") for index, entry in enumerate(section.get("layer_specs", ()))]
     source = "partition_config" + (f" over {defaults_name}" if defaults_name else "")
-    reading = _Reading(
+    matching = _Matching(
         model,
         names,
-        [*written, *defaults],
+        [*specs, *defaults],
         source,
-        heads=tuple(section.get("lm_head_patterns", _HEADS)),
-        cut_head=cut_head,
+        head_names=tuple(section.get("lm_head_patterns", _HEAD_NAMES)),
+        vocab_parallel_head=vocab_parallel_head,
         strict=section.get("strict_mode", False),
-        only_these=not section.get("use_default_specs", True),
-        by_vocabulary=section.get("embedding_partition_dim"),
+        only_specs=not section.get("use_default_specs", True),
+        embedding_dim=section.get("embedding_partition_dim"),
     )
-    _report_specs(reading, written)
+    _report_specs(matching, specs)
     if "lm_head_patterns" in section:
-        ends = {name.rpartition(".")[2] for name in names}
-        lost = [one for one in section["lm_head_patterns"] if one not in ends]
-        if lost:
-            reading.complain(f"no layer of this model is named {', '.join(lost)} (lm_head_patterns)")
-    return _follow(reading)
+        last_names = {_last_name(name) for name in names}
+        missing = [name for name in section["lm_head_patterns"] if name not in last_names]
+        if missing:
+            matching.report(f"no layer of this model is named {', '.join(missing)} (lm_head_patterns)")
+    return _match_layers(matching)
 
 
 @dataclass(slots=True)
-class _Reading:
-    """Specs, the model that they are matched against, and what comes of it."""
+class _Matching:
+    """The specs that are matched against one model, and the results so far.
+
+    `head_names` are the last names of output heads. `only_specs` says that nothing is sharded but what a spec matches.
+    `embedding_dim` is `embedding_partition_dim`, None if absent. `layers`, `replicated`, `reasons` and `notes` become
+    those of the request; `problems` become one error.
+    """
 
     model: nn.Module
     names: Sequence[str]
     specs: Sequence[Spec]
     source: str
-    heads: tuple[str, ...] = _HEADS
-    cut_head: bool = False
+    head_names: tuple[str, ...] = _HEAD_NAMES
+    vocab_parallel_head: bool = False
     strict: bool = False
-    only_these: bool = False
-    by_vocabulary: int | None = None
-    styles: dict[str, LayerRequest] = field(default_factory=dict)
-    kept: set[str] = field(default_factory=set)
-    why: dict[str, str] = field(default_factory=dict)
+    only_specs: bool = False
+    embedding_dim: int | None = None
+    layers: dict[str, LayerRequest] = field(default_factory=dict)
+    replicated: set[str] = field(default_factory=set)
+    reasons: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    own: tuple[Spec, ...] = ()  # those that are for models of this type
+    applicable: tuple[Spec, ...] = ()  # the specs that apply to models of this type
 
     def __post_init__(self) -> None:
-        kind = _model_type(self.model)
-        self.own = tuple(one for one in self.specs if one.is_for(kind))
+        model_type = _model_type(self.model)
+        self.applicable = tuple(spec for spec in self.specs if spec.applies_to(model_type))
 
-    def complain(self, text: str) -> None:
-        """Take down what strict mode refuses, and another only notes."""
+    def report(self, text: str) -> None:
+        """Add a problem in strict mode, else a note."""
         (self.problems if self.strict else self.notes).append(text)
 
     def spec_for(self, parameter: str) -> Spec | None:
-        """Return the first spec that is for a parameter."""
-        return next((one for one in self.own if one.matches(parameter)), None)
+        """Return the first spec that applies to a parameter."""
+        return next((spec for spec in self.applicable if spec.matches(parameter)), None)
 
     def is_head(self, name: str) -> bool:
-        """Tell whether a layer goes by the name of an output head: the last part of its own."""
-        return name.rpartition(".")[2] in self.heads
+        """Return whether the last part of a module's name is that of an output head."""
+        return _last_name(name) in self.head_names
+
+    def skip(self, name: str, spec: Spec) -> None:
+        """Replicate a module because a spec of type skip matches it."""
+        self.replicated.add(name)
+        self.reasons[name] = f"{spec.location} skips it"
+
+
+def _last_name(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _model_type(model: nn.Module) -> str | None:
-    """Return the type that `model_types` are compared with: the config's, else what the class's name begins with."""
-    of_config = getattr(getattr(model, "config", None), "model_type", None)
-    if of_config:
-        return str(of_config).lower()
-    for ending in ("DecoderLayer", "Block", "Layer"):
-        found = re.search(rf"(\w+){ending}", str(type(model)))
-        if found:
-            return found.group(1).lower()
+    """Return the type that `model_types` are compared with: the config's, else the start of the class name."""
+    config_type = getattr(getattr(model, "config", None), "model_type", None)
+    if config_type:
+        return str(config_type).lower()
+    for suffix in ("DecoderLayer", "Block", "Layer"):
+        match = re.search(rf"(\w+){suffix}", str(type(model)))
+        if match:
+            return match.group(1).lower()
     return None
 
 
-def _report_specs(reading: _Reading, written: Sequence[Spec]) -> None:
-    """Report specs of the user's that match nothing, or nothing that an earlier one has not taken."""
-    parameters = [name for name, _ in reading.model.named_parameters(remove_duplicate=False)]
-    taken = {name: reading.spec_for(name) for name in parameters}
-    kind = _model_type(reading.model)
-    for spec in written:
-        if not spec.is_for(kind):
-            reading.notes.append(f"{spec.place} is for {', '.join(spec.model_types)}, and this model is of type {kind}")
+def _report_specs(matching: _Matching, specs: Sequence[Spec]) -> None:
+    """Report the user's specs that have no effect, and keys that have no effect on a spec's layers."""
+    parameters = [name for name, _ in matching.model.named_parameters(remove_duplicate=False)]
+    first_spec = {name: matching.spec_for(name) for name in parameters}
+    model_type = _model_type(matching.model)
+    for spec in specs:
+        if not spec.applies_to(model_type):
+            types = ", ".join(spec.model_types)
+            matching.notes.append(f"{spec.location} is for models of type {types}; this model has type {model_type}")
             continue
         matched = [name for name in parameters if spec.matches(name)]
         if not matched:
-            patterns = ", ".join(spec.patterns)
-            reading.complain(f"{spec.place} matches no parameter of this model: {patterns}")
-        elif all(taken[name] is not spec for name in matched):
-            first = taken[matched[0]]
-            assert first is not None
-            reading.notes.append(f"{spec.place} matches only what {first.place} takes first")
-        if spec.sums_gradients and spec.cut != "skip":
-            reading.problems.append(
-                f"{spec.place}: grad_allreduce is for skip: a part's gradient is complete, and a sum would mix parts"
+            matching.report(f"{spec.location} matches no parameter of this model: {', '.join(spec.patterns)}")
+        elif all(first_spec[name] is not spec for name in matched):
+            earlier = first_spec[matched[0]]
+            assert earlier is not None
+            matching.notes.append(f"{spec.location} has no effect: {earlier.location} matches its parameters first")
+        if spec.grad_allreduce and spec.partition_type != "skip":
+            matching.problems.append(
+                f"{spec.location}: grad_allreduce is legal for partition_type skip only: each rank has the complete "
+                "gradient of its slice, and an all-reduce would add gradients of different slices; leave it out"
             )
-        if spec.gather and spec.cut != "column":
-            reading.notes.append(
-                f"{spec.place}: gather_output says nothing of a {spec.cut} layer, whose output is whole"
+        if spec.gather_output and spec.partition_type != "column":
+            matching.notes.append(
+                f"{spec.location}: gather_output has no effect on a {spec.partition_type} layer, whose output is whole"
             )
-        elif spec.sums_gradients:
-            reading.notes.append(f"{spec.place}: grad_allreduce is done where the data flow needs it, and only there")
+        elif spec.grad_allreduce:
+            matching.notes.append(
+                f"{spec.location}: grad_allreduce has no effect: partial gradients are all-reduced wherever the data "
+                "flow makes them partial, and only there"
+            )
 
 
-def _follow(reading: _Reading) -> PlanRequest:
-    """Give every layer the style of its spec, and report what has none. Raises PlanError with all problems."""
-    matrices, experts = find_linears(reading.model), find_experts(reading.model)
-    matched: set[int] = set()
-    for name in reading.names:
-        if name in matrices:
-            _follow_matrix(reading, name, matrices[name], matched)
+def _match_layers(matching: _Matching) -> PlanRequest:
+    """Return the request of the specs for every layer. Raises PlanError with all problems."""
+    linears, experts = find_linears(matching.model), find_experts(matching.model)
+    matched_weights: set[int] = set()
+    for name in matching.names:
+        if name in linears:
+            _match_linear(matching, name, linears[name], matched_weights)
         elif name in experts:
-            _follow_experts(reading, name)
-    _follow_embeddings(reading, matched)
-    _report_unmatched(reading, matched, {*matrices, *experts})
-    if not reading.problems and not any(style.is_sharded for style in reading.styles.values()):
-        layers = sorted({re.sub(r"\d+", "*", f"{name}.weight" if name in matrices else name) for name in reading.names})
-        reading.problems.append(
-            f"it cuts no layer of this model, whose layers are {_some(layers, 12)}; patterns are regular expressions "
-            "for the full name of a parameter"
+            _match_experts(matching, name)
+    _match_embeddings(matching, matched_weights)
+    _report_unmatched(matching, matched_weights, {*linears, *experts})
+    if not matching.problems and not any(request.is_sharded for request in matching.layers.values()):
+        parameters = (f"{name}.weight" if name in linears else name for name in matching.names)
+        patterns = sorted({re.sub(r"\d+", "*", name) for name in parameters})
+        matching.problems.append(
+            f"it shards no layer of this model, whose layers are {_shortened(patterns)}; patterns are regular "
+            "expressions that match the full name of a parameter from its start"
         )
-    if reading.problems:
-        lines = "".join(f"\n  {one}" for one in dict.fromkeys(reading.problems))
-        raise PlanError(f"{reading.source} can't be followed:{lines}")
+    if matching.problems:
+        lines = "".join(f"\n  {problem}" for problem in dict.fromkeys(matching.problems))
+        raise PlanError(f"{matching.source} can't be followed:{lines}")
     return PlanRequest(
-        reading.source,
-        reading.styles,
+        matching.source,
+        matching.layers,
         from_user=True,
-        replicated=frozenset(reading.kept),
-        reasons=reading.why,
-        notes=tuple(dict.fromkeys(reading.notes)),
+        replicated=frozenset(matching.replicated),
+        reasons=matching.reasons,
+        notes=tuple(dict.fromkeys(matching.notes)),
     )
 
 
-def _follow_matrix(reading: _Reading, name: str, matrix: LinearInfo, matched: set[int]) -> None:
-    spec = reading.spec_for(f"{name}.weight")
+def _match_linear(matching: _Matching, name: str, linear: LinearInfo, matched_weights: set[int]) -> None:
+    """Add the request of the first spec for a linear layer, and the id of its weight to `matched_weights`."""
+    spec = matching.spec_for(f"{name}.weight")
     if spec is None:
         return
-    head = reading.is_head(name)
-    if head and reading.cut_head:
-        reading.notes.append(f"{name} is cut by vocabulary (vocab_parallel_lm_head), whatever {spec.place} says")
+    head = matching.is_head(name)
+    if head and matching.vocab_parallel_head:
+        matching.notes.append(f"{name} is vocab-parallel (vocab_parallel_lm_head): {spec.location} has no effect on it")
         return
-    if spec.cut == "skip":
-        reading.kept.add(name)
-        reading.why[name] = f"{spec.place} keeps it whole"
+    if spec.partition_type == "skip":
+        matching.skip(name, spec)
         return
-    matched.add(id(matrix.module.weight))
+    matched_weights.add(id(linear.module.weight))
     try:
-        blocks, unit = fused_parts(spec, matrix)
+        blocks, unit = fused_parts(spec, linear)
     except SpecError as error:
-        reading.problems.append(f"{spec.place} for {name}: {error}")
+        matching.problems.append(f"{spec.location} for {name}: {error}")
         return
-    column = spec.cut == "column"
-    # A row at the end of the model has a whole input: it is split.
-    whole = spec.gather if column else head
+    column = spec.partition_type == "column"
+    # The input of an output head is replicated: a row-parallel head must split it.
+    standalone = spec.gather_output if column else head
     if head and not column:
-        reading.kept.add(name)
-    reading.styles[name] = LayerRequest(column=column, row=not column, standalone=whole, blocks=blocks, unit=unit)
+        matching.replicated.add(name)  # not vocab-parallel: the spec shards the head's input features
+    matching.layers[name] = LayerRequest(column=column, row=not column, standalone=standalone, blocks=blocks, unit=unit)
 
 
-def _follow_experts(reading: _Reading, name: str) -> None:
-    """Experts are cut where all tensors that hold them are meant to be."""
-    weights = expert_weights(reading.model.get_submodule(name))
-    specs = [reading.spec_for(f"{name}.{one}") for one in weights]
-    found = [one for one in specs if one is not None]
-    if any(one.cut == "skip" for one in found):
-        reading.kept.add(name)
-        reading.why[name] = f"{found[0].place} keeps it whole"
-    elif len(found) == len(weights):
-        reading.styles[name] = LayerRequest(experts=True)
-        reading.notes += [
-            f"{one.place}: how {name} is fused is found by running it; shape and partition_dim say nothing of it"
-            for one in found
-            if one.shape is not None or one.dim is not None
+def _match_experts(matching: _Matching, name: str) -> None:
+    """Request that a block of experts is sharded if specs match all tensors that hold the experts."""
+    weights = expert_weights(matching.model.get_submodule(name))
+    specs = [spec for weight in weights if (spec := matching.spec_for(f"{name}.{weight}")) is not None]
+    skips = [spec for spec in specs if spec.partition_type == "skip"]
+    if skips:
+        matching.skip(name, skips[0])
+    elif len(specs) == len(weights):
+        matching.layers[name] = LayerRequest(experts=True)
+        matching.notes += [
+            f"{spec.location}: shape and partition_dim have no effect on {name}: a dry run finds how it is fused"
+            for spec in specs
+            if spec.shape is not None or spec.partition_dim is not None
         ]
-    elif found:
-        reading.why[name] = f"{found[0].place} matches one of its tensors, and they are cut together"
-
-
-def _follow_embeddings(reading: _Reading, matched: set[int]) -> None:
-    if reading.by_vocabulary is not None and reading.by_vocabulary > 1:
-        reading.problems.append(
-            f"embedding_partition_dim = {reading.by_vocabulary}: an embedding has dimensions 0 and 1"
+    elif specs:
+        matching.reasons[name] = (
+            f"{specs[0].location} matches only some of its tensors, which are sharded together or not at all"
         )
-    for name, module in reading.model.named_modules():
-        spec = reading.spec_for(f"{name}.weight") if isinstance(module, nn.Embedding) else None
+
+
+def _match_embeddings(matching: _Matching, matched_weights: set[int]) -> None:
+    """Note which embeddings the specs match, and add the ids of their weights to `matched_weights`."""
+    if matching.embedding_dim is not None and matching.embedding_dim > 1:
+        matching.problems.append(
+            f"embedding_partition_dim = {matching.embedding_dim}: an embedding has dimensions 0 and 1"
+        )
+    for name, module in matching.model.named_modules():
+        spec = matching.spec_for(f"{name}.weight") if isinstance(module, nn.Embedding) else None
         if spec is None:
             continue
-        if spec.cut == "skip":
-            reading.kept.add(name)
-            reading.why[name] = f"{spec.place} keeps it whole"
+        if spec.partition_type == "skip":
+            matching.skip(name, spec)
             continue
-        matched.add(id(module.weight))
-        if reading.by_vocabulary != 0:
-            reading.notes.append(f"{name} is cut by vocabulary (dimension 0), if at all: {spec.place}")
+        matched_weights.add(id(module.weight))
+        if matching.embedding_dim != 0:
+            matching.notes.append(
+                f"{spec.location} matches the embedding {name}, which is vocab-parallel (dimension 0) or replicated, "
+                "whatever the spec's partition_type"
+            )
 
 
-def _report_unmatched(reading: _Reading, matched: set[int], cuttable: Collection[str]) -> None:
-    """Report weights that no spec matches, and keep them whole where nothing but the specs shall cut."""
-    for name, module in _weights(reading.model):
-        tied = id(module._parameters.get("weight")) in matched
-        embedding = isinstance(module, nn.Embedding)
-        weights = ["weight"] if "weight" in module._parameters else expert_weights(module)
-        parameters = [f"{name}.{one}" for one in weights[:1]]
-        if tied or any(reading.spec_for(one) is not None for one in parameters):
+def _report_unmatched(matching: _Matching, matched_weights: set[int], shardable: Collection[str]) -> None:
+    """Report the weights that no spec matches, and replicate them with `only_specs`."""
+    for name, module in _weight_modules(matching.model):
+        tied_to_matched = id(module._parameters.get("weight")) in matched_weights
+        is_embedding = isinstance(module, nn.Embedding)
+        weight = "weight" if "weight" in module._parameters else expert_weights(module)[0]
+        parameter = f"{name}.{weight}"
+        if tied_to_matched or matching.spec_for(parameter) is not None:
             continue
-        vocabulary = embedding or reading.is_head(name)
-        if reading.only_these and reading.by_vocabulary != 0 and not (reading.is_head(name) and reading.cut_head):
-            reading.kept.add(name)
-        if not vocabulary or name in reading.kept:
-            reading.why.setdefault(name, f"no spec of {reading.source} matches it")
-        if reading.strict and not embedding and not (reading.is_head(name) and reading.cut_head):
-            kind = "layer" if name in cuttable else "weight"
-            reading.problems.append(f"no spec matches the {kind} {parameters[0]} (strict_mode)")
+        by_option = matching.is_head(name) and matching.vocab_parallel_head  # sharded without a spec
+        if matching.only_specs and matching.embedding_dim != 0 and not by_option:
+            matching.replicated.add(name)
+        if not (is_embedding or matching.is_head(name)) or name in matching.replicated:
+            matching.reasons.setdefault(name, f"no spec of {matching.source} matches it")
+        if matching.strict and not is_embedding and not by_option:
+            kind = "layer" if name in shardable else "weight"
+            matching.problems.append(f"no spec matches the {kind} {parameter} (strict_mode)")
 
 
-def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules that a spec could be for: with a weight of two dimensions, or blocks of experts."""
+def _weight_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that a spec could match: those with a `weight` of two dimensions, and blocks of experts."""
     experts = find_experts(model)
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
@@ -291,6 +316,6 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _some(items: Sequence[str], count: int = _SHOWN) -> str:
-    more = f" and {len(items) - count} more" if len(items) > count else ""
-    return ", ".join(items[:count]) + more
+def _shortened(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _MAX_LAYERS_IN_ERROR} more" if len(items) > _MAX_LAYERS_IN_ERROR else ""
+    return ", ".join(items[:_MAX_LAYERS_IN_ERROR]) + more

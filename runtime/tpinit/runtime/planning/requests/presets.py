@@ -1,7 +1,7 @@
-"""The presets: which layers of well-known models are cut, by name.
+"""The presets: which layers of well-known models are sharded, by the names of their parameters.
 
-How a fused weight is put together, and what its block must be told, is not said here: the data flow and the
-rehearsal find it in the model at hand.
+A preset does not describe how a fused weight is laid out or which attributes of a block must change: the trace and the
+dry run find both in the model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _GPT = (
     ("column", r".*\.mlp\.dense_h_to_4h\.weight$"),
     ("row", r".*\.mlp\.dense_4h_to_h\.weight$"),
 )
-# All experts of a layer in one tensor, as transformers 5 has them.
+# transformers 5 stores all experts of a layer in one tensor.
 _STACKED_EXPERTS = (("column", r".*\.experts\.gate_up_proj$"), ("row", r".*\.experts\.down_proj$"))
 
 PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -57,14 +57,15 @@ PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
         ("row", r".*\.mlp\.down_proj\.weight$"),
     ),
 }
-"""What each preset cuts: pairs of a cut and a pattern for the full name of a parameter."""
+"""For each preset, the pairs of a partition type and a pattern that matches the full name of a parameter."""
 
 
 def preset_specs(name: str) -> tuple[Spec, ...]:
-    """Return the specs of a preset, in any case. Raises PlanError, with the list, for a name that is none."""
+    """Return the specs of a preset, named in any case. Raises PlanError, with the legal names, for an unknown one."""
     rules = PRESETS.get(name.lower()) if isinstance(name, str) else None
     if rules is None:
         near = nearest(name, PRESETS)
         hint = f"; did you mean {near}?" if near else ""
-        raise PlanError(f"preset_model = {show(name)} is no preset{hint}; there are {', '.join(PRESETS)}")
-    return tuple(Spec((pattern,), cut, place=f"preset_model {name.lower()}") for cut, pattern in rules)
+        raise PlanError(f"preset_model = {show(name)} is not a preset{hint}; the presets are {', '.join(PRESETS)}")
+    location = f"preset_model {name.lower()}"
+    return tuple(Spec((pattern,), partition_type, location=location) for partition_type, pattern in rules)

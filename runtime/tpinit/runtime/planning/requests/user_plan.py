@@ -1,4 +1,4 @@
-"""A plan that the user passes to `initialize`: as a Plan, as what `Plan.to_json` returned, or as a JSON file of it."""
+"""A plan that the user passes to `initialize`: a Plan, what `Plan.to_json` returned, or the path of its JSON file."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ __all__ = ["UserPlan", "read_plan"]
 UserPlan = Plan | Mapping[str, Any] | str | PathLike[str]
 
 
-def read_plan(given: UserPlan) -> Plan:
-    """Return a plan from a Plan, from what `Plan.to_json` returned, or from a JSON file of that. Raises PlanError."""
-    if isinstance(given, Plan):
-        return given
-    if isinstance(given, Mapping):
-        return Plan.from_json(given)
-    if not isinstance(given, (str, PathLike)):
-        raise PlanError(f"plan is a {type(given).__qualname__}: give a Plan, what Plan.to_json() returned, or a file")
+def read_plan(user_plan: UserPlan) -> Plan:
+    """Return the plan that a user passed. Raises PlanError if it can't be read or is not a plan."""
+    if isinstance(user_plan, Plan):
+        return user_plan
+    if isinstance(user_plan, Mapping):
+        return Plan.from_json(user_plan)
+    if not isinstance(user_plan, (str, PathLike)):
+        kind = type(user_plan).__qualname__
+        raise PlanError(f"plan has type {kind}: give a Plan, what Plan.to_json() returned, or the path of a JSON file")
     try:
-        page = json.loads(Path(given).read_text(encoding="utf-8"))
+        page = json.loads(Path(user_plan).read_text(encoding="utf-8"))
     except OSError as error:
-        raise PlanError(f"the plan {str(given)!r} can't be read: {error.strerror or error}") from error
+        raise PlanError(f"the plan {str(user_plan)!r} can't be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise PlanError(f"the plan {str(given)!r} is not JSON: {error}") from error
+        raise PlanError(f"the plan {str(user_plan)!r} is not JSON: {error}") from error
     if not isinstance(page, dict):
-        raise PlanError(f"the plan {str(given)!r} is no JSON object: write what Plan.to_json() returned")
+        raise PlanError(f"the plan {str(user_plan)!r} is not a JSON object: write what Plan.to_json() returned")
     return Plan.from_json(page)
