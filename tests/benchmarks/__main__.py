@@ -13,7 +13,7 @@ from types import FrameType
 
 from benchmarks import chart, report
 from benchmarks.campaign import measure
-from benchmarks.host import Lost
+from benchmarks.host import RanksLost
 from benchmarks.roster import OURS, PEERS, UNSHARDED
 from benchmarks.sizes import LLAMA, TINY
 
@@ -39,7 +39,7 @@ def main() -> int:
                 loads=1 if given.smoke else 3,
                 say=lambda text: print(f"-- {text}", file=sys.stderr, flush=True),
             )
-        except Lost as lost:
+        except RanksLost as lost:
             print(lost, file=sys.stderr)
             return 1
     print(report.table(result))

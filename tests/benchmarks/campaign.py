@@ -12,20 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.host import Lost, Ranks
-from benchmarks.roster import UNSHARDED, Peer
+from benchmarks.host import RankProcesses, RanksLost
+from benchmarks.roster import UNSHARDED, PeerSpec
 from benchmarks.sizes import AGREEMENT, COMPARED, Size
 
-__all__ = ["Outcome", "Result", "Row", "measure"]
+__all__ = ["SizeMeasurement", "BenchmarkRun", "PeerMeasurement", "measure"]
 
 _START, _WORK = 180.0, 240.0  # seconds: for imports by everyone at once, and for one order
 
 
 @dataclass
-class Row:
+class PeerMeasurement:
     """What was seen of one peer at one size. `blocks` has the seconds of each step, the slowest rank's, by rotation."""
 
-    peer: Peer
+    peer: PeerSpec
     reason: str = ""
     losses: list[float] = field(default_factory=list)
     off: float | None = None
@@ -47,25 +47,25 @@ class Row:
         """The median step in seconds."""
         return statistics.median(second for block in self.blocks for second in block) if self.blocks else None
 
-    def to_ideal(self, unsharded: Row) -> list[float]:
+    def to_ideal(self, unsharded: PeerMeasurement) -> list[float]:
         """One ratio a rotation: this peer's median step over half of the unsharded one in the same rotation."""
         pairs = zip(self.blocks, unsharded.blocks, strict=False)
         return [statistics.median(own) / (statistics.median(whole) / 2) for own, whole in pairs]
 
 
 @dataclass
-class Outcome:
+class SizeMeasurement:
     """One size: a row for every peer asked for, the unsharded model first."""
 
     size: Size
-    rows: list[Row]
+    rows: list[PeerMeasurement]
 
 
 @dataclass
-class Result:
+class BenchmarkRun:
     """Everything of one run."""
 
-    outcomes: list[Outcome]
+    outcomes: list[SizeMeasurement]
     versions: dict[str, str]
     backend: str
     cores: int
@@ -74,7 +74,7 @@ class Result:
 
 
 def measure(
-    peers: Sequence[Peer],
+    peers: Sequence[PeerSpec],
     sizes: Sequence[Size],
     *,
     home: Path,
@@ -82,7 +82,7 @@ def measure(
     rotations: int,
     loads: int,
     say: Callable[[str], None],
-) -> Result:
+) -> BenchmarkRun:
     """Start everybody, measure every size, end everybody. A peer that can't run is a row with a reason."""
     (home / "path").mkdir()
     (home / "path" / "benchmarks").symlink_to(Path(__file__).parent, target_is_directory=True)
@@ -92,17 +92,17 @@ def measure(
         for name, ranks in list(alive.items()):
             try:
                 hello = ranks.hear(_START)[0]
-            except Lost as lost:
+            except RanksLost as lost:
                 del alive[name]
                 reasons[name] = str(lost)
                 continue
             versions |= hello["versions"]
             backends.add(hello["backend"])
         if UNSHARDED.name not in alive:
-            raise Lost(f"the unsharded model does not run: {reasons[UNSHARDED.name]}")
+            raise RanksLost(f"the unsharded model does not run: {reasons[UNSHARDED.name]}")
         outcomes = [_size(peers, size, alive, reasons, home, (steps, rotations, loads), say) for size in sizes]
     outcomes.sort(key=lambda outcome: -outcome.size.parameters)
-    return Result(
+    return BenchmarkRun(
         outcomes,
         versions,
         "/".join(sorted(one for one in backends if one)),
@@ -114,16 +114,16 @@ def measure(
 
 @contextmanager
 def _alive(
-    peers: Sequence[Peer], home: Path, say: Callable[[str], None]
-) -> Iterator[tuple[dict[str, Ranks], dict[str, str]]]:
+    peers: Sequence[PeerSpec], home: Path, say: Callable[[str], None]
+) -> Iterator[tuple[dict[str, RankProcesses], dict[str, str]]]:
     """Start all ranks of all peers at once; end them however this is left."""
-    alive: dict[str, Ranks] = {}
+    alive: dict[str, RankProcesses] = {}
     reasons: dict[str, str] = {}
     try:
         for peer in peers:
             try:
-                alive[peer.name] = Ranks(peer, home)
-            except Lost as lost:
+                alive[peer.name] = RankProcesses(peer, home)
+            except RanksLost as lost:
                 reasons[peer.name] = str(lost)
                 continue
             alive[peer.name].tell(do="start")
@@ -135,27 +135,27 @@ def _alive(
 
 
 def _size(
-    peers: Sequence[Peer],
+    peers: Sequence[PeerSpec],
     size: Size,
-    alive: dict[str, Ranks],
+    alive: dict[str, RankProcesses],
     reasons: dict[str, str],
     home: Path,
     counts: tuple[int, int, int],
     say: Callable[[str], None],
-) -> Outcome:
+) -> SizeMeasurement:
     steps, rotations, loads = counts
     steps, loads = steps * size.turns, loads * size.turns
     folder = home / f"model-{size.name}"
     parameters = alive[UNSHARDED.name].ask(_WORK, do="prepare", size=size.name, folder=str(folder))[0]["parameters"]
     assert parameters == size.parameters, (parameters, size.parameters)
-    rows = {peer.name: Row(peer) for peer in peers}
+    rows = {peer.name: PeerMeasurement(peer) for peer in peers}
 
-    def each(what: Callable[[Row, Ranks], None], order: Sequence[str]) -> None:
+    def each(what: Callable[[PeerMeasurement, RankProcesses], None], order: Sequence[str]) -> None:
         for name in order:
             if name in alive:
                 try:
                     what(rows[name], alive[name])
-                except Lost as lost:
+                except RanksLost as lost:
                     if name == UNSHARDED.name:
                         raise  # without it there is neither an ideal nor a right answer
                     del alive[name]
@@ -176,10 +176,10 @@ def _size(
             row.reason, row.blocks = reasons[name], []
         elif row.losses:
             row.off = _off(row.losses, rows[UNSHARDED.name].losses)
-    return Outcome(size, list(rows.values()))
+    return SizeMeasurement(size, list(rows.values()))
 
 
-def _prepare(row: Row, ranks: Ranks, size: Size, folder: Path, loads: int) -> None:
+def _prepare(row: PeerMeasurement, ranks: RankProcesses, size: Size, folder: Path, loads: int) -> None:
     answers = ranks.ask(_WORK, do="load", size=size.name, folder=str(folder), times=loads)
     row.shard = [max(each) for each in zip(*(answer["shard"] for answer in answers), strict=True)]
     row.load = [max(each) for each in zip(*(answer["load"] for answer in answers), strict=True)]
@@ -192,12 +192,12 @@ def _prepare(row: Row, ranks: Ranks, size: Size, folder: Path, loads: int) -> No
         row.missing.append("its ranks return different losses")
 
 
-def _block(row: Row, ranks: Ranks, steps: int) -> None:
+def _block(row: PeerMeasurement, ranks: RankProcesses, steps: int) -> None:
     answers = ranks.ask(_WORK, do="steps", count=steps)
     row.blocks.append([max(each) for each in zip(*(answer["seconds"] for answer in answers), strict=True)])
 
 
-def _inspect(row: Row, ranks: Ranks) -> None:
+def _inspect(row: PeerMeasurement, ranks: RankProcesses) -> None:
     answers = ranks.ask(_WORK, do="inspect")
     row.inspected = {**answers[0], "peak": _largest([answer["peak"] for answer in answers])}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from xml.sax.saxutils import escape
 
-from benchmarks.campaign import Outcome, Result
+from benchmarks.campaign import BenchmarkRun, SizeMeasurement
 
 __all__ = ["draw"]
 
@@ -20,7 +20,7 @@ text { fill: #e6edf3 } .small { fill: #9198a1 } .peer { fill: #656c76 } .ours { 
 """
 
 
-def draw(result: Result) -> str:
+def draw(result: BenchmarkRun) -> str:
     """The run as an SVG document."""
     top, parts = 0, []
     for outcome in result.outcomes:
@@ -35,7 +35,7 @@ def draw(result: Result) -> str:
     )
 
 
-def _panel(outcome: Outcome, top: int) -> tuple[list[str], int]:
+def _panel(outcome: SizeMeasurement, top: int) -> tuple[list[str], int]:
     """One size: its title, its bars and the line of the ideal. Returns the elements and their height."""
     unsharded = outcome.rows[0]
     ratios = {row.peer.name: row.to_ideal(unsharded) for row in outcome.rows if row.step is not None}

@@ -14,27 +14,27 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.roster import Peer
+from benchmarks.roster import PeerSpec
 
-__all__ = ["Lost", "Ranks"]
+__all__ = ["RanksLost", "RankProcesses"]
 
 
-class Lost(Exception):
+class RanksLost(Exception):
     """The peer can't go on; the text is the reason, without anything of this machine in it."""
 
 
-class Ranks:
+class RankProcesses:
     """The processes of one peer, each in a session of its own so that its children end with it."""
 
-    def __init__(self, peer: Peer, home: Path) -> None:
+    def __init__(self, peer: PeerSpec, home: Path) -> None:
         self.peer = peer
         self.home = home
         self.processes: list[subprocess.Popen[bytes]] = []
         python = os.environ.get(peer.wants, "") if peer.wants else sys.executable
         if not python:
-            raise Lost(f"{peer.wants} names no interpreter")
+            raise RanksLost(f"{peer.wants} names no interpreter")
         if not Path(python).exists():
-            raise Lost(f"{peer.wants} names an interpreter that is not there")
+            raise RanksLost(f"{peer.wants} names an interpreter that is not there")
         try:
             self._start(python)
         except BaseException:
@@ -79,7 +79,7 @@ class Ranks:
         }
 
     def ask(self, limit: float, **order: Any) -> list[dict[str, Any]]:
-        """Give every rank the order and return their answers. Raises Lost, and ends the ranks, where one fails."""
+        """Give every rank the order and return their answers. Raises RanksLost, and ends the ranks, where one fails."""
         self.tell(**order)
         return self.hear(limit)
 
@@ -119,9 +119,9 @@ class Ranks:
         return f"rank {rank} ended: {lines[-1] if lines else 'it said nothing'}"
 
     def fail(self, reason: str) -> None:
-        """End the ranks and raise Lost."""
+        """End the ranks and raise RanksLost."""
         self.kill()
-        raise Lost(plain(reason))
+        raise RanksLost(plain(reason))
 
     def kill(self) -> None:
         """End the processes, and wait until they are gone. May be called twice."""

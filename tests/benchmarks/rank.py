@@ -45,13 +45,13 @@ def main() -> None:
     if ranks > 1:
         store = FileStore(str(home / f"store.{code.replace(':', '.')}"), ranks)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=_LIMIT)
-    bench: Bench | None = None
+    bench: RankCommands | None = None
     for line in sys.stdin:
         order = json.loads(line)
         try:
             if order["do"] == "start":
                 module, _, name = code.partition(":")
-                bench = Bench(getattr(importlib.import_module(module), name)(), ranks)
+                bench = RankCommands(getattr(importlib.import_module(module), name)(), ranks)
                 answer = bench.hello()
             else:
                 assert bench is not None
@@ -72,7 +72,7 @@ def _end(home: Path) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-class Bench:
+class RankCommands:
     """The orders, each a method that returns what is written back as JSON."""
 
     def __init__(self, peer: Peer, ranks: int) -> None:

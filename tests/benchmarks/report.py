@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.campaign import Outcome, Result, Row
+from benchmarks.campaign import BenchmarkRun, PeerMeasurement, SizeMeasurement
 from benchmarks.sizes import AGREEMENT, COMPARED
 
 __all__ = ["as_json", "page", "table"]
@@ -18,7 +18,7 @@ _STEP = ("", "step", "x ideal", "quartiles", "losses", "collectives", "MB sent",
 _LOAD = ("", "shard", "load", "reads", "tensors MB", "RSS +MB", "RSS +MB, read", "")
 
 
-def table(result: Result) -> str:
+def table(result: BenchmarkRun) -> str:
     """The whole run as text."""
     parts = [conditions(result)]
     for outcome in result.outcomes:
@@ -27,7 +27,7 @@ def table(result: Result) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def conditions(result: Result) -> str:
+def conditions(result: BenchmarkRun) -> str:
     """Under what the numbers were taken. Nothing that names a machine."""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(result.versions.items()))
     return (
@@ -36,7 +36,7 @@ def conditions(result: Result) -> str:
     )
 
 
-def summary(outcome: Outcome) -> str:
+def summary(outcome: SizeMeasurement) -> str:
     """Ours against the ideal and against the best peer whose losses are right."""
     unsharded, ours = outcome.rows[0], next((row for row in outcome.rows if row.peer.name == "tpinit"), None)
     others = [row for row in outcome.rows[1:] if row is not ours and row.step is not None and not row.wrong]
@@ -56,11 +56,11 @@ def summary(outcome: Outcome) -> str:
     return text + "."
 
 
-def _step_rows(outcome: Outcome) -> list[Cells]:
+def _step_rows(outcome: SizeMeasurement) -> list[Cells]:
     return [_step_row(row, outcome.rows[0]) for row in outcome.rows]
 
 
-def _step_row(row: Row, unsharded: Row) -> Cells:
+def _step_row(row: PeerMeasurement, unsharded: PeerMeasurement) -> Cells:
     if row.reason or row.step is None:
         return [row.peer.label, f"does not run: {row.reason}", *[""] * (len(_STEP) - 2)]
     ratios = row.to_ideal(unsharded)
@@ -80,7 +80,7 @@ def _step_row(row: Row, unsharded: Row) -> Cells:
     ]
 
 
-def _load_rows(outcome: Outcome) -> list[Cells]:
+def _load_rows(outcome: SizeMeasurement) -> list[Cells]:
     rows = []
     for row in outcome.rows:
         if row.reason or not row.load:
@@ -101,7 +101,7 @@ def _load_rows(outcome: Outcome) -> list[Cells]:
     return rows
 
 
-def as_json(result: Result) -> dict[str, Any]:
+def as_json(result: BenchmarkRun) -> dict[str, Any]:
     """The run with every number that was taken."""
     return {
         "conditions": {
@@ -128,7 +128,7 @@ def as_json(result: Result) -> dict[str, Any]:
     }
 
 
-def _row_json(row: Row, unsharded: Row) -> dict[str, Any]:
+def _row_json(row: PeerMeasurement, unsharded: PeerMeasurement) -> dict[str, Any]:
     ratios = row.to_ideal(unsharded) if row.step is not None else []
     return {
         "peer": row.peer.name,
@@ -152,7 +152,7 @@ def _row_json(row: Row, unsharded: Row) -> dict[str, Any]:
     }
 
 
-def page(result: Result, command: str, plot: str) -> str:
+def page(result: BenchmarkRun, command: str, plot: str) -> str:
     """The run as a Markdown page."""
     parts = [
         "# Benchmarks",

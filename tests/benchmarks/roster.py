@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["OURS", "PATH_VARIABLE", "PEERS", "PYTHON_VARIABLE", "UNSHARDED", "Peer"]
+__all__ = ["OURS", "PATH_VARIABLE", "PEERS", "PYTHON_VARIABLE", "UNSHARDED", "PeerSpec"]
 
 PYTHON_VARIABLE = "TPINIT_DEEPSPEED_PYTHON"
 PATH_VARIABLE = "TPINIT_BENCH_PATH"  # a folder with accelerate, without which transformers cuts nothing
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class PeerSpec:
     """One implementation. `code` is the module and the class that drive it.
 
     `wants` is the variable that names its interpreter, `path` the one that names a folder of packages it needs.
@@ -25,19 +25,19 @@ class Peer:
     path: str = ""
 
 
-UNSHARDED = Peer("unsharded", "unsharded, 1 process", "benchmarks.peers.unsharded:Unsharded", ranks=1)
-OURS = Peer("tpinit", "tpinit", "benchmarks.peers.ours:Ours")
+UNSHARDED = PeerSpec("unsharded", "unsharded, 1 process", "benchmarks.peers.unsharded:Unsharded", ranks=1)
+OURS = PeerSpec("tpinit", "tpinit", "benchmarks.peers.ours:Ours")
 PEERS = (
     UNSHARDED,
     OURS,
-    Peer("deepspeed", "DeepSpeed AutoTP", "benchmarks.peers.autotp:AutoTP", wants=PYTHON_VARIABLE),
-    Peer(
+    PeerSpec("deepspeed", "DeepSpeed AutoTP", "benchmarks.peers.autotp:AutoTP", wants=PYTHON_VARIABLE),
+    PeerSpec(
         "deepspeed-vocab",
         "DeepSpeed AutoTP, vocab_parallel_lm_head",
         "benchmarks.peers.autotp:AutoTPVocabulary",
         wants=PYTHON_VARIABLE,
     ),
-    Peer("transformers", "transformers tp_plan", "benchmarks.peers.hf:Transformers", path=PATH_VARIABLE),
-    Peer("torch", "torch parallelize_module", "benchmarks.peers.dtensor:Parallelize"),
-    Peer("torch-sequence", "torch parallelize_module, sequence", "benchmarks.peers.dtensor:ParallelizeSequence"),
+    PeerSpec("transformers", "transformers tp_plan", "benchmarks.peers.hf:Transformers", path=PATH_VARIABLE),
+    PeerSpec("torch", "torch parallelize_module", "benchmarks.peers.dtensor:Parallelize"),
+    PeerSpec("torch-sequence", "torch parallelize_module, sequence", "benchmarks.peers.dtensor:ParallelizeSequence"),
 )

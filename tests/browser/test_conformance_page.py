@@ -4,7 +4,7 @@ import pytest
 from tpinit.conformance.adapters.inprocess import CallableAdapter
 from tpinit.conformance.html import page
 from tpinit.conformance.miniatures.answering import always_right, always_wrong, outcome_only, permissive
-from tpinit.conformance.runner import Settings, conform
+from tpinit.conformance.runner import RunOptions, conform
 from tpinit.conformance.vectors import load
 
 SMOKE = load(smoke=True)
@@ -22,7 +22,7 @@ ANSWERS = (always_right, always_wrong, permissive, outcome_only, hostile)
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    reports = [conform(lambda one=one: CallableAdapter(one), SMOKE, Settings(spelled="x")) for one in ANSWERS]
+    reports = [conform(lambda one=one: CallableAdapter(one), SMOKE, RunOptions(spelled="x")) for one in ANSWERS]
     path = tmp_path_factory.mktemp("page") / "compare.html"
     path.write_text(page(reports), encoding="utf-8")
     return path.as_uri()

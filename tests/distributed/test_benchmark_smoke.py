@@ -119,11 +119,13 @@ def test_a_peer_with_other_losses_is_marked(monkeypatch, last):
     seen = {"collectives": 1, "by_kind": {"all-reduce": 1}, "alone": 0, "sent_bytes": 8, "largest_bytes": 8, "peak": {}}
     right = [5.5, 5.5, 5.4]
     rows = [
-        campaign.Row(peer, losses=losses, off=campaign._off(losses, right), blocks=[[0.1, 0.2]], inspected=seen)
+        campaign.PeerMeasurement(
+            peer, losses=losses, off=campaign._off(losses, right), blocks=[[0.1, 0.2]], inspected=seen
+        )
         for peer, losses in zip(roster.PEERS, (right, right, [5.5, 5.5, last]), strict=False)
     ]
     assert [row.wrong for row in rows] == [False, False, True]
-    result = campaign.Result([campaign.Outcome(sizes.TINY, rows)], {"torch": "2"}, "gloo", 2, 2, 1)
+    result = campaign.BenchmarkRun([campaign.SizeMeasurement(sizes.TINY, rows)], {"torch": "2"}, "gloo", 2, 2, 1)
     lines = report.table(result).splitlines()
     assert [line.split("  ")[0] for line in lines if "WRONG by" in line] == [rows[2].peer.label]
     assert "best peer" not in report.summary(result.outcomes[0])

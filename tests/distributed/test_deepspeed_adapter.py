@@ -10,12 +10,12 @@ import pytest
 from studies.deepspeed.campaign import run
 from studies.deepspeed.catalogue import entries, expected_of, job_of_entry, rows
 from studies.deepspeed.findings import DEEPSPEED, sort
-from studies.deepspeed.judge import Aspect, Kind, judge
+from studies.deepspeed.judge import Aspect, DepartureKind, judge
 from tpinit.conformance.adapters.deepspeed import PYTHON_VARIABLE, adapter, python_of
 from tpinit.conformance.adapters.deepspeed.adapter import RankServerAdapter, answer_of_observation, run_job
 from tpinit.conformance.adapters.deepspeed.host import RankServer, ServerError
 from tpinit.conformance.adapters.deepspeed.jobs import blocks, job_of, orthogonal
-from tpinit.conformance.adapters.deepspeed.observation import Ended
+from tpinit.conformance.adapters.deepspeed.observation import StartStatus
 from tpinit.conformance.protocol import Broken, Result, Skip, Skipped, TimedOut
 from tpinit.conformance.vectors import load
 
@@ -42,7 +42,7 @@ def strides(server):
 
 
 def test_groups_numbers_and_dtypes_are_seen_as_they_are(strides):
-    assert strides.ended is Ended.ENGINE
+    assert strides.ended is StartStatus.ENGINE
     assert strides.sharding == [[0, 2], [1, 3]]
     assert strides.averaging == [[0, 1], [2, 3]]
     assert strides.divisor == pytest.approx(2, abs=0.01)
@@ -60,9 +60,9 @@ def test_what_is_seen_is_refused_where_something_else_was_expected(strides):
     assert [one.aspect for one in judge(replace(right, tp_size=4), strides)] == [Aspect.TP_SIZE]
     assert [one.aspect for one in judge(replace(right, dtype="bf16"), strides)] == [Aspect.DTYPE]
     error = expected_of(entry("row-05"))
-    assert [(one.kind, one.aspect) for one in judge(error, strides)] == [(Kind.ERROR, Aspect.OUTCOME)]
+    assert [(one.kind, one.aspect) for one in judge(error, strides)] == [(DepartureKind.ERROR, Aspect.OUTCOME)]
     off = replace(strides, training=replace(strides.training, off_by=0.5))
-    assert [(one.kind, one.aspect) for one in judge(right, off)] == [(Kind.WRONG_TRAINING, Aspect.NUMBERS)]
+    assert [(one.kind, one.aspect) for one in judge(right, off)] == [(DepartureKind.WRONG_TRAINING, Aspect.NUMBERS)]
     assert [one.aspect for one in judge(right, replace(strides, changed={"x": "1"}))] == [Aspect.CONFIG]
 
 
@@ -71,7 +71,7 @@ def test_training_that_differs_from_the_unsharded_model_is_seen(server):
     seen = run_job(server, job_of_entry(clipped, 60))
     assert seen.training.wrong
     last = judge(expected_of(clipped), seen)[-1]
-    assert (last.kind, last.aspect) == (Kind.WRONG_TRAINING, Aspect.NUMBERS)
+    assert (last.kind, last.aspect) == (DepartureKind.WRONG_TRAINING, Aspect.NUMBERS)
 
 
 def test_data_that_the_first_check_refuses_is_seen(server):
@@ -85,11 +85,11 @@ def test_data_that_the_first_check_refuses_is_seen(server):
 def test_a_hang_ends_its_own_case_only(server):
     job = job_of_entry(entry("row-03"), 0.05)
     seen = run_job(server, job)
-    assert seen.ended is Ended.HANG
+    assert seen.ended is StartStatus.HANG
     assert seen.hung == [0, 1, 2, 3]
-    assert [one.kind for one in judge(expected_of(entry("row-03")), seen)] == [Kind.HANG]
+    assert [one.kind for one in judge(expected_of(entry("row-03")), seen)] == [DepartureKind.HANG]
     assert isinstance(answer_of_observation({}, {}, seen), TimedOut)
-    assert run_job(server, job_of_entry(entry("row-03"), 60)).ended is Ended.ENGINE
+    assert run_job(server, job_of_entry(entry("row-03"), 60)).ended is StartStatus.ENGINE
 
 
 def test_errors_carry_their_codes(server):

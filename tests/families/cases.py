@@ -29,7 +29,7 @@ class NotRun(Exception):
     """The peer can't be given the model at all: nothing is said of the peer."""
 
 
-class Refused(Exception):
+class PeerRefused(Exception):
     """The peer raised an error before training began."""
 
 
@@ -39,7 +39,7 @@ def cutting() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise Refused(f"{type(error).__name__}: {error}") from error
+        raise PeerRefused(f"{type(error).__name__}: {error}") from error
 
 
 def build(name: str, causal: bool, **settings: Any) -> nn.Module:

@@ -26,7 +26,7 @@ __all__ = [
     "FAMILIES",
     "UNBUILDABLE",
     "VANISHING_GRADIENTS",
-    "Family",
+    "ModelFamily",
     "batch",
     "batch_causal",
     "build",
@@ -48,38 +48,38 @@ AUTO_CLASSES = {
 # Endings of the names of parameters whose exact gradient is zero, or partly so in a fused projection.
 VANISHING_GRADIENTS = ("k_proj.bias", "key.bias")
 
-Settings = dict[str, Any]
+ModelSettings = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class ModelFamily:
     """How to build one small model: transformers' name of its type, what it computes, and its configuration."""
 
     model_type: str
     kind: str  # a key of AUTO_CLASSES
-    settings: Settings
+    settings: ModelSettings
 
 
-def _causal(model_type: str, base: Settings, **settings: Any) -> Family:
-    return Family(model_type, "causal", {**base, **settings})
+def _causal(model_type: str, base: ModelSettings, **settings: Any) -> ModelFamily:
+    return ModelFamily(model_type, "causal", {**base, **settings})
 
 
-BASE: Settings = {"vocab_size": 96, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 12}
-IDS: Settings = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-DECODER: Settings = {**BASE, **IDS, "intermediate_size": 96, "max_position_embeddings": 64}
-FULL: Settings = {**DECODER, "num_key_value_heads": 12}
-GROUPED: Settings = {**DECODER, "num_key_value_heads": 6}
-HALF_ROPE: Settings = {"rope_theta": 10000.0, "rope_type": "default", "partial_rotary_factor": 0.5}
-PLAIN_ROPE: Settings = {"rope_theta": 10000.0, "rope_type": "default"}
-SLIDING: Settings = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
-MOE: Settings = {
+BASE: ModelSettings = {"vocab_size": 96, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 12}
+IDS: ModelSettings = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+DECODER: ModelSettings = {**BASE, **IDS, "intermediate_size": 96, "max_position_embeddings": 64}
+FULL: ModelSettings = {**DECODER, "num_key_value_heads": 12}
+GROUPED: ModelSettings = {**DECODER, "num_key_value_heads": 6}
+HALF_ROPE: ModelSettings = {"rope_theta": 10000.0, "rope_type": "default", "partial_rotary_factor": 0.5}
+PLAIN_ROPE: ModelSettings = {"rope_theta": 10000.0, "rope_type": "default"}
+SLIDING: ModelSettings = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+MOE: ModelSettings = {
     **GROUPED,
     "num_experts": 4,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 24,
     "output_router_logits": False,
 }
-MLA: Settings = {
+MLA: ModelSettings = {
     **FULL,
     "kv_lora_rank": 16,
     "q_lora_rank": 24,
@@ -92,11 +92,19 @@ MLA: Settings = {
     "moe_intermediate_size": 24,
     "first_k_dense_replace": 1,
 }
-GPT2: Settings = {**IDS, "vocab_size": 96, "n_positions": 64, "n_embd": 48, "n_layer": 2, "n_head": 12, "n_inner": 96}
-BLOOM: Settings = {**IDS, "vocab_size": 96, "hidden_size": 48, "n_layer": 2, "n_head": 12}
-FALCON: Settings = {**BASE, **IDS, "max_position_embeddings": 64, "ffn_hidden_size": 96}
-ENCODER: Settings = {**DECODER, "type_vocab_size": 2}
-T5: Settings = {
+GPT2: ModelSettings = {
+    **IDS,
+    "vocab_size": 96,
+    "n_positions": 64,
+    "n_embd": 48,
+    "n_layer": 2,
+    "n_head": 12,
+    "n_inner": 96,
+}
+BLOOM: ModelSettings = {**IDS, "vocab_size": 96, "hidden_size": 48, "n_layer": 2, "n_head": 12}
+FALCON: ModelSettings = {**BASE, **IDS, "max_position_embeddings": 64, "ffn_hidden_size": 96}
+ENCODER: ModelSettings = {**DECODER, "type_vocab_size": 2}
+T5: ModelSettings = {
     "vocab_size": 96,
     "d_model": 48,
     "d_kv": 4,
@@ -109,11 +117,11 @@ T5: Settings = {
     "pad_token_id": 0,
     "eos_token_id": 1,
 }
-IMAGE: Settings = {"image_size": 16, "patch_size": 4, "num_channels": 3}
-VISION: Settings = {
+IMAGE: ModelSettings = {"image_size": 16, "patch_size": 4, "num_channels": 3}
+VISION: ModelSettings = {
     k: v for k, v in DECODER.items() if k not in {"vocab_size", "max_position_embeddings", *IDS}
 } | IMAGE
-WHISPER: Settings = {
+WHISPER: ModelSettings = {
     **IDS,
     "vocab_size": 96,
     "num_mel_bins": 16,
@@ -131,7 +139,7 @@ WHISPER: Settings = {
     "begin_suppress_tokens": None,
 }
 
-FAMILIES: dict[str, Family] = {
+FAMILIES: dict[str, ModelFamily] = {
     "llama": _causal("llama", GROUPED),
     "llama_full": _causal("llama", FULL),
     "llama_kv2": _causal("llama", DECODER, num_key_value_heads=2),
@@ -237,18 +245,18 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v2": _causal("deepseek_v2", MLA),
     "deepseek_v2_lite": _causal("deepseek_v2", MLA, q_lora_rank=None),
     "deepseek_v3": _causal("deepseek_v3", MLA, n_group=2, topk_group=1),
-    "bert": Family("bert", "masked", ENCODER),
-    "roberta": Family("roberta", "masked", {**ENCODER, "pad_token_id": 1, "bos_token_id": 0}),
-    "t5": Family("t5", "seq2seq", {**T5, "feed_forward_proj": "relu"}),
-    "t5_gated": Family("t5", "seq2seq", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
-    "vit": Family("vit", "image", {**VISION, "num_labels": 12}),
-    "clip": Family(
+    "bert": ModelFamily("bert", "masked", ENCODER),
+    "roberta": ModelFamily("roberta", "masked", {**ENCODER, "pad_token_id": 1, "bos_token_id": 0}),
+    "t5": ModelFamily("t5", "seq2seq", {**T5, "feed_forward_proj": "relu"}),
+    "t5_gated": ModelFamily("t5", "seq2seq", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "vit": ModelFamily("vit", "image", {**VISION, "num_labels": 12}),
+    "clip": ModelFamily(
         "clip",
         "contrast",
         {"text_config": {**DECODER, "projection_dim": 24}, "vision_config": {**VISION, "projection_dim": 24}}
         | {"projection_dim": 24},
     ),
-    "whisper": Family("whisper", "speech", WHISPER),
+    "whisper": ModelFamily("whisper", "speech", WHISPER),
 }
 
 

@@ -213,7 +213,7 @@ def loss_causal(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CausalStep:
     """What became of one type: numbers of a training step of its small model, or the reason why there is none."""
 
     model_type: str
@@ -225,7 +225,7 @@ class Outcome:
     seconds: float = 0.0
 
 
-def outcome(model_type: str) -> Outcome:
+def outcome(model_type: str) -> CausalStep:
     """Build the type, and run one forward and backward."""
     start = time.perf_counter()
     class_name = class_names()[model_type]
@@ -235,9 +235,9 @@ def outcome(model_type: str) -> Outcome:
         torch.autograd.backward(loss)
     except Exception as error:  # whatever the release raises is the reason that the table shows
         reason = UNBUILDABLE.get(model_type) or f"{type(error).__name__}: {error}".splitlines()[0]
-        return Outcome(model_type, class_name, reason)
+        return CausalStep(model_type, class_name, reason)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return Outcome(
+    return CausalStep(
         model_type,
         class_name,
         parameters=sum(parameter.numel() for parameter in model.parameters()),

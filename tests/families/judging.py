@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ranks import Ended, failure
+from ranks import RankEnd, failure
 
 EXACT = 1e-5  # ours: loss, gradients, norm and weights, in fp32
 NOISE = 1e-4  # ours, where fp32 is too coarse for EXACT: in fp32, and EXACT_DOUBLE in fp64
@@ -19,7 +19,7 @@ MEASURES = ("loss", "gradient", "norm", "weight")
 _SHORT = 100
 
 
-class Verdict(enum.Enum):
+class FamilyStatus(enum.Enum):
     """The kinds of outcome. `value` is what the page says."""
 
     EXACT = "exact"
@@ -31,10 +31,10 @@ class Verdict(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class FamilyResult:
     """The verdict on one model by one runner, in words, with the share of the parameters that a rank holds."""
 
-    verdict: Verdict
+    verdict: FamilyStatus
     words: str = ""
     share: float | None = None
     source: str = ""
@@ -45,58 +45,60 @@ class Outcome:
         return asdict(self) | {"verdict": self.verdict.name}
 
     @staticmethod
-    def of(fields: dict[str, Any]) -> Outcome:
+    def of(fields: dict[str, Any]) -> FamilyResult:
         """Return what `as_dict` was made from."""
-        return Outcome(**{**fields, "verdict": Verdict[fields["verdict"]]})
+        return FamilyResult(**{**fields, "verdict": FamilyStatus[fields["verdict"]]})
 
 
-def judge_ours(ends: Sequence[Ended], double: Callable[[], Sequence[Ended]]) -> Outcome:
+def judge_ours(ends: Sequence[RankEnd], double: Callable[[], Sequence[RankEnd]]) -> FamilyResult:
     """Judge a run of ours; `double` runs it again in fp64, and is asked only where fp32 leaves a doubt."""
     failed = failure(list(ends))
     if failed is not None:
         # A refusal is one only if every rank that was not stopped on the way refuses.
         refusals = [end for end in ends if {"PlanError", "UnsupportedError"} & {*end.kinds}]
         if refusals and all(end in refusals or end.kinds == ("Stopped",) for end in ends):
-            return Outcome(Verdict.REFUSED, _refusal(failed.text))
-        return Outcome(Verdict.ERROR, _said(failed), trace=failed.trace)
+            return FamilyResult(FamilyStatus.REFUSED, _refusal(failed.text))
+        return FamilyResult(FamilyStatus.ERROR, _said(failed), trace=failed.trace)
     first: dict[str, Any] = ends[0].value
     share = max(end.value["cut_numbers"] / end.value["numbers"] for end in ends)
     source = first["source"]
     if _within(ends, EXACT):
-        return Outcome(Verdict.EXACT, "", share, source)
+        return FamilyResult(FamilyStatus.EXACT, "", share, source)
     again = list(double()) if _within(ends, NOISE) else []
     if again and failure(again) is None and _within(again, EXACT_DOUBLE):
-        return Outcome(Verdict.EXACT, "in fp64", share, source)
-    return Outcome(Verdict.WRONG, _worst(ends), share, source)
+        return FamilyResult(FamilyStatus.EXACT, "in fp64", share, source)
+    return FamilyResult(FamilyStatus.WRONG, _worst(ends), share, source)
 
 
-def judge_peer(ends: Sequence[Ended]) -> Outcome:
+def judge_peer(ends: Sequence[RankEnd]) -> FamilyResult:
     """Judge a run of a peer, by `loss`, `gradient` and `noise` (see `cases.compared`)."""
     failed = failure(list(ends))
     if failed is not None:
-        verdict = {"NotRun": Verdict.NOT_RUN, "Refused": Verdict.REFUSED}.get(failed.kinds[0], Verdict.ERROR)
-        return Outcome(verdict, _said(failed), trace=failed.trace)
+        verdict = {"NotRun": FamilyStatus.NOT_RUN, "PeerRefused": FamilyStatus.REFUSED}.get(
+            failed.kinds[0], FamilyStatus.ERROR
+        )
+        return FamilyResult(verdict, _said(failed), trace=failed.trace)
     share = max(end.value["cut_numbers"] / end.value["numbers"] for end in ends)
     if share >= 1:
-        return Outcome(Verdict.NOTHING_CUT, share=share)
+        return FamilyResult(FamilyStatus.NOTHING_CUT, share=share)
     for end in ends:
         limit = max(CLOSE, OVER_NOISE * end.value["noise"])
         for what, words in (("loss", "losses"), ("gradient", "gradients")):
             if not end.value[what] <= limit:
-                return Outcome(Verdict.WRONG, f"{words} off by {end.value[what]:.0e}", share)
-    return Outcome(Verdict.EXACT, share=share)
+                return FamilyResult(FamilyStatus.WRONG, f"{words} off by {end.value[what]:.0e}", share)
+    return FamilyResult(FamilyStatus.EXACT, share=share)
 
 
-def better(one: Outcome, other: Outcome) -> Outcome:
+def better(one: FamilyResult, other: FamilyResult) -> FamilyResult:
     """Return the outcome that speaks for the peer: the exact one if there is one, otherwise the first."""
-    return other if other.verdict is Verdict.EXACT else one
+    return other if other.verdict is FamilyStatus.EXACT else one
 
 
-def _within(ends: Sequence[Ended], limit: float) -> bool:
+def _within(ends: Sequence[RankEnd], limit: float) -> bool:
     return all(end.value[what] < limit for end in ends for what in MEASURES)  # never true of a nan
 
 
-def _worst(ends: Sequence[Ended]) -> str:
+def _worst(ends: Sequence[RankEnd]) -> str:
     off = {what: max((end.value[what] for end in ends), key=lambda x: (x != x, x)) for what in MEASURES}
     where = ends[0].value.get("where", {})
     return ", ".join(f"{what} off by {x:.0e} {where.get(what, '')}".strip() for what, x in off.items() if not x < EXACT)
@@ -113,9 +115,9 @@ def _refusal(text: str) -> str:
     return _shortened(line, 2 * _SHORT)
 
 
-def _said(failed: Ended) -> str:
+def _said(failed: RankEnd) -> str:
     lines = [line for line in failed.text.strip().splitlines() if line.strip()] or [""]
-    kind = "" if failed.kinds[0] in {"NotRun", "Refused"} else f"{failed.kinds[0]}: "  # these two quote another one
+    kind = "" if failed.kinds[0] in {"NotRun", "PeerRefused"} else f"{failed.kinds[0]}: "  # these two quote another one
     return _shortened(kind + lines[0], _SHORT)
 
 

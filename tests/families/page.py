@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from judging import Outcome, Verdict
+from judging import FamilyResult, FamilyStatus
 
 TITLES = {"ours": "tpinit", "deepspeed": "DeepSpeed AutoTP", "transformers": "transformers' own TP"}
 PARTS = {"causal": "Causal language models of the release", "family": "Families and variants"}
@@ -14,7 +14,7 @@ NONE = "—"
 
 
 def page(
-    found: Mapping[tuple[str, str, str], Outcome],
+    found: Mapping[tuple[str, str, str], FamilyResult],
     unbuildable: Mapping[str, str],
     tp: int,
     versions: Mapping[str, str],
@@ -45,14 +45,14 @@ def page(
     return "\n\n".join(parts) + "\n"
 
 
-def _counts(found: Mapping[tuple[str, str, str], Outcome], runners: list[str], kind: str) -> str:
+def _counts(found: Mapping[tuple[str, str, str], FamilyResult], runners: list[str], kind: str) -> str:
     shown = [
-        Verdict.EXACT,
-        Verdict.REFUSED,
-        Verdict.NOTHING_CUT,
-        Verdict.ERROR,
-        Verdict.WRONG,
-        Verdict.NOT_RUN,
+        FamilyStatus.EXACT,
+        FamilyStatus.REFUSED,
+        FamilyStatus.NOTHING_CUT,
+        FamilyStatus.ERROR,
+        FamilyStatus.WRONG,
+        FamilyStatus.NOT_RUN,
     ]
     rows = [[PARTS[kind], *(verdict.value.lower() for verdict in shown), "models"], ["---", *["---:"] * 7]]
     for runner in runners:
@@ -89,7 +89,7 @@ The models are small (2 layers, hidden size 48, 12 heads), and one of these can 
 would not, or the other way round: the sizes of experts and latent ranks differ."""
 
 
-def _table(found: Mapping[tuple[str, str, str], Outcome], runners: list[str], kind: str, names: list[str]) -> str:
+def _table(found: Mapping[tuple[str, str, str], FamilyResult], runners: list[str], kind: str, names: list[str]) -> str:
     rows: list[list[str]] = [["model", "the plan", *(TITLES[runner] for runner in runners)]]
     rows.append(["---"] * len(rows[0]))
     for name in names:
@@ -99,12 +99,12 @@ def _table(found: Mapping[tuple[str, str, str], Outcome], runners: list[str], ki
     return _lines(rows)
 
 
-def _cell(outcome: Outcome | None, runner: str) -> str:
+def _cell(outcome: FamilyResult | None, runner: str) -> str:
     if outcome is None:
         return NONE
-    loud = outcome.verdict is Verdict.WRONG or (runner == "ours" and outcome.verdict is Verdict.ERROR)
+    loud = outcome.verdict is FamilyStatus.WRONG or (runner == "ours" and outcome.verdict is FamilyStatus.ERROR)
     word = f"**{outcome.verdict.value}**" if loud and runner == "ours" else outcome.verdict.value.lower()
-    share = f" {outcome.share:.2f}" if outcome.share is not None and outcome.verdict is Verdict.EXACT else ""
+    share = f" {outcome.share:.2f}" if outcome.share is not None and outcome.verdict is FamilyStatus.EXACT else ""
     return word + share + (f": {_escaped(outcome.words)}" if outcome.words else "")
 
 

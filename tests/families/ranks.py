@@ -24,7 +24,7 @@ _GRACE = 3.0  # seconds that the others have when one rank has failed: they may 
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class RankEnd:
     """How one rank ended: with a value, or with the class, the text and the traceback of what it raised.
 
     `kinds` are the names of the error's class and its bases; of a rank that raised nothing and returned nothing they
@@ -37,7 +37,7 @@ class Ended:
     trace: str = ""
 
 
-def run(case: Callable[[int], Any], size: int, timeout: float) -> list[Ended]:
+def run(case: Callable[[int], Any], size: int, timeout: float) -> list[RankEnd]:
     """Return how each of `size` forked ranks ended that ran `case(rank)` in one gloo group."""
     with tempfile.TemporaryDirectory(prefix="tpinit-sweep-") as name:
         folder, running, ends = Path(name), {}, {}
@@ -60,23 +60,23 @@ def run(case: Callable[[int], Any], size: int, timeout: float) -> list[Ended]:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             text = f"not finished in {timeout:.0f} s" if why == "Hung" else "another rank had failed"
-            ends[rank] = Ended(kinds=(why,), text=text, trace=_log(folder, rank))
+            ends[rank] = RankEnd(kinds=(why,), text=text, trace=_log(folder, rank))
     return [ends[rank] for rank in range(size)]
 
 
-def failure(ends: list[Ended]) -> Ended | None:
+def failure(ends: list[RankEnd]) -> RankEnd | None:
     """Return the failure that tells most: one that was raised, before a death, a hang, or a rank that was stopped."""
     failed = [end for end in ends if end.kinds]
     order = {"Died": 1, "Hung": 2, "Stopped": 3}
     return min(failed, key=lambda end: order.get(end.kinds[0], 0), default=None)
 
 
-def _end(folder: Path, rank: int) -> Ended:
+def _end(folder: Path, rank: int) -> RankEnd:
     path = folder / f"end.{rank}"
     if path.exists():
-        end: Ended = pickle.loads(path.read_bytes())
+        end: RankEnd = pickle.loads(path.read_bytes())
         return end
-    return Ended(kinds=("Died",), text="the process died", trace=_log(folder, rank))
+    return RankEnd(kinds=("Died",), text="the process died", trace=_log(folder, rank))
 
 
 def _log(folder: Path, rank: int) -> str:
@@ -97,7 +97,7 @@ def _rank(case: Callable[[int], Any], rank: int, size: int, folder: Path, timeou
         os._exit(0)
 
 
-def _answer(case: Callable[[int], Any], rank: int, size: int, folder: Path, timeout: float) -> Ended:
+def _answer(case: Callable[[int], Any], rank: int, size: int, folder: Path, timeout: float) -> RankEnd:
     import torch
     import torch.distributed as dist
 
@@ -108,7 +108,7 @@ def _answer(case: Callable[[int], Any], rank: int, size: int, folder: Path, time
         store = dist.FileStore(str(folder / "store"), size)
         limit = timedelta(seconds=timeout)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=limit)
-        return Ended(case(rank))
+        return RankEnd(case(rank))
     except Exception as error:  # whatever it is, it is the answer
         kinds = tuple(kind.__name__ for kind in type(error).__mro__)
-        return Ended(kinds=kinds, text=str(error), trace=traceback.format_exc()[-4000:])
+        return RankEnd(kinds=kinds, text=str(error), trace=traceback.format_exc()[-4000:])

@@ -25,7 +25,7 @@ from pathlib import Path
 import cases
 import catalogue
 import ranks
-from judging import Outcome, Verdict, better, judge_ours, judge_peer
+from judging import FamilyResult, FamilyStatus, better, judge_ours, judge_peer
 from page import page
 
 RUNNERS = ("ours", "deepspeed", "transformers")
@@ -62,9 +62,9 @@ def main() -> int:
     return 1 if bad else 0
 
 
-def failed(outcome: Outcome) -> bool:
+def failed(outcome: FamilyResult) -> bool:
     """Whether an outcome of ours is one that must never be: only exact and refused are not."""
-    return outcome.verdict not in {Verdict.EXACT, Verdict.REFUSED}
+    return outcome.verdict not in {FamilyStatus.EXACT, FamilyStatus.REFUSED}
 
 
 def _options() -> argparse.Namespace:
@@ -91,7 +91,7 @@ def _models(only: str | None) -> list[tuple[str, str]]:
     return [(kind, name) for kind in names if only in {None, kind} for name in names[kind]]
 
 
-def _here(runner: str, models: list[tuple[str, str]], tp: int) -> Iterator[tuple[Key, Outcome]]:
+def _here(runner: str, models: list[tuple[str, str]], tp: int) -> Iterator[tuple[Key, FamilyResult]]:
     """Run models one after another with forked ranks of this process."""
     if models:
         cases.preload(runner)
@@ -109,15 +109,15 @@ def _here(runner: str, models: list[tuple[str, str]], tp: int) -> Iterator[tuple
         yield (runner, kind, name), outcome
 
 
-def _peer(case: partial[dict[str, object]], tp: int) -> Outcome:
+def _peer(case: partial[dict[str, object]], tp: int) -> FamilyResult:
     """What a peer makes of a model in the form that ours is given, or else in the form that transformers prefers."""
     outcome = judge_peer(ranks.run(case, tp, TIMEOUT))
-    if outcome.verdict in {Verdict.WRONG, Verdict.REFUSED, Verdict.ERROR, Verdict.NOT_RUN}:
+    if outcome.verdict in {FamilyStatus.WRONG, FamilyStatus.REFUSED, FamilyStatus.ERROR, FamilyStatus.NOT_RUN}:
         outcome = better(outcome, judge_peer(ranks.run(partial(case, **cases.DEFAULTS), tp, TIMEOUT)))
     return outcome
 
 
-def _elsewhere(models: list[tuple[str, str]], tp: int) -> Iterator[tuple[Key, Outcome]]:
+def _elsewhere(models: list[tuple[str, str]], tp: int) -> Iterator[tuple[Key, FamilyResult]]:
     """Run DeepSpeed's part with the interpreter that has it."""
     python = os.environ.get("TPINIT_DEEPSPEED_PYTHON")
     if not python:
@@ -136,19 +136,19 @@ def _elsewhere(models: list[tuple[str, str]], tp: int) -> Iterator[tuple[Key, Ou
                 for line in process.stdout:
                     if line.startswith("@"):
                         _, name, outcome = json.loads(line[1:])
-                        yield ("deepspeed", kind, name), Outcome.of(outcome)
+                        yield ("deepspeed", kind, name), FamilyResult.of(outcome)
             if process.returncode:
                 sys.stderr.write(f"deepspeed    ended with {process.returncode}\n")
 
 
-def _kept(file: str | None) -> dict[Key, Outcome]:
+def _kept(file: str | None) -> dict[Key, FamilyResult]:
     if not file or not Path(file).exists():
         return {}
     rows = [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
-    return {(runner, kind, name): Outcome.of(outcome) for runner, kind, name, outcome in rows}
+    return {(runner, kind, name): FamilyResult.of(outcome) for runner, kind, name, outcome in rows}
 
 
-def _keep(file: str | None, key: Key, outcome: Outcome) -> None:
+def _keep(file: str | None, key: Key, outcome: FamilyResult) -> None:
     if file:
         with Path(file).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps([*key, outcome.as_dict()]) + "\n")

@@ -26,8 +26,8 @@ from tpinit.conformance.protocol import (
     Skipped,
     TimedOut,
 )
-from tpinit.conformance.report import Verdict
-from tpinit.conformance.runner import Settings, conform
+from tpinit.conformance.report import CaseStatus
+from tpinit.conformance.runner import RunOptions, conform
 from tpinit.conformance.vectors import load
 from tpinit.spec.vocabulary import DType
 
@@ -177,22 +177,22 @@ def test_a_kit_that_asks_nonsense_is_the_kit_s_fault(adapter):
 def test_what_does_not_start_is_broken(command, word):
     with pytest.raises(Broken, match=word):
         ProcessAdapter(command).start()
-    report = conform(lambda: ProcessAdapter(command), SMOKE, Settings(spelled="it"))
+    report = conform(lambda: ProcessAdapter(command), SMOKE, RunOptions(spelled="it"))
     assert word.split("'")[-1] in report.broken
-    assert {case.verdict for case in report.cases} == {Verdict.NOT_RUN}
+    assert {case.verdict for case in report.cases} == {CaseStatus.NOT_RUN}
 
 
 def test_a_hopeless_implementation_is_given_up(adapter):
-    report = conform(lambda: adapter("os._exit(1)"), SMOKE, Settings(give_up=3))
+    report = conform(lambda: adapter("os._exit(1)"), SMOKE, RunOptions(give_up=3))
     verdicts = [case.verdict for case in report.cases]
-    assert verdicts == [Verdict.CRASHED] * 3 + [Verdict.NOT_RUN] * (len(SMOKE) - 3)
+    assert verdicts == [CaseStatus.CRASHED] * 3 + [CaseStatus.NOT_RUN] * (len(SMOKE) - 3)
 
 
 def test_jobs_share_the_vectors_and_keep_their_order(adapter):
     answers = "say(json.dumps({'seq': request['seq'], 'result': {'outcome': 'error'}}))"
-    report = conform(lambda: adapter(answers), SMOKE, Settings(jobs=3))
+    report = conform(lambda: adapter(answers), SMOKE, RunOptions(jobs=3))
     assert [case.id for case in report.cases] == [vector.id for vector in SMOKE]
-    right = [case.verdict is Verdict.AGREED for case in report.cases]
+    right = [case.verdict is CaseStatus.AGREED for case in report.cases]
     assert right == [vector.expected["outcome"] == "error" for vector in SMOKE]
 
 
@@ -331,7 +331,7 @@ def test_a_spy_sees_nothing_of_what_is_expected(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = opener(f"cmd: {shlex.join([sys.executable, '-S', str(script), str(log)])}")
     report = conform(run, SMOKE)
-    assert {case.verdict for case in report.cases} == {Verdict.SKIPPED}
+    assert {case.verdict for case in report.cases} == {CaseStatus.SKIPPED}
     heard = log.read_text()
     assert heard.count('"cmd":"run"') == 2 * len(SMOKE)
     for vector in SMOKE:
@@ -345,7 +345,7 @@ def test_a_spy_sees_nothing_of_what_is_expected(tmp_path, monkeypatch):
 def test_a_spy_in_this_process_sees_the_input_alone():
     seen = []
     adapter = CallableAdapter(lambda *args, **kwargs: seen.append((args, kwargs)) or RIGHT)
-    conform(lambda: adapter, SMOKE, Settings(passes=1))
+    conform(lambda: adapter, SMOKE, RunOptions(passes=1))
     assert seen == [((dict(vector.input),), {}) for vector in SMOKE]
 
 

@@ -26,11 +26,11 @@ def module(name):
 
 def ended(**numbers):
     exact = {"loss": 1e-7, "gradient": 1e-6, "norm": 1e-7, "weight": 1e-8, "cut_numbers": 52, "numbers": 100}
-    return module("ranks").Ended(exact | {"noise": 0.0, "source": "structure", "where": {}} | numbers)
+    return module("ranks").RankEnd(exact | {"noise": 0.0, "source": "structure", "where": {}} | numbers)
 
 
 def raised(*kinds, text="it can't be"):
-    return module("ranks").Ended(kinds=kinds, text=text, trace="Traceback")
+    return module("ranks").RankEnd(kinds=kinds, text=text, trace="Traceback")
 
 
 def never():
@@ -92,7 +92,7 @@ def test_refused_stays_refused_with_the_reason():
     assert outcome.words == "model.a and 2 more: it folds heads"
     assert not module("sweep").failed(outcome)
     assert ours(raised("PlanError"), raised("Stopped")).verdict.value == "refused"
-    assert peer(*[raised("Refused", text="ValueError: no")] * 2).words == "ValueError: no"
+    assert peer(*[raised("PeerRefused", text="ValueError: no")] * 2).words == "ValueError: no"
 
 
 @pytest.mark.parametrize("other", [None, "KeyError", "Died", "Hung", "EngineError"])
@@ -105,7 +105,7 @@ def test_what_only_some_ranks_refuse_is_an_error(other):
 
 
 def test_a_peer_that_fails_did_so_before_training_in_it_or_not_at_all():
-    assert peer(raised("Refused"), raised("Stopped")).verdict.value == "refused"
+    assert peer(raised("PeerRefused"), raised("Stopped")).verdict.value == "refused"
     assert peer(raised("KeyError"), raised("Stopped")).verdict.value == "error"
     assert peer(*[raised("NotRun")] * 2).verdict.value == "not run"
     assert peer(*[raised("Hung", text="not finished in 9 s")] * 2).words == "Hung: not finished in 9 s"
@@ -124,7 +124,7 @@ def test_the_second_try_of_a_peer_counts_only_if_it_is_exact():
 
 def test_what_is_kept_in_a_file_comes_back():
     outcome = ours(ended(loss=math.nan), ended())
-    assert module("judging").Outcome.of(outcome.as_dict()) == outcome
+    assert module("judging").FamilyResult.of(outcome.as_dict()) == outcome
 
 
 def trained(spoil=None, name="llama"):

@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 from tpinit.conformance.domain import cases
-from tpinit.conformance.oracle import first_disagreement, oracle, verdict_of
+from tpinit.conformance.oracle import comparable, first_disagreement, oracle
 from tpinit.reference.resolver import resolve
 from tpinit.spec.vocabulary import (
     Decision,
@@ -19,25 +19,24 @@ from tpinit.spec.vocabulary import (
     ViolationCode,
 )
 
-Code = ViolationCode
 Wrong = Callable[[Inputs], Decision]
 
 
-def codes_of(decision: Decision) -> list[Code]:
+def codes_of(decision: Decision) -> list[ViolationCode]:
     return [violation.code for violation in decision.violations]
 
 
-def also(code: Code, decision: Decision) -> Decision:
+def also(code: ViolationCode, decision: Decision) -> Decision:
     """The decision with one violation more, in its canonical place."""
     held = {*codes_of(decision), code}
-    violations = tuple(Violation(each) for each in Code if each in held)
+    violations = tuple(Violation(each) for each in ViolationCode if each in held)
     nothing = Decision(decision.row, Outcome.ERROR)
     return replace(nothing, violations=violations, section_disabled=decision.section_disabled)
 
 
 def one_size_is_special(one: Inputs) -> Decision:
     decision = resolve(one)
-    return also(Code.SIZE_INVALID, decision) if decision.tp_size.value == 3 else decision
+    return also(ViolationCode.SIZE_INVALID, decision) if decision.tp_size.value == 3 else decision
 
 
 def one_size_comes_out_wrong(one: Inputs) -> Decision:
@@ -74,14 +73,14 @@ def zero_is_invalid(one: Inputs) -> Decision:
     """Forgets that `autotp_size` 0 is never SIZE_INVALID."""
     decision = resolve(one)
     zero = one.section is not None and one.section.autotp_size == 0 and not decision.section_disabled
-    return also(Code.SIZE_INVALID, decision) if zero else decision
+    return also(ViolationCode.SIZE_INVALID, decision) if zero else decision
 
 
 def pair_not_excepted(one: Inputs) -> Decision:
     """Compares the call's group with the mpu's like any other pair."""
     call_group = one.call and one.call.tp_group
     if call_group and one.mpu and call_group.identity != one.mpu.tp_group.identity:
-        return also(Code.GROUP_IDENTITY_MISMATCH, resolve(one))
+        return also(ViolationCode.GROUP_IDENTITY_MISMATCH, resolve(one))
     return resolve(one)
 
 
@@ -121,7 +120,7 @@ def mesh_before_config_group(one: Inputs) -> Decision:
 
 def size_bounded_by_the_world(one: Inputs) -> Decision:
     """Takes every size that is not above the world's, instead of those that divide it."""
-    if codes_of(resolve(one)) == [Code.SIZE_NOT_DIVIDING_WORLD]:
+    if codes_of(resolve(one)) == [ViolationCode.SIZE_NOT_DIVIDING_WORLD]:
         larger = resolve(replace(one, world_size=one.world_size * 6))
         assert larger.tp_size.value is not None
         return replace(larger, world_size=one.world_size) if larger.tp_size.value <= one.world_size else resolve(one)
@@ -162,8 +161,8 @@ def some_cases() -> Iterator[Inputs]:
 def test_a_wrong_resolver_is_caught(mutant: Wrong) -> None:
     caught = first_disagreement(mutant, some_cases())
     assert caught is not None
-    assert verdict_of(mutant(caught)) != oracle(caught)
-    assert verdict_of(resolve(caught)) == oracle(caught)
+    assert comparable(mutant(caught)) != oracle(caught)
+    assert comparable(resolve(caught)) == oracle(caught)
 
 
 def test_a_resolver_that_is_wrong_on_a_single_input_is_caught_there() -> None:

@@ -1,7 +1,7 @@
 """The resolver against the oracle on every single input of a small domain."""
 
 from tpinit.conformance.domain import EVERY_FEATURE, GROUP_PAIRS, Shape, cases, features, shape
-from tpinit.conformance.oracle import ROWS, oracle, verdict_of
+from tpinit.conformance.oracle import ROWS, comparable, oracle
 from tpinit.reference.resolver import resolve
 from tpinit.spec.vocabulary import Outcome
 
@@ -31,7 +31,7 @@ def test_resolver_equals_oracle_on_the_full_product() -> None:
     for inputs in cases():
         verdict = oracle(inputs)
         # Asserted only where it fails: pytest's rewriting of half a million asserts costs seconds.
-        if verdict_of(resolve(inputs)) != verdict:
+        if comparable(resolve(inputs)) != verdict:
             raise AssertionError(f"{inputs}\nresolver: {resolve(inputs)}\noracle:   {verdict}")
         shapes.add(shape(verdict))
         count += 1

@@ -29,8 +29,6 @@ from tpinit.spec.vocabulary import (
     ViolationCode,
 )
 
-Code = ViolationCode
-
 # --- adding agreeing information ----------------------------------------------------------------------
 
 # From canonical to last resort: the definitions of section 4 for size and dtype; for the group, the last
@@ -169,7 +167,7 @@ def test_every_addition_really_adds(name: str) -> None:
 def test_a_group_of_the_call_beside_an_mpu_is_refused_even_when_it_agrees(one: Inputs) -> None:
     """P4: the one agreement that is an error."""
     more = call_group(one, resolve(one))
-    assert [violation.code for violation in resolve(more).violations] == [Code.GROUP_AND_MPU]
+    assert [violation.code for violation in resolve(more).violations] == [ViolationCode.GROUP_AND_MPU]
 
 
 # --- renaming, carrying, repeating --------------------------------------------------------------------
@@ -311,7 +309,7 @@ def test_decisions_do_not_depend_on_the_order_of_hashing() -> None:
 # --- removing the cause of a violation ----------------------------------------------------------------
 
 
-def repaired(one: Inputs, code: Code) -> Inputs:
+def repaired(one: Inputs, code: ViolationCode) -> Inputs:
     """The input with the one thing mended that this violation, alone, is about."""
     sizes = (
         one.section.autotp_size if one.section else None,
@@ -321,30 +319,30 @@ def repaired(one: Inputs, code: Code) -> Inputs:
     size = next((size for size in sizes if size is not None), None)
     group = next(iter(supplied(one, averaging=False)), None)
     match code:
-        case Code.NO_TP_INTENT:
+        case ViolationCode.NO_TP_INTENT:
             return replace(one, mpu=Mpu(one.mesh or Group(0, 1)), section=None)
-        case Code.NO_GROUP_SOURCE:
+        case ViolationCode.NO_GROUP_SOURCE:
             assert one.call is not None
             return replace(one, mpu=Mpu(one.mesh or Group(0, one.call.tp_size)))
-        case Code.GROUP_AND_MPU:
+        case ViolationCode.GROUP_AND_MPU:
             return replace(one, mpu=None)
-        case Code.SIZE_MISSING:
+        case ViolationCode.SIZE_MISSING:
             return with_size(one, 1 if group is None else group.size)
-        case Code.SIZE_INVALID:
+        case ViolationCode.SIZE_INVALID:
             return with_size(one, 1)
-        case Code.SIZE_MISMATCH:
+        case ViolationCode.SIZE_MISMATCH:
             return with_size(one, 1 if group is None else group.size)
-        case Code.DTYPE_MISMATCH:
+        case ViolationCode.DTYPE_MISMATCH:
             return replace(
                 one,
                 precision=None,
                 section=one.section and replace(one.section, dtype=one.call.dtype if one.call else None),
             )
-        case Code.GROUP_IDENTITY_MISMATCH | Code.GROUP_SIZE_MISMATCH:
+        case ViolationCode.GROUP_IDENTITY_MISMATCH | ViolationCode.GROUP_SIZE_MISMATCH:
             assert group is not None
             assert size is not None
             return with_group(one, Group(group.identity, size))
-        case Code.SIZE_NOT_DIVIDING_WORLD:
+        case ViolationCode.SIZE_NOT_DIVIDING_WORLD:
             assert size is not None
             return replace(one, world_size=one.world_size * size)
 
@@ -368,7 +366,7 @@ def with_group(one: Inputs, group: Group) -> Inputs:
 
 
 @pytest.mark.parametrize("code", ViolationCode)
-def test_mending_the_cause_of_a_violation_alone_gives_success(code: Code) -> None:
+def test_mending_the_cause_of_a_violation_alone_gives_success(code: ViolationCode) -> None:
     @settings(max_examples=50)
     @given(inputs_violating(code))
     def check(one: Inputs) -> None:

@@ -17,8 +17,8 @@ from tpinit.conformance.html import page
 from tpinit.conformance.junit import junit
 from tpinit.conformance.messages import check_case, check_result
 from tpinit.conformance.miniatures.answering import always_wrong, outcome_only, permissive, skips
-from tpinit.conformance.report import Verdict
-from tpinit.conformance.runner import Settings, conform
+from tpinit.conformance.report import CaseStatus
+from tpinit.conformance.runner import RunOptions, conform
 from tpinit.conformance.terminal import summary, text
 from tpinit.conformance.vectors import load
 
@@ -27,7 +27,7 @@ HOSTILE = "<script>alert(1)</script>&\"'\x00\x1b[31m\ud800"
 
 
 def run(answer, vectors=SMOKE, **settings):
-    return conform(lambda: CallableAdapter(answer), vectors, Settings(spelled="py: it:adapter", **settings))
+    return conform(lambda: CallableAdapter(answer), vectors, RunOptions(spelled="py: it:adapter", **settings))
 
 
 def mixed(case):
@@ -61,7 +61,7 @@ def test_the_footer_counts_and_comes_last():
     body = report.to_json(MIXED)
     assert list(body)[-1] == "footer"
     count = body["footer"]
-    assert count["cases"] == len(SMOKE) == sum(count[verdict.value] for verdict in Verdict)
+    assert count["cases"] == len(SMOKE) == sum(count[verdict.value] for verdict in CaseStatus)
     rows = [vector.row for vector in SMOKE]
     assert count["disagreed"] == rows.count(3)
     assert count["errored"] == rows.count(4)
@@ -163,7 +163,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else():
 def test_text_names_every_divergence_and_its_reproduction():
     told = text(MIXED, limit=1000)
     for case in MIXED.cases:
-        wrong = case.verdict in (Verdict.DISAGREED, Verdict.ERRORED)
+        wrong = case.verdict in (CaseStatus.DISAGREED, CaseStatus.ERRORED)
         assert (f"--only {case.id}" in told) == wrong
     assert 'outcome: expected "error", given "no_autotp"' in told
     assert "and" in text(MIXED, limit=1)
@@ -195,7 +195,7 @@ def file(tmp_path, body):
 def test_exactly_the_wrong_answers_on_record_are_expected(tmp_path):
     failures = known.read(file(tmp_path, KNOWN), {vector.id for vector in SMOKE})
     made = known.apply(WRONG, failures)
-    assert {case.verdict for case in made.cases} == {Verdict.KNOWN}
+    assert {case.verdict for case in made.cases} == {CaseStatus.KNOWN}
     assert report.exit_code(made) == 0
     assert "https://example.org/issues/1" in page([made])
     # It passes, and it does not conform.
@@ -209,10 +209,10 @@ def test_another_wrong_answer_fails_and_so_does_a_right_one(tmp_path):
     other = dataclasses.replace(run(lambda case: {**always_wrong(case), "row": 12}), name="always-wrong", version="1.0")
     changed = known.apply(other, failures)
     told = {case.id: case.verdict for case in changed.cases}
-    assert {told[vector.id] for vector in SMOKE if vector.row != 12} == {Verdict.CHANGED}
-    assert {told[vector.id] for vector in SMOKE if vector.row == 12} == {Verdict.KNOWN}
+    assert {told[vector.id] for vector in SMOKE if vector.row != 12} == {CaseStatus.CHANGED}
+    assert {told[vector.id] for vector in SMOKE if vector.row == 12} == {CaseStatus.KNOWN}
     passes = known.apply(dataclasses.replace(ALL[-1], name="always-wrong", version="1.0"), failures)
-    assert {case.verdict for case in passes.cases} == {Verdict.UNEXPECTED_PASS}
+    assert {case.verdict for case in passes.cases} == {CaseStatus.UNEXPECTED_PASS}
     assert report.exit_code(changed) == report.exit_code(passes) == 1
 
 
@@ -220,7 +220,7 @@ def test_a_failure_of_another_version_or_implementation_counts_for_nothing(tmp_p
     failures = known.read(file(tmp_path, KNOWN))
     for different in ({"version": "2.0"}, {"name": "always-right"}):
         made = known.apply(dataclasses.replace(WRONG, **different), failures)
-        assert {case.verdict for case in made.cases} == {Verdict.DISAGREED}
+        assert {case.verdict for case in made.cases} == {CaseStatus.DISAGREED}
 
 
 def test_a_known_crash_is_no_broken_implementation(tmp_path):
@@ -302,10 +302,10 @@ def test_a_choice_permits_its_own_departure_and_nothing_else():
 def test_a_choice_does_not_excuse_another_wrong_answer():
     wrong = run(lambda case: {**permissive(case), "row": 12})
     declared = CallableAdapter(lambda case: {**permissive(case), "row": 12})
-    assert Verdict.PERMITTED not in {case.verdict for case in wrong.cases}
+    assert CaseStatus.PERMITTED not in {case.verdict for case in wrong.cases}
     declared.answer.choices = list(CHOICES)
     made = conform(lambda: declared, SMOKE)
-    assert Verdict.PERMITTED not in {case.verdict for case in made.cases}
+    assert CaseStatus.PERMITTED not in {case.verdict for case in made.cases}
 
 
 def test_row_5_created_is_row_3_but_for_where_the_fields_come_from():
@@ -330,7 +330,7 @@ MANUAL = (pathlib.Path(__file__).resolve().parents[2] / "docs/conformance.md").r
 
 def test_the_manual_names_every_verdict_and_choice():
     named = set(re.findall(r"`([\w-]+)`", MANUAL))
-    assert {verdict.value for verdict in Verdict} - named == set()
+    assert {verdict.value for verdict in CaseStatus} - named == set()
     assert set(CHOICES) - named == set()
 
 

@@ -9,8 +9,8 @@ from tpinit.conformance.adapters import opener
 from tpinit.conformance.adapters.inprocess import CallableAdapter
 from tpinit.conformance.miniatures.answering import MAGIC, always_right
 from tpinit.conformance.protocol import Broken
-from tpinit.conformance.report import Verdict, exit_code
-from tpinit.conformance.runner import Settings, conform
+from tpinit.conformance.report import CaseStatus, exit_code
+from tpinit.conformance.runner import RunOptions, conform
 from tpinit.conformance.search import BOUNDARIES, families, search
 from tpinit.conformance.vectors import input_of, load, to_inputs
 
@@ -23,10 +23,10 @@ def looked(name, **options):
 
 def test_one_magic_integer_is_found_shrunk_and_kept(tmp_path):
     run = opener(f"{MINIATURES}answering:wrong_in_one_integer", in_process=True)
-    assert exit_code(conform(run, load(), Settings(passes=1))) == 0  # the vectors do not have it
+    assert exit_code(conform(run, load(), RunOptions(passes=1))) == 0  # the vectors do not have it
     made = search(run, examples=20_000, most=1)
     ((vector, case),) = made.found
-    assert case.verdict is Verdict.DISAGREED
+    assert case.verdict is CaseStatus.DISAGREED
     assert MAGIC in (vector.input["call"] or vector.input["section"]).values()
     assert vector.input["precision"] is None
     assert len(vector.input["groups"]) < 2
@@ -66,7 +66,7 @@ def test_what_is_wrong_once_only_is_unstable():
         return right if asked.count(asked[-1]) > 1 else {**right, "row": right["row"] % 12 + 1}
 
     made = search(lambda: CallableAdapter(answer), examples=40, most=1)
-    assert [case.verdict for _, case in made.found] == [Verdict.UNSTABLE]
+    assert [case.verdict for _, case in made.found] == [CaseStatus.UNSTABLE]
     assert "asked again" in made.found[0][1].detail
 
 
@@ -80,7 +80,7 @@ def test_who_does_not_start_is_broken_also_here():
 def test_whatever_is_asked_is_the_input_of_a_vector(family):
     for inputs in family:
         case = input_of(inputs)
-        made = vector_files.made_of(case, "FLAG", "effect")
+        made = vector_files.vector_from_case(case, "FLAG", "effect")
         assert input_of(to_inputs(made.input)) == case
         assert made.expected["row"] == made.row
     assert len(family) == 1 or len(family) > len(BOUNDARIES) // 8
@@ -89,7 +89,7 @@ def test_whatever_is_asked_is_the_input_of_a_vector(family):
 def test_an_id_depends_on_the_input_alone():
     case = load(smoke=True)[0].input
     reordered = dict(reversed(list(case.items())))
-    assert vector_files.made_of(case, "A", "a").id == vector_files.made_of(reordered, "B", "b").id
+    assert vector_files.vector_from_case(case, "A", "a").id == vector_files.vector_from_case(reordered, "B", "b").id
 
 
 @pytest.mark.parametrize(

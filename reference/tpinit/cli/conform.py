@@ -16,7 +16,7 @@ from tpinit.cli.usage import UsageError
 if TYPE_CHECKING:
     from tpinit.conformance.protocol import Adapter
     from tpinit.conformance.report import Report
-    from tpinit.conformance.runner import Settings
+    from tpinit.conformance.runner import RunOptions
     from tpinit.conformance.vectors import Vector
 
 __all__ = ["add_arguments", "run"]
@@ -188,11 +188,11 @@ def _conform(openers: Sequence[tuple[str, Callable[[], Adapter]]], arguments: ar
     return max((report.exit_code(made) for made in (*reports, *earlier)), key=SEVERITY.index)
 
 
-def _settings(spelled: str, arguments: argparse.Namespace) -> Settings:
-    from tpinit.conformance.runner import Settings
+def _settings(spelled: str, arguments: argparse.Namespace) -> RunOptions:
+    from tpinit.conformance.runner import RunOptions
 
     selection = "smoke" if arguments.smoke else "all"
-    return Settings(
+    return RunOptions(
         dialect=arguments.dialect,
         timeout=arguments.timeout,
         passes=arguments.passes,

@@ -17,7 +17,7 @@ from tpinit.conformance.adapters.deepspeed.adapter import RankServerAdapter
 from tpinit.conformance.protocol import Broken
 
 from studies.deepspeed.campaign import Campaign, run
-from studies.deepspeed.document import Shown, document, known, reproduce, summary
+from studies.deepspeed.document import DocumentInputs, document, known, reproduce, summary
 from studies.deepspeed.findings import DEEPSPEED, sort
 
 __all__ = ["main"]
@@ -46,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         older = None
         if options.older is not None:
             older = _kept(options.older) or run(_deepspeed(options.older), parts=("rows",), say=_say)
-        options.document.write_text(document(campaign, found, left, Shown(outputs, own, older)), encoding="utf-8")
+        options.document.write_text(
+            document(campaign, found, left, DocumentInputs(outputs, own, older)), encoding="utf-8"
+        )
     return 1 if left else 0
 
 

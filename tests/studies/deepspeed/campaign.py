@@ -11,15 +11,15 @@ from typing import Any
 from tpinit.conformance.adapters.deepspeed.adapter import RankServerAdapter, run_job
 from tpinit.conformance.adapters.deepspeed.host import RankServer
 from tpinit.conformance.adapters.deepspeed.jobs import materialise
-from tpinit.conformance.adapters.deepspeed.observation import Ended, Observation
+from tpinit.conformance.adapters.deepspeed.observation import Observation, StartStatus
 from tpinit.conformance.protocol import Implementation, Skipped
 from tpinit.conformance.report import Report
-from tpinit.conformance.runner import Settings, conform
+from tpinit.conformance.runner import RunOptions, conform
 from tpinit.conformance.vectors import Vector, load
 
-from studies.deepspeed.catalogue import Entry, entries, expected_of, job_of_entry, rows
-from studies.deepspeed.findings import Case
-from studies.deepspeed.judge import Aspect, Departure, Expected, Kind, judge
+from studies.deepspeed.catalogue import CatalogueEntry, entries, expected_of, job_of_entry, rows
+from studies.deepspeed.findings import StudiedCase
+from studies.deepspeed.judge import Aspect, Departure, DepartureKind, Expected, judge
 from studies.deepspeed.sequences import job_of_sequence, judge_sequence, sequences
 
 __all__ = ["Campaign", "run"]
@@ -35,14 +35,14 @@ class Campaign:
 
     who: Implementation
     report: Report | None = None
-    vectors: list[Case] = field(default_factory=list)
-    rows: list[tuple[Entry, Observation, list[Departure]]] = field(default_factory=list)
-    written: list[Case] = field(default_factory=list)
-    programs: list[Case] = field(default_factory=list)
+    vectors: list[StudiedCase] = field(default_factory=list)
+    rows: list[tuple[CatalogueEntry, Observation, list[Departure]]] = field(default_factory=list)
+    written: list[StudiedCase] = field(default_factory=list)
+    programs: list[StudiedCase] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
-    def cases(self) -> list[Case]:
+    def cases(self) -> list[StudiedCase]:
         """All cases, those of the vectors first."""
         return [*self.vectors, *self.written, *self.programs]
 
@@ -111,11 +111,11 @@ def _vectors(campaign: Campaign, adapter: RankServerAdapter, smoke: bool) -> Non
         vector = by_input[_key(case)]
         if seen is None or isinstance(answer, Skipped):
             reason = answer.reason if isinstance(answer, Skipped) else str(answer)
-            campaign.vectors.append(Case(vector.id, "", answered=False, reason=reason))
+            campaign.vectors.append(StudiedCase(vector.id, "", answered=False, reason=reason))
             return
-        campaign.vectors.append(Case(vector.id, vector.why["effect"], _judged(vector, seen)))
+        campaign.vectors.append(StudiedCase(vector.id, vector.why["effect"], _judged(vector, seen)))
 
-    settings = Settings(passes=1, timeout=_TIMEOUT, give_up=10**6, spelled=campaign.who.name)
+    settings = RunOptions(passes=1, timeout=_TIMEOUT, give_up=10**6, spelled=campaign.who.name)
     campaign.report = conform(lambda: _Watched(adapter, note), vectors, settings)
 
 
@@ -138,11 +138,11 @@ def _written(campaign: Campaign, server: RankServer, smoke: bool, only_rows: boo
         if smoke and entry.id not in the_rows and entry.id not in _SMOKE_ENTRIES:
             continue
         seen = run_job(server, job_of_entry(entry, _TIMEOUT))
-        if seen.ended is Ended.ERROR and "is not supported on your device" in seen.message:
-            campaign.written.append(Case(entry.id, entry.title, answered=False, reason=seen.message))
+        if seen.ended is StartStatus.ERROR and "is not supported on your device" in seen.message:
+            campaign.written.append(StudiedCase(entry.id, entry.title, answered=False, reason=seen.message))
             continue
         departures = judge(expected_of(entry), seen)
-        campaign.written.append(Case(entry.id, entry.title, departures))
+        campaign.written.append(StudiedCase(entry.id, entry.title, departures))
         if entry.id in the_rows:
             campaign.rows.append((entry, seen, departures))
 
@@ -155,5 +155,5 @@ def _programs(campaign: Campaign, server: RankServer, smoke: bool) -> None:
         departures = judge_sequence(program, report)
         if report["hung"]:
             text = f"ranks {report['hung']} hang"
-            departures = [*departures, Departure(Kind.HANG, Aspect.OUTCOME, "every rank goes on", text)]
-        campaign.programs.append(Case(program.id, program.title, departures))
+            departures = [*departures, Departure(DepartureKind.HANG, Aspect.OUTCOME, "every rank goes on", text)]
+        campaign.programs.append(StudiedCase(program.id, program.title, departures))

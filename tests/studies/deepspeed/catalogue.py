@@ -23,13 +23,13 @@ from tpinit.spec.vocabulary import Decision, Outcome
 
 from studies.deepspeed.judge import Expected
 
-__all__ = ["Entry", "entries", "expected_of", "job_of_entry", "rows"]
+__all__ = ["CatalogueEntry", "entries", "expected_of", "job_of_entry", "rows"]
 
 _WATCH = ("numbers", "sharding", "averaging", "check")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CatalogueEntry:
     """One input as a user has it. `section` and `call` hold JSON with `$group` and `$dtype` for objects.
 
     `layout` gives the ranks of the group "g"; `mpu` passes an mpu over it. `only` names the one implementation that
@@ -83,7 +83,7 @@ def _objects(given: Any, handle: _Handle | None) -> Any:
     return [_objects(value, handle) for value in given] if isinstance(given, list) else given
 
 
-def decide(entry: Entry) -> Decision:
+def decide(entry: CatalogueEntry) -> Decision:
     """Let the reference read and decide. Raises ConfigError for what it can't read."""
     handle = None if entry.layout is None else _Handle(len(entry.layout[0]))
     call = None
@@ -94,7 +94,7 @@ def decide(entry: Entry) -> Decision:
     return Resolver(entry.world).resolve(call=call, config=_objects(entry.config, handle), mpu=mpu)
 
 
-def expected_of(entry: Entry) -> Expected:
+def expected_of(entry: CatalogueEntry) -> Expected:
     """What the contract says of an entry."""
     try:
         decision = decide(entry)
@@ -119,7 +119,7 @@ def expected_of(entry: Entry) -> Expected:
     )
 
 
-def _fed(entry: Entry, expected: Expected) -> Partition:
+def _fed(entry: CatalogueEntry, expected: Expected) -> Partition:
     """The groups that a user who wrote this feeds alike: those given, else blocks of the first size given."""
     if expected.tp_groups is not None or entry.layout is not None:
         return expected.tp_groups or entry.layout or []
@@ -129,7 +129,7 @@ def _fed(entry: Entry, expected: Expected) -> Partition:
     return blocks(entry.world, size if entry.world % size == 0 else 1)
 
 
-def job_of_entry(entry: Entry, timeout: float) -> dict[str, Any]:
+def job_of_entry(entry: CatalogueEntry, timeout: float) -> dict[str, Any]:
     """Return the job of an entry: its data goes to the groups that it calls for."""
     groups: dict[str, Any] = {} if entry.layout is None else {"g": entry.layout, "d": orthogonal(entry.layout)}
     initialize: dict[str, Any] = {"op": "initialize", "model": "m", "config": "c", "mesh": entry.mesh}
@@ -154,7 +154,7 @@ _BF16 = {"$dtype": "bf16"}
 _G = {"$group": "g"}
 
 
-def rows() -> Iterator[Entry]:
+def rows() -> Iterator[CatalogueEntry]:
     """The twelve rows in their plainest form, in a world of 4 with groups of 2, contiguous and not."""
     section = {"autotp_size": 2}
     call = {"tp_size": 2, "dtype": _FP32}
@@ -178,10 +178,10 @@ def rows() -> Iterator[Entry]:
         for name, layout in layouts.items():
             title = f"row {number}" + (f", groups {layout}" if layout else "")
             tail = f"-{name}" if name else ""
-            yield Entry(f"row-{number:02}{tail}", title, 4, configured, given, layout, mpu)
+            yield CatalogueEntry(f"row-{number:02}{tail}", title, 4, configured, given, layout, mpu)
 
 
-def _dtypes() -> Iterator[Entry]:
+def _dtypes() -> Iterator[CatalogueEntry]:
     spellings: dict[str, Any] = {
         **{name: name for name in ("fp32", "float32", "float", "torch.float32", "fp16", "float16", "half")},
         **{name: name for name in ("bf16", "bfloat16", "torch.bfloat16", "BF16", "auto", "double", "int8", "fp8")},
@@ -196,7 +196,9 @@ def _dtypes() -> Iterator[Entry]:
     }
     for name, value in spellings.items():
         slug = name.lower().replace(".", "-") if name != "BF16" else "bf16-upper"
-        yield Entry(f"section-dtype-{slug}", f"tensor_parallel.dtype {value!r}", 2, {"autotp_size": 2, "dtype": value})
+        yield CatalogueEntry(
+            f"section-dtype-{slug}", f"tensor_parallel.dtype {value!r}", 2, {"autotp_size": 2, "dtype": value}
+        )
     calls: dict[str, Any] = {
         "object-fp32": _FP32,
         "object-bf16": _BF16,
@@ -209,10 +211,10 @@ def _dtypes() -> Iterator[Entry]:
     }
     for name, value in calls.items():
         call = {"tp_size": 2, "dtype": value}
-        yield Entry(f"call-dtype-{name}", f"tp_model_init(dtype={value!r})", 2, {"autotp_size": 2}, call)
+        yield CatalogueEntry(f"call-dtype-{name}", f"tp_model_init(dtype={value!r})", 2, {"autotp_size": 2}, call)
 
 
-def _sizes() -> Iterator[Entry]:
+def _sizes() -> Iterator[CatalogueEntry]:
     sizes: dict[str, Any] = {
         "auto": "auto",
         "0": 0,
@@ -232,20 +234,20 @@ def _sizes() -> Iterator[Entry]:
         "words": "two",
     }
     for name, value in sizes.items():
-        yield Entry(f"autotp-size-{name}", f"autotp_size {value!r}", 4, {"autotp_size": value})
-        yield Entry(f"nested-size-{name}", f"tp.tp_size {value!r} alone", 4, {"tp": {"tp_size": value}})
+        yield CatalogueEntry(f"autotp-size-{name}", f"autotp_size {value!r}", 4, {"autotp_size": value})
+        yield CatalogueEntry(f"nested-size-{name}", f"tp.tp_size {value!r} alone", 4, {"tp": {"tp_size": value}})
         call = {"tp_size": value, "dtype": _FP32}
-        yield Entry(f"call-size-{name}", f"tp_model_init(tp_size={value!r}) and an empty section", 4, {}, call)
+        yield CatalogueEntry(f"call-size-{name}", f"tp_model_init(tp_size={value!r}) and an empty section", 4, {}, call)
     for name, nested in {"auto": "auto", "1": 1, "2": 2, "4": 4, "null": None, "0": 0}.items():
         section = {"autotp_size": 2, "tp": {"tp_size": nested}}
-        yield Entry(f"both-sizes-2-{name}", f"autotp_size 2 and tp.tp_size {nested!r}", 4, section)
+        yield CatalogueEntry(f"both-sizes-2-{name}", f"autotp_size 2 and tp.tp_size {nested!r}", 4, section)
     call = {"tp_size": 2, "dtype": _FP32}
     for name, value in {"auto": "auto", "0": 0, "4": 4, "null": None, "text-2": "2"}.items():
         title = f"autotp_size {value!r} and tp_model_init(tp_size=2)"
-        yield Entry(f"call-2-autotp-{name}", title, 4, {"autotp_size": value}, call)
+        yield CatalogueEntry(f"call-2-autotp-{name}", title, 4, {"autotp_size": value}, call)
 
 
-def _sections() -> Iterator[Entry]:
+def _sections() -> Iterator[CatalogueEntry]:
     call = {"tp_size": 2, "dtype": _FP32}
     shapes: dict[str, Any] = {
         "empty": {},
@@ -266,14 +268,14 @@ def _sections() -> Iterator[Entry]:
         "disabled-with-dtype": {"autotp_size": 0, "dtype": "bf16"},
     }
     for name, section in shapes.items():
-        yield Entry(f"section-{name}", f"tensor_parallel: {section!r}", 2, section)
+        yield CatalogueEntry(f"section-{name}", f"tensor_parallel: {section!r}", 2, section)
     for name in ("empty", "null", "typo", "tp-null", "list"):
         title = f"tensor_parallel: {shapes[name]!r} and tp_model_init(tp_size=2)"
-        yield Entry(f"call-and-section-{name}", title, 2, shapes[name], call)
-    yield Entry("config-as-text", "the config as base64 text", 2, {"autotp_size": 2}, text=True)
+        yield CatalogueEntry(f"call-and-section-{name}", title, 2, shapes[name], call)
+    yield CatalogueEntry("config-as-text", "the config as base64 text", 2, {"autotp_size": 2}, text=True)
 
 
-def _precision() -> Iterator[Entry]:
+def _precision() -> Iterator[CatalogueEntry]:
     sections: dict[str, Any] = {
         "bf16": {"bf16": {"enabled": True}},
         "bf16-auto": {"bf16": {"enabled": "auto"}},
@@ -284,21 +286,21 @@ def _precision() -> Iterator[Entry]:
         "bf16-one": {"bf16": {"enabled": 1}},
     }
     for name, more in sections.items():
-        yield Entry(f"precision-{name}", f"{more}", 2, {"autotp_size": 2}, more=more)
+        yield CatalogueEntry(f"precision-{name}", f"{more}", 2, {"autotp_size": 2}, more=more)
         call = {"tp_size": 2, "dtype": _BF16}
-        yield Entry(
+        yield CatalogueEntry(
             f"precision-{name}-call-bf16", f"{more} and dtype=torch.bfloat16", 2, {"autotp_size": 2}, call, more=more
         )
 
 
-def _groups() -> Iterator[Entry]:
+def _groups() -> Iterator[CatalogueEntry]:
     call = {"tp_size": 2, "dtype": _FP32}
     for name, layout in {"blocks": blocks(4, 2), "strides": strides(4, 2), "all": blocks(4, 4)}.items():
         inside = {"autotp_size": 2, "tp": {"tp_group": _G}}
-        yield Entry(f"config-group-{name}", f"tp.tp_group over {layout}", 4, inside, layout=layout)
+        yield CatalogueEntry(f"config-group-{name}", f"tp.tp_group over {layout}", 4, inside, layout=layout)
     for size in (1, 4):
         layout = blocks(4, size)
-        yield Entry(
+        yield CatalogueEntry(
             f"mpu-of-{size}-size-2",
             f"an mpu over groups of {size}, autotp_size 2",
             4,
@@ -307,7 +309,7 @@ def _groups() -> Iterator[Entry]:
             layout,
             True,
         )
-        yield Entry(
+        yield CatalogueEntry(
             f"call-2-mpu-of-{size}",
             f"tp_model_init(tp_size=2), an mpu over groups of {size}",
             4,
@@ -319,30 +321,32 @@ def _groups() -> Iterator[Entry]:
     for number, given in ((4, None), (6, call), (8, call)):
         section = {"autotp_size": 2} if number != 6 else "absent"
         title = f"row {number}, an mpu over {strides(4, 2)}, the first batch the same on every rank"
-        yield Entry(f"row-{number:02}-strides-warm", title, 4, section, given, strides(4, 2), True, warm=True)
+        yield CatalogueEntry(f"row-{number:02}-strides-warm", title, 4, section, given, strides(4, 2), True, warm=True)
     swapped = [[0, 3], [1, 2]]
-    yield Entry("mpu-crossed", f"an mpu over {swapped}", 4, {"autotp_size": 2}, None, swapped, True)
+    yield CatalogueEntry("mpu-crossed", f"an mpu over {swapped}", 4, {"autotp_size": 2}, None, swapped, True)
 
 
-def _batches() -> Iterator[Entry]:
+def _batches() -> Iterator[CatalogueEntry]:
     for stage in (1, 2):
         more = {"zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True}
-        yield Entry(f"zero-{stage}", f"ZeRO stage {stage}", 4, {"autotp_size": 2}, more=more, only="deepspeed")
+        yield CatalogueEntry(f"zero-{stage}", f"ZeRO stage {stage}", 4, {"autotp_size": 2}, more=more, only="deepspeed")
     for world, size in ((2, 2), (4, 2), (4, 4)):
         title = f"train_batch_size 8, micro batches of 1, autotp_size {size}, {world} ranks"
-        yield Entry(
+        yield CatalogueEntry(
             f"batch-{world}-{size}", title, world, {"autotp_size": size}, more={"train_batch_size": 8}, samples=8
         )
     title = "train_batch_size 8, micro batches of 1, autotp_size 2, 4 ranks and an mpu"
     more = {"train_batch_size": 8}
-    yield Entry("batch-4-2-mpu", title, 4, {"autotp_size": 2}, None, blocks(4, 2), True, more=more, samples=8)
+    yield CatalogueEntry("batch-4-2-mpu", title, 4, {"autotp_size": 2}, None, blocks(4, 2), True, more=more, samples=8)
     mesh = {"$tuple": [4, 1]}
-    yield Entry("mesh-tuple", "mesh_param=(4, 1), autotp_size 2", 4, {"autotp_size": 2}, mesh=mesh, only="deepspeed")
+    yield CatalogueEntry(
+        "mesh-tuple", "mesh_param=(4, 1), autotp_size 2", 4, {"autotp_size": 2}, mesh=mesh, only="deepspeed"
+    )
     named = {"shape": [2, 2], "names": ["dp", "tp"]}
-    yield Entry("mesh-torch", "a torch DeviceMesh", 4, {"autotp_size": 2}, mesh=named, only="deepspeed")
+    yield CatalogueEntry("mesh-torch", "a torch DeviceMesh", 4, {"autotp_size": 2}, mesh=named, only="deepspeed")
 
 
-def entries() -> list[Entry]:
+def entries() -> list[CatalogueEntry]:
     """Return all entries, the twelve rows first."""
     parts = (rows(), _dtypes(), _sizes(), _sections(), _precision(), _groups(), _batches())
     return [entry for part in parts for entry in part]

@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from tpinit.conformance import known as known_failures
-from tpinit.conformance.adapters.deepspeed.observation import Ended, Observation
+from tpinit.conformance.adapters.deepspeed.observation import Observation, StartStatus
 from tpinit.spec.table import ROWS
 
 from studies.deepspeed.campaign import Campaign
-from studies.deepspeed.catalogue import Entry, expected_of
-from studies.deepspeed.findings import Case, Found
-from studies.deepspeed.judge import Aspect, Departure, Expected, Kind
+from studies.deepspeed.catalogue import CatalogueEntry, expected_of
+from studies.deepspeed.findings import FindingEvidence, StudiedCase
+from studies.deepspeed.judge import Aspect, Departure, DepartureKind, Expected
 
-__all__ = ["Shown", "document", "known", "reproduce", "summary"]
+__all__ = ["DocumentInputs", "document", "known", "reproduce", "summary"]
 
 _SOURCE = "https://github.com/deepspeedai/DeepSpeed/blob/v{version}/deepspeed/runtime/tensor_parallel/init_utils.py"
 _SCRIPT_LIMIT = 600  # seconds, of which the first script's C++ build takes the most
-Left = Sequence[tuple[Case, Departure]]
+Left = Sequence[tuple[StudiedCase, Departure]]
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class DocumentInputs:
     """What stands in the document beside the run: outputs of the scripts, our own runtime, an older release."""
 
     outputs: Mapping[str, str]
@@ -36,7 +36,7 @@ class Shown:
     older: Campaign | None = None
 
 
-def reproduce(found: Sequence[Found], folder: Path, python: str) -> dict[str, str]:
+def reproduce(found: Sequence[FindingEvidence], folder: Path, python: str) -> dict[str, str]:
     """Run the script of every finding with torchrun and return what each printed, one line a rank.
 
     The scripts share one folder of JIT builds, which goes with this call.
@@ -82,7 +82,7 @@ def _alike(lines: Sequence[str]) -> list[str]:
     return short
 
 
-def known(campaign: Campaign, found: Sequence[Found]) -> dict[str, Any]:
+def known(campaign: Campaign, found: Sequence[FindingEvidence]) -> dict[str, Any]:
     """Return the kit's file of known failures for this run of this version."""
     del found
     assert campaign.report is not None
@@ -90,7 +90,7 @@ def known(campaign: Campaign, found: Sequence[Found]) -> dict[str, Any]:
     return known_failures.record(campaign.report, f"=={version}", _SOURCE.format(version=version))
 
 
-def summary(campaign: Campaign, found: Sequence[Found], left: Left) -> str:
+def summary(campaign: Campaign, found: Sequence[FindingEvidence], left: Left) -> str:
     """Return the counts in a few lines."""
     lines = [f"{campaign.who.name} {campaign.who.version}: {_counts(campaign.cases)}, {campaign.seconds:.0f} s"]
     lines += [f"  {each.finding.kind.value}: {each.finding.slug} ({len(each.ids)} cases)" for each in found]
@@ -100,13 +100,13 @@ def summary(campaign: Campaign, found: Sequence[Found], left: Left) -> str:
     return "\n".join(lines)
 
 
-def _counts(cases: Sequence[Case]) -> str:
+def _counts(cases: Sequence[StudiedCase]) -> str:
     asked = [case for case in cases if case.answered]
     good = sum(not case.departures for case in asked)
     return f"{len(cases)} cases, {len(asked)} asked, {good} without a departure, {len(asked) - good} with one or more"
 
 
-def document(campaign: Campaign, found: Sequence[Found], left: Left, shown: Shown) -> str:
+def document(campaign: Campaign, found: Sequence[FindingEvidence], left: Left, shown: DocumentInputs) -> str:
     """Return the whole page."""
     who = campaign.who
     parts = [
@@ -129,7 +129,7 @@ def document(campaign: Campaign, found: Sequence[Found], left: Left, shown: Show
     return "\n".join(part for part in parts if part)
 
 
-def _table(campaign: Campaign, found: Sequence[Found]) -> str:
+def _table(campaign: Campaign, found: Sequence[FindingEvidence]) -> str:
     lines = [
         "## Counts\n",
         "| | cases | asked | agree | agree but change the caller's config | depart otherwise |",
@@ -147,11 +147,11 @@ def _table(campaign: Campaign, found: Sequence[Found]) -> str:
         rest = len(asked) - agree - changed
         lines.append(f"| {name} | {len(cases)} | {len(asked)} | {agree} | {changed} | {rest} |")
     lines += ["\n| kind | findings | cases |", "|---|---|---|"]
-    for kind in Kind:
+    for kind in DepartureKind:
         mine = [each for each in found if each.finding.kind is kind]
         ids = {case for each in mine for case in each.ids}
         lines.append(f"| {kind.value} | {len(mine)} | {len(ids)} |")
-    hangs = sum(one.kind is Kind.HANG for case in campaign.cases for one in case.departures)
+    hangs = sum(one.kind is DepartureKind.HANG for case in campaign.cases for one in case.departures)
     lines.append(
         f"\nA case can show several findings. Ranks hung inside a call or the first updates in {hangs} cases; "
         "where one rank raises and the others return an engine, their first collective is not tried.\n"
@@ -159,7 +159,7 @@ def _table(campaign: Campaign, found: Sequence[Found]) -> str:
     return "\n".join(lines)
 
 
-def _otherwise(case: Case) -> bool:
+def _otherwise(case: StudiedCase) -> bool:
     return any(one.aspect is not Aspect.CONFIG for one in case.departures)
 
 
@@ -178,7 +178,9 @@ def _rows(campaign: Campaign) -> str:
         facts = " ".join("Y" if value else "N" for _, value in row.facts)
         observed = [_short(seen) for _, seen, _ in mine]
         verdict = (
-            "agrees" if not any(_otherwise(Case("", "", departures)) for _, _, departures in mine) else "**departs**"
+            "agrees"
+            if not any(_otherwise(StudiedCase("", "", departures)) for _, _, departures in mine)
+            else "**departs**"
         )
         second = observed[1] if len(observed) > 1 else ""
         lines.append(f"| {row.number} | {facts} | {_promise(mine[0][0])} | {observed[0]} | {second} | {verdict} |")
@@ -186,17 +188,17 @@ def _rows(campaign: Campaign) -> str:
     return "\n".join(lines)
 
 
-def _promise(entry: Entry) -> str:
+def _promise(entry: CatalogueEntry) -> str:
     expected: Expected = expected_of(entry)
     return f"error {' '.join(expected.codes)}" if expected.codes else expected.outcome.value.replace("_", " ")
 
 
 def _short(seen: Observation) -> str:
-    if seen.ended is Ended.DISAGREE:
+    if seen.ended is StartStatus.DISAGREE:
         ranks = [rank for rank in range(len(seen.steps)) if rank not in seen.errors]
         kinds = ", ".join(f"rank {rank} {error['type']}" for rank, error in seen.errors.items())
         return f"{kinds}; ranks {ranks} an engine"
-    if seen.ended is not Ended.ENGINE:
+    if seen.ended is not StartStatus.ENGINE:
         return seen.codes[0] if seen.codes else _cell(seen.message)
     cut = f"cut over {_groups(seen.sharding)}" if max(seen.degrees) > 1 else "not sharded"
     if seen.training.raised is not None:
@@ -213,7 +215,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _divergences(found: Sequence[Found], outputs: Mapping[str, str], version: str) -> str:
+def _divergences(found: Sequence[FindingEvidence], outputs: Mapping[str, str], version: str) -> str:
     lines = ["## Divergences, the worst first\n"]
     shown_at: dict[str, int] = {}
     for number, each in enumerate(found, 1):
@@ -240,10 +242,10 @@ def _divergences(found: Sequence[Found], outputs: Mapping[str, str], version: st
     return "\n".join(lines)
 
 
-def _evidence(each: Found) -> list[str]:
+def _evidence(each: FindingEvidence) -> list[str]:
     """One line for everything that was compared, with the case where it departs in the worst way."""
     lines, aspects = [], set()
-    worst_first = sorted(each.cases, key=lambda pair: list(Kind).index(pair[1].kind))
+    worst_first = sorted(each.cases, key=lambda pair: list(DepartureKind).index(pair[1].kind))
     for case, one in worst_first:
         if one.aspect in aspects:
             continue

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from studies.deepspeed.judge import Departure, Kind
+from studies.deepspeed.judge import Departure, DepartureKind
 
-__all__ = ["DEEPSPEED", "Case", "Finding", "Found", "sort"]
+__all__ = ["DEEPSPEED", "StudiedCase", "Finding", "FindingEvidence", "sort"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Finding:
     """One finding. `pattern` is searched in `id | aspect | expected | observed`; `script` is a file of the docs."""
 
     slug: str
-    kind: Kind
+    kind: DepartureKind
     title: str
     breaks: str
     ranks: int
@@ -29,7 +29,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class StudiedCase:
     """One thing that was asked (a vector, an entry, a program) and its departures; `answered` is false for a skip."""
 
     id: str
@@ -40,11 +40,11 @@ class Case:
 
 
 @dataclass(slots=True)
-class Found:
+class FindingEvidence:
     """A finding with the cases that showed it."""
 
     finding: Finding
-    cases: list[tuple[Case, Departure]] = field(default_factory=list)
+    cases: list[tuple[StudiedCase, Departure]] = field(default_factory=list)
 
     @property
     def ids(self) -> list[str]:
@@ -52,7 +52,7 @@ class Found:
         return list(dict.fromkeys(case.id for case, _ in self.cases))
 
 
-_W, _H, _C, _I, _E, _L, _D = Kind
+_W, _H, _C, _I, _E, _L, _D = DepartureKind
 
 DEEPSPEED: tuple[Finding, ...] = (
     Finding(
@@ -342,9 +342,11 @@ DEEPSPEED: tuple[Finding, ...] = (
 )
 
 
-def sort(cases: Sequence[Case], findings: Sequence[Finding]) -> tuple[list[Found], list[tuple[Case, Departure]]]:
+def sort(
+    cases: Sequence[StudiedCase], findings: Sequence[Finding]
+) -> tuple[list[FindingEvidence], list[tuple[StudiedCase, Departure]]]:
     """Give every departure to the first finding that it matches; return the findings with cases, and what is left."""
-    found: Mapping[str, Found] = {finding.slug: Found(finding) for finding in findings}
+    found: Mapping[str, FindingEvidence] = {finding.slug: FindingEvidence(finding) for finding in findings}
     left = []
     for case in cases:
         for one in case.departures:
@@ -354,5 +356,5 @@ def sort(cases: Sequence[Case], findings: Sequence[Finding]) -> tuple[list[Found
                 left.append((case, one))
             else:
                 found[finding.slug].cases.append((case, one))
-    worst_first = sorted(found.values(), key=lambda each: list(Kind).index(each.finding.kind))
+    worst_first = sorted(found.values(), key=lambda each: list(DepartureKind).index(each.finding.kind))
     return [each for each in worst_first if each.cases], left

@@ -8,15 +8,15 @@ from enum import Enum
 from typing import Any
 
 from tpinit.conformance.adapters.deepspeed.jobs import Partition, blocks, orthogonal
-from tpinit.conformance.adapters.deepspeed.observation import Ended, Observation
+from tpinit.conformance.adapters.deepspeed.observation import Observation, StartStatus
 from tpinit.spec.vocabulary import Outcome
 
-__all__ = ["Aspect", "Departure", "Expected", "Kind", "judge"]
+__all__ = ["Aspect", "Departure", "Expected", "DepartureKind", "judge"]
 
 _TORCH = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
-class Kind(str, Enum):
+class DepartureKind(str, Enum):
     """The kinds of departures, the worst first."""
 
     WRONG_TRAINING = "silent wrong training"
@@ -46,7 +46,7 @@ class Aspect(str, Enum):
 class Departure:
     """One departure: its kind, what was compared, and both sides in words."""
 
-    kind: Kind
+    kind: DepartureKind
     aspect: Aspect
     expected: str
     observed: str
@@ -87,50 +87,52 @@ def judge(expected: Expected, seen: Observation) -> list[Departure]:
     found = list(_error(expected, seen) if expected.outcome is Outcome.ERROR else _engine(expected, seen))
     if seen.changed:
         paths = ", ".join(seen.changed)
-        found.append(Departure(Kind.LEAK, Aspect.CONFIG, "unchanged (D10)", f"changed at {paths}"))
+        found.append(Departure(DepartureKind.LEAK, Aspect.CONFIG, "unchanged (D10)", f"changed at {paths}"))
     return found
 
 
 def _stopped(seen: Observation, should: str) -> list[Departure]:
     """Departures of ranks that did not all come out the same way."""
-    if seen.ended is Ended.HANG:
+    if seen.ended is StartStatus.HANG:
         frames = next(iter(seen.where.values()), [])
         at = f", in {frames[0]}" if frames else ""
-        return [Departure(Kind.HANG, Aspect.OUTCOME, should, f"ranks {list(seen.hung)} hang{at}; {seen.message}")]
-    if seen.ended is Ended.DIED:
-        return [Departure(Kind.CRASH, Aspect.OUTCOME, should, "a rank's process ends")]
+        return [
+            Departure(DepartureKind.HANG, Aspect.OUTCOME, should, f"ranks {list(seen.hung)} hang{at}; {seen.message}")
+        ]
+    if seen.ended is StartStatus.DIED:
+        return [Departure(DepartureKind.CRASH, Aspect.OUTCOME, should, "a rank's process ends")]
     others = [rank for rank in range(len(seen.steps)) if rank not in seen.errors]
     text = f"{seen.message}, while ranks {others} return an engine"
-    return [Departure(Kind.CRASH, Aspect.OUTCOME, should, text)]
+    return [Departure(DepartureKind.CRASH, Aspect.OUTCOME, should, text)]
 
 
 def _error(expected: Expected, seen: Observation) -> Sequence[Departure]:
     should = f"error {' or '.join(expected.codes) or 'that names ' + ' or '.join(expected.mentions)}"
-    if seen.ended is Ended.ENGINE:
+    if seen.ended is StartStatus.ENGINE:
         did = "plain data parallelism" if max(seen.degrees) == 1 else f"tp_size {max(seen.degrees)}"
         text = f"no error: {did} in {'/'.join(seen.dtypes)}"
         if seen.training.raised is not None:
             text += f"; training then raises {seen.training.raised['type']}"
-        return [Departure(Kind.ERROR, Aspect.OUTCOME, should, text)]
-    if seen.ended is not Ended.ERROR:
+        return [Departure(DepartureKind.ERROR, Aspect.OUTCOME, should, text)]
+    if seen.ended is not StartStatus.ERROR:
         return _stopped(seen, should)
     if set(seen.codes) & set(expected.codes):
         return []
     # A malformed input is well refused where the message at least names the key that is wrong.
     if expected.malformed and any(word in seen.message for word in expected.mentions):
         return []
-    kind = Kind.ERROR if seen.codes else Kind.CRASH
+    kind = DepartureKind.ERROR if seen.codes else DepartureKind.CRASH
     return [Departure(kind, Aspect.OUTCOME, should, seen.message)]
 
 
 def _engine(expected: Expected, seen: Observation) -> Sequence[Departure]:
     should = f"{expected.outcome.value}, tp_size {expected.tp_size}, {expected.dtype or 'the dtype it has'}"
-    if seen.ended is Ended.ERROR:
+    if seen.ended is StartStatus.ERROR:
         # A validation error that names the field is about the matter, though it refuses what is legal.
         about = bool(seen.codes) or "ValidationError" in seen.message
-        kind = Kind.ERROR if about else Kind.CRASH
+        kind = DepartureKind.ERROR if about else DepartureKind.CRASH
         return [Departure(kind, Aspect.OUTCOME, should, seen.message)]
-    if seen.ended is not Ended.ENGINE:
+    if seen.ended is not StartStatus.ENGINE:
         return _stopped(seen, should)
     return [*_settings(expected, seen), *_groups(expected, seen), *_numbers(seen)]
 
@@ -139,18 +141,22 @@ def _settings(expected: Expected, seen: Observation) -> list[Departure]:
     found = []
     if expected.tp_size is not None and set(seen.degrees) != {expected.tp_size}:
         found.append(
-            Departure(Kind.IGNORED, Aspect.TP_SIZE, f"{expected.tp_size}", f"parameters cut in {max(seen.degrees)}")
+            Departure(
+                DepartureKind.IGNORED, Aspect.TP_SIZE, f"{expected.tp_size}", f"parameters cut in {max(seen.degrees)}"
+            )
         )
     dtype = _TORCH.get(expected.dtype or "fp32", "float32")
     if list(seen.dtypes) != [dtype]:
-        found.append(Departure(Kind.IGNORED, Aspect.DTYPE, dtype, "parameters are " + ", ".join(seen.dtypes)))
+        found.append(Departure(DepartureKind.IGNORED, Aspect.DTYPE, dtype, "parameters are " + ", ".join(seen.dtypes)))
     if expected.samples is not None:
         claim = seen.claims[0]
         used = claim["micro_batch_size"] * claim["accumulation_steps"] * len((expected.dp_groups or [[]])[0])
         if used != expected.samples:
             micro, steps = claim["micro_batch_size"], claim["accumulation_steps"]
             text = f"{used} samples: micro batches of {micro}, accumulated over {steps}, in each data-parallel group"
-            found.append(Departure(Kind.WRONG_TRAINING, Aspect.BATCH, f"{expected.samples} samples an update", text))
+            found.append(
+                Departure(DepartureKind.WRONG_TRAINING, Aspect.BATCH, f"{expected.samples} samples an update", text)
+            )
     return found
 
 
@@ -158,7 +164,7 @@ def _groups(expected: Expected, seen: Observation) -> list[Departure]:
     """Only where the size is right: with another size, other groups are what must follow."""
     if expected.tp_size is not None and set(seen.degrees) != {expected.tp_size}:
         return []
-    harm = Kind.WRONG_TRAINING if seen.training.wrong else Kind.IGNORED
+    harm = DepartureKind.WRONG_TRAINING if seen.training.wrong else DepartureKind.IGNORED
     pairs = (
         (Aspect.SHARDING, expected.tp_groups, seen.sharding),
         (Aspect.AVERAGING, expected.dp_groups, seen.averaging),
@@ -175,14 +181,18 @@ def _numbers(seen: Observation) -> list[Departure]:
     training = seen.training
     should = "the updates of the unsharded model"
     if training.hung:
-        return [Departure(Kind.HANG, Aspect.NUMBERS, should, f"ranks {list(training.hung)} hang in the first updates")]
+        return [
+            Departure(
+                DepartureKind.HANG, Aspect.NUMBERS, should, f"ranks {list(training.hung)} hang in the first updates"
+            )
+        ]
     if training.raised is not None:
         text = f"{training.raised['type']}: {training.raised['message'][:160]}"
-        kind = Kind.ERROR if "Data inconsistency" in text else Kind.CRASH
+        kind = DepartureKind.ERROR if "Data inconsistency" in text else DepartureKind.CRASH
         return [Departure(kind, Aspect.NUMBERS, f"{should}, on the data that its groups call for", text)]
     if training.wrong:
         text = f"weights off by {training.off_by:.3g} after {len(training.updates)} updates"
-        return [Departure(Kind.WRONG_TRAINING, Aspect.NUMBERS, should, text)]
+        return [Departure(DepartureKind.WRONG_TRAINING, Aspect.NUMBERS, should, text)]
     return []
 
 

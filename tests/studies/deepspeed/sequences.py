@@ -11,18 +11,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tpinit.conformance.adapters.deepspeed.jobs import BASE, Partition, blocks, observations, orthogonal
-from tpinit.conformance.adapters.deepspeed.observation import Ended, Observation, observe
+from tpinit.conformance.adapters.deepspeed.observation import Observation, StartStatus, observe
 from tpinit.spec.vocabulary import Outcome
 
-from studies.deepspeed.judge import Aspect, Departure, Expected, Kind, judge
+from studies.deepspeed.judge import Aspect, Departure, DepartureKind, Expected, judge
 
-__all__ = ["Sequence", "job_of_sequence", "judge_sequence", "sequences"]
+__all__ = ["CallSequence", "job_of_sequence", "judge_sequence", "sequences"]
 
 _WATCH = ("numbers", "sharding", "averaging", "check")
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
+class CallSequence:
     """One program. `engines` says what each model's engine must be; `errors` which steps must raise, and with which
     codes (any error will do where none is named), `fine` which must not.
     """
@@ -38,7 +38,7 @@ class Sequence:
     fine: tuple[int, ...] = ()
 
 
-def job_of_sequence(sequence: Sequence, timeout: float) -> dict[str, Any]:
+def job_of_sequence(sequence: CallSequence, timeout: float) -> dict[str, Any]:
     """Return the job of a sequence: its steps, whatever they raise."""
     return {
         "id": sequence.id,
@@ -51,7 +51,7 @@ def job_of_sequence(sequence: Sequence, timeout: float) -> dict[str, Any]:
     }
 
 
-def judge_sequence(sequence: Sequence, report: Mapping[str, Any]) -> list[Departure]:
+def judge_sequence(sequence: CallSequence, report: Mapping[str, Any]) -> list[Departure]:
     """Return the departures of a whole program."""
     found = []
     for number, codes in sequence.errors.items():
@@ -59,11 +59,15 @@ def judge_sequence(sequence: Sequence, report: Mapping[str, Any]) -> list[Depart
     for number in sequence.fine:
         seen = _alone(report, number)
         if seen.errors:
-            found.append(Departure(Kind.ERROR, Aspect.OUTCOME, f"step {number + 1} raises nothing", seen.message))
+            found.append(
+                Departure(DepartureKind.ERROR, Aspect.OUTCOME, f"step {number + 1} raises nothing", seen.message)
+            )
     for model, expected in sequence.engines.items():
         seen = observe(report, model)
-        if seen.ended is Ended.ERROR and seen.training.off_by is None and not seen.errors:
-            found.append(Departure(Kind.CRASH, Aspect.OUTCOME, f"model {model}: an engine", "it was never reached"))
+        if seen.ended is StartStatus.ERROR and seen.training.off_by is None and not seen.errors:
+            found.append(
+                Departure(DepartureKind.CRASH, Aspect.OUTCOME, f"model {model}: an engine", "it was never reached")
+            )
             continue
         found += [
             Departure(one.kind, one.aspect, f"model {model}: {one.expected}", one.observed)
@@ -76,11 +80,18 @@ def _error(report: Mapping[str, Any], number: int, codes: tuple[str, ...]) -> li
     notes = [rank["steps"][number] if number < len(rank["steps"]) else {} for rank in report["ranks"]]
     should = f"step {number + 1} raises {' or '.join(codes)}"
     if all(note.get("ok") for note in notes):
-        return [Departure(Kind.ERROR, Aspect.OUTCOME, should, "no error")]
+        return [Departure(DepartureKind.ERROR, Aspect.OUTCOME, should, "no error")]
     seen = _alone(report, number)
     if all(note.get("ok") is False for note in notes) and (not codes or set(seen.codes) & set(codes)):
         return []
-    return [Departure(Kind.ERROR if seen.codes else Kind.CRASH, Aspect.OUTCOME, should, seen.message or "nothing")]
+    return [
+        Departure(
+            DepartureKind.ERROR if seen.codes else DepartureKind.CRASH,
+            Aspect.OUTCOME,
+            should,
+            seen.message or "nothing",
+        )
+    ]
 
 
 def _alone(report: Mapping[str, Any], number: int) -> Observation:
@@ -111,9 +122,9 @@ def _watch(model: str, size: int, what: tuple[str, ...] = _WATCH) -> list[dict[s
     return observations(blocks(4, size), what, model)
 
 
-def _repeats() -> Iterator[Sequence]:
+def _repeats() -> Iterator[CallSequence]:
     config = {"c": _section(2)}
-    yield Sequence(
+    yield CallSequence(
         "call-twice-alike",
         "tp_model_init twice for one model, with the same arguments",
         4,
@@ -123,8 +134,10 @@ def _repeats() -> Iterator[Sequence]:
     )
     for name, second in (("size", _call("a", 4)), ("dtype", {**_call("a", 2), "dtype": {"$dtype": "bf16"}})):
         title = f"tp_model_init twice for one model, with another {name}"
-        yield Sequence(f"call-twice-{name}", title, 4, (_call("a", 2), second), {}, errors={1: ("CONFLICTING_CALLS",)})
-    yield Sequence(
+        yield CallSequence(
+            f"call-twice-{name}", title, 4, (_call("a", 2), second), {}, errors={1: ("CONFLICTING_CALLS",)}
+        )
+    yield CallSequence(
         "call-twice-group",
         "tp_model_init twice for one model, with another group of the same size",
         4,
@@ -135,8 +148,8 @@ def _repeats() -> Iterator[Sequence]:
     )
 
 
-def _two_models() -> Iterator[Sequence]:
-    yield Sequence(
+def _two_models() -> Iterator[CallSequence]:
+    yield CallSequence(
         "two-models-call",
         "tp_model_init for two models, of different sizes",
         4,
@@ -146,7 +159,7 @@ def _two_models() -> Iterator[Sequence]:
         fine=(0, 1),
     )
     for first, second in ((2, 4), (4, 2)):
-        yield Sequence(
+        yield CallSequence(
             f"two-models-{first}-{second}",
             f"two models in one process, by config: autotp_size {first}, then {second}",
             4,
@@ -154,7 +167,7 @@ def _two_models() -> Iterator[Sequence]:
             {"c": _section(first), "d": _section(second)},
             engines={"b": _sharded(4, second)},
         )
-    yield Sequence(
+    yield CallSequence(
         "two-models-4-2-warm",
         "two models in one process: autotp_size 4, then 2; the first batch is the same on every rank",
         4,
@@ -162,7 +175,7 @@ def _two_models() -> Iterator[Sequence]:
         {"c": _section(4), "d": _section(2)},
         engines={"b": _sharded(4, 2)},
     )
-    yield Sequence(
+    yield CallSequence(
         "sharded-then-whole",
         "two models in one process: autotp_size 2, then 1",
         4,
@@ -171,7 +184,7 @@ def _two_models() -> Iterator[Sequence]:
         engines={"b": _sharded(4, 1)},
     )
     row1 = ("NO_TP_INTENT",)
-    yield Sequence(
+    yield CallSequence(
         "record-outlives",
         "tp_model_init and initialize for one model, then initialize of another that never had a call",
         4,
@@ -179,7 +192,7 @@ def _two_models() -> Iterator[Sequence]:
         {"c": _section(2), "d": dict(BASE)},
         engines={"b": Expected(Outcome.ERROR, row1)},
     )
-    yield Sequence(
+    yield CallSequence(
         "config-reused",
         "one config object without a section: first with a call and an mpu, then for a model without a call",
         4,
@@ -188,7 +201,7 @@ def _two_models() -> Iterator[Sequence]:
         {"g": blocks(4, 2), "d": orthogonal(blocks(4, 2))},
         engines={"b": Expected(Outcome.ERROR, row1)},
     )
-    yield Sequence(
+    yield CallSequence(
         "second-mpu",
         "a sharded model, then a second model with an mpu (row 2); then the first one trains",
         4,
@@ -199,9 +212,9 @@ def _two_models() -> Iterator[Sequence]:
     )
 
 
-def _after_failure() -> Iterator[Sequence]:
+def _after_failure() -> Iterator[CallSequence]:
     bad_batch = {**_section(4), "train_batch_size": 7, "train_micro_batch_size_per_gpu": 2}
-    yield Sequence(
+    yield CallSequence(
         "failed-then-good",
         "initialize that fails on its batch sizes, then the corrected config",
         4,
@@ -210,7 +223,7 @@ def _after_failure() -> Iterator[Sequence]:
         engines={"a": _sharded(4, 2)},
         errors={0: ()},
     )
-    yield Sequence(
+    yield CallSequence(
         "failed-call-then-good",
         "a call and an initialize that fails on its batch sizes; then another model of another size",
         4,
@@ -220,6 +233,6 @@ def _after_failure() -> Iterator[Sequence]:
     )
 
 
-def sequences() -> list[Sequence]:
+def sequences() -> list[CallSequence]:
     """Return all programs."""
     return [program for part in (_repeats(), _two_models(), _after_failure()) for program in part]

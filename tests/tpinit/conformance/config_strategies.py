@@ -18,7 +18,7 @@ from tpinit.spec.vocabulary import DType, Group, Section
 __all__ = [
     "DTYPE_SPELLINGS",
     "MalformedConfig",
-    "ProcessGroup",
+    "FakeProcessGroup",
     "configs",
     "malformed_configs",
     "reordered",
@@ -38,7 +38,7 @@ _ABSENT = (None, "auto")  # what a field may hold that says the same as no field
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ProcessGroup:
+class FakeProcessGroup:
     """What stands in a config as a process group: equal to itself only, with a size in ranks."""
 
     ranks: int
@@ -91,13 +91,13 @@ _TP_KEYS = ("tp_size", "tp_grain_size", "mpu", "tp_group")
 def configs(draw: DrawFn, process_groups: bool = False) -> Config:
     """Well-formed DeepSpeed configs: with a section or without, in every spelling. Plain JSON data.
 
-    With `process_groups` a section may also hold a group object (`ProcessGroup`), which no JSON can.
+    With `process_groups` a section may also hold a group object (`FakeProcessGroup`), which no JSON can.
     """
     section = None
     if draw(BOOLS):
         group = None
         if process_groups and draw(BOOLS):
-            group = Group(0, 2, ProcessGroup(2))
+            group = Group(0, 2, FakeProcessGroup(2))
         section = Section(draw(_NUMBERS), draw(_NUMBERS), maybe(draw, list(DType)), group)
     return _spelling(draw, section, pick(draw, (None, DType.BF16, DType.FP16)))
 

@@ -17,7 +17,7 @@ __all__ = ["CHOICES", "DIALECTS", "Choice", "permitted"]
 
 DIALECTS: dict[str, str] = {"documented": "the contract, all twelve rows and every violation"}
 
-Expected = Mapping[str, Any]
+ExpectedAnswer = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ class Choice:
 
     name: str
     summary: str
-    instead: Callable[[Case, Expected], dict[str, Any] | None]
+    instead: Callable[[Case, ExpectedAnswer], dict[str, Any] | None]
 
 
-def _row1_plain_data_parallel(case: Case, expected: Expected) -> dict[str, Any] | None:
+def _row1_plain_data_parallel(case: Case, expected: ExpectedAnswer) -> dict[str, Any] | None:
     if expected["violations"] != [ViolationCode.NO_TP_INTENT.value]:
         return None
     # As in row 2, where there is no AutoTP either: the precision, if any, is what the model gets.
@@ -38,7 +38,7 @@ def _row1_plain_data_parallel(case: Case, expected: Expected) -> dict[str, Any] 
     return {**expected, "outcome": Outcome.NO_AUTOTP.value, "violations": [], "dtype": dtype}
 
 
-def _row5_creates_group(case: Case, expected: Expected) -> dict[str, Any] | None:
+def _row5_creates_group(case: Case, expected: ExpectedAnswer) -> dict[str, Any] | None:
     codes = list(expected["violations"])
     if ViolationCode.NO_GROUP_SOURCE.value not in codes or case["mesh"] is not None:
         return None
@@ -76,7 +76,7 @@ CHOICES: dict[str, Choice] = {
 }
 
 
-def permitted(names: tuple[str, ...], case: Case, expected: Expected) -> list[tuple[str, dict[str, Any]]]:
+def permitted(names: tuple[str, ...], case: Case, expected: ExpectedAnswer) -> list[tuple[str, dict[str, Any]]]:
     """Return what the declared choices permit instead of the expected answer, each with the name of its choice."""
     made = ((name, CHOICES[name].instead(case, expected)) for name in names)
     return [(name, answer) for name, answer in made if answer is not None]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import product
 
-from tpinit.conformance.oracle import Verdict
+from tpinit.conformance.oracle import ComparableDecision
 from tpinit.spec.vocabulary import Call, DType, Group, Inputs, Mpu, Section, Source, ViolationCode
 
 __all__ = ["CALL_SIZES", "EVERY_FEATURE", "GROUP_PAIRS", "WORLD_SIZES", "cases", "features", "shape"]
@@ -68,7 +68,7 @@ def _cases(pair: tuple[Group, Group], *, seen_before: bool) -> Iterator[Inputs]:
 Shape = tuple[int, tuple[ViolationCode, ...], "Source | None", "Source | None", "Source | None", bool]
 
 
-def shape(verdict: Verdict) -> Shape:
+def shape(verdict: ComparableDecision) -> Shape:
     """What kind of answer a verdict is, without its values: small enough to collect from every case."""
     sources = verdict.tp_size.source, verdict.dtype.source, verdict.tp_group.source
     return verdict.row, verdict.codes, *sources, verdict.section_disabled

@@ -15,7 +15,7 @@ from html import escape
 from typing import Any
 
 from tpinit.conformance.dialects import CHOICES
-from tpinit.conformance.report import BROKEN, WRONG, CaseReport, Report, Verdict, exit_code, footer
+from tpinit.conformance.report import BROKEN, WRONG, CaseReport, CaseStatus, Report, exit_code, footer
 from tpinit.conformance.terminal import counts, excused, reproduction
 
 __all__ = ["page"]
@@ -185,7 +185,7 @@ def _form(cases: Any, reports: Sequence[Report]) -> str:
 
     rows = options([str(row) for row in sorted({case.row for case in cases})])
     present = {case.verdict for report in reports for case in report.cases}
-    kinds = options([verdict.value for verdict in Verdict if verdict in present])
+    kinds = options([verdict.value for verdict in CaseStatus if verdict in present])
     return (
         f'<form id="narrow" hidden><label>row <select name="row">{rows}</select></label>'
         f'<label>verdict <select name="kind">{kinds}</select></label>'
@@ -198,7 +198,7 @@ def _vector(report: Report, case: CaseReport | None) -> str:
         return "<td>&ndash;</td>"
     kind = "wrong" if case.verdict in WRONG else "broken" if case.verdict in BROKEN else "good"
     word = _text(case.verdict.value.replace("_", " "))
-    if case.verdict is Verdict.AGREED:
+    if case.verdict is CaseStatus.AGREED:
         return f'<td class="{kind}">{word}</td>'
     lines = [
         f"{difference.field}: expected {json.dumps(difference.expected)}, given {json.dumps(difference.given)}"

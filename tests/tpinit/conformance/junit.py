@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree as Xml
 
-from tpinit.conformance.report import BROKEN, WRONG, CaseReport, Report, Verdict
+from tpinit.conformance.report import BROKEN, WRONG, CaseReport, CaseStatus, Report
 from tpinit.conformance.terminal import partly_answered, reproduction
 
 __all__ = ["junit"]
@@ -37,7 +37,7 @@ def _counts(cases: Sequence[CaseReport]) -> dict[str, str]:
         "tests": str(len(cases)),
         "failures": str(sum(case.verdict in WRONG for case in cases)),
         "errors": str(sum(case.verdict in BROKEN for case in cases)),
-        "skipped": str(sum(case.verdict in (Verdict.SKIPPED, Verdict.KNOWN) for case in cases)),
+        "skipped": str(sum(case.verdict in (CaseStatus.SKIPPED, CaseStatus.KNOWN) for case in cases)),
         "time": f"{sum(case.seconds for case in cases):.6f}",
     }
 
@@ -56,13 +56,13 @@ def _suite(root: Xml.Element, report: Report, name: str, cases: Sequence[CaseRep
 
 
 def _outcome(test: Xml.Element, report: Report, case: CaseReport) -> None:
-    if case.verdict is Verdict.PERMITTED:
+    if case.verdict is CaseStatus.PERMITTED:
         Xml.SubElement(test, "system-out").text = f"permitted by the choice {case.choice}"
-    elif case.verdict is Verdict.KNOWN:
+    elif case.verdict is CaseStatus.KNOWN:
         Xml.SubElement(test, "skipped", message=_clean(f"known failure: {case.link}"))
-    elif case.verdict is Verdict.SKIPPED:
+    elif case.verdict is CaseStatus.SKIPPED:
         Xml.SubElement(test, "skipped", message=_clean(str((case.answer or {}).get("skipped", ""))))
-    elif case.verdict is not Verdict.AGREED:
+    elif case.verdict is not CaseStatus.AGREED:
         kind = "failure" if case.verdict in WRONG else "error"
         fields = ", ".join(difference.field for difference in case.differences)
         said = Xml.SubElement(test, kind, type=case.verdict.value, message=_clean(fields or case.verdict.value))

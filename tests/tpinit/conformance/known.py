@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tpinit.conformance.report import CaseReport, Report, Verdict
+from tpinit.conformance.report import CaseReport, CaseStatus, Report
 
 __all__ = ["KnownFailure", "KnownFailuresError", "apply", "in_range", "judged", "read", "record"]
 
@@ -140,17 +140,24 @@ def judged(case: CaseReport, name: str, version: str, failures: Collection[Known
 
 
 def _judged(case: CaseReport, failure: KnownFailure) -> CaseReport:
-    if case.verdict in (Verdict.SKIPPED, Verdict.NOT_RUN, Verdict.UNSTABLE):
+    if case.verdict in (CaseStatus.SKIPPED, CaseStatus.NOT_RUN, CaseStatus.UNSTABLE):
         return case
-    if case.verdict in (Verdict.AGREED, Verdict.PERMITTED):
-        return replace(case, verdict=Verdict.UNEXPECTED_PASS, link=failure.link)
+    if case.verdict in (CaseStatus.AGREED, CaseStatus.PERMITTED):
+        return replace(case, verdict=CaseStatus.UNEXPECTED_PASS, link=failure.link)
     same = json.dumps(case.answer, sort_keys=True) == json.dumps(failure.answer, sort_keys=True)
-    return replace(case, verdict=Verdict.KNOWN if same else Verdict.CHANGED, link=failure.link)
+    return replace(case, verdict=CaseStatus.KNOWN if same else CaseStatus.CHANGED, link=failure.link)
 
 
 def record(report: Report, versions: str, link: str) -> dict[str, Any]:
     """Return the file that makes every wrong answer of a report known, for somebody to look at and put links to."""
-    wrong = (Verdict.DISAGREED, Verdict.ERRORED, Verdict.CRASHED, Verdict.TIMED_OUT, Verdict.GARBAGE, Verdict.CHANGED)
+    wrong = (
+        CaseStatus.DISAGREED,
+        CaseStatus.ERRORED,
+        CaseStatus.CRASHED,
+        CaseStatus.TIMED_OUT,
+        CaseStatus.GARBAGE,
+        CaseStatus.CHANGED,
+    )
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -163,6 +170,6 @@ def record(report: Report, versions: str, link: str) -> dict[str, Any]:
                 "link": case.link or link,
             }
             for case in report.cases
-            if case.verdict in wrong or case.verdict is Verdict.KNOWN
+            if case.verdict in wrong or case.verdict is CaseStatus.KNOWN
         ],
     }

@@ -13,7 +13,7 @@ from itertools import combinations
 
 from tpinit.spec.vocabulary import Decision, DType, Effective, Group, Inputs, Outcome, Source, ViolationCode
 
-__all__ = ["ROWS", "TableRow", "Verdict", "first_disagreement", "oracle", "verdict_of"]
+__all__ = ["ROWS", "OracleRow", "ComparableDecision", "first_disagreement", "oracle", "comparable"]
 
 # Contract, section 2, line by line:
 #    row | TPI TPG CFG MPU | outcome | size and dtype from | TP group from
@@ -41,7 +41,7 @@ _OUTCOMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class TableRow:
+class OracleRow:
     """One line of the table in section 2; the two last columns are kept as the contract words them."""
 
     number: int
@@ -56,7 +56,7 @@ class TableRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ComparableDecision:
     """What two implementations must agree on: a decision without its evidence and what is only carried.
 
     `codes` holds the violations in canonical order; a verdict with any has no effective values.
@@ -71,24 +71,24 @@ class Verdict:
     section_disabled: bool
 
 
-def _parse(line: str) -> TableRow:
+def _parse(line: str) -> OracleRow:
     number, facts, outcome, fields_from, group_from = (cell.strip() for cell in line.split("|"))
     tpi, tpg, cfg, mpu = (letter == "Y" for letter in facts.split())
     code = None
     if outcome.startswith("error "):
         outcome, name = outcome.split()
         code = ViolationCode(name)
-    return TableRow(int(number), tpi, tpg, cfg, mpu, _OUTCOMES[outcome], code, fields_from, group_from)
+    return OracleRow(int(number), tpi, tpg, cfg, mpu, _OUTCOMES[outcome], code, fields_from, group_from)
 
 
-ROWS: tuple[TableRow, ...] = tuple(_parse(line) for line in _TABLE.strip().splitlines())
+ROWS: tuple[OracleRow, ...] = tuple(_parse(line) for line in _TABLE.strip().splitlines())
 _ROW_OF = {(row.tpi, row.tpg, row.cfg, row.mpu): row for row in ROWS}
 _NOTHING: Effective[int] = Effective()
 _NO_DTYPE: Effective[DType] = Effective()
 _NO_GROUP: Effective[Group] = Effective()
 
 
-def oracle(inputs: Inputs) -> Verdict:
+def oracle(inputs: Inputs) -> ComparableDecision:
     """Answer one input the naive way (the whole contract). Never raises on well-typed inputs."""
     call, section, mpu = inputs.call, inputs.section, inputs.mpu
     # D2: "With no call and no tp.tp_size it makes CFG false (the rest of the section is then ignored ...)".
@@ -125,8 +125,8 @@ def oracle(inputs: Inputs) -> Verdict:
 
     codes = _codes(row, sizes, dtypes, groups, inputs.world_size)
     if codes:
-        return Verdict(row.number, Outcome.ERROR, _NOTHING, _NO_DTYPE, _NO_GROUP, codes, disabled)
-    return Verdict(
+        return ComparableDecision(row.number, Outcome.ERROR, _NOTHING, _NO_DTYPE, _NO_GROUP, codes, disabled)
+    return ComparableDecision(
         row.number,
         row.outcome,
         Effective(sizes[0][1], sizes[0][0]) if sizes else _NOTHING,
@@ -138,7 +138,7 @@ def oracle(inputs: Inputs) -> Verdict:
 
 
 def _codes(
-    row: TableRow,
+    row: OracleRow,
     sizes: list[tuple[Source, int]],
     dtypes: list[tuple[Source, DType]],
     groups: dict[Source, Group],
@@ -182,7 +182,7 @@ def _codes(
     return tuple(code for code, it_holds in holds if it_holds)
 
 
-def _effective_group(row: TableRow, groups: dict[Source, Group]) -> Effective[Group]:
+def _effective_group(row: OracleRow, groups: dict[Source, Group]) -> Effective[Group]:
     """The last column of the row, read from left to right."""
     if row.group_from == "-":
         return _NO_GROUP
@@ -196,9 +196,9 @@ def _effective_group(row: TableRow, groups: dict[Source, Group]) -> Effective[Gr
     return Effective(None, Source.CREATED)
 
 
-def verdict_of(decision: Decision) -> Verdict:
+def comparable(decision: Decision) -> ComparableDecision:
     """The part of a decision that is compared: everything but the evidence and what is carried through."""
-    return Verdict(
+    return ComparableDecision(
         decision.row,
         decision.outcome,
         decision.tp_size,
@@ -212,6 +212,6 @@ def verdict_of(decision: Decision) -> Verdict:
 def first_disagreement(implementation: Callable[[Inputs], Decision], cases: Iterable[Inputs]) -> Inputs | None:
     """The first case on which an implementation's decision is not the oracle's, or None when there is none."""
     for inputs in cases:
-        if verdict_of(implementation(inputs)) != oracle(inputs):
+        if comparable(implementation(inputs)) != oracle(inputs):
             return inputs
     return None

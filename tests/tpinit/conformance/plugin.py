@@ -142,19 +142,19 @@ class VectorItem(pytest.Item):
     def runtest(self) -> None:
         """Ask, and fail, skip or expect the failure as the verdict is."""
         from tpinit.conformance.protocol import Broken
-        from tpinit.conformance.report import Verdict
+        from tpinit.conformance.report import CaseStatus
 
         try:
             case = self.suite.ask(self.vector)
         except Broken as error:
             raise _Wrong(f"the implementation is broken: {error}") from error
-        if case.verdict is Verdict.SKIPPED:
+        if case.verdict is CaseStatus.SKIPPED:
             pytest.skip(str((case.answer or {}).get("skipped", "")))
-        if case.verdict is Verdict.KNOWN:
+        if case.verdict is CaseStatus.KNOWN:
             pytest.xfail(f"known failure: {case.link}")
-        if case.verdict is Verdict.PERMITTED:
+        if case.verdict is CaseStatus.PERMITTED:
             self.user_properties.append(("tpinit choice", case.choice))
-        elif case.verdict is not Verdict.AGREED:
+        elif case.verdict is not CaseStatus.AGREED:
             raise _Wrong(_explained(case))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:

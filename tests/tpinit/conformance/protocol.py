@@ -36,7 +36,7 @@ __all__ = [
     "Garbage",
     "Implementation",
     "KitError",
-    "Place",
+    "RankContext",
     "Result",
     "Skip",
     "Skipped",
@@ -80,7 +80,7 @@ class Implementation:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankContext:
     """Where in a world of real processes a case is asked: my rank, and the ranks of each group handle.
 
     `ranks` has for a handle all groups of that kind, which tile the world: `{"g1": ((0, 1), (2, 3))}`; mine is the

@@ -22,7 +22,7 @@ __all__ = [
     "Difference",
     "Report",
     "ReportError",
-    "Verdict",
+    "CaseStatus",
     "exit_code",
     "fields_of",
     "footer",
@@ -36,7 +36,7 @@ FORMAT = "tpinit-conformance-report"
 VERSION = 1
 
 
-class Verdict(str, Enum):
+class CaseStatus(str, Enum):
     """What became of one vector."""
 
     AGREED = "agreed"
@@ -54,9 +54,16 @@ class Verdict(str, Enum):
     NOT_RUN = "not_run"
 
 
-WRONG = frozenset({Verdict.DISAGREED, Verdict.UNEXPECTED_PASS, Verdict.CHANGED})
+WRONG = frozenset({CaseStatus.DISAGREED, CaseStatus.UNEXPECTED_PASS, CaseStatus.CHANGED})
 BROKEN = frozenset(
-    {Verdict.UNSTABLE, Verdict.ERRORED, Verdict.CRASHED, Verdict.TIMED_OUT, Verdict.GARBAGE, Verdict.NOT_RUN}
+    {
+        CaseStatus.UNSTABLE,
+        CaseStatus.ERRORED,
+        CaseStatus.CRASHED,
+        CaseStatus.TIMED_OUT,
+        CaseStatus.GARBAGE,
+        CaseStatus.NOT_RUN,
+    }
 )
 
 
@@ -87,7 +94,7 @@ class CaseReport:
     effect: str
     input: Mapping[str, Any]
     expected: Mapping[str, Any]
-    verdict: Verdict
+    verdict: CaseStatus
     answer: Mapping[str, Any] | None = None
     differences: tuple[Difference, ...] = ()
     observed: Mapping[str, Any] | None = None
@@ -145,7 +152,7 @@ def footer(report: Report) -> dict[str, Any]:
     return {
         "cases": len(report.cases),
         "answered": sum(case.answered for case in report.cases),
-        **{verdict.value: verdicts[verdict] for verdict in Verdict},
+        **{verdict.value: verdicts[verdict] for verdict in CaseStatus},
         "choices": {name: used[name] for name in report.choices},
         "fields": fields,
     }
@@ -154,7 +161,7 @@ def footer(report: Report) -> dict[str, Any]:
 def exit_code(report: Report) -> int:
     """Return 0 where all is well, 4 where the implementation is broken (it comes first), 1 where it disagrees."""
     verdicts = {case.verdict for case in report.cases}
-    known = any(case.verdict is Verdict.KNOWN for case in report.cases)
+    known = any(case.verdict is CaseStatus.KNOWN for case in report.cases)
     if report.broken or verdicts & BROKEN or not (known or any(case.answered for case in report.cases)):
         return 4
     return 1 if verdicts & WRONG else 0
@@ -223,7 +230,7 @@ def _report(body: dict[str, Any]) -> Report:
         made = CaseReport(**one)
         return replace(
             made,
-            verdict=Verdict(made.verdict),
+            verdict=CaseStatus(made.verdict),
             clauses=tuple(made.clauses),
             differences=tuple(Difference(**difference) for difference in one["differences"]),
         )

@@ -18,7 +18,7 @@ from typing import Any
 from tpinit.conformance.adapters.inprocess import plain
 from tpinit.conformance.dialects import CHOICES, permitted
 from tpinit.conformance.messages import check_case, check_result
-from tpinit.conformance.oracle import oracle, verdict_of
+from tpinit.conformance.oracle import comparable, oracle
 from tpinit.conformance.protocol import (
     FAULTS,
     Adapter,
@@ -34,24 +34,24 @@ from tpinit.conformance.protocol import (
     TimedOut,
     answer_to_json,
 )
-from tpinit.conformance.report import CaseReport, Difference, Report, Verdict, fields_of
+from tpinit.conformance.report import CaseReport, CaseStatus, Difference, Report, fields_of
 from tpinit.conformance.vectors import Vector, answer_of, to_inputs
 from tpinit.reference.resolver import resolve
 
-__all__ = ["Settings", "begin", "check_vectors", "compare", "conform", "judge"]
+__all__ = ["RunOptions", "begin", "check_vectors", "compare", "conform", "judge"]
 
 NO_DIALECT = "tpinit-no-such-dialect"
-_VERDICTS: dict[type, Verdict] = {
-    Skipped: Verdict.SKIPPED,
-    Errored: Verdict.ERRORED,
-    Crashed: Verdict.CRASHED,
-    TimedOut: Verdict.TIMED_OUT,
-    Garbage: Verdict.GARBAGE,
+_VERDICTS: dict[type, CaseStatus] = {
+    Skipped: CaseStatus.SKIPPED,
+    Errored: CaseStatus.ERRORED,
+    Crashed: CaseStatus.CRASHED,
+    TimedOut: CaseStatus.TIMED_OUT,
+    Garbage: CaseStatus.GARBAGE,
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class RunOptions:
     """How to ask and judge. `timeout` is in seconds a case; after `give_up` faults in a row the rest is not run.
 
     With `strict` a field that an answer leaves out is a difference, without `choices` a permitted answer is one.
@@ -83,7 +83,7 @@ def check_vectors(vectors: Sequence[Vector]) -> None:
         seen.add(vector.id)
         inputs = to_inputs(dict(vector.input))
         decision = resolve(inputs)
-        if verdict_of(decision) != oracle(inputs):
+        if comparable(decision) != oracle(inputs):
             raise KitError(f"vector {vector.id}: the reference resolver and the oracle disagree")
         if answer_of(decision, dict(vector.input["groups"])) != vector.expected:
             raise KitError(f"vector {vector.id} does not expect what the contract says")
@@ -130,7 +130,7 @@ def judge(vector: Vector, answer: Answer, choices: tuple[str, ...] = (), *, stri
         effect=str(vector.why.get("effect", "")),
         input=vector.input,
         expected=expected,
-        verdict=Verdict.AGREED,
+        verdict=CaseStatus.AGREED,
         answer=answer_to_json(answer),
     )
     if not isinstance(answer, Result):
@@ -143,14 +143,14 @@ def judge(vector: Vector, answer: Answer, choices: tuple[str, ...] = (), *, stri
         return case
     for name, instead in permitted(choices, vector.input, expected):
         if not compare(instead, answer, strict=strict):
-            return replace(case, verdict=Verdict.PERMITTED, choice=name, differences=differences)
-    return replace(case, verdict=Verdict.DISAGREED, differences=differences)
+            return replace(case, verdict=CaseStatus.PERMITTED, choice=name, differences=differences)
+    return replace(case, verdict=CaseStatus.DISAGREED, differences=differences)
 
 
 Reply = tuple["Answer | None", float]  # None: not asked; seconds
 
 
-def _ask(adapter: Adapter, vectors: Sequence[Vector], settings: Settings, ended: threading.Event) -> list[Reply]:
+def _ask(adapter: Adapter, vectors: Sequence[Vector], settings: RunOptions, ended: threading.Event) -> list[Reply]:
     """Ask a started implementation these vectors, in this order, as long as the run has not ended."""
     replies: list[Reply] = []
     faults = 0
@@ -166,7 +166,7 @@ def _ask(adapter: Adapter, vectors: Sequence[Vector], settings: Settings, ended:
 
 
 def _pass(
-    opener: Callable[[], Adapter], vectors: Sequence[Vector], settings: Settings
+    opener: Callable[[], Adapter], vectors: Sequence[Vector], settings: RunOptions
 ) -> tuple[Implementation, list[Reply]]:
     """Ask all vectors once, by as many adapters at a time as there are jobs. Raises Broken."""
     ended = threading.Event()
@@ -199,9 +199,9 @@ def _pass(
     return done[0][0], replies
 
 
-def conform(opener: Callable[[], Adapter], vectors: Sequence[Vector], settings: Settings | None = None) -> Report:
+def conform(opener: Callable[[], Adapter], vectors: Sequence[Vector], settings: RunOptions | None = None) -> Report:
     """Ask an implementation all vectors and report. Raises KitError where the kit itself is wrong."""
-    settings = settings or Settings()
+    settings = settings or RunOptions()
     check_vectors(vectors)
     begun = time.perf_counter()
     unknown = Implementation(settings.spelled or "unknown", "unknown", "unknown")
@@ -225,13 +225,13 @@ def conform(opener: Callable[[], Adapter], vectors: Sequence[Vector], settings: 
 
 
 def _cases(
-    who: Implementation, vectors: Sequence[Vector], replies: Sequence[Reply], settings: Settings
+    who: Implementation, vectors: Sequence[Vector], replies: Sequence[Reply], settings: RunOptions
 ) -> list[CaseReport]:
     choices = who.choices if settings.choices else ()
     cases = []
     for vector, (answer, seconds) in zip(vectors, replies, strict=True):
         if answer is None:
-            case = replace(judge(vector, Skipped("")), verdict=Verdict.NOT_RUN, answer=None)
+            case = replace(judge(vector, Skipped("")), verdict=CaseStatus.NOT_RUN, answer=None)
         else:
             case = judge(vector, answer, choices, strict=settings.strict)
         cases.append(replace(case, seconds=round(seconds, 6)))
@@ -244,11 +244,11 @@ def _steadied(case: CaseReport, other: Answer | None) -> CaseReport:
     if second == case.answer:
         return case
     detail = f"in order it says {case.answer}, in the reverse order {second}"
-    return replace(case, verdict=Verdict.UNSTABLE, detail=detail, choice=None)
+    return replace(case, verdict=CaseStatus.UNSTABLE, detail=detail, choice=None)
 
 
 def _report(
-    who: Implementation, cases: Sequence[CaseReport], settings: Settings, begun: float, broken: str | None = None
+    who: Implementation, cases: Sequence[CaseReport], settings: RunOptions, begun: float, broken: str | None = None
 ) -> Report:
     return Report(
         name=who.name,

@@ -20,17 +20,17 @@ from hypothesis.errors import NoSuchExample
 from hypothesis.strategies import DrawFn
 from tpinit.conformance._draw import BOOLS, pick
 from tpinit.conformance.adapters.inprocess import plain
-from tpinit.conformance.oracle import oracle, verdict_of
+from tpinit.conformance.oracle import comparable, oracle
 from tpinit.conformance.protocol import Adapter, Implementation, KitError, Skipped
-from tpinit.conformance.report import CaseReport, Verdict
+from tpinit.conformance.report import CaseReport, CaseStatus
 from tpinit.conformance.runner import begin, judge
 from tpinit.conformance.strategies import inputs
-from tpinit.conformance.vector_files import made_of
+from tpinit.conformance.vector_files import vector_from_case
 from tpinit.conformance.vectors import Vector, input_of
 from tpinit.reference.resolver import resolve
 from tpinit.spec.vocabulary import DType, Group, Inputs
 
-__all__ = ["BOUNDARIES", "Search", "families", "search"]
+__all__ = ["BOUNDARIES", "SearchResult", "families", "search"]
 
 # One word of a machine is not enough for these, or just enough, or they are what a float can't tell from the next.
 BOUNDARIES: tuple[int, ...] = tuple(
@@ -40,11 +40,11 @@ BOUNDARIES: tuple[int, ...] = tuple(
         | {12, 24, 48, 72, 96, 100, 1024}
     )
 )
-GOOD = frozenset({Verdict.AGREED, Verdict.PERMITTED, Verdict.SKIPPED})
+GOOD = frozenset({CaseStatus.AGREED, CaseStatus.PERMITTED, CaseStatus.SKIPPED})
 
 
 @dataclass(frozen=True, slots=True)
-class Search:
+class SearchResult:
     """What a search found: who was asked, how many cases, and one shrunk case for each way of being wrong."""
 
     who: Implementation
@@ -67,9 +67,9 @@ class _Asking:
     judgements: dict[Inputs, CaseReport] = field(default_factory=dict)
 
     def judged(self, case: Inputs) -> tuple[Vector, CaseReport]:
-        if verdict_of(resolve(case)) != oracle(case):
+        if comparable(resolve(case)) != oracle(case):
             raise KitError(f"the reference resolver and the oracle disagree: {case}")
-        vector = made_of(input_of(case), "FOUND_BY_SEARCH", "")
+        vector = vector_from_case(input_of(case), "FOUND_BY_SEARCH", "")
         self.asked += 1
         answer = self.adapter.run(plain(vector.input), self.timeout)
         self.skipped += isinstance(answer, Skipped)
@@ -163,7 +163,7 @@ def search(
     strict: bool = False,
     choices: bool = True,
     seed: int = 0,
-) -> Search:
+) -> SearchResult:
     """Ask about `examples` cases, shrink what is wrong, and go on until nothing new is found or `most` things were.
 
     Raises Broken where the implementation does not start, and KitError where resolver and oracle disagree.
@@ -182,9 +182,9 @@ def search(
             asking.ways |= {_way(before), _way(report)}
             if report.answer != before.answer:
                 said = f"first it says {before.answer}, and asked again {report.answer}"
-                report = replace(report, verdict=Verdict.UNSTABLE, detail=said)
+                report = replace(report, verdict=CaseStatus.UNSTABLE, detail=said)
             found.append((replace(vector, why={"flag": "FOUND_BY_SEARCH", "effect": _effect(who, report)}), report))
-        return Search(who, asking.asked, asking.skipped, tuple(found))
+        return SearchResult(who, asking.asked, asking.skipped, tuple(found))
     finally:
         with contextlib.suppress(Exception):  # whatever it was, the first exception is the one to tell
             adapter.stop()

@@ -1,8 +1,8 @@
 """Serves a Python implementation over stdio: `python -m tpinit.conformance.server PKG:OBJECT`.
 
-OBJECT is what an in-process adapter is: `answer(case) -> result`; one that takes two arguments gets its `Place` as
-well in a world of ranks, `answer(case, place) -> result`. What it prints goes to stderr, so that nothing can be
-taken for an answer.
+OBJECT is a function `answer(case) -> result`, as for an in-process adapter. In a world of ranks a function of two
+parameters also gets the rank's `RankContext`: `answer(case, context) -> result`. Whatever the function prints goes to
+stderr, because stdout carries the answers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import IO, Any
 from tpinit.conformance.adapters import resolve_object
 from tpinit.conformance.adapters.inprocess import CallableAdapter
 from tpinit.conformance.messages import check_request
-from tpinit.conformance.protocol import VERSION, Answer, Crashed, Errored, Place, Result, Skipped
+from tpinit.conformance.protocol import VERSION, Answer, Crashed, Errored, RankContext, Result, Skipped
 
 __all__ = ["main", "serve"]
 
@@ -47,7 +47,7 @@ def serve(answer: Any, requests: IO[bytes], replies: IO[bytes]) -> None:
             reply = {"ok": CallableAdapter(answer).dialect(request["dialect"])}
         else:
             ranks = _ranks(request.get("ranks", {}))
-            more = (Place(rank, world_size, ranks),) if rank is not None and takes_place else ()
+            more = (RankContext(rank, world_size, ranks),) if rank is not None and takes_place else ()
             reply = {
                 "seq": request["seq"],
                 **_said(CallableAdapter(answer, *more).run(request["case"], FOREVER)),

@@ -21,19 +21,19 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from tpinit.conformance._draw import BOOLS, maybe, pick
 from tpinit.conformance.config_strategies import (
+    FakeProcessGroup,
     MalformedConfig,
-    ProcessGroup,
     configs,
     malformed_configs,
     reordered,
     spellings_of,
 )
-from tpinit.conformance.oracle import ROWS, TableRow
+from tpinit.conformance.oracle import ROWS, OracleRow
 from tpinit.spec.vocabulary import Call, DType, Group, Inputs, Mpu, Section, Source, ViolationCode
 
 __all__ = [
     "MalformedConfig",
-    "ProcessGroup",
+    "FakeProcessGroup",
     "calls",
     "configs",
     "dtypes",
@@ -52,22 +52,21 @@ __all__ = [
     "world_sizes",
 ]
 
-Code = ViolationCode
 T = TypeVar("T")
 Label = TypeVar("Label", bound=Hashable)
 
 # The rows in which a violation can hold and no other with it.
-_ALONE_IN: dict[Code, tuple[int, ...]] = {
-    Code.NO_TP_INTENT: (1,),
-    Code.NO_GROUP_SOURCE: (5,),
-    Code.GROUP_AND_MPU: (10, 12),
-    Code.SIZE_MISSING: (3, 4),
-    Code.SIZE_INVALID: (3, 7),  # a group that is given has at least one rank, so it would differ too
-    Code.SIZE_MISMATCH: (3, 4, 7, 8, 11),
-    Code.DTYPE_MISMATCH: (3, 4, 6, 7, 8, 9, 11),
-    Code.GROUP_IDENTITY_MISMATCH: (3, 4, 6, 7, 8, 9, 11),
-    Code.GROUP_SIZE_MISMATCH: (3, 4, 6, 7, 8, 9, 11),
-    Code.SIZE_NOT_DIVIDING_WORLD: (3, 7),
+_ALONE_IN: dict[ViolationCode, tuple[int, ...]] = {
+    ViolationCode.NO_TP_INTENT: (1,),
+    ViolationCode.NO_GROUP_SOURCE: (5,),
+    ViolationCode.GROUP_AND_MPU: (10, 12),
+    ViolationCode.SIZE_MISSING: (3, 4),
+    ViolationCode.SIZE_INVALID: (3, 7),  # a group that is given has at least one rank, so it would differ too
+    ViolationCode.SIZE_MISMATCH: (3, 4, 7, 8, 11),
+    ViolationCode.DTYPE_MISMATCH: (3, 4, 6, 7, 8, 9, 11),
+    ViolationCode.GROUP_IDENTITY_MISMATCH: (3, 4, 6, 7, 8, 9, 11),
+    ViolationCode.GROUP_SIZE_MISMATCH: (3, 4, 6, 7, 8, 9, 11),
+    ViolationCode.SIZE_NOT_DIVIDING_WORLD: (3, 7),
 }
 _SUCCEEDING = (2, 3, 4, 6, 7, 8, 9, 11)
 
@@ -119,7 +118,7 @@ def inputs(draw: DrawFn) -> Inputs:
     if kind == "agreeing":
         return _alone(draw, _row(pick(draw, _SUCCEEDING)), None)
     if kind == "violating":
-        code = pick(draw, list(Code))
+        code = pick(draw, list(ViolationCode))
         return _alone(draw, _row(pick(draw, _ALONE_IN[code])), code)
     return _unrelated(draw, pick(draw, ROWS))
 
@@ -177,13 +176,13 @@ def reached(
 # --- the parts: plain functions of `draw` ------------------------------------------------------------
 
 
-def _row(number: int) -> TableRow:
+def _row(number: int) -> OracleRow:
     if not 1 <= number <= len(ROWS):
         raise ValueError(f"there is no row {number}: the table has the rows 1 to {len(ROWS)}")
     return ROWS[number - 1]
 
 
-def _in_row(draw: DrawFn, row: TableRow) -> Inputs:
+def _in_row(draw: DrawFn, row: OracleRow) -> Inputs:
     possible = [code for code, rows in _ALONE_IN.items() if row.number in rows and code is not row.code]
     kind = pick(draw, ("agreeing", "violating", "any"))
     if kind == "any":
@@ -191,12 +190,12 @@ def _in_row(draw: DrawFn, row: TableRow) -> Inputs:
     return _alone(draw, row, pick(draw, possible) if kind == "violating" and possible else row.code)
 
 
-def _alone(draw: DrawFn, row: TableRow, code: Code | None) -> Inputs:
+def _alone(draw: DrawFn, row: OracleRow, code: ViolationCode | None) -> Inputs:
     """An input of this row with this violation and no other; out of scope (rows 1 and 2) nothing can disagree."""
     return _agreeing(draw, row, code) if row.tpi or row.cfg else _unrelated(draw, row)
 
 
-def _unrelated(draw: DrawFn, row: TableRow) -> Inputs:
+def _unrelated(draw: DrawFn, row: OracleRow) -> Inputs:
     """Any input of this row, each field drawn for itself; a row without a section may have a disabled one (D2)."""
     pool = draw(_POOLS)
     call = section = mpu = None
@@ -215,22 +214,22 @@ def _unrelated(draw: DrawFn, row: TableRow) -> Inputs:
     return Inputs(draw(_SIZES), call, section, draw(_OPTIONAL_DTYPES), mpu, maybe(draw, pool))
 
 
-def _agreeing(draw: DrawFn, row: TableRow, code: Code | None) -> Inputs:
+def _agreeing(draw: DrawFn, row: OracleRow, code: ViolationCode | None) -> Inputs:
     """An input of this row whose values agree but for one violation (or, with None, altogether).
 
     The row must be in scope (TPI or CFG), and the violation one that `_ALONE_IN` has there.
     """
     # Two sizes can also differ because one of them is autotp_size 0 (D2); a group would then differ as well.
-    zero = code is Code.SIZE_MISMATCH and row.number in (3, 7) and draw(BOOLS)
+    zero = code is ViolationCode.SIZE_MISMATCH and row.number in (3, 7) and draw(BOOLS)
     if zero:
         size = 0
-    elif code is Code.SIZE_INVALID:
+    elif code is ViolationCode.SIZE_INVALID:
         size = draw(_INVALID_SIZES)
     else:
-        size = draw(_SIZES) + (code is Code.SIZE_NOT_DIVIDING_WORLD)  # 1 divides every world
+        size = draw(_SIZES) + (code is ViolationCode.SIZE_NOT_DIVIDING_WORLD)  # 1 divides every world
     size_of = _given_sizes(draw, row, code, size)
     dtype_of = _given_dtypes(draw, row, code)
-    no_group = zero or code in (Code.SIZE_INVALID, Code.SIZE_NOT_DIVIDING_WORLD)
+    no_group = zero or code in (ViolationCode.SIZE_INVALID, ViolationCode.SIZE_NOT_DIVIDING_WORLD)
     group_of: dict[Source, Group] = {} if no_group else _supplied_groups(draw, row, code, size)
     created = row.cfg and not group_of and size_of and size > 0
     world_size = _world_for(draw, code, size) if created else draw(_SIZES)
@@ -259,19 +258,19 @@ def _choices(must: Places, may: Places, at_least: int = 0) -> list[Places]:
     return [places for places in chosen if len(places) >= at_least]
 
 
-def _given_sizes(draw: DrawFn, row: TableRow, code: Code | None, size: int) -> dict[Source, int]:
+def _given_sizes(draw: DrawFn, row: OracleRow, code: ViolationCode | None, size: int) -> dict[Source, int]:
     """Sizes by source, such that the effective one is `size`: all alike, or not for SIZE_MISMATCH."""
-    if code is Code.SIZE_MISSING:
+    if code is ViolationCode.SIZE_MISSING:
         return {}
     must = (Source.CALL_TP_SIZE,) if row.tpi else ()
     may = (Source.CONFIG_AUTOTP_SIZE, Source.CONFIG_TP_SIZE) if row.cfg else ()
-    choices = _choices(must, may, 2 if code is Code.SIZE_MISMATCH else 1)
-    if code is Code.SIZE_MISMATCH and size == 0:
+    choices = _choices(must, may, 2 if code is ViolationCode.SIZE_MISMATCH else 1)
+    if code is ViolationCode.SIZE_MISMATCH and size == 0:
         choices = [places for places in choices if Source.CONFIG_AUTOTP_SIZE in places]
-    if code is Code.SIZE_INVALID and size == 0 and not row.tpi:
+    if code is ViolationCode.SIZE_INVALID and size == 0 and not row.tpi:
         choices = [places for places in choices if Source.CONFIG_TP_SIZE in places]  # else it is disabled (D2)
     places = pick(draw, choices)
-    if code is not Code.SIZE_MISMATCH:
+    if code is not ViolationCode.SIZE_MISMATCH:
         return dict.fromkeys(places, size)
     # In the order of section 4, where the first is the effective one.
     order = (Source.CONFIG_AUTOTP_SIZE, Source.CONFIG_TP_SIZE, Source.CALL_TP_SIZE)
@@ -282,11 +281,11 @@ def _given_sizes(draw: DrawFn, row: TableRow, code: Code | None, size: int) -> d
     return {first: size, **dict(zip(others, values, strict=True))}
 
 
-def _given_dtypes(draw: DrawFn, row: TableRow, code: Code | None) -> dict[Source, DType]:
+def _given_dtypes(draw: DrawFn, row: OracleRow, code: ViolationCode | None) -> dict[Source, DType]:
     """Dtypes by source: all alike, or not for DTYPE_MISMATCH."""
     must = (Source.CALL_DTYPE,) if row.tpi else ()
     may = (Source.PRECISION, Source.CONFIG_DTYPE) if row.cfg else (Source.PRECISION,)
-    differ = code is Code.DTYPE_MISMATCH
+    differ = code is ViolationCode.DTYPE_MISMATCH
     places = pick(draw, _choices(must, may, 2 if differ else 0))
     dtype = draw(_DTYPES)
     values = [draw(_DTYPES) if differ else dtype for _ in places]
@@ -295,29 +294,31 @@ def _given_dtypes(draw: DrawFn, row: TableRow, code: Code | None) -> dict[Source
     return dict(zip(places, values, strict=True))
 
 
-def _supplied_groups(draw: DrawFn, row: TableRow, code: Code | None, size: int) -> dict[Source, Group]:
+def _supplied_groups(draw: DrawFn, row: OracleRow, code: ViolationCode | None, size: int) -> dict[Source, Group]:
     """Groups by source, of `size` ranks and one identity, but for the violation that is asked for."""
     must = ((Source.CALL_TP_GROUP,) if row.tpg else ()) + ((Source.MPU_TP_GROUP,) if row.mpu else ())
     may = (Source.MESH_TP_GROUP, Source.CONFIG_TP_GROUP) if row.cfg else (Source.MESH_TP_GROUP,)
-    at_least = {Code.GROUP_IDENTITY_MISMATCH: 2, Code.GROUP_SIZE_MISMATCH: 1}.get(code, 0) if code else 0
+    at_least = (
+        {ViolationCode.GROUP_IDENTITY_MISMATCH: 2, ViolationCode.GROUP_SIZE_MISMATCH: 1}.get(code, 0) if code else 0
+    )
     places = pick(draw, _choices(must, may, at_least))
-    if code is Code.GROUP_SIZE_MISMATCH:
+    if code is ViolationCode.GROUP_SIZE_MISMATCH:
         other = draw(_SIZES)
         size = size + 1 if other == size else other
     # The one pair that may differ in identity is the call's and the mpu's, where nothing else stands beside.
     excepted = row.tpg and row.mpu and len(places) == 2
-    if code is not Code.GROUP_IDENTITY_MISMATCH and not excepted:
+    if code is not ViolationCode.GROUP_IDENTITY_MISMATCH and not excepted:
         return dict.fromkeys(places, Group(draw(_IDENTITIES), size))
     names = draw(_SEVERAL_IDENTITIES)
     chosen = [Group(pick(draw, names), size) for _ in places]
-    if code is Code.GROUP_IDENTITY_MISMATCH and len({group.identity for group in chosen}) == 1:
+    if code is ViolationCode.GROUP_IDENTITY_MISMATCH and len({group.identity for group in chosen}) == 1:
         chosen[-1] = Group(next(name for name in names if name != chosen[0].identity), size)
     return dict(zip(places, chosen, strict=True))
 
 
-def _world_for(draw: DrawFn, code: Code | None, size: int) -> int:
+def _world_for(draw: DrawFn, code: ViolationCode | None, size: int) -> int:
     """A world that `size` divides, or does not for SIZE_NOT_DIVIDING_WORLD."""
-    if code is Code.SIZE_NOT_DIVIDING_WORLD:
+    if code is ViolationCode.SIZE_NOT_DIVIDING_WORLD:
         return size * (draw(_SIZES) - 1) + 1 + draw(st.integers(0, size - 2))
     return size * draw(_SIZES)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tpinit.conformance.dialects import CHOICES
-from tpinit.conformance.report import BROKEN, WRONG, CaseReport, Report, Verdict, exit_code, footer
+from tpinit.conformance.report import BROKEN, WRONG, CaseReport, CaseStatus, Report, exit_code, footer
 
 __all__ = ["excused", "partly_answered", "reproduction", "summary", "text"]
 
@@ -29,16 +29,16 @@ def counts(cases: Iterable[CaseReport]) -> dict[str, int]:
     """Count cases as the table does."""
     cases = tuple(cases)
 
-    def of(*verdicts: Verdict) -> int:
+    def of(*verdicts: CaseStatus) -> int:
         return sum(case.verdict in verdicts for case in cases)
 
     return {
         "cases": len(cases),
         "answered": sum(case.answered for case in cases),
-        "agreed": of(Verdict.AGREED),
-        "permitted": of(Verdict.PERMITTED),
-        "known": of(Verdict.KNOWN),
-        "skipped": of(Verdict.SKIPPED),
+        "agreed": of(CaseStatus.AGREED),
+        "permitted": of(CaseStatus.PERMITTED),
+        "known": of(CaseStatus.KNOWN),
+        "skipped": of(CaseStatus.SKIPPED),
         "wrong": of(*WRONG),
         "broken": of(*BROKEN),
     }
@@ -57,7 +57,7 @@ def partly_answered(report: Report) -> list[str]:
 
 def excused(report: Report) -> bool:
     """Say whether a report passes because of known failures: that is not conforming."""
-    return exit_code(report) == 0 and any(case.verdict is Verdict.KNOWN for case in report.cases)
+    return exit_code(report) == 0 and any(case.verdict is CaseStatus.KNOWN for case in report.cases)
 
 
 def summary(report: Report) -> str:
@@ -80,7 +80,7 @@ def text(report: Report, limit: int = 20) -> str:
         lines += ["not all fields were answered: " + "; ".join(partly)]
     if report.broken:
         lines += [f"broken: {report.broken}"]
-    bad = [case for case in report.cases if case.verdict in WRONG | BROKEN and case.verdict is not Verdict.NOT_RUN]
+    bad = [case for case in report.cases if case.verdict in WRONG | BROKEN and case.verdict is not CaseStatus.NOT_RUN]
     for case in bad[:limit]:
         lines += ["", *_told(report, case)]
     if len(bad) > limit:

@@ -15,7 +15,7 @@ from tpinit.conformance.report import write_text
 from tpinit.conformance.vectors import Vector, answer_of, to_inputs
 from tpinit.reference.resolver import resolve
 
-__all__ = ["VectorFileError", "made_of", "read", "write"]
+__all__ = ["VectorFileError", "vector_from_case", "read", "write"]
 
 _KEYS = ("id", "row", "clauses", "why", "smoke", "input", "expected")
 
@@ -24,7 +24,7 @@ class VectorFileError(ValueError):
     """A file does not hold vectors. The text has the line of the first problem."""
 
 
-def made_of(case: dict[str, Any], flag: str, effect: str) -> Vector:
+def vector_from_case(case: dict[str, Any], flag: str, effect: str) -> Vector:
     """Make a vector of the input of one; what it expects is the contract's answer.
 
     Its id depends on the input alone, so that whoever finds the same case gives it the same name.

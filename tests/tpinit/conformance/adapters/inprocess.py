@@ -90,7 +90,7 @@ class CallableAdapter:
     """
 
     def __init__(self, answer: Callable[..., Any], *more: Any) -> None:
-        """`more` is handed to the callable after the case (in a world of ranks: the `Place`)."""
+        """`more` is handed to the callable after the case (in a world of ranks: the `RankContext`)."""
         self.answer = answer
         self.more = more
 

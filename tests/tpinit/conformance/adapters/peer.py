@@ -16,14 +16,14 @@ from typing import Any
 from tpinit.conformance.messages import check_request
 from tpinit.conformance.protocol import Broken, Crashed, Garbage, KitError, TimedOut
 
-__all__ = ["Fault", "Peer"]
+__all__ = ["PeerFault", "PeerProcess"]
 
 MAX_LINE = 1 << 20  # bytes of one answer
 TAIL = 2000  # characters of stderr that are kept as evidence
 GRACE = 2.0  # seconds to end in, once asked to
 
 
-class Fault(Exception):
+class PeerFault(Exception):
     """What the process did instead of answering."""
 
     def __init__(self, answer: Crashed | TimedOut | Garbage) -> None:
@@ -31,7 +31,7 @@ class Fault(Exception):
         self.answer = answer
 
 
-class Peer:
+class PeerProcess:
     """A process that speaks the protocol over stdio. It leads a process group, and all of that ends with it."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
@@ -62,12 +62,12 @@ class Peer:
         self._eof = False
 
     def ask(self, message: Mapping[str, Any], timeout: float) -> Any:
-        """Send one message and return the answer. Raises Fault for anything but one line of JSON in time."""
+        """Send one message and return the answer. Raises PeerFault for anything but one line of JSON in time."""
         deadline = time.monotonic() + timeout
         self.send(message, deadline)
         while (line := self.line()) is None:
             if not _ready(self.out, selectors.EVENT_READ, deadline):
-                raise Fault(TimedOut(f"no answer in {timeout:g} s", self.evidence()))
+                raise PeerFault(TimedOut(f"no answer in {timeout:g} s", self.evidence()))
         return self.understood(line)
 
     def send(self, message: Mapping[str, Any], deadline: float) -> None:
@@ -80,7 +80,7 @@ class Peer:
             written = self._write(left)
             left = left[written:]
             if not written and not _ready(self._in, selectors.EVENT_WRITE, deadline):
-                raise Fault(TimedOut("it does not read what it is asked", self.evidence()))
+                raise PeerFault(TimedOut("it does not read what it is asked", self.evidence()))
 
     def _write(self, line: memoryview) -> int:
         try:
@@ -88,30 +88,30 @@ class Peer:
         except BlockingIOError:
             return 0
         except BrokenPipeError:
-            raise Fault(self._ended()) from None
+            raise PeerFault(self._ended()) from None
 
     def line(self) -> bytes | None:
-        """Return a line that has arrived, or None as long as there is none. Raises Fault where none will come."""
+        """Return a line that has arrived, or None as long as there is none. Raises PeerFault where none will come."""
         self._listen()
         line, newline, rest = self._heard.partition(b"\n")
         if newline:
             self._heard = rest
             return line
         if len(self._heard) > MAX_LINE:
-            raise Fault(Garbage(f"a line of more than {MAX_LINE} bytes", self.evidence()))
+            raise PeerFault(Garbage(f"a line of more than {MAX_LINE} bytes", self.evidence()))
         if self._eof:
-            raise Fault(self._ended())
+            raise PeerFault(self._ended())
         return None
 
     def understood(self, line: bytes) -> Any:
-        """Return what a line says. Raises Fault for one that is not JSON, or that came with more than was asked."""
+        """Return what a line says. Raises PeerFault for one that is not JSON, or that came with more than was asked."""
         if self._heard:
-            raise Fault(Garbage("more than one line for one question", self.evidence()))
+            raise PeerFault(Garbage("more than one line for one question", self.evidence()))
         try:
             return json.loads(line)
         except (ValueError, RecursionError):
             shown = line[:80].decode(errors="backslashreplace")
-            raise Fault(Garbage(f"not a line of JSON: {shown!r}", self.evidence())) from None
+            raise PeerFault(Garbage(f"not a line of JSON: {shown!r}", self.evidence())) from None
 
     def stray(self) -> bytes:
         """Return what it said without being asked."""
@@ -129,7 +129,7 @@ class Peer:
         if self._process.returncode is not None:
             return
         if politely:
-            with contextlib.suppress(Fault):
+            with contextlib.suppress(PeerFault):
                 self.send({"cmd": "stop"}, time.monotonic() + GRACE)
         for pipe in (self._process.stdin, self._process.stdout):
             if politely and pipe is self._process.stdout:

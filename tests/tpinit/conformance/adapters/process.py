@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tpinit.conformance.adapters.peer import Fault, Peer
+from tpinit.conformance.adapters.peer import PeerFault, PeerProcess
 from tpinit.conformance.dialects import CHOICES
 from tpinit.conformance.messages import read_answer, read_implementation
 from tpinit.conformance.protocol import VERSION, Answer, Broken, Case, Crashed, Garbage, Implementation, TimedOut
@@ -14,11 +14,11 @@ __all__ = ["ProcessAdapter", "greet"]
 START_TIMEOUT = 60.0  # seconds, for interpreters and libraries that are slow to load
 
 
-def greet(peer: Peer, message: dict[str, object], timeout: float) -> Implementation:
+def greet(peer: PeerProcess, message: dict[str, object], timeout: float) -> Implementation:
     """Say start to a new process. Raises Broken where it does not answer as it must."""
     try:
         return read_implementation(peer.ask(message, timeout), tuple(CHOICES))
-    except Fault as fault:
+    except PeerFault as fault:
         raise Broken(f"it does not start: {fault.answer.message}{_indented(fault.answer.detail)}") from fault
 
 
@@ -37,7 +37,7 @@ class ProcessAdapter:
         self.fresh = fresh
         self.start_timeout = start_timeout
         self.starts = 0
-        self._peer: Peer | None = None
+        self._peer: PeerProcess | None = None
         self._who: Implementation | None = None
         self._dialect: str | None = None
         self._seq = 0
@@ -45,7 +45,7 @@ class ProcessAdapter:
 
     def start(self) -> Implementation:
         """Raises Broken where the command can't be started or does not say who it is."""
-        peer = Peer(self.command)
+        peer = PeerProcess(self.command)
         self.starts += 1
         try:
             said = greet(peer, {"cmd": "start", "version": VERSION}, self.start_timeout)
@@ -65,7 +65,7 @@ class ProcessAdapter:
         assert self._peer is not None
         try:
             reply = self._peer.ask({"cmd": "dialect", "dialect": name}, self.start_timeout)
-        except Fault as fault:
+        except PeerFault as fault:
             self._drop()
             raise Broken(f"asked for the dialect {name!r}: {fault.answer.message}") from fault
         if not isinstance(reply, dict) or set(reply) != {"ok"} or not isinstance(reply["ok"], bool):
@@ -90,7 +90,7 @@ class ProcessAdapter:
         try:
             reply = self._peer.ask({"cmd": "run", "seq": self._seq, "case": dict(case)}, timeout)
             answer = read_answer(reply, self._seq, case)
-        except Fault as fault:
+        except PeerFault as fault:
             answer = fault.answer
         if isinstance(answer, (Crashed, TimedOut, Garbage)):
             self._drop()

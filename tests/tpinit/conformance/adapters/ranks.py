@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from tpinit.conformance.adapters.peer import Fault, Peer
+from tpinit.conformance.adapters.peer import PeerFault, PeerProcess
 from tpinit.conformance.adapters.process import START_TIMEOUT, greet
 from tpinit.conformance.messages import read_answer
 from tpinit.conformance.protocol import (
@@ -35,10 +35,10 @@ from tpinit.conformance.protocol import (
 
 __all__ = ["RanksAdapter", "layout"]
 
-Ranks = dict[str, tuple[tuple[int, ...], ...]]
+GroupRanks = dict[str, tuple[tuple[int, ...], ...]]
 
 
-def layout(case: Case) -> Ranks:
+def layout(case: Case) -> GroupRanks:
     """Give each group handle of a case its ranks: blocks of neighbours that tile the world.
 
     Raises Skip for a group whose size does not divide the world: no such groups can hold every rank.
@@ -60,12 +60,12 @@ class _World:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self.peers: list[Peer] = []
+        self.peers: list[PeerProcess] = []
         try:
             for rank in range(size):
                 numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
                 env = {name: str(number) for name, number in numbers.items()}
-                self.peers.append(Peer(command, {**env, "MASTER_ADDR": "127.0.0.1"}))
+                self.peers.append(PeerProcess(command, {**env, "MASTER_ADDR": "127.0.0.1"}))
             said = [
                 greet(peer, {"cmd": "start", "version": VERSION, "rank": rank, "world_size": size}, timeout)
                 for rank, peer in enumerate(self.peers)
@@ -78,7 +78,7 @@ class _World:
         self.who = said[0]
 
     def ask(self, message: dict[str, Any], timeout: float) -> list[Any]:
-        """Return what each rank says. Raises Fault, naming the rank, as soon as one can't answer."""
+        """Return what each rank says. Raises PeerFault, naming the rank, as soon as one can't answer."""
         deadline = time.monotonic() + timeout
         replies: dict[int, Any] = {}
         with selectors.DefaultSelector() as selector:
@@ -89,7 +89,7 @@ class _World:
             while len(replies) < len(self.peers):
                 ready = selector.select(max(0.0, deadline - time.monotonic()))
                 if not ready:
-                    raise Fault(self._late(replies, timeout))
+                    raise PeerFault(self._late(replies, timeout))
                 for key, _ in ready:
                     rank = key.data
                     with _Naming(rank):
@@ -113,7 +113,7 @@ class _World:
 
 
 class _Naming:
-    """Puts the rank into a Fault that is raised inside."""
+    """Puts the rank into a PeerFault that is raised inside."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -122,9 +122,9 @@ class _Naming:
         pass
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, Fault):
+        if isinstance(error, PeerFault):
             named = dataclasses.replace(error.answer, message=f"rank {self.rank}: {error.answer.message}")
-            raise Fault(named) from error
+            raise PeerFault(named) from error
 
 
 class RanksAdapter:
@@ -181,7 +181,7 @@ class RanksAdapter:
         message = {"cmd": "run", "seq": self._seq, "case": dict(case), "ranks": ranks}
         try:
             answers = [read_answer(reply, self._seq, case) for reply in world.ask(message, timeout)]
-        except Fault as fault:
+        except PeerFault as fault:
             self._drop(size)
             return fault.answer
         answer = _merged(answers)
@@ -208,7 +208,7 @@ class RanksAdapter:
     def _speaks(self, world: _World, name: str) -> bool:
         try:
             replies = world.ask({"cmd": "dialect", "dialect": name}, self.start_timeout)
-        except Fault as fault:
+        except PeerFault as fault:
             raise Broken(f"asked for the dialect {name!r}: {fault.answer.message}") from fault
         if replies[0] not in ({"ok": True}, {"ok": False}) or any(reply != replies[0] for reply in replies):
             raise Broken(f"asked for the dialect {name!r} the ranks say {replies!r}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from tpinit.conformance.report import Verdict
+from tpinit.conformance.report import CaseStatus
 
 __all__ = ["MINIATURES", "Miniature"]
 
@@ -25,7 +25,7 @@ class Miniature:
 
     name: str
     spelled: str
-    verdicts: frozenset[Verdict]
+    verdicts: frozenset[CaseStatus]
     exit_code: int
 
 
@@ -37,7 +37,7 @@ def _ranks(name: str) -> str:
     return f"ranks: '{sys.executable}' -m tpinit.conformance.server {__name__}.worlds:{name}"
 
 
-_V = Verdict
+_V = CaseStatus
 MINIATURES: dict[str, Miniature] = {
     name: Miniature(name, spelled, frozenset(verdicts), exit_code)
     for name, spelled, verdicts, exit_code in (

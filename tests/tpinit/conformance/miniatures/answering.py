@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from tpinit.conformance.adapters.reference import adapter as resolver
 from tpinit.conformance.dialects import permitted
 from tpinit.conformance.protocol import Skip
+from tpinit.conformance.vectors import Json
 
 __all__ = [
     "MAGIC",
@@ -23,7 +23,6 @@ __all__ = [
     "wrong_in_one_integer",
 ]
 
-Json = dict[str, Any]
 MAGIC = 65537
 _CHOICES = ("row1-plain-data-parallel", "row5-creates-group")
 

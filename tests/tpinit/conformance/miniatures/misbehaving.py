@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any
 
 from tpinit.conformance.adapters.reference import adapter as resolver
+from tpinit.conformance.vectors import Json
 
 __all__ = ["answers_garbage", "crashes", "hangs", "leaks_state"]
 
-Json = dict[str, Any]
 _calls: list[Json] = []
 
 

@@ -16,11 +16,10 @@ import time
 from typing import Any
 
 from tpinit.conformance.adapters.reference import adapter as resolver
-from tpinit.conformance.protocol import Place
+from tpinit.conformance.protocol import RankContext
+from tpinit.conformance.vectors import Json
 
 __all__ = ["always_right", "crashes_on_one_rank", "hangs_on_one_rank", "ranks_disagree"]
-
-Json = dict[str, Any]
 
 
 class _Meeting:
@@ -29,7 +28,7 @@ class _Meeting:
     def __init__(self) -> None:
         self.lines: list[Any] = []
 
-    def gather(self, place: Place, word: str) -> list[str]:
+    def gather(self, place: RankContext, word: str) -> list[str]:
         """Return what all ranks say, on every rank."""
         if not self.lines:
             self._connect(place)
@@ -42,7 +41,7 @@ class _Meeting:
             self._say(line, json.dumps(words))
         return words
 
-    def _connect(self, place: Place) -> None:
+    def _connect(self, place: RankContext) -> None:
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         if place.rank:
             self.lines.append(self._reached(address).makefile("rw"))
@@ -66,7 +65,7 @@ class _Meeting:
 _meeting = _Meeting()
 
 
-def _agreed(place: Place, answer: Json) -> Json:
+def _agreed(place: RankContext, answer: Json) -> Json:
     """The answer, once all ranks have said that they have the same one."""
     digest = hashlib.sha256(json.dumps(answer, sort_keys=True).encode()).hexdigest()
     if place.world_size > 1 and len(set(_meeting.gather(place, digest))) > 1:
@@ -74,7 +73,7 @@ def _agreed(place: Place, answer: Json) -> Json:
     return answer
 
 
-def always_right(case: Json, place: Place) -> Json:
+def always_right(case: Json, place: RankContext) -> Json:
     """Answer as the contract does, when all ranks agree; show the group that this rank is in."""
     answer = _agreed(place, resolver(case))
     group = answer["tp_group"]["value"]
@@ -82,21 +81,21 @@ def always_right(case: Json, place: Place) -> Json:
     return {**answer, "observed": {"ranks": list(mine[0]) if mine else None}}
 
 
-def hangs_on_one_rank(case: Json, place: Place) -> Json:
+def hangs_on_one_rank(case: Json, place: RankContext) -> Json:
     """Leave rank 1 waiting, and with it all the others, where a call meets an mpu."""
     if place.rank == 1 and case["call"] is not None and case["mpu"] is not None:
         threading.Event().wait()
     return _agreed(place, resolver(case))
 
 
-def crashes_on_one_rank(case: Json, place: Place) -> Json:
+def crashes_on_one_rank(case: Json, place: RankContext) -> Json:
     """End the last rank where a call meets an mpu."""
     if place.rank == place.world_size - 1 and case["call"] is not None and case["mpu"] is not None:
         os._exit(7)
     return _agreed(place, resolver(case))
 
 
-def ranks_disagree(case: Json, place: Place) -> Json:
+def ranks_disagree(case: Json, place: RankContext) -> Json:
     """Answer rightly on rank 0, and on the others that a section is an error."""
     if place.rank and case["section"] is not None:
         return {"outcome": "error", "violations": ["SIZE_INVALID"]}

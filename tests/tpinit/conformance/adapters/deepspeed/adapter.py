@@ -7,7 +7,7 @@ from typing import Any
 
 from tpinit.conformance.adapters.deepspeed.host import RankServer, ServerError
 from tpinit.conformance.adapters.deepspeed.jobs import job_of
-from tpinit.conformance.adapters.deepspeed.observation import Ended, Observation, observe
+from tpinit.conformance.adapters.deepspeed.observation import Observation, StartStatus, observe
 from tpinit.conformance.protocol import (
     Answer,
     Broken,
@@ -91,12 +91,12 @@ class RankServerAdapter:
 def run_job(server: RankServer, job: Mapping[str, Any], model: str = "m") -> Observation:
     """Run a job; where training stopped it, run it again without training, to see the groups all the same."""
     seen = observe(server.run(job), model)
-    broke = seen.ended is Ended.ENGINE and (seen.training.raised is not None or bool(seen.hung))
+    broke = seen.ended is StartStatus.ENGINE and (seen.training.raised is not None or bool(seen.hung))
     if not broke or seen.sharding is not None:
         return seen
     steps = [step for step in job["steps"] if step.get("what") != "numbers"]
     again = observe(server.run({**job, "steps": steps}), model)
-    if again.ended is not Ended.ENGINE:
+    if again.ended is not StartStatus.ENGINE:
         return seen
     return Observation(
         **{
@@ -112,14 +112,14 @@ def run_job(server: RankServer, job: Mapping[str, Any], model: str = "m") -> Obs
 def answer_of_observation(case: Case, partitions: Mapping[str, Any], seen: Observation) -> Answer:
     """Turn what was seen into an answer of the protocol: only what shows in behaviour, and no sources."""
     observed = _evidence(seen)
-    if seen.ended is Ended.HANG:
+    if seen.ended is StartStatus.HANG:
         return TimedOut(f"ranks {list(seen.hung)} hang", str(dict(seen.where)))
-    if seen.ended is Ended.DIED:
+    if seen.ended is StartStatus.DIED:
         return Crashed("the process of a rank ended")
-    if seen.ended is Ended.DISAGREE:
+    if seen.ended is StartStatus.DISAGREE:
         others = [rank for rank in range(len(seen.steps)) if rank not in seen.errors]
         return Errored(f"{seen.message}, while ranks {others} return an engine")
-    if seen.ended is Ended.ERROR:
+    if seen.ended is StartStatus.ERROR:
         if _NOT_HERE in seen.message:
             return Skipped(f"{seen.message}")
         if not seen.codes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tpinit.conformance.adapters.deepspeed.jobs import Partition
 
-__all__ = ["Ended", "Observation", "Training", "observe"]
+__all__ = ["StartStatus", "Observation", "Training", "observe"]
 
 # What DeepSpeed's own words for a violation are, by the part that does not change.
 _WORDS: tuple[tuple[str, str], ...] = (
@@ -26,7 +26,7 @@ _WORDS: tuple[tuple[str, str], ...] = (
 _TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}
 
 
-class Ended(str, Enum):
+class StartStatus(str, Enum):
     """How the ranks came out of `initialize` (or of a call before it)."""
 
     ENGINE = "engine"
@@ -56,7 +56,7 @@ class Training:
 class Observation:
     """One job as it went: the outcome, the error of each rank, and what the engines did."""
 
-    ended: Ended
+    ended: StartStatus
     errors: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     hung: Sequence[int] = ()
     where: Mapping[int, Sequence[str]] = field(default_factory=dict)
@@ -116,17 +116,17 @@ def observe(report: Mapping[str, Any], model: str = "m") -> Observation:
     common: dict[str, Any] = {"errors": errors, "steps": steps, "changed": changed, "where": where}
     if len(engines) < len(steps):
         if report["died"]:
-            return Observation(Ended.DIED, **common)
+            return Observation(StartStatus.DIED, **common)
         if errors and engines:
-            return Observation(Ended.DISAGREE, **common)
-        ended = Ended.HANG if report["hung"] else Ended.ERROR
+            return Observation(StartStatus.DISAGREE, **common)
+        ended = StartStatus.HANG if report["hung"] else StartStatus.ERROR
         return Observation(ended, hung=report["hung"], **common)
     shards = [_engine(notes) or {} for notes in steps]
     claims = [next(note["claims"] for note in notes if "claims" in note) for notes in steps]
     dtypes = sorted({dtype for shard in shards for dtype in shard["dtypes"]})
     averaging = _gathered(steps, "averaging", "ranks")
     return Observation(
-        Ended.ENGINE,
+        StartStatus.ENGINE,
         hung=report["hung"],
         degrees=[shard["degree"] for shard in shards],
         slices=[shard["slice"] for shard in shards],

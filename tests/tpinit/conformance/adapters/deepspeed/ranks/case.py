@@ -18,16 +18,16 @@ import torch.distributed as dist
 from torch import nn
 from torch._C._distributed_c10d import FileStore
 from tpinit.conformance.adapters.deepspeed.ranks import observe
-from tpinit.conformance.adapters.deepspeed.ranks.implementations import Implementation
+from tpinit.conformance.adapters.deepspeed.ranks.implementations import TrainingLibrary
 from tpinit.conformance.adapters.deepspeed.ranks.model import LEARNING_RATE, Dense
 
-__all__ = ["Desk", "run_job"]
+__all__ = ["RankState", "run_job"]
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
 _PATH = re.compile(r"(?:/[^\s'\"(),:]+)+/(?=[^/\s'\"]+)")
 
 
-class Mpu:
+class MpuObject:
     """A model-parallel unit with DeepSpeed's six methods over two given groups; `named` picks Megatron's names."""
 
     def __init__(self, tp: Any, dp: Any, megatron: bool = False) -> None:
@@ -39,10 +39,10 @@ class Mpu:
 
 
 @dataclass
-class Desk:
+class RankState:
     """What one rank has before it during one job: its objects by name, and the report that it writes."""
 
-    implementation: Implementation
+    implementation: TrainingLibrary
     template: nn.Module
     rank: int
     world: int
@@ -76,45 +76,45 @@ class Desk:
         return [self.value(inner) for inner in given] if isinstance(given, list) else given
 
 
-def run_job(job: Mapping[str, Any], desk: Desk) -> None:
+def run_job(job: Mapping[str, Any], state: RankState) -> None:
     """Do the steps of a job in turn and leave the report in a file. Stops where the ranks no longer agree."""
     for handle, partition in job["groups"].items():
         if isinstance(partition, Mapping):
-            shape = (desk.world // partition["mesh"], partition["mesh"])
-            desk.meshes[handle] = _mesh(desk, {"shape": shape, "names": ("dp", "tp")})
-            desk.groups[handle] = desk.meshes[handle].get_group("tp")
+            shape = (state.world // partition["mesh"], partition["mesh"])
+            state.meshes[handle] = _mesh(state, {"shape": shape, "names": ("dp", "tp")})
+            state.groups[handle] = state.meshes[handle].get_group("tp")
             continue
         made = [(ranks, dist.new_group(ranks)) for ranks in partition]
-        desk.groups[handle] = next(
-            (group for ranks, group in made if desk.rank in ranks), dist.GroupMember.NON_GROUP_MEMBER
+        state.groups[handle] = next(
+            (group for ranks, group in made if state.rank in ranks), dist.GroupMember.NON_GROUP_MEMBER
         )
-    desk.configs = {name: desk.value(config) for name, config in job["configs"].items()}
-    store = FileStore(str(desk.home / "agree"), desk.world)
+    state.configs = {name: state.value(config) for name, config in job["configs"].items()}
+    store = FileStore(str(state.home / "agree"), state.world)
     for number, step in enumerate(job["steps"]):
         note: dict[str, Any] = {key: step[key] for key in ("op", "model", "what") if key in step}
-        desk.steps.append(note)
-        _write(desk)
+        state.steps.append(note)
+        _write(state)
         begun = time.monotonic()
         try:
-            note.update(_OPERATIONS[step["op"]](desk, step))
+            note.update(_OPERATIONS[step["op"]](state, step))
             note["ok"] = True
         except Exception as error:
             note.update(ok=False, error=_told(error))
         note["seconds"] = round(time.monotonic() - begun, 2)
-        _write(desk)
-        store.set(f"{number}.{desk.rank}", "1" if note["ok"] else "0")
-        if len({store.get(f"{number}.{rank}") for rank in range(desk.world)}) > 1:
+        _write(state)
+        store.set(f"{number}.{state.rank}", "1" if note["ok"] else "0")
+        if len({store.get(f"{number}.{rank}") for rank in range(state.world)}) > 1:
             note["disagree"] = True
             break
         if not note["ok"] and step["op"] != "observe" and not job.get("goes_on"):
             break  # as the user's program would
-    _write(desk, done=True)
+    _write(state, done=True)
 
 
-def _write(desk: Desk, done: bool = False) -> None:
-    partial = desk.home / f"report.{desk.rank}.partial"
-    partial.write_text(json.dumps({"steps": desk.steps, "done": done}, default=str), encoding="utf-8")
-    partial.rename(desk.home / f"report.{desk.rank}.json")
+def _write(state: RankState, done: bool = False) -> None:
+    partial = state.home / f"report.{state.rank}.partial"
+    partial.write_text(json.dumps({"steps": state.steps, "done": done}, default=str), encoding="utf-8")
+    partial.rename(state.home / f"report.{state.rank}.json")
 
 
 def _told(error: BaseException) -> dict[str, Any]:
@@ -134,51 +134,51 @@ def _told(error: BaseException) -> dict[str, Any]:
     return told
 
 
-def _call(desk: Desk, step: Mapping[str, Any]) -> dict[str, Any]:
-    model = desk.model(step["model"])
-    group = {} if step.get("tp_group") is None else {"tp_group": desk.value(step["tp_group"])}
-    returned = desk.implementation.tp_model_init(
-        model, tp_size=desk.value(step["tp_size"]), dtype=desk.value(step["dtype"]), **group
+def _call(state: RankState, step: Mapping[str, Any]) -> dict[str, Any]:
+    model = state.model(step["model"])
+    group = {} if step.get("tp_group") is None else {"tp_group": state.value(step["tp_group"])}
+    returned = state.implementation.tp_model_init(
+        model, tp_size=state.value(step["tp_size"]), dtype=state.value(step["dtype"]), **group
     )
-    desk.models[step["model"]] = returned
+    state.models[step["model"]] = returned
     return {"same_model": returned is model}
 
 
-def _initialize(desk: Desk, step: Mapping[str, Any]) -> dict[str, Any]:
-    model = desk.model(step["model"])
-    config = desk.configs[step["config"]]
+def _initialize(state: RankState, step: Mapping[str, Any]) -> dict[str, Any]:
+    model = state.model(step["model"])
+    config = state.configs[step["config"]]
     arguments: dict[str, Any] = {"model": model, "config": config}
     arguments["optimizer"] = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     if step.get("mpu") is not None:
         mpu = step["mpu"]
-        arguments["mpu"] = Mpu(desk.groups[mpu["tp"]], desk.groups[mpu["dp"]], bool(mpu.get("megatron")))
+        arguments["mpu"] = MpuObject(state.groups[mpu["tp"]], state.groups[mpu["dp"]], bool(mpu.get("megatron")))
     if step.get("mesh") is not None:
-        arguments["mesh_param"] = _mesh(desk, step["mesh"])
+        arguments["mesh_param"] = _mesh(state, step["mesh"])
     before = _flat(config)
     note: dict[str, Any] = {}
     try:
-        engine = desk.implementation.initialize(**arguments)
-        desk.engines[step["model"]] = engine
-        desk.checks[step["model"]] = desk.implementation.input_check(engine)
-        note["claims"] = desk.implementation.claims(engine)
-        note["shards"] = observe.shards(engine.module, dict(desk.template.named_parameters()))
+        engine = state.implementation.initialize(**arguments)
+        state.engines[step["model"]] = engine
+        state.checks[step["model"]] = state.implementation.input_check(engine)
+        note["claims"] = state.implementation.claims(engine)
+        note["shards"] = observe.shards(engine.module, dict(state.template.named_parameters()))
         note["trained_by_optimizer"] = _trained(engine)
     finally:
         after = _flat(config)
         changed = sorted(path for path in {*before, *after} if before.get(path) != after.get(path))
-        desk.steps[-1]["config_changed"] = {path: after.get(path, "gone") for path in changed}
+        state.steps[-1]["config_changed"] = {path: after.get(path, "gone") for path in changed}
     return note
 
 
-def _mesh(desk: Desk, given: Any) -> Any:
+def _mesh(state: RankState, given: Any) -> Any:
     """A torch DeviceMesh for {"shape", "names"}, the one a group was made from, else DeepSpeed's own tuple."""
     if isinstance(given, Mapping) and "of_group" in given:
-        return desk.meshes[given["of_group"]]
+        return state.meshes[given["of_group"]]
     if isinstance(given, Mapping) and "shape" in given:
         from torch.distributed.device_mesh import init_device_mesh
 
         return init_device_mesh("cpu", tuple(given["shape"]), mesh_dim_names=tuple(given["names"]))
-    return desk.value(given)
+    return state.value(given)
 
 
 def _trained(engine: Any) -> int:
@@ -196,27 +196,27 @@ def _flat(value: Any, path: str = "") -> dict[str, str]:
     return {path: f"a {type(value).__name__}" if isinstance(value, dist.ProcessGroup) else repr(value)}
 
 
-def _observe(desk: Desk, step: Mapping[str, Any]) -> dict[str, Any]:
-    engine = desk.engines.get(step["model"])
+def _observe(state: RankState, step: Mapping[str, Any]) -> dict[str, Any]:
+    engine = state.engines.get(step["model"])
     if engine is None:
         return {"skipped": "no engine"}
     if step["what"] == "numbers":
-        dense = Dense(desk.template)
-        return observe.numbers(engine, dense, step["data"], desk.rank, step["positions"][desk.rank])
+        dense = Dense(state.template)
+        return observe.numbers(engine, dense, step["data"], state.rank, step["positions"][state.rank])
     if step["what"] == "sharding":
-        return {"group": observe.sharding_group(engine, desk.world, desk.rank)}
+        return {"group": observe.sharding_group(engine, state.world, state.rank)}
     if step["what"] == "averaging":
-        return observe.averaging_group(engine, desk.world, desk.rank, desk.implementation.loss_scale)
-    check = desk.checks[step["model"]]
-    return {"group": observe.check_group(check, desk.world, desk.rank) if check is not None else None}
+        return observe.averaging_group(engine, state.world, state.rank, state.implementation.loss_scale)
+    check = state.checks[step["model"]]
+    return {"group": observe.check_group(check, state.world, state.rank) if check is not None else None}
 
 
-def _keep(desk: Desk, step: Mapping[str, Any]) -> dict[str, Any]:
+def _keep(state: RankState, step: Mapping[str, Any]) -> dict[str, Any]:
     """Note the state of a config object, as a user's own code would find it."""
-    return {"config": _flat(desk.configs[step["config"]])}
+    return {"config": _flat(state.configs[step["config"]])}
 
 
-_OPERATIONS: dict[str, Callable[[Desk, Mapping[str, Any]], dict[str, Any]]] = {
+_OPERATIONS: dict[str, Callable[[RankState, Mapping[str, Any]], dict[str, Any]]] = {
     "call": _call,
     "initialize": _initialize,
     "observe": _observe,

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["IMPLEMENTATIONS", "Implementation"]
+__all__ = ["IMPLEMENTATIONS", "TrainingLibrary"]
 
 _CHECK = "check_dataloader_inputs_same_across_ranks"
 
 
 @dataclass(frozen=True, slots=True)
-class Implementation:
+class TrainingLibrary:
     """One implementation: its two functions, and how to see its effects.
 
     `initialize(**arguments)` returns the engine. `input_check(engine)` returns a function that runs the engine's own
@@ -36,7 +36,7 @@ class Implementation:
     prepare: Callable[[], None]
 
 
-def _deepspeed() -> Implementation:
+def _deepspeed() -> TrainingLibrary:
     # Not an import statement: the kit's own environment has no DeepSpeed, and must not need it to be read.
     deepspeed = importlib.import_module("deepspeed")
 
@@ -65,7 +65,7 @@ def _deepspeed() -> Implementation:
 
     records = importlib.util.find_spec("deepspeed.runtime.tensor_parallel.init_utils") is not None
     call = deepspeed.tp_model_init if records else shard_at_once
-    return Implementation(
+    return TrainingLibrary(
         "deepspeed", str(deepspeed.__version__), call, initialize, _deepspeed_check, claims, lambda _: 1.0, prepare
     )
 
@@ -78,7 +78,7 @@ def _deepspeed_check(engine: Any) -> Callable[[dict[str, Any]], None] | None:
     return lambda inputs: hooks[0](engine.module, (), inputs)
 
 
-def _tpinit() -> Implementation:
+def _tpinit() -> TrainingLibrary:
     runtime = importlib.import_module("tpinit.runtime")
     metadata = importlib.import_module("importlib.metadata")
 
@@ -101,7 +101,7 @@ def _tpinit() -> Implementation:
             "row": engine.decision.row,
         }
 
-    return Implementation(
+    return TrainingLibrary(
         "tpinit",
         metadata.version("tpinit"),
         runtime.tp_model_init,
@@ -121,4 +121,4 @@ def _batch(engine: Any) -> dict[str, Any]:
     }
 
 
-IMPLEMENTATIONS: dict[str, Callable[[], Implementation]] = {"deepspeed": _deepspeed, "tpinit": _tpinit}
+IMPLEMENTATIONS: dict[str, Callable[[], TrainingLibrary]] = {"deepspeed": _deepspeed, "tpinit": _tpinit}

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
-from tpinit.conformance.adapters.deepspeed.ranks.case import Desk, run_job
-from tpinit.conformance.adapters.deepspeed.ranks.implementations import IMPLEMENTATIONS, Implementation
+from tpinit.conformance.adapters.deepspeed.ranks.case import RankState, run_job
+from tpinit.conformance.adapters.deepspeed.ranks.implementations import IMPLEMENTATIONS, TrainingLibrary
 from tpinit.conformance.adapters.deepspeed.ranks.model import build
 
 __all__ = ["main"]
@@ -66,7 +66,7 @@ def _say(answers: Any, message: Mapping[str, Any]) -> None:
     answers.flush()
 
 
-def _serve(job: Mapping[str, Any], implementation: Implementation, template: Any) -> dict[str, Any]:
+def _serve(job: Mapping[str, Any], implementation: TrainingLibrary, template: Any) -> dict[str, Any]:
     """Run one job in a world of forks and return what its ranks reported."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tpinit-case-") as folder:
@@ -75,7 +75,7 @@ def _serve(job: Mapping[str, Any], implementation: Implementation, template: Any
         for rank in range(job["world"]):
             process = os.fork()
             if process == 0:
-                _rank(job, Desk(implementation, template, rank, job["world"], home))
+                _rank(job, RankState(implementation, template, rank, job["world"], home))
             ranks[process] = rank
         ends = _wait(ranks, begun + job["timeout"])
         reports = [_report(home, rank) for rank in range(job["world"])]
@@ -85,7 +85,7 @@ def _serve(job: Mapping[str, Any], implementation: Implementation, template: Any
     return {"id": job["id"], "ranks": reports, "hung": hung, "died": died, "seconds": seconds}
 
 
-def _rank(job: Mapping[str, Any], desk: Desk) -> None:
+def _rank(job: Mapping[str, Any], state: RankState) -> None:
     """Be one rank, and never return."""
     code = 1
     try:
@@ -94,17 +94,17 @@ def _rank(job: Mapping[str, Any], desk: Desk) -> None:
         # Whatever ends the server ends its ranks.
         ctypes.CDLL(None).prctl(_DEATH, signal.SIGKILL)
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-        log = os.open(desk.home / f"log.{desk.rank}", os.O_WRONLY | os.O_CREAT, 0o600)
+        log = os.open(state.home / f"log.{state.rank}", os.O_WRONLY | os.O_CREAT, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        stack = (desk.home / f"stack.{desk.rank}").open("w", encoding="utf-8")
+        stack = (state.home / f"stack.{state.rank}").open("w", encoding="utf-8")
         faulthandler.dump_traceback_later(max(job["timeout"] - _GRACE, 0.1), file=stack)
-        place = {"RANK": desk.rank, "LOCAL_RANK": desk.rank, "WORLD_SIZE": desk.world, "MASTER_PORT": 1}
+        place = {"RANK": state.rank, "LOCAL_RANK": state.rank, "WORLD_SIZE": state.world, "MASTER_PORT": 1}
         os.environ.update({name: str(number) for name, number in place.items()}, MASTER_ADDR="127.0.0.1")
-        store = FileStore(str(desk.home / "store"), desk.world)
+        store = FileStore(str(state.home / "store"), state.world)
         limit = timedelta(seconds=job["timeout"] * 2)  # a collective that waits for ever is ours to end, as a hang
-        dist.init_process_group("gloo", store=store, rank=desk.rank, world_size=desk.world, timeout=limit)
-        run_job(job, desk)
+        dist.init_process_group("gloo", store=store, rank=state.rank, world_size=state.world, timeout=limit)
+        run_job(job, state)
         code = 0
     except BaseException:
         import traceback
