@@ -98,8 +98,10 @@ def _spoiled(how: str) -> Iterator[None]:
         if how == "sum":
             del layers[max(place for place, one in enumerate(layers) if one.kind in (*ROWS, LayerKind.EXPERTS))]
         elif how == "entry":
-            last = max(place for place, one in enumerate(layers) if one.kind is LayerKind.COLUMN and one.entry)
-            layers[last] = replace(layers[last], entry=False, fused_with="")
+            last = max(
+                place for place, one in enumerate(layers) if one.kind is LayerKind.COLUMN and one.reduce_input_grad
+            )
+            layers[last] = replace(layers[last], reduce_input_grad=False, fused_with="")
         return replace(ready, plan=replace(ready.plan, layers=tuple(layers)))
 
     api.prepare = spoiled
@@ -217,12 +219,12 @@ def _experts_in_parts(module: Any, parts: int) -> Callable[..., torch.Tensor]:
         outputs = []
         for part in reversed(range(parts)):
             held: dict[str, Any] = {
-                key: take_pieces(module.get_parameter(key), dim, spread.ranks[part])
-                for key, (_, dim, spread) in found.spreads.items()
+                key: take_pieces(module.get_parameter(key), dim, spread.slices[part])
+                for key, (_, dim, spread) in found.placements.items()
             }
-            held |= {key: torch.zeros_like(module.get_parameter(key)) for key in found.once if part}
-            held |= {path: ranks[part] for path, ranks in found.numbers}
-            kept = {path: owner[last] for path, _ in found.numbers for owner, last in (place(path),)}
+            held |= {key: torch.zeros_like(module.get_parameter(key)) for key in found.first_rank_only if part}
+            held |= {path: ranks[part] for path, ranks in found.attributes}
+            kept = {path: owner[last] for path, _ in found.attributes for owner, last in (place(path),)}
             for path, value in held.items():
                 owner, last = place(path)
                 owner[last] = value

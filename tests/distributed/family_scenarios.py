@@ -215,7 +215,7 @@ def dropout(
         "gradients": max(_apart(engine, _tensors(reference, "grad"), "grad").values()),
         "zeros": [(one == 0).tolist() for one in inside],
         "calls": len(inside),
-        "random": sum(layer.random for layer in engine.plan.layers),
+        "random": sum(layer.draws_random for layer in engine.plan.layers),
         "replicated": [
             one.grad.double().sum().item()
             for record, (_, one) in zip(engine.plan.parameters, model.named_parameters(), strict=True)
@@ -330,13 +330,14 @@ def probed(rank: int, name: str, break_with: str = "", **overrides: Any) -> dict
         layers = ready.plan.layers
         if break_with == "entry":
             layers = tuple(
-                replace(one, entry=False, fused_with="") if one.kind.value == "column" else one for one in layers
+                replace(one, reduce_input_grad=False, fused_with="") if one.kind.value == "column" else one
+                for one in layers
             )
         elif break_with == "sum":
             layers = tuple(one for one in layers if one.kind.value != "experts")
         blocks = ready.plan.blocks
         if break_with == "once":  # so all ranks add it
-            blocks = tuple(replace(one, once=()) for one in blocks)
+            blocks = tuple(replace(one, first_rank_only=()) for one in blocks)
         return replace(ready, plan=replace(ready.plan, layers=layers, blocks=blocks))
 
     api.prepare = spoiled

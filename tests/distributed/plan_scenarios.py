@@ -76,15 +76,15 @@ def edited(page: dict[str, Any], edit: str) -> dict[str, Any]:
         case "another tp_size":
             page["tp_size"] = 4
         case "a sum of whole gradients":
-            _parameter(page, "model.norm.weight")["gradients"] = "partial"
+            _parameter(page, "model.norm.weight")["gradient_rule"] = "partial"
         case "no layers":
             page["layers"] = []
         case "a bias added by all":
             for block in page["blocks"]:
-                block["once"] = []
+                block["first_rank_only"] = []
         case "a bias that is not there":
             for block in page["blocks"]:
-                block["once"] = ["bias"]
+                block["first_rank_only"] = ["bias"]
         case _:
             raise AssertionError(edit)
     return page
@@ -96,6 +96,13 @@ def _parameter(page: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _keep_whole(page: dict[str, Any], module: str) -> None:
-    whole = {"cut": "replicated", "dim": None, "gradients": "replicated", "unit": 1, "blocks": [], "slices": []}
+    whole = {
+        "cut": "replicated",
+        "dim": None,
+        "gradient_rule": "replicated",
+        "unit": 1,
+        "fused_sizes": [],
+        "slices": [],
+    }
     _parameter(page, f"{module}.weight").update(whole)
     page["layers"] = [one for one in page["layers"] if one["module"] != module]

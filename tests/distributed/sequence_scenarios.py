@@ -138,7 +138,7 @@ def passed_sequence(rank: int, name: str) -> dict[str, Any]:
     page = plan.to_json()
     again = _start(catalogue.build(name), cut=False, plan=page).plan
     edited = plan.to_json()
-    edited["sequences"][0]["entries"] = edited["sequences"][0]["entries"][1:]
+    edited["sequences"][0]["gather_inputs"] = edited["sequences"][0]["gather_inputs"][1:]
     return {
         "same": again.sequences == plan.sequences and again.layers == plan.layers,
         "edited": _said(lambda: _start(catalogue.build(name), cut=False, plan=edited)),
@@ -157,10 +157,10 @@ def spoiled_sequence(rank: int, name: str, how: str) -> dict[str, Any]:
         ready = original(given, report)
         plan = ready.plan
         if how == "entry":  # columns that collect once more what is collected already
-            plan = replace(plan, layers=tuple(replace(one, entry=True) for one in plan.layers))
+            plan = replace(plan, layers=tuple(replace(one, reduce_input_grad=True) for one in plan.layers))
         elif how == "sum":  # norms of which each rank has a part only
             plan = replace(
-                plan, parameters=tuple(replace(one, gradients=GradientRule.REPLICATED) for one in plan.parameters)
+                plan, parameters=tuple(replace(one, gradient_rule=GradientRule.REPLICATED) for one in plan.parameters)
             )
         return replace(ready, plan=plan)
 

@@ -71,11 +71,11 @@ def test_folded_is_whole(name: str, tp: int, monkeypatch: pytest.MonkeyPatch) ->
         assert sum(1 for _ in model.modules()) < count
         plan = plan_model(model, tp, 0)
         few = count_collectives(model, plan, inputs, 14, 4)
-        assert not folding.read
+        assert not folding.index_reads
     assert sum(1 for _ in model.modules()) == count
     found = folding.unfold(plan, model)
     _same(found, replace(whole, notes=found.notes))
-    unfolded = sorted((place, one.phase, one.elements) for one in few for place in folding.names(one.module))
+    unfolded = sorted((place, one.phase, one.elements) for one in few for place in folding.full_names(one.module))
     assert unfolded == sorted((one.module, one.phase, one.elements) for one in every)
     _same(plan_model(model, tp, 0), whole)
 
@@ -126,7 +126,7 @@ def test_every_causal_model_of_many_layers(name: str, monkeypatch: pytest.Monkey
 
 def _stands(model: Any, told: Any = lambda _: None) -> Any:
     with fold_layers(model, told) as folding:
-        return folding.lists.get("model.layers")
+        return folding.represented.get("model.layers")
 
 
 def _number(layer: Any) -> None:
@@ -274,4 +274,4 @@ def test_layers_that_share_a_parameter_are_left_alone() -> None:
     model.layers = torch.nn.ModuleList(layers)
     with fold_layers(model) as folding:
         assert len(model.layers) == 6
-        assert not folding.lists
+        assert not folding.represented

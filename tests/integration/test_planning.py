@@ -17,7 +17,7 @@ from torch import nn
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.planning import Cut, GradientRule, LayerKind, Plan, plan_model
 from tpinit.runtime.planning.analysis.linears import find_experts, find_linears
-from tpinit.runtime.planning.analysis.trace import trace
+from tpinit.runtime.planning.analysis.trace import trace_forward
 from tpinit.runtime.planning.analysis.train_trace import dry_run_inputs, trace_training
 from tpinit.runtime.planning.check.dry_run import BlockPatch, ShardMismatch, check_shards
 from tpinit.runtime.planning.check.fit import fit_region
@@ -68,7 +68,7 @@ def test_a_model_without_telling_names_is_cut_by_what_it_computes() -> None:
         "f.weight",
         "f.bias",
     }
-    assert [(block.module, block.numbers) for block in plan.blocks] == [("", (("parts", (3, 3)),))]
+    assert [(block.module, block.attributes) for block in plan.blocks] == [("", (("parts", (3, 3)),))]
 
 
 def test_a_plan_that_mixes_features_is_refused_by_the_rehearsal() -> None:
@@ -121,9 +121,9 @@ def test_a_model_that_draws_numbers_is_watched_where_it_draws_none() -> None:
     inputs = {"x": torch.randn(2, 3, 8)}
     for dropped in (0.0, 0.5):
         seen = trace_training(NormedInTraining(False, dropped), inputs)
-        assert (seen.drew, seen.stage.training, seen.stage.drops) == (False, True, dropped > 0)
+        assert (seen.nondeterministic, seen.context.training, seen.context.has_dropout) == (False, True, dropped > 0)
         seen = trace_training(Drawing(False, dropped), inputs)
-        assert (seen.drew, seen.stage.training, seen.stage.drops) == (False, False, False)
+        assert (seen.nondeterministic, seen.context.training, seen.context.has_dropout) == (False, False, False)
 
 
 class Skipped(nn.Module):
@@ -162,7 +162,7 @@ def test_what_chance_skips_is_watched_and_dropped_out_too(draw: Callable[[], Any
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     plan = plan_model(model, 2, 0, example=example)
     after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    assert {layer.module for layer in plan.layers if layer.random} == {"up", "down", "open", "close"}
+    assert {layer.module for layer in plan.layers if layer.draws_random} == {"up", "down", "open", "close"}
     assert torch.equal(states[0], after[0])
     assert states[1:] == after[1:]
 
@@ -192,10 +192,10 @@ def test_heads_folded_into_the_sequence_are_seen() -> None:
     model = catalogue.build("opt")
     inputs = dry_run_inputs(model, None)
     assert inputs is not None
-    matrices, seen = find_linears(model), trace(model, inputs)
-    region = next(one for one in candidate_regions(matrices, seen, ("lm_head",)) if one.attends)
+    matrices, seen = find_linears(model), trace_forward(model, inputs)
+    region = next(one for one in candidate_regions(matrices, seen, ("lm_head",)) if one.is_attention)
     layout, adaptation = fit_region(model, inputs, seen, region, matrices, 2, {})
-    assert adaptation.numbers == (("num_heads", (6, 6)),)
+    assert adaptation.attributes == (("num_heads", (6, 6)),)
     check_shards(model, inputs, seen, [(region, layout, adaptation)], 2)
     with pytest.raises(ShardMismatch, match=r"is reached by|raises"):
         check_shards(model, inputs, seen, [(region, layout, BlockPatch())], 2)
@@ -205,8 +205,8 @@ def test_a_cut_across_heads_is_seen() -> None:
     model = catalogue.build("gpt2")
     inputs = dry_run_inputs(model, None)
     assert inputs is not None
-    matrices, seen = find_linears(model), trace(model, inputs)
-    region = next(one for one in candidate_regions(matrices, seen, ("lm_head",)) if one.attends)
+    matrices, seen = find_linears(model), trace_forward(model, inputs)
+    region = next(one for one in candidate_regions(matrices, seen, ("lm_head",)) if one.is_attention)
     layout, adaptation = fit_region(model, inputs, seen, region, matrices, 2, {})
     # A contiguous half of [q | k | v]: all of q and half of k, which is what a careless column cut takes.
     careless = RegionSharding(dict.fromkeys(region.columns, even_shard_map(144, 2)), layout.row, layout.heads)
@@ -255,16 +255,16 @@ def test_planning_changes_nothing_and_fires_no_hook() -> None:
 
 def test_parameters_that_meet_cut_features_have_parts_of_their_gradient() -> None:
     found = records(plan_model(catalogue.build("qwen3"), 2, 0))
-    assert found["model.layers.0.self_attn.q_norm.weight"].gradients is GradientRule.PARTIAL
-    assert found["model.layers.0.input_layernorm.weight"].gradients is GradientRule.REPLICATED
+    assert found["model.layers.0.self_attn.q_norm.weight"].gradient_rule is GradientRule.PARTIAL
+    assert found["model.layers.0.input_layernorm.weight"].gradient_rule is GradientRule.REPLICATED
     latent = records(plan_model(catalogue.build("deepseek_v2"), 2, 0))
-    assert latent["model.layers.0.self_attn.kv_a_layernorm.weight"].gradients is GradientRule.PARTIAL
+    assert latent["model.layers.0.self_attn.kv_a_layernorm.weight"].gradient_rule is GradientRule.PARTIAL
 
 
 def test_key_value_heads_are_shared_where_there_are_fewer_than_ranks() -> None:
     plan = plan_model(catalogue.build("llama_kv2"), 4, 0)
     key = records(plan)["model.layers.0.self_attn.k_proj.weight"]
-    assert key.gradients is GradientRule.PARTIAL
+    assert key.gradient_rule is GradientRule.PARTIAL
     assert [key.pieces_of(4, rank) for rank in range(4)] == [((0, 4),), ((0, 4),), ((4, 4),), ((4, 4),)]
 
 
@@ -316,9 +316,9 @@ def test_biases_of_experts_lie_as_the_columns_do_or_are_added_by_one_rank() -> N
     assert (weight.dim, bias.dim) == (2, 1)
     assert weight.pieces_of(2, 1) == bias.pieces_of(2, 1) == ((96, 96),)  # gate and up in turn
     added = found[f"{name}.down_proj_bias"]
-    assert (added.cut, added.gradients) == (Cut.REPLICATED, GradientRule.PARTIAL)
+    assert (added.cut, added.gradient_rule) == (Cut.REPLICATED, GradientRule.PARTIAL)
     (block,) = (one for one in plan.blocks if one.module == name)
-    assert block.once == ("down_proj_bias",)
+    assert block.first_rank_only == ("down_proj_bias",)
 
 
 def test_experts_in_rows_are_cut_each_in_itself() -> None:
@@ -329,7 +329,7 @@ def test_experts_in_rows_are_cut_each_in_itself() -> None:
     for one in weights:
         assert one.pieces_of(2, 1) == ((12, 12), (36, 12), (60, 12), (84, 12))  # 4 experts of 24
     (block,) = (one for one in plan.blocks if one.module == "transformer.blocks.0.ffn.experts")
-    assert ("ffn_hidden_size", (12, 12)) in block.numbers
+    assert ("ffn_hidden_size", (12, 12)) in block.attributes
 
 
 class Experts(nn.Module):
@@ -350,8 +350,8 @@ class Experts(nn.Module):
 
 def test_what_a_bias_of_experts_is_for_is_found_by_running_them() -> None:
     found = fit_experts(Experts(), 2)
-    assert found.once == ("first",)
-    assert found.spreads["second"][1:] == (1, found.spreads["gate_up_proj"][2])
+    assert found.first_rank_only == ("first",)
+    assert found.placements["second"][1:] == (1, found.placements["gate_up_proj"][2])
 
 
 def test_experts_with_anything_else_stay_whole() -> None:

@@ -43,21 +43,21 @@ def test_every_row_scatters_and_every_norm_has_a_part_of_its_gradient(name: str)
     assert plan.sequences
     for sequence in plan.sequences:
         inside = f"{sequence.stack}."
-        whole = tuple(f"{one}." for one in sequence.whole)
+        whole = tuple(f"{one}." for one in sequence.replicated_modules)
         rows = [one for one in plan.layers if one.kind.value == "row" and one.module.startswith(inside)]
-        assert rows or sequence.whole
+        assert rows or sequence.replicated_modules
         for one in rows:
-            assert one.scatter is not one.module.startswith(whole)
+            assert one.scatter_output is not one.module.startswith(whole)
         for record in plan.parameters:
             if record.name.startswith(inside) and record.dim is None and "norm" in record.name.split(".")[-2]:
                 kept = record.name.startswith(whole)
-                assert kept or record.gradients is GradientRule.PARTIAL, record.name
+                assert kept or record.gradient_rule is GradientRule.PARTIAL, record.name
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_needs_all_tokens_gets_them(name: str) -> None:
     (sequence,) = planned(catalogue.build(name)).sequences
-    assert any(one.endswith(f".{WHOLE[name]}") for one in sequence.whole)
+    assert any(one.endswith(f".{WHOLE[name]}") for one in sequence.replicated_modules)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -76,15 +76,15 @@ def test_a_folded_plan_unfolds_to_the_whole_one(name: str) -> None:
     assert set(again.layers) == set(whole.layers)
     assert again.parameters == whole.parameters
     for one, other in zip(again.sequences, whole.sequences, strict=True):
-        assert (one.stack, one.random) == (other.stack, other.random)
-        for what in ("entries", "whole", "readers"):
+        assert (one.stack, one.draws_random) == (other.stack, other.draws_random)
+        for what in ("gather_inputs", "replicated_modules", "column_readers"):
             assert set(getattr(one, what)) == set(getattr(other, what))
 
 
 def test_without_the_keyword_nothing_of_it_is_in_the_plan() -> None:
     plan = plan_model(catalogue.build("llama"), 2, 0)
     assert not plan.sequences
-    assert not any(one.scatter for one in plan.layers)
+    assert not any(one.scatter_output for one in plan.layers)
 
 
 def test_a_plan_is_the_same_after_json() -> None:
@@ -163,7 +163,7 @@ def test_a_reader_of_the_gathered_tokens_that_is_not_cut_is_refused() -> None:
 
     (sequence,) = planned(Stack(Beside(), Beside()), example=EXAMPLE).sequences
     # Gathered in front of the block the gate would read all tokens: gathered in front of the cut matrix it does not.
-    assert sequence.entries == ("layers.0.mlp.up", "layers.1.mlp.up")
+    assert sequence.gather_inputs == ("layers.0.mlp.up", "layers.1.mlp.up")
 
 
 def test_a_parameter_inside_and_outside_is_refused() -> None:
@@ -190,8 +190,8 @@ def test_planning_changes_nothing() -> None:
     before = copy.deepcopy(model.state_dict())
     hooks = sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in model.modules())
     plan = planned(model)
-    assert plan.sequences[0].random
-    assert not any(one.random for one in plan.layers)
+    assert plan.sequences[0].draws_random
+    assert not any(one.draws_random for one in plan.layers)
     assert hooks == sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in model.modules())
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
 

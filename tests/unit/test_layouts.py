@@ -16,13 +16,13 @@ from tpinit.runtime.planning.partition.shard_maps import (
 
 
 def places(spread: ShardMap) -> list[list[int]]:
-    return [[place for begin, length in held for place in range(begin, begin + length)] for held in spread.ranks]
+    return [[place for begin, length in held for place in range(begin, begin + length)] for held in spread.slices]
 
 
 def layouts(count: int, kv_count: int, size: int, tp_size: int) -> Iterator[RegionSharding]:
     columns = {"q": count * size, "k": kv_count * size, "v": kv_count * size}
     for heads, layout in head_shardings(columns, count * size, [count, kv_count], tp_size):
-        if (heads.count, heads.kv_count) == (count, kv_count):
+        if (heads.num_heads, heads.num_kv_heads) == (count, kv_count):
             yield layout
 
 
@@ -48,7 +48,7 @@ def test_every_head_is_on_one_rank_and_its_key_value_head_with_it(
         # Each key/value head on a rank is read by equally many of its heads: a block repeats them evenly.
         readers = [sum(head // group == kv for head in heads) for kv in sorted({place // size for place in read})]
         assert len(set(readers)) == 1
-    assert found.columns["k"].shared == (sum(map(len, keys)) > kv_count * size)
+    assert found.columns["k"].overlaps == (sum(map(len, keys)) > kv_count * size)
 
 
 @given(st.integers(1, 40), st.integers(1, 9))
@@ -79,9 +79,9 @@ def test_legal_sizes_are_those_that_give_every_rank_a_head(count: int, kv_count:
 
 def test_fused_blocks_come_head_by_head_or_one_after_the_other() -> None:
     found = [layout.columns["qkv"] for _, layout in head_shardings({"qkv": 24}, 8, [4], 2) if layout.columns]
-    assert ((0, 12),) in [spread.ranks[0] for spread in found]
-    assert ((0, 4), (8, 4), (16, 4)) in [spread.ranks[0] for spread in found]
+    assert ((0, 12),) in [spread.slices[0] for spread in found]
+    assert ((0, 4), (8, 4), (16, 4)) in [spread.slices[0] for spread in found]
 
 
 def test_even_takes_units() -> None:
-    assert even_shard_map(10, 2, 5).ranks == (((0, 5),), ((5, 5),))
+    assert even_shard_map(10, 2, 5).slices == (((0, 5),), ((5, 5),))

@@ -292,12 +292,12 @@ def test_a_bad_shape_names_the_spec_and_the_layer():
 
 def test_layouts_cut_every_part_that_was_said_to_be_fused():
     (layout,) = feature_shardings({"up": 16}, 8, 2, {"up": (8, 8)})
-    assert layout.columns["up"].ranks == (((0, 4), (8, 4)), ((4, 4), (12, 4)))
+    assert layout.columns["up"].slices == (((0, 4), (8, 4)), ((4, 4), (12, 4)))
     (layout,) = feature_shardings({"up": 16}, 8, 2, {"up": (3, 5, 3, 5)}, (3, 5))
-    assert layout.row.ranks == (((0, 2), (3, 3)), ((2, 1), (6, 2)))
+    assert layout.row.slices == (((0, 2), (3, 3)), ((2, 1), (6, 2)))
     assert not list(feature_shardings({"up": 16}, 8, 2, {"up": (4, 4, 4, 4)}))
     told = [layout for _, layout in head_shardings({"qkv": 16}, 8, [4, 2], 2, {"qkv": (4, 4, 8)})]
-    assert told[0].columns["qkv"].ranks == (((0, 2), (4, 2), (8, 4)), ((2, 2), (6, 2), (12, 4)))
+    assert told[0].columns["qkv"].slices == (((0, 2), (4, 2), (8, 4)), ((2, 2), (6, 2), (12, 4)))
 
 
 def test_a_spread_follows_parts_where_a_rank_has_one_piece_of_each():

@@ -49,7 +49,14 @@ def parameter(page, name):
 
 
 def keep_whole(page, *modules):
-    whole = {"cut": "replicated", "dim": None, "gradients": "replicated", "unit": 1, "blocks": [], "slices": []}
+    whole = {
+        "cut": "replicated",
+        "dim": None,
+        "gradient_rule": "replicated",
+        "unit": 1,
+        "fused_sizes": [],
+        "slices": [],
+    }
     for module in modules:
         for kind in ("weight", "bias"):
             parameter(page, f"{module}.{kind}").update(whole)
@@ -74,7 +81,8 @@ def test_a_plan_is_read_from_a_plan_a_mapping_or_a_file(tmp_path):
         ("{", "is not JSON"),
         ("[]", "is not a JSON object"),
         ("{}", "this is no plan: KeyError: 'version'"),
-        ('{"version": 9}', "version 9; this release reads version 1"),
+        ('{"version": 9}', "format version 9; this release reads version 2 only"),
+        ('{"version": 1}', "format version 1; .* Plan again with this release"),
     ],
 )
 def test_a_file_that_holds_no_plan_is_refused(tmp_path, text, words):
@@ -131,41 +139,44 @@ EDITS = {
     "nothing for a rank": (lambda p: edit(p, "mlps.0.up.weight", slices=[[[0, 10]], []]), "rank 1 would hold nothing"),
     "three ranks": (lambda p: edit(p, "mlps.0.up.weight", slices=[[[0, 5]]] * 3), "pairs of 2 ranks"),
     "no pairs": (lambda p: edit(p, "mlps.0.up.weight", slices=[[0, 5], [5, 5]]), "pairs of 2 ranks"),
-    "units that do not fit": (lambda p: edit(p, "mlps.0.up.weight", unit=3), r"blocks \[10\] in units of 3"),
-    "blocks that do not fit": (lambda p: edit(p, "mlps.0.up.weight", blocks=[4, 4]), r"blocks \[4, 4\] in units of 1"),
+    "units that do not fit": (lambda p: edit(p, "mlps.0.up.weight", unit=3), r"fused_sizes \[10\] in units of 3"),
+    "blocks that do not fit": (
+        lambda p: edit(p, "mlps.0.up.weight", fused_sizes=[4, 4]),
+        r"fused_sizes \[4, 4\] in units of 1",
+    ),
     "another tp_size": (lambda p: p.update(tp_size=3), "for a TP size of 3, and 2 was decided"),
     "no such module": (lambda p: layer(p, "mlps.0.up", module="mlps.0.upp"), "no such module; did you mean mlps.0.up"),
     "not that kind": (lambda p: layer(p, "mlps.0.up", kind="embedding"), "a Linear can't be cut as embedding"),
     "no such kind": (lambda p: layer(p, "mlps.0.up", kind="colum"), "'colum' is not a valid LayerKind"),
     "no such field": (lambda p: layer(p, "mlps.0.up", kinds="row"), "unexpected keyword argument 'kinds'"),
-    "an entry that collects nothing": (
-        lambda p: layer(p, "mlps.0.up", entry=False),
-        "its entry is False, and must be True",
+    "a column that leaves out the all-reduce of its input's gradient": (
+        lambda p: layer(p, "mlps.0.up", reduce_input_grad=False),
+        "its reduce_input_grad is False, and must be True",
     ),
     "a row that is whole": (lambda p: keep_whole(p, "mlps.0.down"), "all of those that must be cut together"),
     "one column that is whole": (lambda p: keep_whole(p, "mlps.0.gate"), "all of those that must be cut together"),
     "a layer without its weight": (
-        lambda p: edit(p, "mlps.0.up.weight", cut="replicated", dim=None, gradients="replicated"),
+        lambda p: edit(p, "mlps.0.up.weight", cut="replicated", dim=None, gradient_rule="replicated"),
         "cuts layers whose weights are whole",
     ),
     "a bias that is whole": (
-        lambda p: edit(p, "mlps.0.up.bias", cut="replicated", dim=None, gradients="replicated"),
+        lambda p: edit(p, "mlps.0.up.bias", cut="replicated", dim=None, gradient_rule="replicated"),
         "mlps.0.up.bias: its cut is replicated, and must be column",
     ),
     "another sum": (
-        lambda p: edit(p, "embed.weight", gradients="partial"),
-        "its gradients is partial, and must be replicated",
+        lambda p: edit(p, "embed.weight", gradient_rule="partial"),
+        "its gradient_rule is partial, and must be replicated",
     ),
     "another part": (
         lambda p: edit(p, "mlps.0.up.weight", slices=[[[5, 5]], [[0, 5]]]),
         "was rehearsed and computes something else",
     ),
     "a block that is told too much": (
-        lambda p: p["blocks"].append({"module": "mlps.0", "numbers": [["training", [0, 0]]]}),
+        lambda p: p["blocks"].append({"module": "mlps.0", "attributes": [["training", [0, 0]]]}),
         "it has no number training",
     ),
     "a block that is told of a module that is not there": (
-        lambda p: p["blocks"].append({"module": "mlps.0", "outputs": ["bias"]}),
+        lambda p: p["blocks"].append({"module": "mlps.0", "head_outputs": ["bias"]}),
         "it has no module bias",
     ),
     "a block that is not there": (
@@ -173,7 +184,7 @@ EDITS = {
         "block nowhere: the model has no",
     ),
     "numbers of three ranks": (
-        lambda p: p["blocks"].append({"module": "mlps.0", "numbers": [["width", [5, 5, 0]]]}),
+        lambda p: p["blocks"].append({"module": "mlps.0", "attributes": [["width", [5, 5, 0]]]}),
         "its numbers width are not those of 2 ranks",
     ),
 }

@@ -84,13 +84,13 @@ def count_collectives(
         if layer is not None:
             rows = features.numel() // features.shape[-1]
             kind = layer.kind
-            if kind in (LayerKind.COLUMN, LayerKind.COLUMN_GATHER, LayerKind.HEAD) and layer.entry:
+            if kind in (LayerKind.COLUMN, LayerKind.COLUMN_GATHER, LayerKind.HEAD) and layer.reduce_input_grad:
                 enter(one.name, features)
             if kind is LayerKind.COLUMN_GATHER:
                 note(one.name, "forward", "all_gather", whole)
             elif kind is LayerKind.ROW_SPLIT:
                 note(one.name, "backward", "all_gather", features.numel())
-            if layer.scatter:
+            if layer.scatter_output:
                 note(one.name, "forward", "reduce_scatter", whole)
                 note(one.name, "backward", "all_gather", whole)
             elif kind in (LayerKind.ROW, LayerKind.ROW_SPLIT):
@@ -156,11 +156,11 @@ def _watch_tokens(model: nn.Module, sequence: SequencePlan, note: Callable[[str,
 
     join, part = ("forward", "all_gather"), ("backward", "all_gather")
     layers = [f"{sequence.stack}.{name}" for name, _ in model.get_submodule(sequence.stack).named_children()]
-    entering = {layers[0]: told(layers[0], part)} | {name: told(name, join) for name in sequence.whole}
-    leaving = {layers[-1]: told(layers[-1], join)} | {name: told(name, part) for name in sequence.whole}
+    entering = {layers[0]: told(layers[0], part)} | {name: told(name, join) for name in sequence.replicated_modules}
+    leaving = {layers[-1]: told(layers[-1], join)} | {name: told(name, part) for name in sequence.replicated_modules}
     handles = [map_input(model.get_submodule(name), change) for name, change in entering.items()]
     handles += [map_output(model.get_submodule(name), change) for name, change in leaving.items()]
-    for name in sequence.entries:
+    for name in sequence.gather_inputs:
         collected = told(name, join, ("backward", "reduce_scatter"), once=True)
         handles.append(map_input(model.get_submodule(name), collected))
     return handles
@@ -177,7 +177,7 @@ def update_collectives(plan: Plan, dp_size: int, item: int) -> list[Collective]:
     `item` is the size of a number of a gradient, 4 where there are fp32 masters.
     """
     found = []
-    parts = [one for one in plan.parameters if one.gradients is GradientRule.PARTIAL]
+    parts = [one for one in plan.parameters if one.gradient_rule is GradientRule.PARTIAL]
     if plan.tp_size > 1 and parts:
         elements = len(parts) + sum(product(one.shape) for one in parts)
         found.append(Collective("gradients of which ranks have parts", "update", "all_reduce", "tp", elements, item))

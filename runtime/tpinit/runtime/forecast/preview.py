@@ -109,8 +109,8 @@ def _planned(
         try:
             short, step = of_what_is_there()
         except Exception:  # whatever it is, it comes again with the whole model, or was the folding's
-            folding.read.append("an error")
-    if folding.read:
+            folding.index_reads.append("an error")
+    if folding.index_reads:
         short, step = of_what_is_there()
         return short, short, step, LayerFolding()
     return short, folding.unfold(short, model), step, folding
@@ -152,12 +152,12 @@ def _parameters(plan: Plan, folding: LayerFolding, item: int) -> list[dict[str, 
     return [
         {
             "name": " = ".join(folding.pattern(same) for same in zip(*names, strict=True)),
-            "count": sum(max(len(folding.names(name)) for name in every) for every in names),
+            "count": sum(max(len(folding.full_names(name)) for name in every) for every in names),
             "shape": list(one.shape),
             "cut": one.cut.value,
             "dim": one.dim,
-            "gradients": one.gradients.value,
-            "why": one.why,
+            "gradients": one.gradient_rule.value,
+            "why": one.reason,
             "slices": [[list(piece) for piece in one.pieces_of(size, rank)] for rank in range(size)],
             "local_shapes": [list(one.local_shape(size, rank)) for rank in range(size)],
             "local_bytes": [product(one.local_shape(size, rank)) * item for rank in range(size)],
@@ -176,7 +176,7 @@ def _collectives(
         found.setdefault(key, []).append(one)
     rows = []
     for alike in found.values():
-        first, counts = alike[0], [len(folding.names(one.module)) for one in alike]
+        first, counts = alike[0], [len(folding.full_names(one.module)) for one in alike]
         ranks = tp_size if first.group == "tp" else dp_size
         rows.append(
             {
@@ -225,6 +225,6 @@ def _replicated(plan: Plan, item: int) -> dict[str, Any]:
     whole = [one for one in plan.parameters if one.dim is None]
     reasons: dict[str, int] = {}
     for one in whole:
-        reason = one.why or ("norms, biases and other vectors" if len(one.shape) < 2 else "no rule cuts it")
+        reason = one.reason or ("norms, biases and other vectors" if len(one.shape) < 2 else "no rule cuts it")
         reasons[reason] = reasons.get(reason, 0) + product(one.shape) * item
     return {"parameters": len(whole), "bytes": sum(reasons.values()), "reasons": reasons}

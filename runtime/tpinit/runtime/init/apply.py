@@ -79,18 +79,20 @@ def apply_plan(
 def convert_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
     """Give every module of the plan its parallel forward. Its parameters are already cut."""
     entry = TPRegionInput(group)
-    random = any(layer.random for layer in plan.layers) or any(sequence.random for sequence in plan.sequences)
+    random = any(layer.draws_random for layer in plan.layers) or any(
+        sequence.draws_random for sequence in plan.sequences
+    )
     streams = RngTracker(model, plan.tp_rank) if random else None
     for layer in plan.layers:
-        _turn(model, layer, plan, group, entry, streams if layer.random else None)
+        _turn(model, layer, plan, group, entry, streams if layer.draws_random else None)
     for names in plan.fused_column_groups():
         fuse_columns([model.get_submodule(name) for name in names], group)
     for block in plan.blocks:
         patch_block(model.get_submodule(block.module), block.local(plan.tp_rank))
-        if block.once and plan.tp_rank:
-            zero_in_forward(model.get_submodule(block.module), block.once)
+        if block.first_rank_only and plan.tp_rank:
+            zero_in_forward(model.get_submodule(block.module), block.first_rank_only)
     for sequence in plan.sequences:
-        _cut_tokens(model, sequence, group, streams if sequence.random else None)
+        _cut_tokens(model, sequence, group, streams if sequence.draws_random else None)
     if plan.sequences:
         refuse_hidden_states(model)
 
@@ -99,9 +101,9 @@ def _cut_tokens(model: nn.Module, sequence: SequencePlan, group: ProcessGroup, s
     layers = list(model.get_submodule(sequence.stack).children())
     shard_tokens(layers[0], layers[-1], group, streams)
     entry = TPRegionInput(group, gather_tokens, always=True)
-    for name in sequence.entries:
+    for name in sequence.gather_inputs:
         map_input(model.get_submodule(name), entry)
-    for name in sequence.whole:
+    for name in sequence.replicated_modules:
         gather_around(model.get_submodule(name), group)
 
 
@@ -115,24 +117,24 @@ def _turn(
 ) -> None:
     module = model.get_submodule(layer.module)
     if layer.kind is LayerKind.COLUMN:
-        convert_module(module, ColumnParallelLinear, group, entry if layer.entry else None, streams=streams)
+        convert_module(module, ColumnParallelLinear, group, entry if layer.reduce_input_grad else None, streams=streams)
     elif layer.kind is LayerKind.ROW:
-        convert_module(module, RowParallelLinear, group, streams=streams, scatter=layer.scatter)
+        convert_module(module, RowParallelLinear, group, streams=streams, scatter=layer.scatter_output)
     elif layer.kind is LayerKind.COLUMN_GATHER:
-        convert_module(module, ColumnParallelLinear, group, entry, layer.ranks)
+        convert_module(module, ColumnParallelLinear, group, entry, layer.slices)
     elif layer.kind is LayerKind.ROW_SPLIT:
-        convert_module(module, RowParallelLinear, group, ranks=layer.ranks)
+        convert_module(module, RowParallelLinear, group, ranks=layer.slices)
     elif layer.kind is LayerKind.SHARED_OUTPUT:
         reduce_output_grad(module, group)
     elif layer.kind is LayerKind.EXPERTS:
         convert_experts(module, entry, group)
     else:
-        ((begin, length),) = layer.ranks[plan.tp_rank]
+        ((begin, length),) = layer.slices[plan.tp_rank]
         if layer.kind is LayerKind.EMBEDDING:
             assert isinstance(module, nn.Embedding)
             convert_embedding(module, begin, length, group)
         else:
-            convert_module(module, VocabParallelHead, group, entry, layer.ranks)
+            convert_module(module, VocabParallelHead, group, entry, layer.slices)
             assert isinstance(module, VocabParallelHead)
-            whole = sum(held for ((_, held),) in layer.ranks)
+            whole = sum(held for ((_, held),) in layer.slices)
             enable_loss_parallel(model, module, begin, length, whole, group)

@@ -109,7 +109,7 @@ def prepare(given: InitArgs, report: RankReport) -> Prepared:
     optimizer = _optimizer(given, model, settings, fields)
     fields.update(
         {
-            f"plan.{one.name}": [one.cut.value, one.shape, one.names, one.unit, one.blocks, one.slices]
+            f"plan.{one.name}": [one.cut.value, one.shape, one.names, one.unit, one.fused_sizes, one.slices]
             for one in plan.parameters
         }
     )

@@ -31,11 +31,11 @@ class PlanningTask:
 
     model: nn.Module
     inputs: Mapping[str, Any]
-    seen: Trace
-    matrices: Mapping[str, LinearInfo]
+    trace: Trace
+    linears: Mapping[str, LinearInfo]
     request: PlanRequest | None
     tp_size: int
-    heads: tuple[str, ...]
+    head_names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +44,18 @@ class Placement:
 
     cut: Cut
     dim: int
-    spread: ShardMap
+    shard_map: ShardMap
 
 
 @dataclass(slots=True)
 class PlanDraft:
     """A plan in the making."""
 
-    lies: dict[int, Placement] = field(default_factory=dict)
+    placements: dict[int, Placement] = field(default_factory=dict)
     layers: list[LayerPlan] = field(default_factory=list)
     blocks: list[BlockPlan] = field(default_factory=list)
-    inner: set[str] = field(default_factory=set)
-    why: dict[str, str] = field(default_factory=dict)
+    partial_gradients: set[str] = field(default_factory=set)
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 def build_plan(
@@ -67,7 +67,7 @@ def build_plan(
     tp_rank: int,
 ) -> Plan:
     """Write down the plan of what was fitted: regions, matrices cut on their own, experts, and the vocabulary."""
-    model, seen, matrices, request, tp_size = task.model, task.seen, task.matrices, task.request, task.tp_size
+    model, seen, matrices, request, tp_size = task.model, task.trace, task.linears, task.request, task.tp_size
     for region, layout, adaptation in fitted:
         _draft_region(model, region, layout, adaptation, matrices, draft)
     for one in alone:
@@ -78,7 +78,7 @@ def build_plan(
     random = _randomised(model, seen, fitted, tp_size)
     fused_column_groups = _doors(seen, draft.layers)
     draft.layers = [
-        replace(layer, random=layer.module in random, fused_with=fused_column_groups.get(layer.module, ""))
+        replace(layer, draws_random=layer.module in random, fused_with=fused_column_groups.get(layer.module, ""))
         for layer in draft.layers
     ]
     source = request.source if request is not None else "structure"
@@ -90,7 +90,7 @@ def build_plan(
         tuple(draft.layers),
         tuple(draft.blocks),
         source,
-        plan_notes(parameters, draft.why, request),
+        plan_notes(parameters, draft.reasons, request),
     )
 
 
@@ -99,50 +99,50 @@ def _draft_region(
     region: Region,
     layout: RegionSharding,
     adaptation: BlockPatch,
-    matrices: Mapping[str, LinearInfo],
+    linears: Mapping[str, LinearInfo],
     draft: PlanDraft,
 ) -> None:
     for name in region.columns:
-        matrix, spread = matrices[name], layout.columns[name]
-        draft.lies[id(matrix.module.weight)] = Placement(Cut.COLUMN, matrix.out_dim, spread)
+        matrix, spread = linears[name], layout.columns[name]
+        draft.placements[id(matrix.module.weight)] = Placement(Cut.COLUMN, matrix.out_dim, spread)
         bias = getattr(matrix.module, "bias", None)
         if bias is not None:
-            draft.lies[id(bias)] = Placement(Cut.COLUMN, 0, spread)
+            draft.placements[id(bias)] = Placement(Cut.COLUMN, 0, spread)
         # What a shared matrix gives collects its gradient where it leaves that matrix: once, for all readers.
-        draft.layers.append(LayerPlan(name, LayerKind.COLUMN, entry=name not in region.fed))
+        draft.layers.append(LayerPlan(name, LayerKind.COLUMN, reduce_input_grad=name not in region.fed_by_shared))
     for name in region.rows:
-        matrix = matrices[name]
-        draft.lies[id(matrix.module.weight)] = Placement(Cut.ROW, 1 - matrix.out_dim, layout.row)
+        matrix = linears[name]
+        draft.placements[id(matrix.module.weight)] = Placement(Cut.ROW, 1 - matrix.out_dim, layout.row)
         draft.layers.append(LayerPlan(name, LayerKind.ROW))
-    draft.layers += [LayerPlan(name, LayerKind.SHARED_OUTPUT) for name in region.shared]
+    draft.layers += [LayerPlan(name, LayerKind.SHARED_OUTPUT) for name in region.shared_outputs]
     block = model.get_submodule(region.block)
-    for name in adaptation.parameters:
+    for name in adaptation.head_parameters:
         assert layout.heads is not None
         parameter = block.get_parameter(name)
-        spread = per_head_shard_map(parameter.shape[0], layout.heads, len(layout.heads.ranks))
-        draft.lies[id(parameter)] = Placement(Cut.COLUMN, 0, spread)
-    if adaptation != BlockPatch(parameters=adaptation.parameters):
+        spread = per_head_shard_map(parameter.shape[0], layout.heads, len(layout.heads.slices))
+        draft.placements[id(parameter)] = Placement(Cut.COLUMN, 0, spread)
+    if adaptation != BlockPatch(head_parameters=adaptation.head_parameters):
         draft.blocks.append(block_plan(region.block, layout, adaptation))
-    for name in adaptation.outputs:
-        draft.inner.add(f"{region.block}.{name}.weight" if region.block else f"{name}.weight")
+    for name in adaptation.head_outputs:
+        draft.partial_gradients.add(f"{region.block}.{name}.weight" if region.block else f"{name}.weight")
 
 
 def _draft_alone(one: StandaloneShard, module: nn.Module, draft: PlanDraft) -> None:
     """Cut one matrix on its own: of a gathered column the bias too, of a split row the weight alone."""
     column = one.kind is LayerKind.COLUMN_GATHER
-    draft.lies[id(module.weight)] = Placement(Cut.COLUMN if column else Cut.ROW, one.dim, one.spread)
+    draft.placements[id(module.weight)] = Placement(Cut.COLUMN if column else Cut.ROW, one.dim, one.shard_map)
     bias = getattr(module, "bias", None)
     if column and bias is not None:
-        draft.lies[id(bias)] = Placement(Cut.COLUMN, 0, one.spread)
-    draft.layers.append(LayerPlan(one.name, one.kind, one.spread.ranks))
+        draft.placements[id(bias)] = Placement(Cut.COLUMN, 0, one.shard_map)
+    draft.layers.append(LayerPlan(one.name, one.kind, one.shard_map.slices))
 
 
 def _mark_inner(seen: Trace, draft: PlanDraft, fitted: Sequence[CutRegion]) -> None:
     """Mark the parameters that meet features which are cut: each rank has a part of their gradient."""
-    cut = {name for region, _, _ in fitted for name in (*region.columns, *region.shared)}
-    for name, met in seen.meets.items():
+    cut = {name for region, _, _ in fitted for name in (*region.columns, *region.shared_outputs)}
+    for name, met in seen.reach_parameter.items():
         if met & cut:
-            draft.inner.add(name)
+            draft.partial_gradients.add(name)
 
 
 _ENTERING = (LayerKind.COLUMN, LayerKind.COLUMN_GATHER, LayerKind.HEAD)
@@ -153,11 +153,11 @@ def _doors(seen: Trace, layers: Sequence[LayerPlan]) -> dict[str, str]:
 
     Those are the columns that read one tensor, the same ones in every call, beside no block of experts.
     """
-    columns = [layer.module for layer in layers if layer.kind in _ENTERING and layer.entry]
+    columns = [layer.module for layer in layers if layer.kind in _ENTERING and layer.reduce_input_grad]
     experts = {layer.module for layer in layers if layer.kind is LayerKind.EXPERTS}
     entering = set(columns)
     found: dict[str, set[tuple[str, ...]]] = {}
-    for readers in seen.readers:
+    for readers in seen.reader_groups:
         together = tuple(name for name in readers if name in entering)
         for name in together:
             single = len(set(together)) == len(together) and not experts.intersection(readers)
@@ -173,7 +173,7 @@ def _doors(seen: Trace, layers: Sequence[LayerPlan]) -> dict[str, str]:
 def _draft_experts(task: PlanningTask, draft: PlanDraft) -> None:
     request, tp_size = task.request, task.tp_size
     known: dict[tuple[Any, ...], ExpertsSharding | ShardMismatch] = {}
-    for name, module in task.seen.stage.experts.items():
+    for name, module in task.trace.context.experts.items():
         if request is not None and not request.layers.get(name, LayerRequest()).experts:
             continue
         key = (type(module), *(tuple(one.shape) for one in module.parameters()))
@@ -184,23 +184,23 @@ def _draft_experts(task: PlanningTask, draft: PlanDraft) -> None:
                 known[key] = error
         found = known[key]
         if isinstance(found, ShardMismatch):
-            draft.why.update({f"{name}.{one}".rpartition(".")[0]: str(found) for one in expert_weights(module)})
+            draft.reasons.update({f"{name}.{one}".rpartition(".")[0]: str(found) for one in expert_weights(module)})
             continue
-        for parameter, (cut, dim, spread) in found.spreads.items():
-            draft.lies[id(module.get_parameter(parameter))] = Placement(cut, dim, spread)
+        for parameter, (cut, dim, spread) in found.placements.items():
+            draft.placements[id(module.get_parameter(parameter))] = Placement(cut, dim, spread)
         draft.layers.append(LayerPlan(name, LayerKind.EXPERTS))
-        draft.inner.update(f"{name}.{parameter}" for parameter in found.once)
-        if found.numbers or found.once:
-            draft.blocks.append(BlockPlan(name, numbers=found.numbers, once=found.once))
+        draft.partial_gradients.update(f"{name}.{parameter}" for parameter in found.first_rank_only)
+        if found.attributes or found.first_rank_only:
+            draft.blocks.append(BlockPlan(name, attributes=found.attributes, first_rank_only=found.first_rank_only))
 
 
 def _draft_vocabulary(head: Vocabulary, tp_size: int, draft: PlanDraft) -> None:
     for name, parameter in head.parameters:
-        if id(parameter) not in draft.lies:
-            draft.lies[id(parameter)] = Placement(Cut.VOCABULARY, 0, even_shard_map(parameter.shape[0], tp_size))
+        if id(parameter) not in draft.placements:
+            draft.placements[id(parameter)] = Placement(Cut.VOCABULARY, 0, even_shard_map(parameter.shape[0], tp_size))
         del name
     for name, kind, size in head.layers:
-        draft.layers.append(LayerPlan(name, kind, even_shard_map(size, tp_size).ranks))
+        draft.layers.append(LayerPlan(name, kind, even_shard_map(size, tp_size).slices))
 
 
 def parameter_plans(model: nn.Module, draft: PlanDraft) -> Iterator[ParameterPlan]:
@@ -210,16 +210,16 @@ def parameter_plans(model: nn.Module, draft: PlanDraft) -> Iterator[ParameterPla
         names.setdefault(id(parameter), []).append(name)
     for _, parameter in model.named_parameters():
         shape, tied = tuple(parameter.shape), tuple(names[id(parameter)])
-        lie = draft.lies.get(id(parameter))
+        lie = draft.placements.get(id(parameter))
         if lie is None:
-            rule = GradientRule.PARTIAL if draft.inner & set(tied) else GradientRule.REPLICATED
-            why = next((draft.why[one] for one in _owners(tied) if one in draft.why), "")
-            yield ParameterPlan(tied, shape, Cut.REPLICATED, None, rule, why=why)
+            rule = GradientRule.PARTIAL if draft.partial_gradients & set(tied) else GradientRule.REPLICATED
+            why = next((draft.reasons[one] for one in _owners(tied) if one in draft.reasons), "")
+            yield ParameterPlan(tied, shape, Cut.REPLICATED, None, rule, reason=why)
         else:
-            spread = lie.spread
-            rule = GradientRule.PARTIAL if spread.shared else GradientRule.SHARDED
-            slices = () if spread.unit else spread.ranks
-            yield ParameterPlan(tied, shape, lie.cut, lie.dim, rule, spread.unit or 1, spread.blocks, slices)
+            spread = lie.shard_map
+            rule = GradientRule.PARTIAL if spread.overlaps else GradientRule.SHARDED
+            slices = () if spread.unit else spread.slices
+            yield ParameterPlan(tied, shape, lie.cut, lie.dim, rule, spread.unit or 1, spread.fused_sizes, slices)
 
 
 def _owners(names: Sequence[str]) -> list[str]:
@@ -261,7 +261,7 @@ def _randomised(model: nn.Module, seen: Trace, fitted: Sequence[CutRegion], tp_s
     found: set[str] = set()
     problems = []
     for region, _, _ in fitted:
-        if seen.randomised.intersection(region.columns):
+        if seen.reach_dropout.intersection(region.columns):
             found.update(region.columns, region.rows)
             block = model.get_submodule(region.block)
             problems += [

@@ -99,17 +99,17 @@ def _plan_folded(model: nn.Module, wanted: _Wanted) -> _Planned | None:
     matrix that stayed, and where anything is wrong: of that the whole model tells better.
     """
     with fold_layers(model, _told(wanted.request)) as folding:
-        if not folding.lists:
+        if not folding.represented:
             return None
         try:
             with without_hooks(model):
                 found = _plan(model, wanted, every=True)
         except Exception:  # whatever it is, it comes again with the whole model, or was the folding's
             return None
-        if folding.read:
+        if folding.index_reads:
             return None
     plan = folding.unfold(found.plan, model)
-    why = {name: text for one, text in found.why.items() for name in folding.names(one)}
+    why = {name: text for one, text in found.why.items() for name in folding.full_names(one)}
     return _Planned(replace(plan, notes=plan_notes(plan.parameters, why, found.request)), found.request, why)
 
 
@@ -125,36 +125,36 @@ def _plan(model: nn.Module, wanted: _Wanted, every: bool = False) -> _Planned:
     """Plan a model as it is. `every` refuses one whose forward does not reach every matrix."""
     request, inputs, tp_size = wanted.request, wanted.inputs, wanted.tp_size
     seen = trace_training(model, inputs)
-    matrices = seen.stage.matrices
+    matrices = seen.context.linears
     if every and not seen.sources.keys() >= matrices.keys():
         raise PlanError("the forward does not reach every matrix")
     draft = PlanDraft()
     kept = request.replicated if request is not None else ()
-    draft.why.update(request.reasons if request is not None else {})
+    draft.reasons.update(request.reasons if request is not None else {})
     head = find_vocabulary(model, matrices, seen, tp_size, kept)
     if not wanted.vocabulary:
         head = Vocabulary(head_names=head.head_names)
     task = PlanningTask(model, inputs, seen, matrices, request, tp_size, head.head_names)
     fitted = fit_regions(task, draft)
-    taken = {name for region, _, _ in fitted for name in (*region.columns, *region.rows, *region.shared)}
+    taken = {name for region, _, _ in fitted for name in (*region.columns, *region.rows, *region.shared_outputs)}
     # An output head that is gathered is cut by vocabulary, but for a user who says otherwise.
     exact = request is not None and request.from_user
     spared = () if exact and wanted.vocabulary else head.head_names
     taken |= {name for name, _, _ in head.layers} | set(spared)
     alone, unfit = standalone_shards(model, matrices, request, tp_size, taken)
-    draft.why.update(unfit)
+    draft.reasons.update(unfit)
     experts = [
-        name for name in seen.stage.experts if request is None or request.layers.get(name, LayerRequest()).experts
+        name for name in seen.context.experts if request is None or request.layers.get(name, LayerRequest()).experts
     ]
     if not fitted and not alone and not experts:
         if request is not None and not exact:
             # The model's own plan names nothing that can be cut: what its data flow allows still may be.
             return _plan(model, replace(wanted, request=None), every)
-        raise plan_error(list(draft.why.items()) or [(type(model).__qualname__, _NO_PAIR)], tp_size)
+        raise plan_error(list(draft.reasons.items()) or [(type(model).__qualname__, _NO_PAIR)], tp_size)
     plan = build_plan(task, draft, fitted, alone, head, wanted.tp_rank)
     if wanted.sequence_parallel:
         plan = add_sequence_parallel(task, fitted, plan)
-    return _Planned(plan, request, draft.why)
+    return _Planned(plan, request, draft.reasons)
 
 
 def _check_tensors(model: nn.Module) -> Iterator[tuple[str, str]]:

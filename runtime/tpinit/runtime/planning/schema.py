@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 Pieces = tuple[tuple[int, int], ...]
-VERSION = 1
+VERSION = 2
 
 
 class Cut(str, Enum):
@@ -81,11 +81,11 @@ class ParameterPlan:
     shape: tuple[int, ...]
     cut: Cut
     dim: int | None
-    gradients: GradientRule
+    gradient_rule: GradientRule
     unit: int = 1
-    blocks: tuple[int, ...] = ()
+    fused_sizes: tuple[int, ...] = ()
     slices: tuple[Pieces, ...] = ()
-    why: str = ""
+    reason: str = ""
 
     @property
     def name(self) -> str:
@@ -98,7 +98,7 @@ class ParameterPlan:
             return ()
         if self.slices:
             return self.slices[tp_rank]
-        return pieces(self.blocks or (self.shape[self.dim],), self.unit, tp_size, tp_rank)
+        return pieces(self.fused_sizes or (self.shape[self.dim],), self.unit, tp_size, tp_rank)
 
     def local_shape(self, tp_size: int, tp_rank: int) -> tuple[int, ...]:
         """Return the shape of the local tensor."""
@@ -120,11 +120,11 @@ class LayerPlan:
 
     module: str
     kind: LayerKind
-    ranks: tuple[Pieces, ...] = ()
-    entry: bool = True
-    random: bool = False
+    slices: tuple[Pieces, ...] = ()
+    reduce_input_grad: bool = True
+    draws_random: bool = False
     fused_with: str = ""
-    scatter: bool = False
+    scatter_output: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,21 +137,21 @@ class BlockPlan:
     """
 
     module: str
-    heads: int = 0
-    head_ranks: tuple[tuple[int, int], ...] = ()
-    numbers: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    arguments: tuple[tuple[str, int], ...] = ()
-    outputs: tuple[str, ...] = ()
-    once: tuple[str, ...] = ()
+    num_heads: int = 0
+    head_slices: tuple[tuple[int, int], ...] = ()
+    attributes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    head_arguments: tuple[tuple[str, int], ...] = ()
+    head_outputs: tuple[str, ...] = ()
+    first_rank_only: tuple[str, ...] = ()
 
     def local(self, rank: int) -> LocalBlock:
         """Return how the block is patched on one rank."""
         return LocalBlock(
-            {path: ranks[rank] for path, ranks in self.numbers},
-            dict(self.arguments),
-            self.outputs,
-            self.heads,
-            self.head_ranks[rank] if self.head_ranks else (0, 0),
+            {path: ranks[rank] for path, ranks in self.attributes},
+            dict(self.head_arguments),
+            self.head_outputs,
+            self.num_heads,
+            self.head_slices[rank] if self.head_slices else (0, 0),
         )
 
 
@@ -165,10 +165,10 @@ class SequencePlan:
     """
 
     stack: str
-    entries: tuple[str, ...]
-    whole: tuple[str, ...] = ()
-    readers: tuple[str, ...] = ()
-    random: bool = False
+    gather_inputs: tuple[str, ...]
+    replicated_modules: tuple[str, ...] = ()
+    column_readers: tuple[str, ...] = ()
+    draws_random: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,10 @@ class Plan:
         """Return the plan that `to_json` gave, perhaps edited. Raises PlanError for anything else."""
         try:
             if page["version"] != VERSION:
-                raise PlanError(f"this plan has version {page['version']!r}; this release reads version {VERSION}")
+                raise PlanError(
+                    f"the plan has format version {page['version']!r}; this release reads version {VERSION} only. "
+                    "Plan again with this release, and repeat your edits (docs/plan.md lists the fields)"
+                )
             parameters = [
                 {key: one for key, one in record.items() if key not in ("pieces", "local_shape")}
                 for record in page["parameters"]
@@ -227,7 +230,7 @@ class Plan:
                         **{
                             **_tuples(record),
                             "cut": Cut(record["cut"]),
-                            "gradients": GradientRule(record["gradients"]),
+                            "gradient_rule": GradientRule(record["gradient_rule"]),
                         }
                     )
                     for record in parameters
@@ -252,7 +255,7 @@ class Plan:
                 " x ".join(map(str, one.shape)) or "scalar",
                 one.cut.value,
                 self._slice_text(one),
-                one.gradients.value,
+                one.gradient_rule.value,
             )
             for one in self.parameters
         ]

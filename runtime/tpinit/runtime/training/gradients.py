@@ -22,7 +22,9 @@ def sum_parts(slots: Sequence[ParamState], side: GroupView, device: torch.device
 
     One all-reduce for each dtype. A parameter that no rank used stays without a gradient.
     """
-    parts = [slot for slot in slots if slot.record.gradients is GradientRule.PARTIAL and slot.parameter.requires_grad]
+    parts = [
+        slot for slot in slots if slot.record.gradient_rule is GradientRule.PARTIAL and slot.parameter.requires_grad
+    ]
     if side.group is None or not parts:
         return
     for dtype in dict.fromkeys(slot.target.dtype for slot in parts):
@@ -114,7 +116,7 @@ def global_norm(slots: Sequence[ParamState], side: GroupView, device: torch.devi
 def _counted(slot: ParamState, side: GroupView) -> torch.Tensor | None:
     """Return what of a slice's gradient this rank counts: all that no rank before it holds too."""
     grad, record = slot.target.grad, slot.record
-    if grad is None or record.gradients is not GradientRule.PARTIAL:
+    if grad is None or record.gradient_rule is not GradientRule.PARTIAL:
         return grad
     assert record.dim is not None
     before = {

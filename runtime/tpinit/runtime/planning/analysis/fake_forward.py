@@ -22,17 +22,17 @@ HELD_PIECES = "_tp_held"  # in a module that is rehearsed: which pieces of its p
 class ForwardContext:
     """What runs of one model with stubs need to know of it: found once, as long as nobody changes the model.
 
-    `swapped` are the tensors for which others stand in: module, name, the tensor, and the other one. `training` is the
-    mode in which they run; `drops` says that chance drops something in it, which it must not.
+    `replacements` are the tensors for which others stand in: module, name, the tensor, and the other one. `training` is
+    the mode in which they run; `has_dropout` says that chance drops something in it, which it must not.
     """
 
     modules: list[nn.Module]
-    matrices: dict[str, LinearInfo]
+    linears: dict[str, LinearInfo]
     experts: dict[str, nn.Module]
     embeddings: list[nn.Embedding]
-    swapped: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]
+    replacements: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]
     training: bool = False
-    drops: bool = False
+    has_dropout: bool = False
 
 
 def forward_context(model: nn.Module, training: bool = False) -> ForwardContext:
@@ -48,7 +48,7 @@ def forward_context(model: nn.Module, training: bool = False) -> ForwardContext:
     stubbed |= {id(one) for module in experts.values() for one in module.parameters()}
     stubbed |= {id(one) for module in embeddings for one in module.parameters()}
     generator = torch.Generator().manual_seed(1)
-    swapped: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]] = []
+    replacements: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]] = []
     for module in modules:
         for kind in (module._parameters, module._buffers):
             for name, one in kind.items():
@@ -56,13 +56,13 @@ def forward_context(model: nn.Module, training: bool = False) -> ForwardContext:
                     continue
                 vector = kind is module._parameters and one.dim() == 1 and not module._modules
                 if kind is module._buffers and isinstance(module, _NormBase) and not one.is_meta:
-                    swapped.append((module, name, one, one))  # a run in training writes to it
+                    replacements.append((module, name, one, one))  # a run in training writes to it
                 elif one.is_meta or vector:
                     real = torch.zeros(one.shape, dtype=one.dtype)
                     if one.is_floating_point():
                         real.normal_(generator=generator)
-                    swapped.append((module, name, one, real if one.is_meta else real.to(one.device)))
-    return ForwardContext(modules, matrices, experts, embeddings, swapped, training)
+                    replacements.append((module, name, one, real if one.is_meta else real.to(one.device)))
+    return ForwardContext(modules, matrices, experts, embeddings, replacements, training)
 
 
 def run_fake_forward(
@@ -71,23 +71,23 @@ def run_fake_forward(
     matrix: Callable[[LinearInfo, torch.Tensor], torch.Tensor],
     experts: Callable[[str, torch.Tensor], torch.Tensor],
     stand_in: Callable[[torch.Tensor, torch.Tensor], None] = lambda *_: None,
-    stage: ForwardContext | None = None,
+    context: ForwardContext | None = None,
 ) -> Any:
     """Run a forward in which `matrix` answers for each weight matrix and `experts` for each block of experts.
 
-    `stand_in` hears of each tensor on the meta device, and of the one with numbers that stands in for it. `stage` is
+    `stand_in` hears of each tensor on the meta device, and of the one with numbers that stands in for it. `context` is
     what `forward_context` returned for this very model; without one it runs in evaluation mode.
     """
-    stage = stage or forward_context(model)
-    always = DropoutDisabled() if stage.drops else nullcontext()
-    mode = in_mode(model, stage.training, stage.modules)
-    with torch.no_grad(), mode, fixed_host_rng(), always, _set(stage, matrix, experts, stand_in):
+    context = context or forward_context(model)
+    always = DropoutDisabled() if context.has_dropout else nullcontext()
+    mode = in_mode(model, context.training, context.modules)
+    with torch.no_grad(), mode, fixed_host_rng(), always, _set(context, matrix, experts, stand_in):
         return model(**inputs)
 
 
 @contextmanager
 def _set(
-    stage: ForwardContext,
+    context: ForwardContext,
     matrix: Callable[[LinearInfo, torch.Tensor], torch.Tensor],
     experts: Callable[[str, torch.Tensor], torch.Tensor],
     stand_in: Callable[[torch.Tensor, torch.Tensor], None],
@@ -100,18 +100,18 @@ def _set(
         module.__dict__["forward"] = forward
 
     try:
-        for module, name, one, real in stage.swapped:
+        for module, name, one, real in context.replacements:
             # What a run may write to, the next one has anew.
             here = real if name in module._parameters else real.clone()
             if name in module.__dict__.get(HELD_PIECES, {}):  # a rehearsal has put a rank's part in its place
                 here = torch.cat([here.narrow(0, *held) for held in module.__dict__[HELD_PIECES][name]])
             module.__dict__[name] = here
             stand_in(one, here)
-        for one_matrix in stage.matrices.values():
+        for one_matrix in context.linears.values():
             stub(one_matrix.module, _matrix_stub(one_matrix, matrix))
-        for name, module in stage.experts.items():
+        for name, module in context.experts.items():
             stub(module, _experts_stub(name, experts))
-        for embedding in stage.embeddings:
+        for embedding in context.embeddings:
             if embedding.weight.is_meta:
                 stub(embedding, _embedding_stub(embedding))
         yield
@@ -121,7 +121,7 @@ def _set(
                 del held["forward"]
             else:
                 held["forward"] = forward
-        for module, name, _, _ in stage.swapped:
+        for module, name, _, _ in context.replacements:
             module.__dict__.pop(name, None)
 
 

@@ -29,12 +29,12 @@ class LayerFolding:
     something else, and nothing that was found of those that stay holds for them.
     """
 
-    lists: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
-    read: list[str] = field(default_factory=list)
+    represented: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
+    index_reads: list[str] = field(default_factory=list)
 
-    def names(self, name: str) -> list[str]:
+    def full_names(self, name: str) -> list[str]:
         """Return the names in the whole model for which a name in the folded one stands."""
-        for path, stands in self.lists.items():
+        for path, stands in self.represented.items():
             if name.startswith(path):
                 found = re.match(r"\.(\d+)(?=\.|$)", name[len(path) :])
                 if found is not None:
@@ -42,19 +42,19 @@ class LayerFolding:
                     return [f"{path}.{place}{rest}" for place in stands[int(found.group(1))]]
         return [name]
 
-    def all_of(self, names: Sequence[str]) -> tuple[str, ...]:
+    def all_full_names(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the names in the whole model for which some in the folded one stand."""
-        return tuple(whole for name in names for whole in self.names(name))
+        return tuple(whole for name in names for whole in self.full_names(name))
 
     def fused_column_groups(self, module: str, fused_with: str) -> list[str]:
         """Return the fused_with of each of the layers for which a module stands: that of its own layer of the list."""
-        names = self.names(module)
-        fused_column_groups = self.names(fused_with)
+        names = self.full_names(module)
+        fused_column_groups = self.full_names(fused_with)
         return fused_column_groups if len(fused_column_groups) == len(names) else [fused_with] * len(names)
 
     def pattern(self, names: Sequence[str]) -> str:
         """Return one name for all that these, which differ in the places of layers alone, stand for."""
-        for path, stands in self.lists.items():
+        for path, stands in self.represented.items():
             found = [re.match(rf"{re.escape(path)}\.(\d+)(?=\.|$)", name) for name in names]
             places = sorted(place for one in found if one is not None for place in stands[int(one.group(1))])
             if places:
@@ -66,7 +66,7 @@ class LayerFolding:
         """Return the plan of the whole model, in its own order, from that of the folded one."""
         records: dict[str, ParameterPlan] = {}
         for record in plan.parameters:
-            every = [self.names(name) for name in record.names]
+            every = [self.full_names(name) for name in record.names]
             longest = max(map(len, every))
             for index in range(longest):
                 names = tuple(one[index if len(one) == longest else 0] for one in every)
@@ -78,16 +78,16 @@ class LayerFolding:
                 replace(one, module=name, fused_with=fused_with)
                 for one in plan.layers
                 for name, fused_with in zip(
-                    self.names(one.module), self.fused_column_groups(one.module, one.fused_with), strict=True
+                    self.full_names(one.module), self.fused_column_groups(one.module, one.fused_with), strict=True
                 )
             ),
-            blocks=tuple(replace(one, module=name) for one in plan.blocks for name in self.names(one.module)),
+            blocks=tuple(replace(one, module=name) for one in plan.blocks for name in self.full_names(one.module)),
             sequences=tuple(
                 replace(
                     one,
-                    entries=self.all_of(one.entries),
-                    whole=self.all_of(one.whole),
-                    readers=self.all_of(one.readers),
+                    gather_inputs=self.all_full_names(one.gather_inputs),
+                    replicated_modules=self.all_full_names(one.replicated_modules),
+                    column_readers=self.all_full_names(one.column_readers),
                 )
                 for one in plan.sequences
             ),
@@ -115,8 +115,8 @@ def fold_layers(model: nn.Module, told: Callable[[str], object] = lambda _: None
                 continue
             kinds = group_similar_layers(path, module, told)
             if len(module) > sum(min(_KEPT, len(kind.places)) for kind in kinds):
-                lists[path] = _fold(module, kinds, folding.read, undo)
-        yield replace(folding, lists=lists)
+                lists[path] = _fold(module, kinds, folding.index_reads, undo)
+        yield replace(folding, represented=lists)
     finally:
         for held, name, value in reversed(undo):
             if value is _ABSENT:

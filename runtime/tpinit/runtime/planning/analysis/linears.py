@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-__all__ = ["LinearInfo", "expert_weights", "experts_in_rows", "find_experts", "find_linears"]
+__all__ = ["LinearInfo", "expert_weights", "flat_expert_shapes", "find_experts", "find_linears"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,9 @@ def find_experts(model: nn.Module) -> dict[str, nn.Module]:
     """
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if not any(name.startswith(f"{outer}.") for outer in found) and (_stacked(module) or experts_in_rows(module)):
+        if not any(name.startswith(f"{outer}.") for outer in found) and (
+            _stacked(module) or flat_expert_shapes(module)
+        ):
             found[name] = module
     return found
 
@@ -96,7 +98,7 @@ def _stacked(module: nn.Module) -> bool:
     )
 
 
-def experts_in_rows(module: nn.Module) -> tuple[tuple[int, int], ...]:
+def flat_expert_shapes(module: nn.Module) -> tuple[tuple[int, int], ...]:
     """Return, where all weights below a module are [experts * width, hidden], what (experts, width) may be."""
     if any(one is not None for one in module._parameters.values()) or not any(module.children()):
         return ()

@@ -20,7 +20,7 @@ from tpinit.runtime.planning.analysis.dropout_off import DropoutDisabled, withou
 from tpinit.runtime.planning.analysis.fake_forward import ForwardContext, forward_context, run_fake_forward
 from tpinit.runtime.planning.analysis.linears import LinearInfo
 
-__all__ = ["Trace", "trace"]
+__all__ = ["Trace", "trace_forward"]
 
 _PRODUCTS = ("bmm", "baddbmm", "scaled_dot_product", "flash_attention", "efficient_attention")
 
@@ -39,35 +39,35 @@ class Trace:
     the same model need to know of it.
     """
 
-    stage: ForwardContext
+    context: ForwardContext
     sources: dict[str, frozenset[str]] = field(default_factory=dict)
-    attending: set[str] = field(default_factory=set)
-    randomised: set[str] = field(default_factory=set)
-    chancy: set[str] = field(default_factory=set)
-    drew: bool = False
-    meets: dict[str, set[str]] = field(default_factory=dict)
-    ends: frozenset[str] = frozenset()
+    reach_attention: set[str] = field(default_factory=set)
+    reach_dropout: set[str] = field(default_factory=set)
+    reach_random: set[str] = field(default_factory=set)
+    nondeterministic: bool = False
+    reach_parameter: dict[str, set[str]] = field(default_factory=dict)
+    reach_output: frozenset[str] = frozenset()
     inputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
-    experts: dict[str, list[torch.Tensor]] = field(default_factory=dict)
-    readers: list[list[str]] = field(default_factory=list)
+    expert_outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    reader_groups: list[list[str]] = field(default_factory=list)
 
 
-def trace(model: nn.Module, inputs: Mapping[str, Any], stage: ForwardContext | None = None) -> Trace:
+def trace_forward(model: nn.Module, inputs: Mapping[str, Any], context: ForwardContext | None = None) -> Trace:
     """Run the model on `inputs` with stubs, in the mode of the stage, and return what was seen. Changes nothing.
 
     Without a stage that is evaluation mode. Raises whatever the model's forward raises.
     """
-    stage = stage or forward_context(model)
-    seen = Trace(stage)
-    watch = _Watch(model, seen, stage)
+    context = context or forward_context(model)
+    seen = Trace(context)
+    watch = _Watch(model, seen, context)
     generator = torch.Generator().manual_seed(0)
     held: dict[int, tuple[torch.Tensor, list[str]]] = {}  # with the tensor, so that no address is used again
 
     def read(name: str, features: torch.Tensor) -> None:
         if id(features) not in held:
             held[id(features)] = features, []
-            seen.readers.append(held[id(features)][1])
+            seen.reader_groups.append(held[id(features)][1])
         held[id(features)][1].append(name)
 
     def matrix(one: LinearInfo, features: torch.Tensor) -> torch.Tensor:
@@ -83,14 +83,14 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], stage: ForwardContext | N
         read(name, features)
         with watch.pause():
             output = _random(tuple(features.shape), features, generator)
-            seen.experts.setdefault(name, []).append(output)
+            seen.expert_outputs.setdefault(name, []).append(output)
             return watch.mark(output.clone(), name)
 
     with watch:
-        result = run_fake_forward(model, inputs, matrix, experts, watch.parameter, stage)
+        result = run_fake_forward(model, inputs, matrix, experts, watch.parameter, context)
     values = result.values() if isinstance(result, Mapping) else tree_leaves(result)
     ended = [one for value in values for one in tree_leaves(value) if isinstance(one, torch.Tensor)]
-    seen.ends = frozenset().union(*(watch.matrices(one) for one in ended))
+    seen.reach_output = frozenset().union(*(watch.matrices(one) for one in ended))
     return seen
 
 
@@ -102,13 +102,13 @@ def _random(shape: tuple[int, ...], like: torch.Tensor, generator: torch.Generat
 class _Watch(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch leaves its base untyped
     """Carries names from tensor to tensor through every operation, but for those while it pauses."""
 
-    def __init__(self, model: nn.Module, seen: Trace, stage: ForwardContext) -> None:
+    def __init__(self, model: nn.Module, seen: Trace, context: ForwardContext) -> None:
         super().__init__()
         self._paused = False
         self._seen = seen
         self._names: dict[int, frozenset[str]] = {}
         self._kept: list[Any] = []  # so that no storage is freed and its address used again
-        of_matrices = {id(one) for matrix in stage.matrices.values() for one in matrix.module.parameters()}
+        of_matrices = {id(one) for matrix in context.linears.values() for one in matrix.module.parameters()}
         for name, parameter in model.named_parameters():
             if id(parameter) not in of_matrices:
                 self._set(parameter, frozenset({_PARAMETER + name}))
@@ -148,7 +148,7 @@ class _Watch(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch leaves 
             return func(*args, **(kwargs or {}))
         instead = without_dropout(func, args, kwargs)
         if instead is not None:
-            self._seen.stage.drops = True
+            self._seen.context.has_dropout = True
         result = (instead or func)(*args, **(kwargs or {}))
         given: list[torch.Tensor] = []
         _tensors(args, given)
@@ -160,7 +160,7 @@ class _Watch(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch leaves 
             names |= {_NOISE}
         if kind.chance:
             names |= {_LUCK}
-            self._seen.drew |= instead is None
+            self._seen.nondeterministic |= instead is None
         if names:
             self._note(kind, len(given), names)
             made: list[torch.Tensor] = []
@@ -172,13 +172,13 @@ class _Watch(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch leaves 
     def _note(self, kind: _Kind, given: int, names: frozenset[str]) -> None:
         matrices = {name for name in names if not name.startswith((_PARAMETER, _NOISE, _LUCK))}
         if _NOISE in names:
-            self._seen.randomised |= matrices
+            self._seen.reach_dropout |= matrices
         if _LUCK in names:
-            self._seen.chancy |= matrices
+            self._seen.reach_random |= matrices
         for name in names - matrices - {_NOISE, _LUCK}:
-            self._seen.meets.setdefault(name.removeprefix(_PARAMETER), set()).update(matrices)
+            self._seen.reach_parameter.setdefault(name.removeprefix(_PARAMETER), set()).update(matrices)
         if kind.product and given > 1:
-            self._seen.attending |= matrices
+            self._seen.reach_attention |= matrices
 
 
 _NONE: frozenset[str] = frozenset()

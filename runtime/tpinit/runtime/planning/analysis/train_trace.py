@@ -12,7 +12,7 @@ from torch import nn
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.planning.analysis.example_inputs import example_inputs
 from tpinit.runtime.planning.analysis.fake_forward import ForwardContext, forward_context, without_hooks
-from tpinit.runtime.planning.analysis.trace import Trace, trace
+from tpinit.runtime.planning.analysis.trace import Trace, trace_forward
 
 __all__ = ["dry_run_inputs", "trace_training"]
 
@@ -26,17 +26,17 @@ def trace_training(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     run, or trains on no such batch, it is watched in evaluation mode. Raises PlanError for a model that can't be run,
     or takes its seed from the system.
     """
-    stage = forward_context(model, training=True)
-    trained, on_these = _trained(model, inputs, stage)
-    if trained is not None and on_these and not trained.drew:
+    context = forward_context(model, training=True)
+    trained, on_these = _trained(model, inputs, context)
+    if trained is not None and on_these and not trained.nondeterministic:
         return trained
-    seen = _trace(model, inputs, replace(stage, training=False, drops=False))
+    seen = _trace(model, inputs, replace(context, training=False, has_dropout=False))
     if trained is None:
         # What it draws in evaluation mode was seen; what it drops out in training was not.
-        seen.randomised |= set(seen.sources) if any(_drops_out(module) for module in stage.modules) else set()
+        seen.reach_dropout |= set(seen.sources) if any(_drops_out(module) for module in context.modules) else set()
     else:
-        seen.randomised |= trained.randomised
-        seen.chancy |= trained.chancy
+        seen.reach_dropout |= trained.reach_dropout
+        seen.reach_random |= trained.reach_random
     return seen
 
 
@@ -48,7 +48,7 @@ def dry_run_inputs(model: nn.Module, example: Mapping[str, Any] | None) -> Mappi
     for inputs in likely[:-1]:
         try:
             with without_hooks(model):
-                trace(model, inputs)
+                trace_forward(model, inputs)
         except Exception:  # another batch may do; of the last one the planner tells what went wrong
             continue
         return inputs
@@ -62,7 +62,7 @@ def _device(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def _trained(model: nn.Module, inputs: Mapping[str, Any], stage: ForwardContext) -> tuple[Trace | None, bool]:
+def _trained(model: nn.Module, inputs: Mapping[str, Any], context: ForwardContext) -> tuple[Trace | None, bool]:
     """Return what a run in training shows, and whether on these very inputs: some models train on longer ones only.
 
     None where it trains on no such batch. Raises PlanError for a model that takes its seed from the system.
@@ -71,7 +71,7 @@ def _trained(model: nn.Module, inputs: Mapping[str, Any], stage: ForwardContext)
     with _own_seeds() as seeds:
         for length in (0, *_LENGTHS):
             try:
-                trained = trace(model, _of_length(inputs, length), stage)
+                trained = trace_forward(model, _of_length(inputs, length), context)
             except Exception:  # another length may do
                 continue
             break
@@ -83,9 +83,9 @@ def _trained(model: nn.Module, inputs: Mapping[str, Any], stage: ForwardContext)
     return trained, length == 0
 
 
-def _trace(model: nn.Module, inputs: Mapping[str, Any], stage: ForwardContext) -> Trace:
+def _trace(model: nn.Module, inputs: Mapping[str, Any], context: ForwardContext) -> Trace:
     try:
-        return trace(model, inputs, stage)
+        return trace_forward(model, inputs, context)
     except Exception as error:
         told = {name: list(one.shape) for name, one in inputs.items() if isinstance(one, torch.Tensor)}
         raise PlanError(

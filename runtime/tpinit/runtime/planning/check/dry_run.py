@@ -71,8 +71,8 @@ def _rehearse_rank(
     rank: int,
     only: bool,
 ) -> None:
-    columns = {name: layout.columns[name].ranks[rank] for region, layout, _ in cuts for name in region.columns}
-    rows = {name: layout.row.ranks[rank] for region, layout, _ in cuts for name in region.rows}
+    columns = {name: layout.columns[name].slices[rank] for region, layout, _ in cuts for name in region.columns}
+    rows = {name: layout.row.slices[rank] for region, layout, _ in cuts for name in region.rows}
     again = replay()
     waited = sum(len(whole.inputs[name]) for name in rows)
 
@@ -87,14 +87,14 @@ def _rehearse_rank(
         return take_pieces(output, -1, columns[one.name]).clone() if one.name in columns else output.clone()
 
     def experts(name: str, _: torch.Tensor) -> torch.Tensor:
-        return again(whole.experts, name)[1].clone()
+        return again(whole.expert_outputs, name)[1].clone()
 
     with ExitStack() as stack:
         for region, layout, adaptation in cuts:
             stack.enter_context(patched_block(model.get_submodule(region.block), layout, adaptation, rank))
         try:
             with suppress(_Seen):
-                run_fake_forward(model, inputs, matrix, experts, stage=whole.stage)
+                run_fake_forward(model, inputs, matrix, experts, context=whole.context)
         except (ShardMismatch, NotImplementedError):
             raise
         except Exception as error:  # whatever a model raises on a part of its features: this cut is none
@@ -127,19 +127,19 @@ def patched_block(block: nn.Module, layout: RegionSharding, adaptation: BlockPat
     """Tell a block how much of it is here, for the time of a rehearsal."""
     undo: list[Callable[[], None]] = []
     handles = patch_block(block, block_plan("", layout, adaptation).local(rank), undo)
-    for name in adaptation.parameters:
+    for name in adaptation.head_parameters:
         assert layout.heads is not None
         owner, last = _owner_of(block, name)
         whole = block.get_parameter(name).data
-        spread = per_head_shard_map(whole.shape[0], layout.heads, len(layout.heads.ranks))
-        owner.__dict__[last] = take_pieces(whole, 0, spread.ranks[rank])
-        owner.__dict__.setdefault(HELD_PIECES, {})[last] = spread.ranks[rank]
+        spread = per_head_shard_map(whole.shape[0], layout.heads, len(layout.heads.slices))
+        owner.__dict__[last] = take_pieces(whole, 0, spread.slices[rank])
+        owner.__dict__.setdefault(HELD_PIECES, {})[last] = spread.slices[rank]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-        for name in adaptation.parameters:
+        for name in adaptation.head_parameters:
             owner, last = _owner_of(block, name)
             owner.__dict__.pop(last, None)
             owner.__dict__.pop(HELD_PIECES, None)

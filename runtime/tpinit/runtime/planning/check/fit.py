@@ -11,7 +11,7 @@ from tpinit.runtime.planning.analysis.fake_forward import run_fake_forward
 from tpinit.runtime.planning.analysis.linears import LinearInfo
 from tpinit.runtime.planning.analysis.trace import Trace
 from tpinit.runtime.planning.check.dry_run import check_shards, replay
-from tpinit.runtime.planning.partition.attempts import block_sizes_note, cut_attempts, no_layout_reason
+from tpinit.runtime.planning.partition.attempts import block_sizes_note, cut_attempts, no_sharding_reason
 from tpinit.runtime.planning.partition.regions import BlockPatch, Region, ShardMismatch
 from tpinit.runtime.planning.partition.shard_maps import RegionSharding
 from tpinit.runtime.planning.requests.request import LayerRequest
@@ -36,9 +36,9 @@ def likeliest_cut(
     """
     found = next(cut_attempts(model, region, matrices, tp_size, fused, {}), None)
     if found is None:
-        raise ShardMismatch(f"{no_layout_reason(region, matrices, tp_size)}{block_sizes_note(fused)}")
+        raise ShardMismatch(f"{no_sharding_reason(region, matrices, tp_size)}{block_sizes_note(fused)}")
     layout, adaptation = found
-    if adaptation != BlockPatch(parameters=adaptation.parameters):
+    if adaptation != BlockPatch(head_parameters=adaptation.head_parameters):
         raise NeedsDryRun
     return layout, adaptation
 
@@ -58,7 +58,7 @@ def fit_region(
     Raises Mismatch, with what the likeliest attempt ended in.
     """
     first: ShardMismatch | None = None
-    shapes = _argument_shapes(model, inputs, seen, region) if region.attends else {}
+    shapes = _argument_shapes(model, inputs, seen, region) if region.is_attention else {}
     for layout, adaptation in cut_attempts(model, region, matrices, tp_size, fused, shapes):
         try:
             check_shards(model, inputs, seen, [(region, layout, adaptation)], tp_size, only=True)
@@ -66,7 +66,7 @@ def fit_region(
             first = first or error
             continue
         return layout, _least(model, inputs, seen, region, layout, adaptation, tp_size)
-    raise ShardMismatch(f"{first or no_layout_reason(region, matrices, tp_size)}{block_sizes_note(fused)}") from first
+    raise ShardMismatch(f"{first or no_sharding_reason(region, matrices, tp_size)}{block_sizes_note(fused)}") from first
 
 
 def _least(
@@ -79,7 +79,7 @@ def _least(
     tp_size: int,
 ) -> BlockPatch:
     """Leave out of an adaptation, one by one, what the rehearsal succeeds without."""
-    for field in ("arguments", "outputs", "numbers"):
+    for field in ("head_arguments", "head_outputs", "attributes"):
         for one in getattr(adaptation, field):
             less = replace(adaptation, **{field: tuple(other for other in getattr(adaptation, field) if other != one)})
             try:
@@ -108,8 +108,8 @@ def _argument_shapes(
             model,
             inputs,
             lambda one, _: again(seen.outputs, one.name)[1].clone(),
-            lambda name, _: again(seen.experts, name)[1].clone(),
-            stage=seen.stage,
+            lambda name, _: again(seen.expert_outputs, name)[1].clone(),
+            context=seen.context,
         )
     finally:
         handle.remove()

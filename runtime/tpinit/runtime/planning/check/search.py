@@ -27,7 +27,7 @@ def fit_regions(task: PlanningTask, draft: PlanDraft) -> list[CutRegion]:
 
     Raises PlanError where each fits and all together do not.
     """
-    stage = task.seen.stage
+    stage = task.trace.context
     with in_mode(task.model, stage.training, stage.modules):
         return _fit_all(task, draft)
 
@@ -50,9 +50,9 @@ def _fit_all(task: PlanningTask, draft: PlanDraft) -> list[CutRegion]:
 
 def _together(task: PlanningTask, fitted: list[CutRegion]) -> list[CutRegion]:
     """Return the regions, if the ranks compute their parts with all of them cut. Raises Mismatch."""
-    called = [one for one in fitted if one[0].rows[0] in task.seen.inputs]
+    called = [one for one in fitted if one[0].rows[0] in task.trace.inputs]
     if called:
-        check_shards(task.model, task.inputs, task.seen, called, task.tp_size)
+        check_shards(task.model, task.inputs, task.trace, called, task.tp_size)
     return fitted
 
 
@@ -61,11 +61,11 @@ def _fit_each(task: PlanningTask, draft: PlanDraft, rehearsing: bool, alike: boo
 
     Raises Unsure, only where it is not.
     """
-    model, inputs, seen, matrices = task.model, task.inputs, task.seen, task.matrices
+    model, inputs, seen, matrices = task.model, task.inputs, task.trace, task.linears
     known: dict[tuple[Any, ...], tuple[RegionSharding, BlockPatch] | ShardMismatch] = {}
     fitted: list[CutRegion] = []
     taken: set[str] = set()
-    for region in candidate_regions(matrices, seen, task.heads):
+    for region in candidate_regions(matrices, seen, task.head_names):
         names = (*region.columns, *region.rows)
         if taken.intersection(names) or not _wished(region, task.request):
             continue
@@ -81,7 +81,7 @@ def _fit_each(task: PlanningTask, draft: PlanDraft, rehearsing: bool, alike: boo
                 known[key] = error
         found = known[key]
         if isinstance(found, ShardMismatch):
-            draft.why.update(dict.fromkeys(names, str(found)))
+            draft.reasons.update(dict.fromkeys(names, str(found)))
             continue
         layout, adaptation = found
         fitted.append((region, _renamed(layout, region), adaptation))
@@ -120,7 +120,7 @@ def _likeness(model: nn.Module, region: Region, matrices: Mapping[str, LinearInf
         sorted((name, one) for name, one in vars(block).items() if type(one) is int and "layer" not in name)
     )
     inside = tuple(sorted(name for name, _ in block.named_modules()))
-    return type(block), shapes, len(region.columns), region.attends, numbers, inside
+    return type(block), shapes, len(region.columns), region.is_attention, numbers, inside
 
 
 def _renamed(layout: RegionSharding, region: Region) -> RegionSharding:
@@ -156,8 +156,8 @@ def unreached_twins(
             and matrices[mine].in_features == matrices[theirs].in_features
             for mine, theirs in zip((*columns, *rows), (*region.columns, *region.rows), strict=True)
         )
-        if alike and not region.shared:
+        if alike and not region.shared_outputs:
             spreads = {mine: layout.columns[theirs] for mine, theirs in zip(columns, region.columns, strict=True)}
-            twin = Region(name, columns, rows, (), region.attends)
+            twin = Region(name, columns, rows, (), region.is_attention)
             found.append((twin, RegionSharding(spreads, layout.row, layout.heads), adaptation))
     return found

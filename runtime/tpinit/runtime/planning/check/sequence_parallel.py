@@ -106,9 +106,9 @@ def _fit(
     """Return how the tokens are cut in one list of layers, or why they can't be."""
     whole = _kept_whole(task, path, regions)
     direct = [one for one in regions if not _inside(one[0].columns[0], whole)]
-    inside = {name for name in task.matrices if name.startswith(f"{path}.")}
-    random = bool(task.seen.randomised & inside)
-    astray = [name for name in whole if any(_inside(one, [name]) for one in task.seen.randomised)]
+    inside = {name for name in task.linears if name.startswith(f"{path}.")}
+    random = bool(task.trace.reach_dropout & inside)
+    astray = [name for name in whole if any(_inside(one, [name]) for one in task.trace.reach_dropout)]
     if astray:
         return ShardMismatch(
             f"{astray[0]} needs all tokens, and draws random numbers, which would differ between ranks"
@@ -116,7 +116,7 @@ def _fit(
     first: ShardMismatch | None = None
     for blocks in (True, False):
         entries = tuple(dict.fromkeys(itertools.chain(*(_entries(path, one[0].columns, blocks) for one in direct))))
-        plan = SequencePlan(path, entries, tuple(whole), random=random)
+        plan = SequencePlan(path, entries, tuple(whole), draws_random=random)
         found = _tried(task, plan, direct, fitted)
         if isinstance(found, SequencePlan):
             return found
@@ -132,7 +132,7 @@ def _tried(
         readers = _rehearse(task, plan, direct, fitted)
     except ShardMismatch as error:
         return error
-    return replace(plan, readers=tuple(sorted(readers)))
+    return replace(plan, column_readers=tuple(sorted(readers)))
 
 
 def _entries(path: str, columns: Sequence[str], blocks: bool) -> list[str]:
@@ -143,14 +143,14 @@ def _entries(path: str, columns: Sequence[str], blocks: bool) -> list[str]:
 
 def _kept_whole(task: PlanningTask, path: str, regions: Sequence[CutRegion]) -> list[str]:
     """Return the children of layers that see all tokens: with experts, shared outputs, or attention that is not cut."""
-    seen = task.seen
-    names = [name for name in task.seen.stage.experts if name.startswith(f"{path}.")]
+    seen = task.trace
+    names = [name for name in task.trace.context.experts if name.startswith(f"{path}.")]
     cut = {name for one in regions for name in one[0].columns}
-    names += [name for name in seen.attending if name.startswith(f"{path}.") and name not in cut]
+    names += [name for name in seen.reach_attention if name.startswith(f"{path}.") and name not in cut]
     for region, _, _ in regions:
         reached = seen.inputs.get(region.rows[0], [])
         # Experts of a list see some of the tokens, in one dimension, or none.
-        if region.shared or len(reached) != 1 or reached[0].dim() != _DIMENSIONS:
+        if region.shared_outputs or len(reached) != 1 or reached[0].dim() != _DIMENSIONS:
             names.append(region.columns[0])
     return list(dict.fromkeys(_child_of(path, name) for name in sorted(names)))
 
@@ -205,8 +205,8 @@ def _rehearse(
     """
     layers = [f"{plan.stack}.{name}" for name, _ in task.model.get_submodule(plan.stack).named_children()]
     whole = _run_whole(task, plan, layers)
-    columns = {name for one in direct for name in one[0].columns if name not in one[0].fed}
-    for name in plan.entries:
+    columns = {name for one in direct for name in one[0].columns if name not in one[0].fed_by_shared}
+    for name in plan.gather_inputs:
         strangers = whole.readers.get(name, set()) - columns
         if strangers or not whole.readers.get(name):
             raise ShardMismatch(
@@ -214,7 +214,7 @@ def _rehearse(
             )
     for rank in range(task.tp_size):
         _run_rank(task, plan, layers, whole, direct, fitted, rank)
-    return {reader for name in plan.entries for reader in whole.readers[name]}
+    return {reader for name in plan.gather_inputs for reader in whole.readers[name]}
 
 
 def _run_whole(task: PlanningTask, plan: SequencePlan, layers: Sequence[str]) -> _Whole:
@@ -234,7 +234,7 @@ def _run_whole(task: PlanningTask, plan: SequencePlan, layers: Sequence[str]) ->
             whole.readers.setdefault(name, set()).add(one.name)
         uses.quiet = True
         try:
-            return again(task.seen.outputs, one.name)[1].clone()
+            return again(task.trace.outputs, one.name)[1].clone()
         finally:
             uses.quiet = False
 
@@ -245,13 +245,16 @@ def _run_whole(task: PlanningTask, plan: SequencePlan, layers: Sequence[str]) ->
         _hooked(
             task.model,
             {layers[0]: lambda hidden: once(whole.inputs, layers[0], hidden)}
-            | {name: (lambda hidden, name=name: once(whole.inputs, name, hidden)) for name in plan.whole}
-            | {name: entered(name) for name in plan.entries},
-            {name: (lambda hidden, name=name: once(whole.outputs, name, hidden)) for name in (layers[-1], *plan.whole)},
+            | {name: (lambda hidden, name=name: once(whole.inputs, name, hidden)) for name in plan.replicated_modules}
+            | {name: entered(name) for name in plan.gather_inputs},
+            {
+                name: (lambda hidden, name=name: once(whole.outputs, name, hidden))
+                for name in (layers[-1], *plan.replicated_modules)
+            },
         ),
         uses,
     ):
-        _run(task, matrix, lambda name, _: again(task.seen.experts, name)[1].clone())
+        _run(task, matrix, lambda name, _: again(task.trace.expert_outputs, name)[1].clone())
     if uses.used:
         raise ShardMismatch(f"{', '.join(sorted(uses.used))}: what enters is used by more than its cut matrices")
     if layers[-1] not in whole.outputs:
@@ -269,8 +272,8 @@ def _run_rank(
     rank: int,
 ) -> None:
     again = replay()
-    columns = {name: layout.columns[name].ranks[rank] for region, layout, _ in fitted for name in region.columns}
-    rows = {name: layout.row.ranks[rank] for region, layout, _ in fitted for name in region.rows}
+    columns = {name: layout.columns[name].slices[rank] for region, layout, _ in fitted for name in region.columns}
+    rows = {name: layout.row.slices[rank] for region, layout, _ in fitted for name in region.rows}
     scattered = {name for region, _, _ in direct for name in region.rows}
     readers = {reader for every in whole.readers.values() for reader in every}
 
@@ -298,11 +301,11 @@ def _run_rank(
     def alone(name: str) -> bool:
         """Tell whether what reaches a matrix is a part of the tokens."""
         outside = not name.startswith(f"{plan.stack}.") or name in readers or name in rows
-        return not (outside or _inside(name, (*plan.entries, *plan.whole)))
+        return not (outside or _inside(name, (*plan.gather_inputs, *plan.replicated_modules)))
 
     def matrix(one: LinearInfo, features: torch.Tensor) -> torch.Tensor:
-        call, output = again(task.seen.outputs, one.name)
-        expected = task.seen.inputs[one.name][call]
+        call, output = again(task.trace.outputs, one.name)
+        expected = task.trace.inputs[one.name][call]
         if one.name in rows:
             expected = take_pieces(expected, -1, rows[one.name])
         local = alone(one.name)
@@ -317,22 +320,23 @@ def _run_rank(
 
     with ExitStack() as stack:
         for region, layout, adaptation in fitted:
-            if region.rows[0] in task.seen.inputs:
+            if region.rows[0] in task.trace.inputs:
                 stack.enter_context(patched_block(task.model.get_submodule(region.block), layout, adaptation, rank))
         stack.enter_context(
             _hooked(
                 task.model,
                 {layers[0]: lambda hidden: part(hidden).clone()}
-                | {name: gathered(name) for name in (*plan.entries, *plan.whole)},
-                {name: (lambda hidden: part(hidden).clone()) for name in plan.whole} | {layers[-1]: left(layers[-1])},
+                | {name: gathered(name) for name in (*plan.gather_inputs, *plan.replicated_modules)},
+                {name: (lambda hidden: part(hidden).clone()) for name in plan.replicated_modules}
+                | {layers[-1]: left(layers[-1])},
             )
         )
-        _run(task, matrix, lambda name, _: again(task.seen.experts, name)[1].clone())
+        _run(task, matrix, lambda name, _: again(task.trace.expert_outputs, name)[1].clone())
 
 
 def _run(task: PlanningTask, matrix: Any, experts: Any) -> None:
     try:
-        run_fake_forward(task.model, task.inputs, matrix, experts, stage=task.seen.stage)
+        run_fake_forward(task.model, task.inputs, matrix, experts, context=task.trace.context)
     except (ShardMismatch, NotImplementedError):
         raise
     except Exception as error:  # whatever a model raises on a part of its tokens: they can't be cut so
@@ -356,25 +360,25 @@ def _hooked(model: nn.Module, inputs: Mapping[str, Any], outputs: Mapping[str, A
 
 def _rewritten(plan: Plan, task: PlanningTask, sequence: SequencePlan, regions: Sequence[CutRegion]) -> Plan:
     """Return the plan with what the tokens' cut changes: who collects gradients, and whose are parts."""
-    direct = [one[0] for one in regions if not _inside(one[0].columns[0], sequence.whole)]
+    direct = [one[0] for one in regions if not _inside(one[0].columns[0], sequence.replicated_modules)]
     rows = {name for region in direct for name in region.rows}
     inside = f"{sequence.stack}."
 
     def layer(one: LayerPlan) -> LayerPlan:
         if not one.module.startswith(inside):
             return one
-        reads = one.module in sequence.readers
+        reads = one.module in sequence.column_readers
         return replace(
             one,
-            entry=one.entry and not reads,
+            reduce_input_grad=one.reduce_input_grad and not reads,
             fused_with="" if reads else one.fused_with,
-            random=False,
-            scatter=one.kind is LayerKind.ROW and one.module in rows,
+            draws_random=False,
+            scatter_output=one.kind is LayerKind.ROW and one.module in rows,
         )
 
     def record(one: ParameterPlan) -> ParameterPlan:
         held = [name.startswith(inside) for name in one.names]
-        if not any(held) or one.cut is not Cut.REPLICATED or _inside(one.name, sequence.whole):
+        if not any(held) or one.cut is not Cut.REPLICATED or _inside(one.name, sequence.replicated_modules):
             return one
         if not all(held):
             raise PlanError(
@@ -382,10 +386,10 @@ def _rewritten(plan: Plan, task: PlanningTask, sequence: SequencePlan, regions: 
                 "gradient on a rank would be a part and a whole; initialize without it"
             )
         owner = one.name.rpartition(".")[0]
-        met = task.seen.meets.get(one.name, set())
+        met = task.trace.reach_parameter.get(one.name, set())
         near = {name for name in rows if _layer_of(sequence.stack, name) == _layer_of(sequence.stack, one.name)}
-        part = not _inside(one.name, sequence.entries) or owner in rows or bool(met & near)
-        return replace(one, gradients=GradientRule.PARTIAL) if part else one
+        part = not _inside(one.name, sequence.gather_inputs) or owner in rows or bool(met & near)
+        return replace(one, gradient_rule=GradientRule.PARTIAL) if part else one
 
     return replace(
         plan, layers=tuple(layer(one) for one in plan.layers), parameters=tuple(record(one) for one in plan.parameters)

@@ -95,20 +95,20 @@ def _parameter_problems(plan: Plan, model: nn.Module) -> Iterator[str]:
 def _piece_problems(record: ParameterPlan, tp_size: int) -> Iterator[str]:
     """Yield what is wrong with the pieces of one parameter: every rank has some, and together they are the whole."""
     if record.dim is None:
-        if record.cut is not Cut.REPLICATED or record.slices or record.blocks:
+        if record.cut is not Cut.REPLICATED or record.slices or record.fused_sizes:
             yield f"it is cut ({record.cut.value}) and has no dim"
         return
     if record.cut is Cut.REPLICATED or not isinstance(record.dim, int) or not 0 <= record.dim < len(record.shape):
         yield f"cut {record.cut.value} along dim {record.dim!r} of {list(record.shape)}"
         return
     length = record.shape[record.dim]
-    blocks = record.blocks or (length,)
+    blocks = record.fused_sizes or (length,)
     if record.slices:
         if len(record.slices) != tp_size or not all(_is_held(held) for held in record.slices):
             yield f"slices must be (offset, length) pairs of {tp_size} ranks"
             return
     elif sum(blocks) != length or record.unit < 1 or any(one % record.unit for one in blocks):
-        yield f"blocks {list(blocks)} in units of {record.unit} are not its {length}"
+        yield f"fused_sizes {list(blocks)} in units of {record.unit} are not its {length}"
         return
     everything: list[tuple[int, int]] = []
     for rank in range(tp_size):
@@ -159,7 +159,7 @@ def _block_problems(block: BlockPlan, modules: Mapping[str, nn.Module], tp_size:
         yield "the model has no such module"
         return
     module = modules[block.module]
-    for path, ranks in block.numbers:
+    for path, ranks in block.attributes:
         owner: Any = module
         for name in path.split("."):
             owner = getattr(owner, name, None)
@@ -168,9 +168,9 @@ def _block_problems(block: BlockPlan, modules: Mapping[str, nn.Module], tp_size:
         elif len(ranks) != tp_size or not all(type(one) is int for one in ranks):
             yield f"its numbers {path} are not those of {tp_size} ranks"
     inside = dict(module.named_modules())
-    yield from (f"it has no module {name}" for name in block.outputs if name not in inside)
-    yield from (f"it has no parameter {name}" for name in block.once if module._parameters.get(name) is None)
-    if (block.heads or block.arguments or block.outputs) and len(block.head_ranks) != tp_size:
+    yield from (f"it has no module {name}" for name in block.head_outputs if name not in inside)
+    yield from (f"it has no parameter {name}" for name in block.first_rank_only if module._parameters.get(name) is None)
+    if (block.num_heads or block.head_arguments or block.head_outputs) and len(block.head_slices) != tp_size:
         yield f"its heads are not those of {tp_size} ranks"
 
 
@@ -227,9 +227,9 @@ def _again(plan: Plan, model: nn.Module, tp_size: int, inputs: Mapping[str, Any]
 def _spread(record: ParameterPlan, tp_size: int) -> ShardMap:
     ranks = tuple(record.pieces_of(tp_size, rank) for rank in range(tp_size))
     if not record.slices:
-        return ShardMap(ranks, record.unit, record.blocks)
+        return ShardMap(ranks, record.unit, record.fused_sizes)
     held = sum(length for one in ranks for _, length in one)
-    return ShardMap(ranks, shared=record.dim is not None and held > record.shape[record.dim])
+    return ShardMap(ranks, overlaps=record.dim is not None and held > record.shape[record.dim])
 
 
 def _fitted(
@@ -240,29 +240,31 @@ def _fitted(
     records: Mapping[str, ParameterPlan],
 ) -> CutRegion:
     """Return a region with the layout and the adaptation that a plan gives it."""
-    block = next((one for one in plan.blocks if one.module == region.block and bool(one.heads) == region.attends), None)
+    block = next(
+        (one for one in plan.blocks if one.module == region.block and bool(one.num_heads) == region.is_attention), None
+    )
     block = block or next((one for one in plan.blocks if one.module == region.block), BlockPlan(region.block))
     module = model.get_submodule(region.block)
     prefix = f"{region.block}." if region.block else ""
     layers = {one.module for one in plan.layers}
     own = [name for name, _ in module.named_parameters() if f"{prefix}{name}".rpartition(".")[0] not in layers]
-    rows_of = {name: records[f"{prefix}{name}"] for name in own if region.attends}
+    rows_of = {name: records[f"{prefix}{name}"] for name in own if region.is_attention}
     cut = tuple(name for name, record in rows_of.items() if record.dim is not None)
     heads = _heads(block, [rows_of[name] for name in cut], plan.tp_size)
     spreads = {name: _spread(weights[name], plan.tp_size) for name in region.columns}
     rows = {_spread(weights[name], plan.tp_size) for name in region.rows}
     if len(rows) > 1:
         raise PlanError(f"the plan cuts {', '.join(region.rows)}, which read the same, each in another way")
-    adaptation = BlockPatch(block.numbers, block.arguments, block.outputs, cut)
+    adaptation = BlockPatch(block.attributes, block.head_arguments, block.head_outputs, cut)
     return region, RegionSharding(spreads, rows.pop(), heads), adaptation
 
 
 def _heads(block: BlockPlan, cut: Sequence[ParameterPlan], tp_size: int) -> HeadSharding | None:
     """Return the heads of a block, from what it is told, and from parameters with one row for each of them."""
     sizes = [record.shape[0] for record in cut]
-    if not block.heads and not sizes:
+    if not block.num_heads and not sizes:
         return None
-    count = block.heads or max(sizes)
+    count = block.num_heads or max(sizes)
     kv_count = min([count, *sizes])
     held = {}
     for record in cut:
@@ -270,7 +272,7 @@ def _heads(block: BlockPlan, cut: Sequence[ParameterPlan], tp_size: int) -> Head
         if any(len(one) != 1 for one in pieces):
             raise PlanError(f"{record.name}: each rank must hold one piece of it")
         held[record.shape[0]] = [one[0] for one in pieces]
-    ranks = list(block.head_ranks) if block.heads else held[count]
+    ranks = list(block.head_slices) if block.num_heads else held[count]
     return HeadSharding(count, kv_count, tuple(zip(ranks, held.get(kv_count, ranks), strict=True)))
 
 
@@ -296,7 +298,7 @@ def _differences(plan: Plan, again: Plan) -> list[str]:
             ("cut", record.cut.value, other.cut.value),
             ("dim", record.dim, other.dim),
             ("slices", _held(record, plan.tp_size), _held(other, plan.tp_size)),
-            ("gradients", record.gradients.value, other.gradients.value),
+            ("gradient_rule", record.gradient_rule.value, other.gradient_rule.value),
         ):
             if one != two:
                 found.append(f"{record.name}: its {word} is {one}, and must be {two} beside the other cuts")

@@ -24,7 +24,7 @@ from tpinit.runtime.planning.partition.shard_maps import (
 from tpinit.runtime.planning.requests.request import LayerRequest
 from tpinit.runtime.shards import shard_length
 
-__all__ = ["block_sizes_note", "cut_attempts", "head_arguments", "no_layout_reason"]
+__all__ = ["block_sizes_note", "cut_attempts", "head_arguments", "no_sharding_reason"]
 
 _MANY = 5  # how many doubtful numbers of a block are tried in all combinations
 
@@ -48,9 +48,9 @@ def cut_attempts(
             yield layout, adaptation
 
 
-def no_layout_reason(region: Region, matrices: Mapping[str, LinearInfo], tp_size: int) -> str:
+def no_sharding_reason(region: Region, matrices: Mapping[str, LinearInfo], tp_size: int) -> str:
     """Return why no sharding of a region fits its sizes, for an error."""
-    kind = "attention heads" if region.attends else "features"
+    kind = "attention heads" if region.is_attention else "features"
     width = matrices[region.rows[0]].in_features
     sizes = ", ".join(f"{name.rpartition('.')[2]} {matrices[name].out_features}" for name in region.columns)
     return f"no way to cut its {kind} over {tp_size} ranks fits its sizes ({sizes}; the row's input {width})"
@@ -76,7 +76,7 @@ def _layouts(
     if len(rows) > 1:
         return
     (row,) = rows or {()}
-    if not region.attends:
+    if not region.is_attention:
         found: Iterator[tuple[HeadSharding | None, RegionSharding]] = (
             (None, one) for one in feature_shardings(columns, width, tp_size, blocks, row)
         )
@@ -149,24 +149,24 @@ def _adaptations(
     arguments: list[tuple[str, int]] = []
     base = BlockPatch()
     if heads is not None:
-        arguments = head_arguments(shapes, heads.count)
+        arguments = head_arguments(shapes, heads.num_heads)
         base = BlockPatch(
-            outputs=tuple(
+            head_outputs=tuple(
                 name
                 for name, one in block.named_modules()
-                if isinstance(one, nn.Embedding) and one.embedding_dim == heads.count
+                if isinstance(one, nn.Embedding) and one.embedding_dim == heads.num_heads
             ),
-            parameters=tuple(
+            head_parameters=tuple(
                 name
                 for name, one in block.named_parameters()
                 if one.dim()
-                and one.shape[0] in (heads.count, heads.kv_count if "." in name else heads.count)
+                and one.shape[0] in (heads.num_heads, heads.num_kv_heads if "." in name else heads.num_heads)
                 and ("." not in name or _per_head(block.get_submodule(name.rpartition(".")[0]), one))
             ),
         )
     for chosen in _subsets(numbers):
         for taken in _subsets(arguments):
-            yield replace(base, numbers=tuple(chosen), arguments=tuple(taken))
+            yield replace(base, attributes=tuple(chosen), head_arguments=tuple(taken))
 
 
 def _per_head(module: nn.Module, parameter: nn.Parameter) -> bool:
@@ -195,20 +195,20 @@ def _whole_numbers(
     locals_of: dict[int, tuple[int, ...]] = {}
     if heads is not None:
         ranks = [heads.local(rank) for rank in range(tp_size)]
-        size, group = width // heads.count, heads.count // heads.kv_count
+        size, group = width // heads.num_heads, heads.num_heads // heads.num_kv_heads
         # A later entry does not replace an earlier one: a number of heads is likelier than a size.
         for value, local in (
-            (heads.count, tuple(count for count, _ in ranks)),
-            (heads.kv_count, tuple(kv for _, kv in ranks)),
+            (heads.num_heads, tuple(count for count, _ in ranks)),
+            (heads.num_kv_heads, tuple(kv for _, kv in ranks)),
             (width, tuple(count * size for count, _ in ranks)),
-            (heads.kv_count * size, tuple(kv * size for _, kv in ranks)),
-            (width + 2 * heads.kv_count * size, tuple((count + 2 * kv) * size for count, kv in ranks)),
+            (heads.num_kv_heads * size, tuple(kv * size for _, kv in ranks)),
+            (width + 2 * heads.num_kv_heads * size, tuple((count + 2 * kv) * size for count, kv in ranks)),
         ):
             locals_of.setdefault(value, local)
         groups = tuple(count // kv for count, kv in ranks)
         if groups != (group,) * tp_size:
             locals_of.setdefault(group, groups)
-        locals_of.pop(size, None) if size not in (heads.count, heads.kv_count) else None
+        locals_of.pop(size, None) if size not in (heads.num_heads, heads.num_kv_heads) else None
         locals_of = {value: local for value, local in locals_of.items() if local != (value,) * tp_size}
     else:
         locals_of[width] = tuple(shard_length(width, tp_size, rank) for rank in range(tp_size))

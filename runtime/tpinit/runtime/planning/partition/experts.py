@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from tpinit.runtime.planning.analysis.linears import experts_in_rows
+from tpinit.runtime.planning.analysis.linears import flat_expert_shapes
 from tpinit.runtime.planning.partition.regions import ShardMismatch
 from tpinit.runtime.planning.partition.shard_maps import ShardMap, even_shard_map
 from tpinit.runtime.planning.schema import Cut
@@ -31,9 +31,9 @@ class ExpertsSharding:
     `once` are biases of the whole output: whole on every rank, and added by one of them, before the sum.
     """
 
-    spreads: Mapping[str, tuple[Cut, int, ShardMap]]
-    numbers: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    once: tuple[str, ...] = ()
+    placements: Mapping[str, tuple[Cut, int, ShardMap]]
+    attributes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    first_rank_only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def fit_experts(module: nn.Module, tp_size: int) -> ExpertsSharding:
     They are `gate_up_proj` and `down_proj` [experts, ., .], or whatever there is of [experts * width, hidden]. Raises
     Mismatch where no way gives parts that sum up to the whole.
     """
-    fit = _fit_rows if experts_in_rows(module) else _fit_stacked
+    fit = _fit_rows if flat_expert_shapes(module) else _fit_stacked
     return fit(module, tp_size)
 
 
@@ -96,7 +96,7 @@ def _fit_stacked(module: nn.Module, tp_size: int) -> ExpertsSharding:
 def _fit_rows(module: nn.Module, tp_size: int) -> ExpertsSharding:
     first: ShardMismatch | None = None
     hidden = next(module.parameters()).shape[1]
-    for experts, width in experts_in_rows(module):
+    for experts, width in flat_expert_shapes(module):
         _check_width(width, tp_size)
         told = [
             path
@@ -121,7 +121,7 @@ def _check_width(width: int, tp_size: int) -> None:
 
 
 def _lengths(width: int, tp_size: int) -> tuple[int, ...]:
-    return tuple(length for ((_, length),) in even_shard_map(width, tp_size).ranks)
+    return tuple(length for ((_, length),) in even_shard_map(width, tp_size).slices)
 
 
 def _in_rows(experts: int, width: int, tp_size: int) -> ShardMap:
@@ -237,7 +237,7 @@ def _held(
 ) -> dict[str, torch.Tensor]:
     """Return what a rank works on: its parts, and of what is added once, zeros on all ranks but the first."""
     held = {
-        name: take_pieces(whole[name], dim, spread.ranks[rank]).contiguous() for name, (dim, spread) in lies.items()
+        name: take_pieces(whole[name], dim, spread.slices[rank]).contiguous() for name, (dim, spread) in lies.items()
     }
     return held | {name: whole[name] if rank == 0 else torch.zeros_like(whole[name]) for name in once}
 

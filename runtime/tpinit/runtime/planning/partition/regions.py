@@ -33,9 +33,9 @@ class Region:
     block: str
     columns: tuple[str, ...]
     rows: tuple[str, ...]
-    shared: tuple[str, ...]
-    attends: bool
-    fed: tuple[str, ...] = ()
+    shared_outputs: tuple[str, ...]
+    is_attention: bool
+    fed_by_shared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,10 @@ class BlockPatch:
     head.
     """
 
-    numbers: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    arguments: tuple[tuple[str, int], ...] = ()
-    outputs: tuple[str, ...] = ()
-    parameters: tuple[str, ...] = ()
+    attributes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    head_arguments: tuple[tuple[str, int], ...] = ()
+    head_outputs: tuple[str, ...] = ()
+    head_parameters: tuple[str, ...] = ()
 
 
 CutRegion = tuple[Region, RegionSharding, BlockPatch]
@@ -72,7 +72,7 @@ def candidate_regions(matrices: Mapping[str, LinearInfo], seen: Trace, heads: Se
     for name, sources in seen.sources.items():
         for source in sources:
             readers.setdefault(source, set()).add(name)
-    for name in seen.ends:
+    for name in seen.reach_output:
         readers.setdefault(name, set()).add("")
     by_sources: dict[frozenset[str], list[str]] = {}
     for name, sources in seen.sources.items():
@@ -86,7 +86,7 @@ def candidate_regions(matrices: Mapping[str, LinearInfo], seen: Trace, heads: Se
         fed = tuple(name for name in columns if seen.sources[name] & set(shared))
         legal = legal and all(seen.sources[name] <= set(shared) for name in fed)
         if columns and legal and len({matrices[name].in_features for name in rows}) == 1:
-            attends = any(name in seen.attending for name in columns)
+            attends = any(name in seen.reach_attention for name in columns)
             found.append(
                 Region(common_block([*columns, *rows]), tuple(columns), tuple(rows), tuple(shared), attends, fed)
             )
@@ -107,5 +107,5 @@ def common_block(names: Sequence[str]) -> str:
 def block_plan(name: str, layout: RegionSharding, adaptation: BlockPatch) -> BlockPlan:
     """Return what a block must be told, as a record of the plan."""
     heads = layout.heads
-    count, ranks = (heads.count, tuple(held for held, _ in heads.ranks)) if heads is not None else (0, ())
-    return BlockPlan(name, count, ranks, adaptation.numbers, adaptation.arguments, adaptation.outputs)
+    count, ranks = (heads.num_heads, tuple(held for held, _ in heads.slices)) if heads is not None else (0, ())
+    return BlockPlan(name, count, ranks, adaptation.attributes, adaptation.head_arguments, adaptation.head_outputs)

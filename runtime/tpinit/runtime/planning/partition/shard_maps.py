@@ -35,23 +35,23 @@ class ShardMap:
     says that some of it is held by more than one rank.
     """
 
-    ranks: tuple[Pieces, ...]
+    slices: tuple[Pieces, ...]
     unit: int = 0
-    blocks: tuple[int, ...] = ()
-    shared: bool = False
+    fused_sizes: tuple[int, ...] = ()
+    overlaps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class HeadSharding:
     """Attention heads: how many there are, and how many key/value heads they share; and what each rank has."""
 
-    count: int
-    kv_count: int
-    ranks: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
+    num_heads: int
+    num_kv_heads: int
+    slices: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
 
     def local(self, rank: int) -> tuple[int, int]:
         """Return how many heads, and key/value heads, a rank has."""
-        (_, heads), (_, kv_heads) = self.ranks[rank]
+        (_, heads), (_, kv_heads) = self.slices[rank]
         return heads, kv_heads
 
 
@@ -155,7 +155,7 @@ def _heads_of(count: int, kv_count: int, tp_size: int) -> HeadSharding | None:
 
 def respects_blocks(spread: ShardMap, blocks: Sequence[int], unit: int = 1) -> bool:
     """Tell whether each rank holds one piece of each fused block, in whole units: what a source says of a cut."""
-    for held in spread.ranks:
+    for held in spread.slices:
         if any(offset % unit or length % unit for offset, length in held):
             return False
         start = 0
@@ -178,7 +178,7 @@ def _spreads(
     tp_size: int,
     blocks: Mapping[str, tuple[int, ...]],
 ) -> Iterator[dict[str, ShardMap]]:
-    count, kv_count = heads.count, heads.kv_count
+    count, kv_count = heads.num_heads, heads.num_kv_heads
     size = width // count
     group = count // kv_count
     if any(len(one) > 1 for one in blocks.values()):
@@ -207,13 +207,13 @@ def _spreads(
 
 def per_head_shard_map(size: int, heads: HeadSharding, tp_size: int) -> ShardMap:
     """Return how what there is one of for each head, or each key/value head, lies: `size` says which."""
-    which = 0 if size == heads.count else 1
+    which = 0 if size == heads.num_heads else 1
     return _spread(1, [(0, size, which)], heads, tp_size)
 
 
 def _told(blocks: Sequence[int], width: int, heads: HeadSharding) -> ShardMap | None:
     """Give each rank its heads of every block that a source says is fused; None where one does not hold heads."""
-    count, kv_count = heads.count, heads.kv_count
+    count, kv_count = heads.num_heads, heads.num_kv_heads
     size = width // count
     parts = []
     for length in blocks:
@@ -224,7 +224,7 @@ def _told(blocks: Sequence[int], width: int, heads: HeadSharding) -> ShardMap | 
         else:
             return None
     ranks = []
-    for held in heads.ranks:
+    for held in heads.slices:
         start, found = 0, []
         for (_, which, unit), length in zip(parts, blocks, strict=True):
             first, taken = held[which]
@@ -232,13 +232,13 @@ def _told(blocks: Sequence[int], width: int, heads: HeadSharding) -> ShardMap | 
             start += length
         ranks.append(tuple(found))
     covered = sum(length for held in ranks for _, length in held)
-    return ShardMap(tuple(ranks), shared=covered > sum(blocks))
+    return ShardMap(tuple(ranks), overlaps=covered > sum(blocks))
 
 
 def _spread(unit: int, blocks: Sequence[tuple[int, int, int]], heads: HeadSharding, tp_size: int) -> ShardMap:
     """Give each rank its heads of each block: (first head, heads, 0 for heads and 1 for key/value heads)."""
     ranks = []
-    for held in heads.ranks:
+    for held in heads.slices:
         found = []
         for begin, _, which in blocks:
             first, length = held[which]
@@ -247,13 +247,13 @@ def _spread(unit: int, blocks: Sequence[tuple[int, int, int]], heads: HeadShardi
     total = sum(count for _, count, _ in blocks) * unit
     covered = sum(length for held in ranks for _, length in held)
     lengths = tuple(count * unit for _, count, _ in blocks)
-    group = heads.count // heads.kv_count
+    group = heads.num_heads // heads.num_kv_heads
     for width in (unit, unit * group):
         if all(length % width == 0 for length in lengths):
             short = tuple(pieces(lengths, width, tp_size, rank) for rank in range(tp_size))
             if short == tuple(ranks):
                 return ShardMap(short, width, lengths if len(lengths) > 1 else ())
-    return ShardMap(tuple(ranks), shared=covered > total)
+    return ShardMap(tuple(ranks), overlaps=covered > total)
 
 
 def _regular(blocks: tuple[int, ...], unit: int, tp_size: int) -> ShardMap:

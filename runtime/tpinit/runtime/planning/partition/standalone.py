@@ -22,7 +22,7 @@ class StandaloneShard:
     name: str
     kind: LayerKind
     dim: int
-    spread: ShardMap
+    shard_map: ShardMap
 
 
 def standalone_shards(

@@ -44,7 +44,7 @@ def find_vocabulary(
     if isinstance(embedding, nn.Embedding):
         assert isinstance(embedding.weight, nn.Parameter)
         wanted[id(embedding.weight)] = embedding.weight
-    if heads and head_name in seen.ends:
+    if heads and head_name in seen.reach_output:
         assert isinstance(head, nn.Linear)
         assert isinstance(head.weight, nn.Parameter)
         wanted[id(head.weight)] = head.weight
