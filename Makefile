@@ -98,7 +98,7 @@ bench: $(STAMP) $(DEEPSPEED_STAMP) $(BENCH_STAMP) ## Train side by side with Dee
 	@PYTHONPATH=tests TPINIT_DEEPSPEED_PYTHON=$(CURDIR)/$(DEEPSPEED_VENV)/bin/python TPINIT_BENCH_PATH=$(CURDIR)/$(BENCH_PATH) $(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 models: $(STAMP) $(DEEPSPEED_STAMP) $(BENCH_STAMP) ## Cut every model of the catalogue, beside DeepSpeed and transformers, and write the page (MODELS_ARGS)
-	@PYTHONPATH=$(BENCH_PATH) TPINIT_DEEPSPEED_PYTHON=$(CURDIR)/$(DEEPSPEED_VENV)/bin/python $(BIN)/python tests/families/sweep.py $(MODELS_ARGS)
+	@PYTHONPATH=tests:$(BENCH_PATH) TPINIT_DEEPSPEED_PYTHON=$(CURDIR)/$(DEEPSPEED_VENV)/bin/python $(BIN)/python -m families.sweep $(MODELS_ARGS)
 
 $(BENCH_STAMP): $(STAMP)
 	@rm -rf $(BENCH_PATH)

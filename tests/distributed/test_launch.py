@@ -121,7 +121,7 @@ def test_the_launcher_ends_what_hangs_or_dies(fresh_world: Any, scenario: str, w
     world.start()
     processes = list(world.processes)
     with pytest.raises(pytest.fail.Exception, match="ranks") as caught:
-        world.run(scenario, timeout=2)
+        world.run(f"scenarios.launch:{scenario}", timeout=2)
     assert words in str(caught.value)
     assert all(process.poll() is not None for process in processes)
     assert not world.processes

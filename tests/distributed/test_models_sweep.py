@@ -9,21 +9,23 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.distributed
+from support.paths import TESTS
 
-FAMILIES = Path(__file__).parents[1] / "families"
+pytestmark = pytest.mark.distributed
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     # A process of its own: forking one that runs threads, as pytest does, is asking for trouble.
-    environment = {**os.environ, "PYTHONPATH": str(FAMILIES), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
 
 
 MISHAPS = """
 import os, pathlib, time
-import torch, ranks
+import torch
+from families import ranks
 
 def meet(rank):
     # The group is there in both before one goes: what the other raises while it still connects is no mishap of these.
@@ -64,12 +66,13 @@ def test_ranks_that_raise_die_or_hang_are_told_apart_and_harm_no_later_ones() ->
 
 SWEEP = """
 import sys
-import cases, sweep
+from families import cases, sweep
 
 if sys.argv.pop(1) == "spoiled":
     cases.preload("ours")
-    import family_scenarios, torch
-    right = family_scenarios.initialize
+    import torch
+    from support import family_training
+    right = family_training.initialize
 
     def spoiled(**arguments):
         made = right(**arguments)
@@ -77,7 +80,7 @@ if sys.argv.pop(1) == "spoiled":
             next(made[0].module.parameters()).mul_(1.01)
         return made
 
-    family_scenarios.initialize = spoiled
+    family_training.initialize = spoiled
 sys.exit(sweep.main())
 """
 

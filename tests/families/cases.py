@@ -9,15 +9,15 @@ import contextlib
 import copy
 import importlib
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import catalogue
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from families import catalogue
 
 STEPS = 3
 SGD = {"lr": 0.05, "momentum": 0.9}
@@ -49,9 +49,9 @@ def build(name: str, causal: bool, **settings: Any) -> nn.Module:
 
 
 def ours(rank: int, name: str, causal: bool, tp: int, double: bool = False) -> dict[str, Any]:
-    """Train by tpinit: see `family_scenarios.family`, which is changed here in what is for several replicas."""
-    scenarios: Any = importlib.import_module("family_scenarios")
-    take = scenarios._loss
+    """Train by tpinit: see `support.family_training.family`, which is changed here in what is for several replicas."""
+    training: Any = importlib.import_module("support.family_training")
+    take = training.family_loss
 
     def batch(name: str, model: nn.Module, seed: int, rows: int, causal: bool) -> dict[str, Any]:  # noqa: ARG001
         data = _batch(name, causal, model, seed)
@@ -62,11 +62,11 @@ def ours(rank: int, name: str, causal: bool, tp: int, double: bool = False) -> d
         if worse(found[what], apart) is not found[what]:
             found[what], where[what] = apart, parameter
 
-    scenarios._batch, scenarios._worst = batch, worst
-    scenarios._loss = lambda name, model, data, causal: take(name, model, data["all"][0], causal)
+    training.family_batch, training._worst = batch, worst
+    training.family_loss = lambda name, model, data, causal: take(name, model, data["all"][0], causal)
     if double:
         _widen()
-    result: dict[str, Any] = scenarios.family(rank, name=name, tp=tp, steps=STEPS, causal=causal, double=double)
+    result: dict[str, Any] = training.family(rank, name=name, tp=tp, steps=STEPS, causal=causal, double=double)
     kept = ("loss", "gradient", "norm", "weight", "where", "cut_numbers", "numbers", "source")
     return {key: result[key] for key in kept}
 
@@ -271,8 +271,7 @@ def preload(runner: str) -> None:
     for module in ("transformers.modeling_utils", "torch.distributed.tensor", "torch._dynamo"):
         importlib.import_module(module)
     if runner == "ours":
-        sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
-        importlib.import_module("family_scenarios")
+        importlib.import_module("support.family_training")
     elif runner == "transformers":
         importlib.import_module("accelerate")
     else:

@@ -8,7 +8,7 @@ A key's bias adds the same to every score of a query where no rotation comes aft
 what is computed is rounding: compare a gradient with the largest of its model, not each with itself
 (`VANISHING_GRADIENTS`).
 
-Put this folder on `sys.path` to import it; it needs torch and transformers.
+Put the folder `tests` on `sys.path` and import `families.catalogue`; it needs torch and transformers.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from causal import UNBUILDABLE, batch_causal, build_causal, causal_models, loss_causal, main
-from drawing import generator, quiet, redraw, tokens
 from torch import Tensor, nn
+
+from families.causal import UNBUILDABLE, batch_causal, build_causal, causal_models, loss_causal, main
+from families.drawing import generator, quiet, redraw, tokens
 
 __all__ = [
     "FAMILIES",

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from drawing import generator, quiet, redraw, tokens
 from torch import Tensor, nn
+
+from families.drawing import generator, quiet, redraw, tokens
 
 # Sizes by name, under the size.
 RULES: dict[int, str] = {

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ranks import RankEnd, failure
+from families.ranks import RankEnd, failure
 
 EXACT = 1e-5  # ours: loss, gradients, norm and weights, in fp32
 NOISE = 1e-4  # ours, where fp32 is too coarse for EXACT: in fp32, and EXACT_DOUBLE in fp64

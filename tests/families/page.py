@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from judging import FamilyResult, FamilyStatus
+from families.judging import FamilyResult, FamilyStatus
 
 TITLES = {"ours": "tpinit", "deepspeed": "DeepSpeed AutoTP", "transformers": "transformers' own TP"}
 PARTS = {"causal": "Causal language models of the release", "family": "Families and variants"}

@@ -1,6 +1,7 @@
 """Every model of the catalogue, cut by tpinit and by its peers, against itself uncut: `make models`.
 
-    python tests/families/sweep.py [NAME ...] [--tp 2] [--peers deepspeed,transformers] [--document docs/models.md]
+    PYTHONPATH=tests python -m families.sweep [NAME ...] [--tp 2] [--peers deepspeed,transformers]
+        [--document docs/models.md]
 
 Prints a line for each model and runner and writes the page. Exit code 1 if a model of ours is wrong, or fails with
 anything but a refusal. `--results FILE` keeps what was found, and does not run again what stands there.
@@ -22,11 +23,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import cases
-import catalogue
-import ranks
-from judging import FamilyResult, FamilyStatus, better, judge_ours, judge_peer
-from page import page
+from families import cases, catalogue, ranks
+from families.judging import FamilyResult, FamilyStatus, better, judge_ours, judge_peer
+from families.page import page
 
 RUNNERS = ("ours", "deepspeed", "transformers")
 TIMEOUT = 90.0  # seconds, for one model on an idle machine: ten times what the slowest takes
@@ -125,12 +124,12 @@ def _elsewhere(models: list[tuple[str, str]], tp: int) -> Iterator[tuple[Key, Fa
         return
     with tempfile.TemporaryDirectory(prefix="tpinit-sweep-") as folder:
         environment = {**os.environ, "DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": folder}
-        environment.pop("PYTHONPATH", None)
+        environment["PYTHONPATH"] = str(Path(__file__).parents[1])
         for kind in ("causal", "family"):
             names = [name for its, name in models if its == kind]
             if not names:
                 continue
-            command = [python, __file__, *names, "--tp", str(tp), "--kind", kind, "--runner", "deepspeed"]
+            command = [python, "-m", "families.sweep", *names, "--tp", str(tp), "--kind", kind, "--runner", "deepspeed"]
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
                 assert process.stdout is not None
                 for line in process.stdout:

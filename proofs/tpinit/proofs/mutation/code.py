@@ -16,11 +16,19 @@ from tpinit.proofs.mutation.sources import SourceMutant, source_mutants
 
 __all__ = ["TARGETS", "Target", "checkout", "cover", "judge_code", "mutants_of"]
 
-_READER = ("tests/unit/test_config.py", "tests/unit/test_config_sources.py", "tests/unit/test_config_more.py")
-_OBJECTS = ("tests/unit/test_objects.py", "tests/unit/test_objects_more.py", "tests/unit/test_explain.py")
-_SCHEMA = "tests/unit/test_schema.py"
-_SPELLINGS = "tests/unit/test_spellings.py"
-_ALL = (*_READER, *_OBJECTS, _SCHEMA, _SPELLINGS, "tests/unit/test_errors.py")
+_READER = (
+    "tests/unit/reference/test_config.py",
+    "tests/unit/reference/test_config_sources.py",
+    "tests/unit/reference/test_config_edges.py",
+)
+_OBJECTS = (
+    "tests/unit/reference/test_objects.py",
+    "tests/unit/reference/test_objects_edges.py",
+    "tests/unit/reference/test_explain.py",
+)
+_SCHEMA = "tests/unit/reference/test_schema.py"
+_SPELLINGS = "tests/unit/reference/test_spellings.py"
+_ALL = (*_READER, *_OBJECTS, _SCHEMA, _SPELLINGS, "tests/unit/reference/test_errors.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +53,11 @@ def _reference(name: str, first: tuple[str, ...], clause: str = "") -> Target:
 
 def _runtime(name: str, clause: str) -> Target:
     file = f"runtime/tpinit/runtime/{name.replace('.', '/')}.py"
-    return Target(f"tpinit.runtime.{name}", file, ("tests/unit/test_topology_shards.py",), clause)
+    return Target(f"tpinit.runtime.{name}", file, ("tests/unit/runtime/test_topology_shards.py",), clause)
 
 
 TARGETS: tuple[Target, ...] = (
-    _reference("resolver", ("tests/unit/test_evidence.py", "tests/unit/test_explain.py"), "6.10"),
+    _reference("resolver", ("tests/unit/reference/test_evidence.py", "tests/unit/reference/test_explain.py"), "6.10"),
     *(_reference(name, _READER) for name in ("config", "fields", "source", "values", "top")),
     _reference("spellings", (_SPELLINGS, *_READER)),
     *(_reference(name, _OBJECTS) for name in ("groups", "mpu", "objects")),

@@ -1,0 +1,169 @@
+"""Tokens that are cut between the layers: what the ranks do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tpinit.reference.errors import TpinitError
+from tpinit.runtime import from_config, initialize
+from tpinit.runtime.forecast.cost import count_collectives, wire_bytes
+
+from families import catalogue
+from support.collectives import CollectiveCounter
+from support.family_training import SGD
+
+
+def _start(model: Any, cut: bool = True, **more: Any) -> Any:
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "optimizer": SGD,
+        "tensor_parallel": {"autotp_size": dist.get_world_size()},
+    }
+    return initialize(model=model, config=config, sequence_parallel=cut, **more)[0]
+
+
+def _said(run: Any) -> str:
+    try:
+        run()
+    except TpinitError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def refused_sequence(rank: int, name: str) -> dict[str, Any]:
+    """Ask for a cut of the tokens of a model that has none; return what was said."""
+    model = catalogue.build(name)
+    before = {key: one.detach().clone() for key, one in model.named_parameters()}
+    text = _said(lambda: _start(model))
+    same = all(torch.equal(before[key], one) for key, one in model.named_parameters())
+    return {"text": text, "untouched": same}
+
+
+def odd_sequence(rank: int, name: str, length: int, **more: Any) -> dict[str, Any]:
+    """Run a batch of some length; return what was said."""
+    model = catalogue.build(name).train()
+    engine = _start(model)
+    batch = catalogue.batch(name, model, 0, rows=2, length=length)
+    return {"text": _said(lambda: engine(**batch, **more))}
+
+
+def _sent(calls: list[tuple[str, int, int]]) -> list[tuple[str, int]]:
+    return sorted((kind, elements) for kind, size, elements in calls if size > 1)
+
+
+def sequence_cost(rank: int, name: str) -> dict[str, Any]:
+    """Count what one step sends and what it keeps for the backward, with and without the cut of the tokens."""
+    found: dict[str, Any] = {}
+    for cut in (False, True):
+        model = catalogue.build(name).train()
+        engine = _start(model, cut)
+        batch = catalogue.batch(name, model, 0, rows=2)
+        engine(**batch)  # the first call compares the inputs
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        counter = CollectiveCounter()
+        with counter.on():
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
+                loss = engine(**batch).loss
+            loss.backward()
+        own = {one.untyped_storage().data_ptr() for one in model.parameters()}
+        activations = sum(held for place, held in kept.items() if place not in own)
+        step = _foreseen(model, engine, batch, name)
+        if cut:
+            found |= {"sent": _sent(counter.calls), "foreseen": sorted((one.kind, one.elements) for one in step)}
+        word = "" if cut else "plain_"
+        found[f"{word}bytes"] = sum(wire_bytes(one, dist.get_world_size()) for one in step)
+        found[f"{word}kept"] = activations
+    return found
+
+
+def _foreseen(model: Any, engine: Any, batch: Any, name: str) -> Any:
+    whole = catalogue.build(name)
+    inputs = {"input_ids": batch["input_ids"]}
+    return count_collectives(whole, engine.plan, inputs, batch["input_ids"].numel(), 4)
+
+
+def dropped_tokens(rank: int, name: str, checkpointing: bool = False, **overrides: Any) -> dict[str, Any]:
+    """Train one step with dropout between the cut regions; return what was dropped, and the gradient's norm."""
+    torch.manual_seed(5)
+    model = catalogue.build(name, **overrides).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    engine = _start(model)
+    torch.manual_seed(6)
+    zeros: list[bool] = []
+    dropout = next(one for key, one in model.named_modules() if key.endswith("mlp.dropout"))
+    handle = dropout.register_forward_hook(lambda _, __, output: zeros.extend((output == 0).flatten().tolist()))
+    loss = engine(**catalogue.batch(name, model, 0, rows=2)).loss
+    handle.remove()
+    engine.backward(loss)
+    engine.step()
+    return {"zeros": zeros, "loss": float(loss), "norm": engine.get_global_grad_norm()}
+
+
+def drawn_sequence(rank: int) -> dict[str, Any]:
+    """Start a model from its config with its tokens cut; return its first loss and the whole model's."""
+    built = catalogue.build("llama")
+    torch.manual_seed(3)
+    whole = type(built)(built.config)
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "optimizer": SGD,
+        "tensor_parallel": {"autotp_size": dist.get_world_size()},
+    }
+    engine = from_config(built.config, seed=3, config=config, sequence_parallel=True)[0]
+    batch = catalogue.batch("llama", whole, 0, rows=2)
+    return {
+        "loss": float(engine(**batch).loss),
+        "whole": float(whole(**batch).loss),
+        "stacks": [one.stack for one in engine.plan.sequences],
+    }
+
+
+def passed_sequence(rank: int, name: str) -> dict[str, Any]:
+    """Pass a plan with cut tokens back, as it is, edited, and beside the keyword."""
+    plan = _start(catalogue.build(name)).plan
+    page = plan.to_json()
+    again = _start(catalogue.build(name), cut=False, plan=page).plan
+    edited = plan.to_json()
+    edited["sequences"][0]["gather_inputs"] = edited["sequences"][0]["gather_inputs"][1:]
+    return {
+        "same": again.sequences == plan.sequences and again.layers == plan.layers,
+        "edited": _said(lambda: _start(catalogue.build(name), cut=False, plan=edited)),
+        "both": _said(lambda: _start(catalogue.build(name), plan=page)),
+    }
+
+
+def spoiled_sequence(rank: int, name: str, how: str) -> dict[str, Any]:
+    """Initialize with the probe, a part of the plan left out behind the rehearsal's back; return what was said."""
+    import tpinit.runtime.init.api as api
+    from tpinit.runtime.planning.schema import GradientRule
+
+    original = api.prepare
+
+    def spoiled(given: Any, report: Any) -> Any:
+        ready = original(given, report)
+        plan = ready.plan
+        if how == "entry":  # columns that collect once more what is collected already
+            plan = replace(plan, layers=tuple(replace(one, reduce_input_grad=True) for one in plan.layers))
+        elif how == "sum":  # norms of which each rank has a part only
+            plan = replace(
+                plan, parameters=tuple(replace(one, gradient_rule=GradientRule.REPLICATED) for one in plan.parameters)
+            )
+        return replace(ready, plan=plan)
+
+    api.prepare = spoiled
+    try:
+        ids = torch.arange(24).reshape(2, 12) % 11
+        text = _said(lambda: _start(catalogue.build(name).train(), verify="probe", example={"input_ids": ids}))
+    finally:
+        api.prepare = original
+    return {"text": text}
