@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tpinit.conformance.oracle import Verdict, oracle
+from tpinit.conformance.oracle import ComparableDecision, oracle
 from tpinit.conformance.vectors import Vector, answer_of, input_of, to_inputs
 from tpinit.proofs.vectors.boundaries import boundaries
 from tpinit.proofs.vectors.candidates import witnesses
@@ -42,7 +42,7 @@ WORLDS = (2, 4)  # the worlds that real ranks are started in
 FILES = ("vectors.jsonl", "manifest.json", "vector.schema.json")
 SPEC = ("vocabulary.py", "table.py", "prose.py", "model.py")
 
-Oracle = Callable[[Inputs], "Decision | Verdict"]
+Oracle = Callable[[Inputs], "Decision | ComparableDecision"]
 ORACLES: Mapping[str, Oracle] = {"z3": evaluate, "resolver": resolve, "brute force": oracle}
 
 
@@ -78,7 +78,7 @@ def vector_of(inputs: Inputs, why: Why | None = None, oracles: Mapping[str, Orac
     )
 
 
-def _decision(answer: Decision | Verdict) -> Decision:
+def _decision(answer: Decision | ComparableDecision) -> Decision:
     if isinstance(answer, Decision):
         return answer
     return Decision(
