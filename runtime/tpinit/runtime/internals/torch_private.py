@@ -1,0 +1,164 @@
+"""Private names of torch, each behind a function that says what it is for.
+
+`PRIVATE_NAMES` lists them. A release of torch that renames one breaks the test of that name, and this module alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+__all__ = [
+    "FORWARD_HOOKS",
+    "INIT_FUNCTIONS",
+    "NORMAL_BLOCK",
+    "NO_OP_ON_META",
+    "PRIVATE_NAMES",
+    "PlainDispatchMode",
+    "TorchDispatchMode",
+    "buffers_of",
+    "children_of",
+    "empty_module_state",
+    "init_namespace",
+    "is_batch_norm",
+    "is_mutable",
+    "named_arguments",
+    "parameters_of",
+    "replace_register_parameter",
+    "set_class",
+    "storage_key",
+    "tree_leaves",
+    "tree_map_only",
+    "version_of",
+    "writes_only_first",
+]
+
+PRIVATE_NAMES: dict[str, str] = {
+    "nn.Module._parameters": "a module's own parameters, ties included, to replace one in place",
+    "nn.Module._buffers": "a module's own buffers, to replace one in place",
+    "nn.Module._modules": "a module's children, to fold equal layers of a ModuleList",
+    "nn.Module._forward_hooks": "the hooks that a fake forward must not run",
+    "nn.Module._forward_hooks_with_kwargs": "the same",
+    "nn.Module._forward_pre_hooks": "the same",
+    "nn.Module._forward_pre_hooks_with_kwargs": "the same",
+    "nn.Module.register_parameter": "patched while a model is built without weights",
+    "nn.modules.batchnorm._NormBase": "modules whose buffers change in a training forward",
+    "UntypedStorage._cdata": "the identity of a storage, equal for all views of it",
+    "Tensor._version": "a counter that in-place writes advance",
+    "OpOverload._schema": "names of an operator's arguments, and which of them it writes",
+    "torch.nn.init._no_grad_trunc_normal_": "the body of trunc_normal_, which transformers calls",
+    "torch.utils._python_dispatch.TorchDispatchMode": "the base of modes that watch aten operators",
+    "TorchDispatchMode._should_skip_dynamo": "keeps dynamo's guard out of modes that no compiler runs under",
+    "torch.utils._pytree.tree_leaves": "the tensors in nested arguments",
+    "torch.utils._pytree.tree_map_only": "the same, replaced",
+    "Module.__class__ assignment": "gives a linear its parallel forward and leaves its identity",
+    "normal_ draws in blocks of 16": "draws a long tensor piece by piece with the same values",
+}
+"""Every private name, and private behaviour, of torch that the runtime leans on; and what for."""
+
+FORWARD_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+)
+"""The attributes of a module that hold its forward hooks."""
+
+NORMAL_BLOCK = 16
+"""`normal_` on a CPU draws in blocks of this many elements: a multiple of it can be drawn alone."""
+
+NO_OP_ON_META = ("trunc_normal_", "_no_grad_trunc_normal_", "orthogonal_", "sparse_", "dirac_")
+"""Functions of torch.nn.init that do nothing on the meta device."""
+
+INIT_FUNCTIONS = (
+    "uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "zeros_", "eye_", "dirac_", "xavier_uniform_",
+    "xavier_normal_", "kaiming_uniform_", "kaiming_normal_", "orthogonal_", "sparse_",
+)  # fmt: skip
+"""Functions of torch.nn.init that write to a parameter."""
+
+
+class PlainDispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves the base untyped
+    """The base of our modes. Dynamo's guard is left out: it costs more than a fake forward, and none is compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # the same
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False: nothing here has to be hidden from a compiler."""
+        return False
+
+
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Return the module's own parameters by attribute, ties included. Writing to the dict replaces a parameter."""
+    return module._parameters
+
+
+def buffers_of(module: nn.Module) -> dict[str, torch.Tensor | None]:
+    """Return the module's own buffers by attribute. Writing to the dict replaces a buffer."""
+    return module._buffers
+
+
+def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Return the module's children by attribute. Writing to the dict replaces a child."""
+    return module._modules
+
+
+def empty_module_state() -> dict[str, Any]:
+    """Return the attributes of a new module: no parameters, buffers, children or hooks."""
+    return nn.Module().__dict__
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Tell whether a training forward of this module writes to its buffers (batch norm and its kin)."""
+    return isinstance(module, _NormBase)
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """Return a number that is equal for two tensors if one is a view of the other's storage, while both live."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """Return the counter that every in-place write to the tensor advances."""
+    return tensor._version
+
+
+def is_mutable(operator: Any) -> bool:
+    """Tell whether an aten operator writes to one of its arguments."""
+    return bool(operator._schema.is_mutable)
+
+
+def writes_only_first(operator: Any) -> bool:
+    """Tell whether an aten operator writes to no argument but the first."""
+    return not any(one.alias_info is not None and one.alias_info.is_write for one in operator._schema.arguments[1:])
+
+
+def named_arguments(operator: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return the arguments of a call of an aten operator by name."""
+    return {**dict(zip([one.name for one in operator._schema.arguments], args, strict=False)), **(kwargs or {})}
+
+
+def set_class(module: nn.Module, kind: type) -> None:
+    """Make a module an instance of `kind`, a subclass of its own class. Its state and identity stay."""
+    module.__class__ = kind
+
+
+def init_namespace() -> MutableMapping[str, Any]:
+    """Return the namespace of torch.nn.init, to replace its functions for a time."""
+    return vars(torch.nn.init)
+
+
+def replace_register_parameter(
+    function: Callable[[nn.Module, str, nn.Parameter | None], None],
+) -> Callable[[nn.Module, str, nn.Parameter | None], None]:
+    """Let every module register its parameters by `function`. Returns what did it before, to put it back."""
+    original = nn.Module.register_parameter
+    nn.Module.register_parameter = function  # type: ignore[method-assign, assignment]  # for as long as a model is built
+    return original

@@ -1,0 +1,133 @@
+"""Private names of transformers, each behind a function that says what it is for. Transformers is imported on use.
+
+`PRIVATE_NAMES` lists them. A release of transformers that renames one breaks the test of that name, and this module
+alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, MutableMapping
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+
+__all__ = [
+    "PRIVATE_NAMES",
+    "calls_loss_function",
+    "causal_lm_class",
+    "init_namespace",
+    "is_conv1d",
+    "loading_rules",
+    "pretrained_model",
+    "tp_plans",
+    "unexpected_keys_to_ignore",
+    "missing_keys_to_ignore",
+    "whole_causal_loss",
+]
+
+PRIVATE_NAMES: dict[str, str] = {
+    "PreTrainedModel._tp_plan": "the tensor-parallel plan of a model instance",
+    "PretrainedConfig.base_model_tp_plan": "the plan of the base model, in its config",
+    "PreTrainedModel.base_model_prefix": "the attribute that holds the base model",
+    "PreTrainedModel._keys_to_ignore_on_load_missing": "keys that a checkpoint may lack",
+    "PreTrainedModel._keys_to_ignore_on_load_unexpected": "keys of a checkpoint that no model needs",
+    "PreTrainedModel._initialize_weights": "patched while a model is built without weights",
+    "nn.Module._is_hf_initialized": "the mark that a module needs no initialisation",
+    "conversion_mapping.get_model_conversion_mapping": "how stored tensors become a model's",
+    "core_model_loading.rename_source_key": "the same",
+    "core_model_loading.WeightConverter": "the same",
+    "core_model_loading.WeightRenaming": "the same",
+    "core_model_loading.dot_natural_key": "the same",
+    "initialization.TORCH_INIT_FUNCTIONS": "where transformers keeps torch's initialisers",
+    "models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING": "the causal language model of a config",
+    "pytorch_utils.Conv1D": "a linear whose weight is [in, out]",
+    "loss.loss_utils.ForCausalLMLoss": "the loss that is computed from local logits, told by identity",
+    "self.loss_function( in the source of a forward": "whether a model hands its logits to its loss_function",
+}
+"""Every private name, and private behaviour, of transformers that the runtime leans on; and what for."""
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Tell whether a module is GPT-2's Conv1D, a linear whose weight is [in, out]."""
+    utilities: Any = sys.modules.get("transformers.pytorch_utils")
+    return utilities is not None and isinstance(module, utilities.Conv1D)
+
+
+def tp_plans(model: nn.Module) -> tuple[dict[str, str], dict[str, str], str]:
+    """Return a model's tp_plan, its base model's, and the prefix of the base model's names ("" or "model.")."""
+    base = getattr(model, "base_model_prefix", "")
+    inner = getattr(model, base, None) if base else None
+    prefix = f"{base}." if isinstance(inner, nn.Module) and inner is not model else ""
+    of_base = getattr(getattr(model, "config", None), "base_model_tp_plan", None) or {}
+    return dict(getattr(model, "_tp_plan", None) or {}), dict(of_base), prefix
+
+
+def missing_keys_to_ignore(model: nn.Module) -> Iterable[str]:
+    """Return patterns of names that a checkpoint of this model may lack."""
+    return getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+
+
+def unexpected_keys_to_ignore(model: nn.Module) -> Iterable[str]:
+    """Return patterns of names in a checkpoint for which this model has no place, and needs none."""
+    return getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+
+
+def pretrained_model() -> Any:
+    """Return the class PreTrainedModel if transformers' models are imported, else None."""
+    return getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
+
+
+def init_namespace() -> MutableMapping[str, Any] | None:
+    """Return where transformers keeps torch's initialisers, to replace them for a time; None if it is not imported."""
+    found: MutableMapping[str, Any] | None = getattr(
+        sys.modules.get("transformers.initialization"), "TORCH_INIT_FUNCTIONS", None
+    )
+    return found
+
+
+def loading_rules(model: nn.Module) -> Any:
+    """Return how stored keys map to a model's names: (mapping, converter class, renaming class, rename, sort key).
+
+    None for a model that is not transformers' own, or a release without conversions.
+    """
+    try:
+        from transformers import PreTrainedModel
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import (
+            WeightConverter,
+            WeightRenaming,
+            dot_natural_key,
+            rename_source_key,
+        )
+    except ImportError:  # transformers 4 has no conversions
+        return None
+    if not isinstance(model, PreTrainedModel):
+        return None
+    return get_model_conversion_mapping(model), WeightConverter, WeightRenaming, rename_source_key, dot_natural_key
+
+
+def causal_lm_class(config: Any) -> type[nn.Module] | None:
+    """Return the causal language model of a transformers config; None if it has none."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return found  # type: ignore[no-any-return]  # a lazy mapping, untyped
+
+
+def whole_causal_loss() -> Callable[..., Any] | None:
+    """Return transformers' loss of causal language models, to be compared by identity; None if it is not imported."""
+    found: Callable[..., Any] | None = getattr(sys.modules.get("transformers.loss.loss_utils"), "ForCausalLMLoss", None)
+    return found
+
+
+@lru_cache(maxsize=256)
+def calls_loss_function(forward: Callable[..., Any]) -> bool:
+    """Tell whether a model's forward hands its logits to its `loss_function`, read from the forward's source."""
+    try:
+        text = inspect.getsource(inspect.unwrap(forward))
+    except (OSError, TypeError):
+        return False
+    return "self.loss_function(" in text
