@@ -1,0 +1,389 @@
+"""Every private name that the runtime leans on exists and behaves as the runtime expects. Each fails by its name."""
+
+import ast
+import importlib
+import inspect
+import pathlib
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from torch import nn  # noqa: E402
+from tpinit.runtime.internals import torch_private, transformers_private  # noqa: E402
+
+RUNTIME = pathlib.Path(torch_private.__file__).parents[1]
+
+
+def llama(**settings):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=32, num_hidden_layers=1, **sizes, **settings)
+    )
+
+
+# --- torch -----------------------------------------------------------------------------------------------
+
+
+def module_dicts(name):
+    module = nn.BatchNorm1d(3)
+    module.add_module("inner", nn.Linear(2, 2))
+    found = {
+        "_parameters": (torch_private.parameters_of(module), {"weight", "bias"}),
+        "_buffers": (torch_private.buffers_of(module), {"running_mean", "running_var", "num_batches_tracked"}),
+        "_modules": (torch_private.children_of(module), {"inner"}),
+    }[name]
+    assert set(found[0]) == found[1]
+    assert name in torch_private.empty_module_state()
+
+
+def hooks(name):
+    assert name in torch_private.FORWARD_HOOKS
+    module = nn.Linear(2, 2)
+    if "pre" in name:
+        module.register_forward_pre_hook(lambda *_: None, with_kwargs=True)
+    else:
+        module.register_forward_hook(lambda *_: None, with_kwargs=True)
+    assert len(getattr(module, name)) == 1
+    getattr(module, name).clear()
+
+
+def register_parameter():
+    seen = []
+    original = torch_private.replace_register_parameter(lambda module, name, _: seen.append((type(module), name)))
+    try:
+        module = nn.Module()
+        module.weight = nn.Parameter(torch.zeros(1))
+    finally:
+        torch_private.replace_register_parameter(original)
+    assert seen == [(nn.Module, "weight")]
+    assert list(nn.Linear(1, 1)._parameters) == ["weight", "bias"]
+
+
+def batch_norm():
+    assert torch_private.is_batch_norm(nn.BatchNorm2d(2))
+    assert torch_private.is_batch_norm(nn.InstanceNorm1d(2))
+    assert not torch_private.is_batch_norm(nn.LayerNorm(2))
+
+
+def storages():
+    one, other = torch.zeros(4), torch.zeros(4)
+    assert torch_private.storage_key(one) == torch_private.storage_key(one[1:].view(3, 1))
+    assert torch_private.storage_key(one) != torch_private.storage_key(other)
+    assert torch_private.storage_key(torch.empty(4, device="meta")) != 0
+
+
+def versions():
+    tensor = torch.zeros(2)
+    before = torch_private.version_of(tensor)
+    tensor.add_(1)
+    assert torch_private.version_of(tensor) == before + 1
+
+
+def schemas():
+    aten = torch.ops.aten
+    assert torch_private.is_mutable(aten.add_.Tensor)
+    assert torch_private.writes_only_first(aten.add_.Tensor)
+    assert not torch_private.is_mutable(aten.add.Tensor)
+    assert not torch_private.writes_only_first(aten.aminmax.out)
+    assert torch_private.named_arguments(aten.bernoulli_.float, (1, 0.5), {}) == {"self": 1, "p": 0.5}
+
+
+def truncated_normal():
+    assert "_no_grad_trunc_normal_" in torch_private.NO_OP_ON_META
+    assert inspect.signature(torch.nn.init._no_grad_trunc_normal_).parameters.keys() >= {"tensor", "mean", "std"}
+    assert set(torch_private.INIT_FUNCTIONS) <= set(torch_private.init_namespace())
+    assert torch.nn.init.trunc_normal_(torch.empty(3, device="meta")).is_meta
+
+
+def dispatch_mode():
+    seen = []
+
+    class Mode(torch_private.PlainDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        torch.zeros(2) + 1
+    assert torch.ops.aten.add.Tensor in seen
+
+
+def dynamo_guard():
+    base = torch_private.TorchDispatchMode
+    assert inspect.ismethod(base._should_skip_dynamo)
+    assert torch_private.PlainDispatchMode._should_skip_dynamo() is False
+
+
+def leaves():
+    tensor = torch.zeros(1)
+    assert torch_private.tree_leaves({"a": [tensor, (1,)]}) == [tensor, 1]
+
+
+def mapped():
+    assert torch_private.tree_map_only(int, lambda value: value + 1, {"a": [1, "b"]}) == {"a": [2, "b"]}
+
+
+def class_assignment():
+    class Other(nn.Linear):
+        pass
+
+    module = nn.Linear(2, 2)
+    weight = module.weight
+    torch_private.set_class(module, Other)
+    assert isinstance(module, Other)
+    assert module.weight is weight
+
+
+def blocks_of_normal():
+    size = torch_private.NORMAL_BLOCK
+    torch.manual_seed(0)
+    whole = torch.empty(10 * size).normal_()
+    torch.manual_seed(0)
+    parts = torch.cat([torch.empty(3 * size).normal_(), torch.empty(7 * size).normal_()])
+    assert torch.equal(whole, parts)
+    torch.manual_seed(0)
+    other = torch.cat([torch.empty(size + 3).normal_(), torch.empty(9 * size - 3).normal_()])
+    assert not torch.equal(whole, other)
+
+
+TORCH = {
+    "nn.Module._parameters": lambda: module_dicts("_parameters"),
+    "nn.Module._buffers": lambda: module_dicts("_buffers"),
+    "nn.Module._modules": lambda: module_dicts("_modules"),
+    "nn.Module._forward_hooks": lambda: hooks("_forward_hooks"),
+    "nn.Module._forward_hooks_with_kwargs": lambda: hooks("_forward_hooks_with_kwargs"),
+    "nn.Module._forward_pre_hooks": lambda: hooks("_forward_pre_hooks"),
+    "nn.Module._forward_pre_hooks_with_kwargs": lambda: hooks("_forward_pre_hooks_with_kwargs"),
+    "nn.Module.register_parameter": register_parameter,
+    "nn.modules.batchnorm._NormBase": batch_norm,
+    "UntypedStorage._cdata": storages,
+    "Tensor._version": versions,
+    "OpOverload._schema": schemas,
+    "torch.nn.init._no_grad_trunc_normal_": truncated_normal,
+    "torch.utils._python_dispatch.TorchDispatchMode": dispatch_mode,
+    "TorchDispatchMode._should_skip_dynamo": dynamo_guard,
+    "torch.utils._pytree.tree_leaves": leaves,
+    "torch.utils._pytree.tree_map_only": mapped,
+    "Module.__class__ assignment": class_assignment,
+    "normal_ draws in blocks of 16": blocks_of_normal,
+}
+
+
+# --- transformers ----------------------------------------------------------------------------------------
+
+
+def own_plan():
+    own, of_base, prefix = transformers_private.tp_plans(llama())
+    assert own["lm_head"].startswith("colwise")
+    return of_base, prefix
+
+
+def plan_of_base():
+    of_base, _ = own_plan()
+    assert of_base["layers.*.self_attn.o_proj"] == "rowwise"
+
+
+def base_prefix():
+    assert own_plan()[1] == "model."
+    assert transformers_private.tp_plans(llama().model)[2] == ""
+    assert transformers_private.tp_plans(nn.Linear(1, 1)) == ({}, {}, "")
+
+
+def ignored_keys(function, name):
+    assert hasattr(transformers.PreTrainedModel, name)
+    model = llama()
+    setattr(model, name, ["some.key"])
+    assert list(function(model)) == ["some.key"]
+    assert list(function(nn.Linear(1, 1))) == []
+
+
+def initialised_weights():
+    kind = transformers_private.pretrained_model()
+    assert kind is transformers.PreTrainedModel
+    assert "module" in inspect.signature(kind._initialize_weights).parameters
+
+
+def initialised_mark():
+    source = inspect.getsource(transformers.PreTrainedModel._initialize_weights)
+    assert "_is_hf_initialized" in source
+
+
+def rules():
+    found = transformers_private.loading_rules(llama())
+    assert found is not None
+    assert transformers_private.loading_rules(nn.Linear(1, 1)) is None
+    return found
+
+
+def mapping():
+    assert isinstance(rules()[0], list)
+
+
+def renamed_key():
+    _, _, _, rename, _ = rules()
+    table = {"model.norm.weight": True}
+    assert rename("norm.weight", [], [], "model", table)[0] == "model.norm.weight"
+
+
+def converter():
+    kind = rules()[1]
+    assert {"add_tensor", "convert"} <= set(dir(kind))
+
+
+def renaming():
+    assert inspect.isclass(rules()[2])
+
+
+def natural_key():
+    assert sorted(["a.10", "a.9"], key=rules()[4]) == ["a.9", "a.10"]
+
+
+def init_functions():
+    found = transformers_private.init_namespace()
+    assert found is not None
+    assert found["normal_"] is torch.nn.init.normal_
+
+
+def causal_mapping():
+    assert transformers_private.causal_lm_class(transformers.LlamaConfig()) is transformers.LlamaForCausalLM
+    assert transformers_private.causal_lm_class(transformers.ViTConfig()) is None
+
+
+def conv1d():
+    module = importlib.import_module("transformers.pytorch_utils").Conv1D(3, 2)
+    assert transformers_private.is_conv1d(module)
+    assert tuple(module.weight.shape) == (2, 3)
+    assert not transformers_private.is_conv1d(nn.Linear(2, 3))
+
+
+def causal_loss():
+    model = llama()
+    assert model.loss_function is transformers_private.whole_causal_loss()
+    names = inspect.signature(model.loss_function).parameters
+    assert names.keys() >= {"logits", "labels", "vocab_size", "num_items_in_batch", "ignore_index", "shift_labels"}
+
+
+def loss_in_source():
+    assert transformers_private.calls_loss_function(transformers.LlamaForCausalLM.forward)
+    assert not transformers_private.calls_loss_function(nn.Linear.forward)
+
+
+TRANSFORMERS = {
+    "PreTrainedModel._tp_plan": own_plan,
+    "PretrainedConfig.base_model_tp_plan": plan_of_base,
+    "PreTrainedModel.base_model_prefix": base_prefix,
+    "PreTrainedModel._keys_to_ignore_on_load_missing": lambda: ignored_keys(
+        transformers_private.missing_keys_to_ignore, "_keys_to_ignore_on_load_missing"
+    ),
+    "PreTrainedModel._keys_to_ignore_on_load_unexpected": lambda: ignored_keys(
+        transformers_private.unexpected_keys_to_ignore, "_keys_to_ignore_on_load_unexpected"
+    ),
+    "PreTrainedModel._initialize_weights": initialised_weights,
+    "nn.Module._is_hf_initialized": initialised_mark,
+    "conversion_mapping.get_model_conversion_mapping": mapping,
+    "core_model_loading.rename_source_key": renamed_key,
+    "core_model_loading.WeightConverter": converter,
+    "core_model_loading.WeightRenaming": renaming,
+    "core_model_loading.dot_natural_key": natural_key,
+    "initialization.TORCH_INIT_FUNCTIONS": init_functions,
+    "models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING": causal_mapping,
+    "pytorch_utils.Conv1D": conv1d,
+    "loss.loss_utils.ForCausalLMLoss": causal_loss,
+    "self.loss_function( in the source of a forward": loss_in_source,
+}
+
+
+@pytest.mark.parametrize("name", torch_private.PRIVATE_NAMES)
+def test_a_private_name_of_torch_does_what_the_runtime_takes_it_to_do(name):
+    TORCH[name]()
+
+
+@pytest.mark.parametrize("name", transformers_private.PRIVATE_NAMES)
+def test_a_private_name_of_transformers_does_what_the_runtime_takes_it_to_do(name):
+    TRANSFORMERS[name]()
+
+
+def test_a_missing_name_fails_its_test(monkeypatch):
+    monkeypatch.delattr(transformers.PreTrainedModel, "_keys_to_ignore_on_load_missing")
+    with pytest.raises(AssertionError):
+        TRANSFORMERS["PreTrainedModel._keys_to_ignore_on_load_missing"]()
+    monkeypatch.setattr(torch_private, "NORMAL_BLOCK", 5)
+    with pytest.raises(AssertionError):
+        TORCH["normal_ draws in blocks of 16"]()
+
+
+# --- nowhere else ----------------------------------------------------------------------------------------
+
+
+def own_names(trees):
+    """Return the names that the runtime defines itself: functions, classes, fields and attributes of self."""
+    found = set()
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
+                found.add(node.attr)
+        elif isinstance(node, (ast.AnnAssign, ast.Assign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)}
+    return found
+
+
+def private_uses(tree, own):
+    """Yield (line, name) for each private name that the code uses and the runtime does not define."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            if node.attr not in own or node.attr in torch_private.empty_module_state():
+                yield node.lineno, node.attr
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.module.startswith(("__", "tpinit")):
+            private = [part for part in node.module.split(".") if part.startswith("_")]
+            yield from ((node.lineno, part) for part in private)
+            yield from ((node.lineno, one.name) for one in node.names if one.name.startswith("_"))
+        elif isinstance(node, ast.Constant) and is_private_string(node.value) and node.value not in own:
+            yield node.lineno, node.value
+
+
+def is_private_string(value):
+    return isinstance(value, str) and value.startswith("_") and not value.startswith("__") and value.isidentifier()
+
+
+# Strings that begin with an underscore and are no attribute of torch or transformers.
+STRINGS = {"_proj", "_tp_held", "_name_or_path"}
+
+
+def found_in(files):
+    trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in files}
+    names = [*torch_private.PRIVATE_NAMES, *transformers_private.PRIVATE_NAMES]
+    own = own_names(trees.values()) - set(torch_private.empty_module_state()) - {one.split(".")[-1] for one in names}
+    return [
+        f"{file.name}:{line} {name}"
+        for file, tree in trees.items()
+        if file.parent.name != "internals"
+        for line, name in private_uses(tree, own)
+        if name not in STRINGS
+    ]
+
+
+def test_no_other_module_of_the_runtime_uses_a_private_name():
+    files = sorted(RUNTIME.rglob("*.py"))
+    assert len(files) > 60
+    assert found_in(files) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "module._buffers",
+        "tensor.untyped_storage()._cdata",
+        "from torch.utils._pytree import tree_leaves",
+        "from torch.nn.modules.batchnorm import _NormBase",
+        "getattr(model, '_tp_plan', None)",
+    ],
+)
+def test_a_private_name_elsewhere_is_found(tmp_path, line):
+    file = tmp_path / "planted.py"
+    file.write_text(f"def f(module, tensor, model):\n    {line}\n", encoding="utf-8")
+    assert found_in([*sorted(RUNTIME.rglob("*.py")), file])[-1].startswith("planted.py:2")
