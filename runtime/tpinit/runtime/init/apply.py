@@ -32,6 +32,7 @@ from tpinit.runtime.parallel import (
     zero_in_forward,
 )
 from tpinit.runtime.parallel.blocks import patch_block
+from tpinit.runtime.parallel.forward_scope import ForwardScope
 from tpinit.runtime.planning.schema import LayerKind, LayerPlan, ParameterPlan, Plan, SequencePlan
 from tpinit.runtime.slicing import local_part
 
@@ -78,6 +79,7 @@ def apply_plan(
 
 def convert_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
     """Give every module of the plan its parallel forward. Its parameters are already cut."""
+    ForwardScope(model)
     entry = TPRegionInput(group)
     random = any(layer.draws_random for layer in plan.layers) or any(
         sequence.draws_random for sequence in plan.sequences

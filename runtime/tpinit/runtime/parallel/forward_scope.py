@@ -1,0 +1,67 @@
+"""What happens around every forward of a converted model: one place, in one order, on every rank of the TP group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+__all__ = ["ForwardScope", "scope_of"]
+
+Enter = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], None]
+Leave = Callable[[nn.Module, Any], Any]
+
+
+class ForwardScope:
+    """Runs steps before and after each outermost forward of a converted model.
+
+    `on_enter` steps get (model, args, kwargs) and may raise: then the forward does not start. `on_leave` steps get
+    (model, output) and return the output; they run in reverse order of their registration, also if the forward raised
+    (then the output is None and what they return is ignored). A forward inside another of the same model runs none.
+    `active` tells whether a forward is running.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._depth = 0
+        self._on_enter: list[Enter] = []
+        self._on_leave: list[Leave] = []
+        model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
+        model.register_forward_hook(self._leave, always_call=True)
+        model.__dict__["tp_scope"] = self
+
+    @property
+    def active(self) -> bool:
+        """Whether a forward of the model is running. The recomputation of a checkpointed layer is outside of it."""
+        return self._depth > 0
+
+    def add(self, enter: Enter | None = None, leave: Leave | None = None) -> None:
+        """Add a step before each forward, after each forward, or both."""
+        if enter is not None:
+            self._on_enter.append(enter)
+        if leave is not None:
+            self._on_leave.append(leave)
+
+    def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._depth += 1
+        if self._depth == 1:
+            for step in self._on_enter:  # if one raises, torch still calls the hook that leaves
+                step(model, args, kwargs)
+
+    def _leave(self, model: nn.Module, _: Any, output: Any) -> Any:
+        outermost = self._depth == 1
+        self._depth = max(0, self._depth - 1)
+        if outermost:
+            for step in reversed(self._on_leave):
+                output = step(model, output)
+        return output
+
+    def reset(self) -> None:
+        """Forget a forward that never ended: KeyboardInterrupt skips the hooks of torch. The engine calls this."""
+        self._depth = 0
+
+
+def scope_of(model: nn.Module) -> ForwardScope | None:
+    """Return the scope of a converted model; None for any other module."""
+    found = model.__dict__.get("tp_scope")
+    return found if isinstance(found, ForwardScope) else None
