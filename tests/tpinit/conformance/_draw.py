@@ -1,4 +1,4 @@
-"""Drawing without making a strategy anew each time, which costs more than the drawing itself."""
+"""Drawing helpers that reuse strategies: constructing a strategy costs more than drawing from it."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def _up_to(last: int) -> SearchStrategy[int]:
 
 
 def pick(draw: DrawFn, options: Sequence[T]) -> T:
-    """Return one of these; shrinks towards the first."""
+    """Draw one of the options; shrinks towards the first."""
     return options[draw(_up_to(len(options) - 1))]
 
 
 def maybe(draw: DrawFn, options: Sequence[T]) -> T | None:
-    """Return None or one of these; shrinks towards None."""
+    """Draw None or one of the options; shrinks towards None."""
     return pick(draw, options) if draw(BOOLS) else None
 
 
 def shuffled(draw: DrawFn, items: Sequence[T]) -> list[T]:
-    """Return the items in any order; shrinks towards the order given."""
+    """Draw a permutation of the items; shrinks towards the given order."""
     left = list(items)
     return [left.pop(draw(_up_to(len(left) - 1))) for _ in items]

@@ -1,7 +1,7 @@
 """Hypothesis strategies for DeepSpeed configs: every spelling of a meaning, and every kind of mistake.
 
-Written from the contract (section 5) and from what DeepSpeed accepts in a `tensor_parallel` section,
-apart from the reader that they test. Needs Hypothesis (the extra `conformance`).
+Derived from the contract (section 5) and from the settings that DeepSpeed accepts in a `tensor_parallel` section, not
+from the reader that they test. Needs Hypothesis (the extra `conformance`).
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ __all__ = [
 
 Config = dict[str, Any]
 
-# D8, typed out.
+# The spellings of D8.
 DTYPE_SPELLINGS: dict[DType, tuple[str, ...]] = {
     DType.FP32: ("fp32", "float32", "float", "torch.fp32", "torch.float32", "torch.float"),
     DType.FP16: ("fp16", "float16", "half", "torch.fp16", "torch.float16", "torch.half"),
     DType.BF16: ("bf16", "bfloat16", "torch.bf16", "torch.bfloat16"),
 }
 
-_ABSENT = (None, "auto")  # what a field may hold that says the same as no field at all (D3)
+_ABSENT = (None, "auto")  # values of a field that mean the same as a missing field (D3)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FakeProcessGroup:
-    """What stands in a config as a process group: equal to itself only, with a size in ranks."""
+    """A process group object in a config: equal only to itself, with a size in ranks."""
 
     ranks: int
 
@@ -50,10 +50,9 @@ class FakeProcessGroup:
 
 @dataclass(frozen=True, slots=True)
 class MalformedConfig:
-    """A config with exactly one defect, and the dotted path of it.
+    """A config with exactly one defect, and the dotted paths that an error about it may name.
 
-    Most defects have one path. Where two keys contradict each other (D6) either is right: `paths` has
-    every path that an error may name.
+    Most defects have one path. If two keys contradict each other (D6), `paths` has the paths of both.
     """
 
     config: Config
@@ -61,7 +60,7 @@ class MalformedConfig:
 
     @property
     def path(self) -> str:
-        """The path to look at first."""
+        """The first of the paths."""
         return self.paths[0]
 
 
@@ -89,9 +88,9 @@ _TP_KEYS = ("tp_size", "tp_grain_size", "mpu", "tp_group")
 
 @st.composite
 def configs(draw: DrawFn, process_groups: bool = False) -> Config:
-    """Well-formed DeepSpeed configs: with a section or without, in every spelling. Plain JSON data.
+    """Well-formed DeepSpeed configs as plain JSON data: with or without a section, in every spelling.
 
-    With `process_groups` a section may also hold a group object (`FakeProcessGroup`), which no JSON can.
+    With `process_groups` a section may also hold a group object (`FakeProcessGroup`), which JSON can't express.
     """
     section = None
     if draw(BOOLS):
@@ -104,20 +103,19 @@ def configs(draw: DrawFn, process_groups: bool = False) -> Config:
 
 @st.composite
 def spellings_of(draw: DrawFn, section: Section | None, precision: DType | None) -> Config:
-    """Configs that mean exactly this section and this precision, in every way they can be spelled.
+    """Configs that mean exactly this section and this precision, in every legal spelling.
 
-    A group is spelled as the object in its `handle`, ranks as a list. `carried` is not spelled: whatever
-    else is legal in a section may be there beside it. Raises ValueError for precision fp32, which no
-    config says (D6).
+    A group is written as the object in its `handle`, ranks as a list. `carried` is ignored: a config may also hold any
+    other legal setting. Raises ValueError for precision fp32, which a config can't express (D6).
     """
     if precision is DType.FP32:
-        raise ValueError("no config says precision fp32: without bf16 and fp16 it is unset (D6)")
+        raise ValueError("a config can't express precision fp32: without bf16 and fp16 it is unset (D6)")
     return _spelling(draw, section, precision)
 
 
 @st.composite
 def reordered(draw: DrawFn, config: Mapping[str, Any]) -> Config:
-    """The same config with the keys of every object in it, at any depth, in any order. Leaves are shared."""
+    """The same config with the keys of every nested object in any order. Values that are not objects are shared."""
     result: Config = _reordered(draw, config)
     return result
 
@@ -139,7 +137,7 @@ def _spelling(draw: DrawFn, section: Section | None, precision: DType | None) ->
     if section is not None:
         config["tensor_parallel"] = _spelled_section(draw, section)
     elif draw(BOOLS):
-        config["tensor_parallel"] = None  # D1: null is not present
+        config["tensor_parallel"] = None  # D1: null means absent
     result: Config = _reordered(draw, config)
     return result
 
@@ -170,8 +168,8 @@ _NUMBERS = st.none() | st.integers(0, 8) | st.integers()
 _ENABLED: list[Config | None] = [{"enabled": True}, {"enabled": True, "loss_scale": 0}]
 _NOT_ENABLED: list[Config | None] = [None, {"enabled": False}, {}, {"enabled": "auto"}]
 
-# Keys beside the section, and keys inside it that the decision does not read (D10), with legal values. Few
-# at a time: what is under test stands out, and a failure shrinks to none.
+# Legal settings beside the section, and settings inside it that the decision does not read (D10). A config gets at most
+# two of each kind; a failing example shrinks to none.
 _BESIDE: list[Config] = [
     {"train_batch_size": 256, "train_micro_batch_size_per_gpu": 4},
     {"gradient_clipping": 1.0, "steps_per_print": 10},
@@ -197,7 +195,7 @@ def _merged(parts: list[Config]) -> Config:
 
 
 def _setting(part: Config) -> str:
-    """The setting that a part is about: one that goes by two names may be given once."""
+    """Return the name of the setting of a part; a setting with two names may be given once."""
     key = next(iter(part))
     return "replace_with_kernel_inject" if key == "kernel_inject" else key
 
@@ -211,7 +209,7 @@ _DECIDES_NOTHING = st.lists(st.sampled_from(_BESIDE_SIZE), max_size=2, unique_by
 
 @st.composite
 def malformed_configs(draw: DrawFn) -> MalformedConfig:
-    """Configs with exactly one defect: an unknown key, a wrong type or an unknown word, anywhere that counts."""
+    """Configs with exactly one defect: an unknown key, a wrong type or an unknown value, in any part that is read."""
     config = draw(_WELL_FORMED)
     section = config["tensor_parallel"] = config.get("tensor_parallel") or {}
     name = "tensor_parallel" if "tensor_parallel" in section else "tp"
@@ -220,7 +218,7 @@ def malformed_configs(draw: DrawFn) -> MalformedConfig:
 
 
 def _malformed_value(draw: DrawFn, config: Config, name: str) -> MalformedConfig:
-    """A field with a value that is not one of its kind (D7, D8)."""
+    """Give a field an illegal value (D7, D8)."""
     inside, key = pick(draw, sorted(_NOT_VALUES))
     block, path = _block(config, name, inside)
     if key == "kernel_inject":
@@ -230,7 +228,7 @@ def _malformed_value(draw: DrawFn, config: Config, name: str) -> MalformedConfig
 
 
 def _unknown_key(draw: DrawFn, config: Config, name: str) -> MalformedConfig:
-    """A key that nobody knows (D8), whatever it holds."""
+    """Add an unknown key (D8) with any value."""
     inside = draw(BOOLS)
     block, path = _block(config, name, inside)
     key = _misspelt(draw, _TP_KEYS if inside else _SECTION_KEYS)
@@ -239,7 +237,7 @@ def _unknown_key(draw: DrawFn, config: Config, name: str) -> MalformedConfig:
 
 
 def _not_a_block(draw: DrawFn, config: Config, name: str) -> MalformedConfig:
-    """Something else where an object belongs."""
+    """Replace an object by a value of another type."""
     key = pick(draw, ["", name, "partition_config"])
     value = pick(draw, [True, False, 0, 2, 1.5, "on", [], [2]])
     if not key:
@@ -250,29 +248,29 @@ def _not_a_block(draw: DrawFn, config: Config, name: str) -> MalformedConfig:
 
 
 def _mpu_inside(draw: DrawFn, config: Config, name: str) -> MalformedConfig:
-    """D11: an mpu belongs to `initialize`."""
+    """Put an mpu into the config; it is an argument of `initialize` (D11)."""
     block, path = _block(config, name, True)
     block["mpu"] = pick(draw, [{"tp": [0, 1]}, [0, 1], "megatron"])
     return MalformedConfig(config, (f"{path}.mpu",))
 
 
 def _two_names(draw: DrawFn, config: Config, name: str) -> MalformedConfig:
-    """One setting under both of its names: two places would be two truths."""
+    """Give one setting under both of its names."""
     section = config["tensor_parallel"]
-    one, other = pick(draw, [("tp", "tensor_parallel"), ("replace_with_kernel_inject", "kernel_inject")])
-    held: list[Any] = [section.pop(name), {}] if one == "tp" else [True, False]
-    section[one], section[other] = shuffled(draw, held)
-    return MalformedConfig(config, (f"tensor_parallel.{other}", f"tensor_parallel.{one}"))
+    first, second = pick(draw, [("tp", "tensor_parallel"), ("replace_with_kernel_inject", "kernel_inject")])
+    values: list[Any] = [section.pop(name), {}] if first == "tp" else [True, False]
+    section[first], section[second] = shuffled(draw, values)
+    return MalformedConfig(config, (f"tensor_parallel.{second}", f"tensor_parallel.{first}"))
 
 
 def _block(config: Config, name: str, inside: bool) -> tuple[Config, str]:
-    """The section with its path or, inside it, the block that goes by `name`."""
+    """Return the section, or with `inside` its block `name`, and the path of what is returned."""
     section = config["tensor_parallel"]
     return (section[name], f"tensor_parallel.{name}") if inside else (section, "tensor_parallel")
 
 
 def _malformed_precision(draw: DrawFn, config: Config, name: str) -> MalformedConfig:  # noqa: ARG001 # one signature
-    """Both precisions (D6), or one that is not a block with a bool."""
+    """Enable both precisions (D6), or give one a malformed block."""
     key, other = shuffled(draw, ["bf16", "fp16"])
     kind = pick(draw, ["both", "enabled", "block"])
     if kind == "both":  # D6
@@ -287,7 +285,7 @@ def _malformed_precision(draw: DrawFn, config: Config, name: str) -> MalformedCo
 
 
 def _misspelt(draw: DrawFn, legal: tuple[str, ...]) -> str:
-    """A key that is nearly one of these, or not at all like any."""
+    """Draw a misspelling of one of these keys, or an unrelated key."""
     word = pick(draw, legal)
     at = pick(draw, range(len(word)))
     slip = pick(draw, ["double", "capital", "prefix", "other"])
@@ -300,7 +298,7 @@ def _misspelt(draw: DrawFn, legal: tuple[str, ...]) -> str:
     return made if made not in legal else f"{made}_"
 
 
-# D7: integers only, so neither a bool, a float (however round), nor digits in quotes.
+# D7: integers only, so no bools, no floats (2.0 included) and no digits in quotes.
 _NOT_SIZES: SearchStrategy[Any] = (
     st.booleans() | st.sampled_from(["2", "", "two", "Auto", [2], {"size": 2}, 2.0]) | st.floats()
 )
@@ -308,7 +306,7 @@ _NOT_BOOLS: SearchStrategy[Any] = st.sampled_from(["true", "no", 0, 1, 0.5, [], 
 _NOT_DTYPES: SearchStrategy[Any] = st.sampled_from(
     ["fp8", "bf61", "float8_e4m3fn", "int8", "torch.", "torch.torch.half", "fp64", 16, 16.0, True, ["bf16"], {}]
 )
-# By whether the key stands in `tp`, and its name.
+# Keyed by (whether the key is in `tp`, its name).
 _NOT_VALUES: dict[tuple[bool, str], SearchStrategy[Any]] = {
     (False, "autotp_size"): _NOT_SIZES,
     (True, "tp_size"): _NOT_SIZES,

@@ -1,7 +1,7 @@
-"""What an implementation can be held to: the contract, and the departures from it that have a name.
+"""The dialects that an implementation can be tested against, and the named departures that it may declare.
 
-`documented` is the contract. A permissive choice is a departure that an implementation makes on purpose and declares
-when it starts; an answer that it permits is counted and listed as permitted, and never as agreed.
+`documented` is the contract. A permissive choice is a deliberate departure that an implementation declares in its reply
+to `start`; an answer that a choice permits counts as permitted, never as agreed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ExpectedAnswer = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A named departure: what it does, and what it makes of an expected answer (None: nothing else than expected)."""
+    """A named departure. `instead(case, expected)` returns the answer that it permits, None where it changes nothing."""
 
     name: str
     summary: str
@@ -32,7 +32,7 @@ class Choice:
 def _row1_plain_data_parallel(case: Case, expected: ExpectedAnswer) -> dict[str, Any] | None:
     if expected["violations"] != [ViolationCode.NO_TP_INTENT.value]:
         return None
-    # As in row 2, where there is no AutoTP either: the precision, if any, is what the model gets.
+    # As in row 2, which has no AutoTP either: the model gets the precision, if one is given.
     precision = case["precision"]
     dtype = {"value": precision, "source": (Source.PRECISION if precision else Source.UNSET).value}
     return {**expected, "outcome": Outcome.NO_AUTOTP.value, "violations": [], "dtype": dtype}
@@ -77,6 +77,6 @@ CHOICES: dict[str, Choice] = {
 
 
 def permitted(names: tuple[str, ...], case: Case, expected: ExpectedAnswer) -> list[tuple[str, dict[str, Any]]]:
-    """Return what the declared choices permit instead of the expected answer, each with the name of its choice."""
-    made = ((name, CHOICES[name].instead(case, expected)) for name in names)
-    return [(name, answer) for name, answer in made if answer is not None]
+    """Return the answers that the named choices permit instead of the expected one, as pairs (choice, answer)."""
+    answers = ((name, CHOICES[name].instead(case, expected)) for name in names)
+    return [(name, answer) for name, answer in answers if answer is not None]

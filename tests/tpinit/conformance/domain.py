@@ -1,8 +1,8 @@
-"""A small world, enumerated completely: every input with these sizes, dtypes, groups and world sizes.
+"""A small finite domain, enumerated completely: every input with these sizes, dtypes, groups and world sizes.
 
-The values are few, and chosen so that every way in which two of them can stand to each other occurs:
-a size that is negative, 0 (D2), valid; that divides a world or not; that a group has or not; groups that
-are the same, differ only in identity, or in size too.
+The few values cover every relation that the contract distinguishes: sizes that are negative, 0 (D2) or valid, that
+divide the world or not, that equal a group's size or not; groups that are the same, that differ in identity only, or
+in identity and size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WORLD_SIZES: tuple[int, ...] = (6, 4, 1)
 # One identity has one size, so the second group of another size needs a world of its own.
 GROUP_PAIRS: tuple[tuple[Group, Group], ...] = ((Group(1, 2), Group(2, 2)), (Group(1, 2), Group(2, 3)))
 
-# What an effective value can come from: every source but the world's size, which is only ever evidence.
+# The sources of effective values: all but the world size, which occurs in the evidence of a violation only.
 EFFECTIVE_SOURCES: frozenset[Source] = frozenset(Source) - {Source.WORLD_SIZE}
 
 EVERY_FEATURE: frozenset[str] = frozenset(
@@ -38,13 +38,13 @@ EVERY_FEATURE: frozenset[str] = frozenset(
 
 
 def cases() -> Iterator[Inputs]:
-    """Every input of the domain, each once. The objects inside are shared between cases: they are frozen."""
+    """Yield every input of the domain once. Cases share their (frozen) parts."""
     for pair in GROUP_PAIRS:
         yield from _cases(pair, seen_before=pair != GROUP_PAIRS[0])
 
 
 def _cases(pair: tuple[Group, Group], *, seen_before: bool) -> Iterator[Inputs]:
-    """Every input whose groups are of this pair; of those without the second group, none if `seen_before`."""
+    """Yield every input whose groups are of this pair; with `seen_before` only those that use its second group."""
     second = pair[1]
     groups = (None, *pair)
     calls = [None, *(Call(size, dtype, group) for group, size, dtype in product(groups, CALL_SIZES, CALL_DTYPES))]
@@ -68,14 +68,14 @@ def _cases(pair: tuple[Group, Group], *, seen_before: bool) -> Iterator[Inputs]:
 Shape = tuple[int, tuple[ViolationCode, ...], "Source | None", "Source | None", "Source | None", bool]
 
 
-def shape(verdict: ComparableDecision) -> Shape:
-    """What kind of answer a verdict is, without its values: small enough to collect from every case."""
-    sources = verdict.tp_size.source, verdict.dtype.source, verdict.tp_group.source
-    return verdict.row, verdict.codes, *sources, verdict.section_disabled
+def shape(decision: ComparableDecision) -> Shape:
+    """Return the row, the codes, the three sources and D2 of a decision, without its values."""
+    sources = decision.tp_size.source, decision.dtype.source, decision.tp_group.source
+    return decision.row, decision.codes, *sources, decision.section_disabled
 
 
 def features(shapes: Iterable[Shape]) -> frozenset[str]:
-    """Which of `EVERY_FEATURE` these answers show: rows, violations alone, effective sources, D2."""
+    """Return the members of `EVERY_FEATURE` that these answers show: rows, single violations, sources, D2."""
     found: set[str] = set()
     for row, codes, size_from, dtype_from, group_from, disabled in shapes:
         found.add(f"row {row}")

@@ -1,8 +1,8 @@
-"""Reports of several implementations side by side, as one HTML page that needs nothing else: no network, no files.
+"""Reports of several implementations side by side, as one self-contained HTML page.
 
-"Answered" and "agreed" stand apart: who answers little agrees in little. The page shows all of it without scripts;
-with them, the table of vectors can be narrowed by row, verdict and text. Whatever an implementation says is text
-here, and a content policy keeps it from being anything else.
+The page counts answered and agreed cases separately, because an implementation that answers few fields can agree in few.
+It is complete without scripts; with scripts the table of vectors can be filtered by row, verdict and text. All output
+of an implementation is escaped, and a content security policy allows only the page's own style and script.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _digest(text: str) -> str:
 
 
 def page(reports: Sequence[Report], title: str = "tpinit conform") -> str:
-    """Return the page for one report or several. Vectors are matched by id; who was not asked one has a dash."""
+    """Return the page for one or more reports. Vectors are matched by id; a dash marks one that was not asked."""
     policy = f"default-src 'none'; style-src 'sha256-{_digest(_STYLE)}'; script-src 'sha256-{_digest(_SCRIPT)}'"
     return f"""<!doctype html>
 <html lang="en">
@@ -90,7 +90,7 @@ def page(reports: Sequence[Report], title: str = "tpinit conform") -> str:
 
 
 def _text(value: object) -> str:
-    # What XML and HTML can't hold is not worth a page that does not validate.
+    # Characters that HTML forbids would make the page invalid.
     return escape("".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in str(value)))
 
 
@@ -127,7 +127,7 @@ def _who(reports: Sequence[Report]) -> str:
 
 
 def _cell(count: dict[str, int]) -> str:
-    """Answered and agreed, apart, and whatever else there is."""
+    """Return the lines of a cell: answered, agreed, and every other count that is not zero."""
     if not count["cases"]:
         return "&ndash;"
     cases = count["cases"]
@@ -154,8 +154,8 @@ def _fields(reports: Sequence[Report]) -> str:
         cells = []
         for fields in counted:
             count = fields.get(name, {"asked": 0, "answered": 0, "agreed": 0})
-            told = f"answered {count['answered']}/{count['asked']}<br>agreed {count['agreed']}/{count['asked']}"
-            cells.append(f'<td class="number">{told if count["asked"] else "&ndash;"}</td>')
+            numbers = f"answered {count['answered']}/{count['asked']}<br>agreed {count['agreed']}/{count['asked']}"
+            cells.append(f'<td class="number">{numbers if count["asked"] else "&ndash;"}</td>')
         body.append(f'<tr><th scope="row"><code>{_text(name)}</code></th>{"".join(cells)}</tr>')
     return _table(("field", *map(_name, reports)), body, "fields")
 
@@ -169,12 +169,12 @@ def _vectors(reports: Sequence[Report]) -> str:
     body = []
     for name, case in sorted(first.items(), key=lambda item: (item[1].row, item[0])):
         asked = [cases.get(name) for cases in by_id]
-        verdicts = " ".join(sorted({one.verdict.value for one in asked if one is not None}))
-        told = f"<pre>{_text(json.dumps(dict(case.input)))}</pre><pre>{_text(json.dumps(dict(case.expected)))}</pre>"
-        cells = "".join(_vector(report, one) for report, one in zip(reports, asked, strict=True))
+        verdicts = " ".join(sorted({each.verdict.value for each in asked if each is not None}))
+        data = f"<pre>{_text(json.dumps(dict(case.input)))}</pre><pre>{_text(json.dumps(dict(case.expected)))}</pre>"
+        cells = "".join(_vector(report, each) for report, each in zip(reports, asked, strict=True))
         body.append(
             f'<tr data-row="{case.row}" data-verdicts="{verdicts}"><td class="number">{case.row}</td>'
-            f"<td><details><summary><code>{_text(name)}</code></summary>{_text(case.effect)}{told}</details></td>{cells}</tr>"
+            f"<td><details><summary><code>{_text(name)}</code></summary>{_text(case.effect)}{data}</details></td>{cells}</tr>"
         )
     return _form(first.values(), reports) + _table(("row", "vector", *map(_name, reports)), body, "vectors")
 
@@ -210,5 +210,5 @@ def _vector(report: Report, case: CaseReport | None) -> str:
     lines += [f"on record: {case.link}"] if case.link else []
     lines += [case.detail.strip()] if case.detail else []
     lines += [f"again: {reproduction(report, case)}"]
-    told = _text("\n".join(lines))
-    return f'<td><details><summary class="{kind}">{word}</summary><pre>{told}</pre></details></td>'
+    details = _text("\n".join(lines))
+    return f'<td><details><summary class="{kind}">{word}</summary><pre>{details}</pre></details></td>'

@@ -1,4 +1,4 @@
-"""A report as JUnit XML, for the CI systems that draw it: a suite a row, a test a vector."""
+"""A report as JUnit XML for CI systems: one suite per row, one test per vector."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tpinit.conformance.terminal import partly_answered, reproduction
 
 __all__ = ["junit"]
 
-# What XML 1.0 can't hold, not even escaped.
+# Characters that XML 1.0 forbids even when escaped.
 _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -21,7 +21,7 @@ def _clean(text: str) -> str:
 
 
 def junit(reports: Sequence[Report]) -> str:
-    """Return the XML of these reports, one after the other."""
+    """Return one XML document with the suites of all reports."""
     root = Xml.Element("testsuites", name="tpinit conform")
     for report in reports:
         for row in sorted({case.row for case in report.cases}):
@@ -46,8 +46,8 @@ def _suite(root: Xml.Element, report: Report, name: str, cases: Sequence[CaseRep
     who = _clean(f"{report.name} {report.version}")
     suite = Xml.SubElement(root, "testsuite", {"name": f"{who}: {name}", **_counts(cases)})
     properties = Xml.SubElement(suite, "properties")
-    told = {"dialect": report.dialect, "choices": " ".join(report.choices), "language": report.language}
-    for key, value in {**told, "not answered": "; ".join(partly_answered(report))}.items():
+    about = {"dialect": report.dialect, "choices": " ".join(report.choices), "language": report.language}
+    for key, value in {**about, "not answered": "; ".join(partly_answered(report))}.items():
         Xml.SubElement(properties, "property", name=key, value=_clean(value))
     for case in cases:
         test = Xml.SubElement(suite, "testcase", classname=f"{who}.row{case.row}", name=case.id)
@@ -65,8 +65,8 @@ def _outcome(test: Xml.Element, report: Report, case: CaseReport) -> None:
     elif case.verdict is not CaseStatus.AGREED:
         kind = "failure" if case.verdict in WRONG else "error"
         fields = ", ".join(difference.field for difference in case.differences)
-        said = Xml.SubElement(test, kind, type=case.verdict.value, message=_clean(fields or case.verdict.value))
-        said.text = _clean(
+        element = Xml.SubElement(test, kind, type=case.verdict.value, message=_clean(fields or case.verdict.value))
+        element.text = _clean(
             "\n".join(
                 (
                     f"input: {json.dumps(case.input)}",

@@ -1,13 +1,12 @@
-"""Known failures: wrong answers that somebody has looked at, pinned exactly.
+"""Known failures: wrong answers that are recorded exactly, so that a test suite accepts these and no others.
 
-A data file, so that a suite stays green over a fault that is on record and goes red when the fault changes or goes
-away::
+The suite passes as long as each recorded fault stays as it is, and fails when one changes or disappears. The file::
 
     {"format": "tpinit-known-failures", "version": 1, "failures": [
       {"implementation": "acme", "versions": ">=1.2,<2", "vector": "r07-size-mismatch-01",
        "answer": {"result": {...}}, "link": "https://..."}]}
 
-`answer` is what the report's case has under `answer`: the whole result, or the one word of a fault with its message.
+`answer` is the `answer` of the case in the JSON report: the whole result, or the kind of a fault with its message.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ _CLAUSE = re.compile(r"(==|!=|<=|>=|<|>)\s*([0-9]+(?:\.[0-9]+)*)\Z")
 
 
 class KnownFailuresError(ValueError):
-    """A file of known failures is malformed. The text has every problem of it."""
+    """A file of known failures is malformed. The text lists every problem."""
 
 
 @dataclass(frozen=True, slots=True)
 class KnownFailure:
-    """One wrong answer on record; `versions` is a range such as `>=1.2,<2`, or `*`."""
+    """One recorded wrong answer; `versions` is a range such as `>=1.2,<2`, or `*`."""
 
     implementation: str
     versions: str
@@ -47,7 +46,7 @@ class KnownFailure:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """The numbers of a version, without what follows them (`0.19.8+cpu`), and without zeros at the end."""
+    """Return the numbers of a version without a suffix (`0.19.8+cpu`) and without trailing zeros."""
     match = re.match(r"v?([0-9]+(?:\.[0-9]+)*)", version)
     numbers = [int(part) for part in match[1].split(".")] if match else []
     while numbers and numbers[-1] == 0:
@@ -56,7 +55,7 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def in_range(version: str, versions: str) -> bool:
-    """Whether a version is in a range. Raises KnownFailuresError for a range that is none."""
+    """Return whether a version is in a range. Raises KnownFailuresError for a malformed range."""
     if versions.strip() == "*":
         return True
     mine, holds = _release(version), True
@@ -80,9 +79,9 @@ def in_range(version: str, versions: str) -> bool:
 
 
 def read(path: str | os.PathLike[str], vectors: Collection[str] | None = None) -> tuple[KnownFailure, ...]:
-    """Read a file of known failures; `vectors` are all ids that there are, to find entries that name none.
+    """Read a file of known failures; `vectors` are the ids of all vectors, to find entries with an unknown id.
 
-    Raises KnownFailuresError, with every problem, and OSError where there is no such file.
+    Raises KnownFailuresError, with every problem, and OSError if there is no such file.
     """
     try:
         body = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -92,7 +91,7 @@ def read(path: str | os.PathLike[str], vectors: Collection[str] | None = None) -
         raise KnownFailuresError(f"{path}: not a {FORMAT} file of version {VERSION}")
     entries = body.get("failures")
     if set(body) != {"format", "version", "failures"} or not isinstance(entries, list):
-        raise KnownFailuresError(f"{path}: its keys are format, version and failures, and failures is a list")
+        raise KnownFailuresError(f"{path}: its keys must be format, version and failures; failures is a list")
     problems: list[str] = []
     for number, entry in enumerate(entries):
         problems += [f"failures[{number}]: {problem}" for problem in _problems(entry, vectors)]
@@ -107,10 +106,10 @@ def read(path: str | os.PathLike[str], vectors: Collection[str] | None = None) -
 
 def _problems(entry: object, vectors: Collection[str] | None) -> list[str]:
     if not isinstance(entry, dict) or set(entry) != _KEYS:
-        return [f"its keys are {', '.join(sorted(_KEYS))}"]
+        return [f"its keys must be {', '.join(sorted(_KEYS))}"]
     texts = [key for key in ("implementation", "versions", "vector", "link") if not isinstance(entry[key], str)]
     if texts:
-        return [f"{key} is not a text" for key in texts]
+        return [f"{key} is not a string" for key in texts]
     problems = []
     try:
         in_range("1", entry["versions"])
@@ -119,20 +118,20 @@ def _problems(entry: object, vectors: Collection[str] | None) -> list[str]:
     if not re.match(r"https?://\S+\Z", entry["link"]):
         problems.append(f"link: {entry['link']!r} is not a link")
     if not isinstance(entry["answer"], dict) or len(_ANSWERS & set(entry["answer"])) != 1:
-        problems.append(f"answer: it is an object with one of {', '.join(sorted(_ANSWERS))}")
+        problems.append(f"answer: it must be an object with exactly one of {', '.join(sorted(_ANSWERS))}")
     if vectors is not None and entry["vector"] not in vectors:
-        problems.append(f"vector: there is no {entry['vector']!r}")
+        problems.append(f"vector: there is no vector {entry['vector']!r}")
     return problems
 
 
 def apply(report: Report, failures: Collection[KnownFailure]) -> Report:
-    """Return the report with the verdicts that known failures make of it; those of other versions count for nothing."""
+    """Return the report with known failures applied to its cases; entries for other versions are ignored."""
     cases = (judged(case, report.name, report.version, failures) for case in report.cases)
     return replace(report, cases=tuple(cases))
 
 
 def judged(case: CaseReport, name: str, version: str, failures: Collection[KnownFailure]) -> CaseReport:
-    """Return one case with the verdict that a known failure of this implementation makes of it, if there is one."""
+    """Return one case with the known failure of this implementation and version applied, if there is one."""
     for failure in failures:
         if (failure.implementation, failure.vector) == (name, case.id) and in_range(version, failure.versions):
             return _judged(case, failure)
@@ -149,7 +148,7 @@ def _judged(case: CaseReport, failure: KnownFailure) -> CaseReport:
 
 
 def record(report: Report, versions: str, link: str) -> dict[str, Any]:
-    """Return the file that makes every wrong answer of a report known, for somebody to look at and put links to."""
+    """Return the content of a file that records every wrong answer of a report; `link` is the default address."""
     wrong = (
         CaseStatus.DISAGREED,
         CaseStatus.ERRORED,

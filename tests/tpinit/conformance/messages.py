@@ -1,7 +1,7 @@
-"""What a message of the protocol may be: both directions, with the standard library alone.
+"""Validation of the protocol's messages in both directions; standard library only.
 
-Each `check_` returns what is wrong, one sentence a problem, and [] for a legal message; each `read_` turns a reply
-into what it means.
+Each `check_` function returns a list of problems, one sentence each, empty for a legal message. Each `read_` function
+turns a reply of an implementation into the type of `protocol` that it stands for.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _AN_OUTCOME = _word_of(_OUTCOMES)
 
 
 def check_case(case: object) -> Problems:
-    """Return what is wrong with the input of a vector: [] for a legal one."""
+    """Return the problems of the input of a vector."""
     path = "case"
     problems = _keys(case, path, ("world_size", "groups", "call", "section", "precision", "mpu", "mesh"))
     if problems or not isinstance(case, Mapping):
@@ -97,7 +97,7 @@ def check_case(case: object) -> Problems:
 
 
 def _positive(value: object) -> bool:
-    return _is_int(value) and value >= 1  # type: ignore[operator] # _is_int has looked
+    return _is_int(value) and value >= 1  # type: ignore[operator] # _is_int is no TypeGuard
 
 
 def _is_handle(value: object) -> bool:
@@ -105,7 +105,7 @@ def _is_handle(value: object) -> bool:
 
 
 def check_request(request: object) -> Problems:
-    """Return what is wrong with a message of the kit's: [] for a legal one."""
+    """Return the problems of a request that the kit sends."""
     if not isinstance(request, Mapping):
         return [f"request: {_shown(request)} is not an object"]
     cmd = request.get("cmd")
@@ -127,7 +127,7 @@ _RESULT_KEYS = ("outcome", "row", "violations", "tp_size", "dtype", "tp_group", 
 
 
 def check_result(result: object, case: Case) -> Problems:
-    """Return what is wrong with a result (without its `observed`): [] for a legal one, however wrong in content."""
+    """Return the problems in the shape of a result without its `observed`; its values are not judged."""
     path = "result"
     problems = _keys(result, path, ("outcome",), _RESULT_KEYS)
     if problems or not isinstance(result, Mapping):
@@ -169,20 +169,20 @@ def _check_codes(codes: object, path: str) -> Problems:
 
 
 def read_implementation(reply: object, choices: Sequence[str]) -> Implementation:
-    """Return who answers, from the reply to `start`. Raises Broken, with every problem, where it is malformed.
+    """Read the reply to `start`. Raises Broken, with every problem, for a malformed one.
 
-    `choices` are the names of the permissive choices that the kit knows.
+    `choices` are the names of all permissive choices of the kit.
     """
     problems = _keys(reply, "start reply", ("version", "implementation", "dialects"), ("choices",))
     if problems or not isinstance(reply, Mapping):
         raise Broken("; ".join(problems))
     if reply["version"] != VERSION:
-        raise Broken(f"it speaks version {_shown(reply['version'])} of the protocol, and this kit version {VERSION}")
+        raise Broken(f"it speaks version {_shown(reply['version'])} of the protocol; this kit speaks version {VERSION}")
     who = reply["implementation"]
     problems += _keys(who, "implementation", ("name", "version", "language"))
     if isinstance(who, Mapping):
         problems += [
-            f"implementation.{key}: {_shown(value)} is not a text"
+            f"implementation.{key}: {_shown(value)} is not a string"
             for key, value in who.items()
             if not isinstance(value, str) or not value
         ]
@@ -201,21 +201,22 @@ def read_implementation(reply: object, choices: Sequence[str]) -> Implementation
 
 
 def read_answer(reply: object, seq: int, case: Case) -> Result | Skipped | Errored | Garbage:
-    """Return the answer that a reply to `run` is; Garbage, with every problem, where it is none."""
+    """Read a reply to `run`; an invalid one becomes Garbage with every problem."""
     if not isinstance(reply, Mapping):
         return Garbage(f"{_shown(reply)} is not an object")
-    said = reply.get("seq")
-    if not _is_int(said) or said != seq:
-        return Garbage(f"it answers case {_shown(said)}, and was asked case {seq}")
+    answered_seq = reply.get("seq")
+    if not _is_int(answered_seq) or answered_seq != seq:
+        return Garbage(f"it answers case {_shown(answered_seq)}, and was asked case {seq}")
     kinds = [kind for kind in ("result", "skipped", "errored") if kind in reply]
     if len(kinds) != 1:
-        return Garbage(f"an answer is one of result, skipped and errored, and this has {' and '.join(kinds) or 'none'}")
+        found = " and ".join(kinds) or "none"
+        return Garbage(f"an answer has exactly one of result, skipped and errored; this one has {found}")
     if kinds == ["result"]:
         return _read_result(reply, case)
     word = "reason" if kinds == ["skipped"] else "message"
     problems = _keys(reply, "answer", ("seq", kinds[0], word))
     problems = problems or _must(reply[kinds[0]], kinds[0], lambda it: it is True, "true")
-    problems = problems or _must(reply[word], word, lambda it: isinstance(it, str), "a text")
+    problems = problems or _must(reply[word], word, lambda it: isinstance(it, str), "a string")
     if problems:
         return Garbage("; ".join(problems))
     return Skipped(reply[word]) if kinds == ["skipped"] else Errored(reply[word])

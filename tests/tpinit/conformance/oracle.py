@@ -1,8 +1,8 @@
-"""The contract again, by brute force: slow, literal, and sharing the vocabulary with nobody but the words.
+"""The contract by brute force: a slow and literal second implementation that imports the vocabulary only.
 
-Nothing here is clever on purpose. The table of section 2 is typed out and looked up, and each violation
-of section 4 is its sentence written as a loop over every pair of given values. Where this and a resolver
-differ, the contract decides which of the two is wrong.
+It is deliberately simple. The table of section 2 is typed out and looked up, and each violation of section 4 is its
+sentence written as a loop over every pair of given values. If it differs from a resolver, the contract decides which
+of the two is wrong.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _OUTCOMES = {
 
 @dataclass(frozen=True, slots=True)
 class OracleRow:
-    """One line of the table in section 2; the two last columns are kept as the contract words them."""
+    """One line of the table in section 2; the last two columns keep the contract's words."""
 
     number: int
     tpi: bool
@@ -57,9 +57,9 @@ class OracleRow:
 
 @dataclass(frozen=True, slots=True)
 class ComparableDecision:
-    """What two implementations must agree on: a decision without its evidence and what is only carried.
+    """The part of a decision on which two implementations must agree: all but evidence and carried settings.
 
-    `codes` holds the violations in canonical order; a verdict with any has no effective values.
+    `codes` holds the violations in canonical order; a decision with violations has no effective values.
     """
 
     row: int
@@ -89,7 +89,7 @@ _NO_GROUP: Effective[Group] = Effective()
 
 
 def oracle(inputs: Inputs) -> ComparableDecision:
-    """Answer one input the naive way (the whole contract). Never raises on well-typed inputs."""
+    """Decide one input by the whole contract. Never raises for well-typed inputs."""
     call, section, mpu = inputs.call, inputs.section, inputs.mpu
     # D2: "With no call and no tp.tp_size it makes CFG false (the rest of the section is then ignored ...)".
     disabled = call is None and section is not None and section.autotp_size == 0 and section.tp_size is None
@@ -98,7 +98,7 @@ def oracle(inputs: Inputs) -> ComparableDecision:
     facts = (call is not None, call is not None and call.tp_group is not None, section is not None, mpu is not None)
     row = _ROW_OF[facts]
 
-    # In the order in which section 4 defines the effective value: the first that is there is the effective one.
+    # In the order of section 4: the first given value is the effective one.
     sizes: list[tuple[Source, int]] = []
     dtypes: list[tuple[Source, DType]] = []
     groups: dict[Source, Group] = {}
@@ -144,7 +144,7 @@ def _codes(
     groups: dict[Source, Group],
     world_size: int,
 ) -> tuple[ViolationCode, ...]:
-    """Section 4's table of violations, sentence by sentence; the order of this list is the canonical one."""
+    """Return the violations of section 4, whose sentences follow one by one in canonical order."""
     tpi, tpg, cfg, mpu = row.tpi, row.tpg, row.cfg, row.mpu
     in_scope = tpi or cfg
     effective_size = sizes[0][1] if sizes else None
@@ -183,7 +183,7 @@ def _codes(
 
 
 def _effective_group(row: OracleRow, groups: dict[Source, Group]) -> Effective[Group]:
-    """The last column of the row, read from left to right."""
+    """Return the TP group that the last column of the row names, read from left to right."""
     if row.group_from == "-":
         return _NO_GROUP
     if row.group_from == "mpu":
@@ -197,7 +197,7 @@ def _effective_group(row: OracleRow, groups: dict[Source, Group]) -> Effective[G
 
 
 def comparable(decision: Decision) -> ComparableDecision:
-    """The part of a decision that is compared: everything but the evidence and what is carried through."""
+    """Return the part of a decision that is compared: all but its evidence and carried settings."""
     return ComparableDecision(
         decision.row,
         decision.outcome,
@@ -210,7 +210,7 @@ def comparable(decision: Decision) -> ComparableDecision:
 
 
 def first_disagreement(implementation: Callable[[Inputs], Decision], cases: Iterable[Inputs]) -> Inputs | None:
-    """The first case on which an implementation's decision is not the oracle's, or None when there is none."""
+    """Return the first case for which an implementation's decision differs from the oracle's, or None."""
     for inputs in cases:
         if comparable(implementation(inputs)) != oracle(inputs):
             return inputs

@@ -1,7 +1,8 @@
 """The pytest plugin: `pytest --tpinit-adapter PKG:OBJECT` adds a test for every conformance vector.
 
-Without that option it adds nothing and loads nothing else of the kit. OBJECT is `answer(case) -> result`, asked in
-pytest's own process, or an adapter; `cmd: ...` and the other spellings of `tpinit conform --impl` work too.
+Without that option it adds no tests and imports no other module of the kit. OBJECT is a function
+`answer(case) -> result`, called in pytest's own process, or an adapter; `cmd: ...` and the other forms of
+`tpinit conform --impl` work too.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ __all__ = ["VectorItem", "pytest_addoption", "pytest_collection_modifyitems", "p
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options."""
     group = parser.getgroup("tpinit", "conformance to the tpinit contract")
-    group.addoption("--tpinit-adapter", metavar="IMPL", help="add a test for every conformance vector, asked of this")
-    group.addoption("--tpinit-smoke", action="store_true", help="the smoke subset of the vectors only")
-    group.addoption("--tpinit-strict", action="store_true", help="let a field that an answer leaves out count as wrong")
-    group.addoption("--tpinit-known", metavar="FILE", help="known failures: exactly these wrong answers are expected")
+    group.addoption("--tpinit-adapter", metavar="IMPL", help="add a test of IMPL for every conformance vector")
+    group.addoption("--tpinit-smoke", action="store_true", help="only the smoke subset of the vectors")
+    group.addoption("--tpinit-strict", action="store_true", help="count a field that an answer leaves out as wrong")
+    group.addoption("--tpinit-known", metavar="FILE", help="known failures: expect exactly these wrong answers")
     group.addoption("--tpinit-timeout", metavar="S", type=float, default=10.0, help="seconds for a case (default: 10)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Load the kit, where an adapter is given. Raises UsageError where it names none."""
+    """Load the kit if --tpinit-adapter is given. Raises UsageError if its value names no adapter."""
     spelled = config.getoption("--tpinit-adapter")
     if spelled:
         config.pluginmanager.register(_Suite(config, spelled), "tpinit-suite")
@@ -46,7 +47,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 
 class _Suite:
-    """What all these tests share: the adapter, started with the first of them, and what is to be said at the end."""
+    """The state that all vector tests share: the adapter, which the first test starts, and the reports so far."""
 
     def __init__(self, config: pytest.Config, spelled: str) -> None:
         from tpinit.conformance import known, vectors
@@ -85,7 +86,7 @@ class _Suite:
 
         if self.adapter is None:
             adapter = self.opener()
-            self.adapter = adapter  # kept also where it does not start, so that it is ended
+            self.adapter = adapter  # set before it starts, so that a failed start is ended too
             self.who = begin(adapter, "documented")
         answer = self.adapter.run(plain(vector.input), self.timeout)
         case = judge(vector, answer, self.who.choices, strict=self.strict)
@@ -101,11 +102,11 @@ class _Suite:
                 self.adapter.stop()
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Say what passing does not: choices that were used, fields that were left out."""
+        """Print what passing tests do not show: choices that were used, fields that were left out."""
         if self.who is None or not self.cases:
             return
         lines = [f"choice {name}: {count} answers permitted by it" for name, count in self._used() if count]
-        lines += [f"not all fields were answered: {one}" for one in self._left_out()]
+        lines += [f"not all fields were answered: {field}" for field in self._left_out()]
         if lines:
             terminalreporter.section(f"tpinit: {self.who.name} {self.who.version}")
             for line in lines:
@@ -125,7 +126,7 @@ class _Suite:
 
 
 class _Collector(pytest.Collector):
-    """The node under which the tests stand: `tpinit`."""
+    """The parent node of all vector tests, `tpinit`."""
 
     def collect(self) -> Iterable[pytest.Item]:
         return []
@@ -140,7 +141,7 @@ class VectorItem(pytest.Item):
         self.suite = suite
 
     def runtest(self) -> None:
-        """Ask, and fail, skip or expect the failure as the verdict is."""
+        """Ask the vector, then pass, fail, skip or xfail according to its status."""
         from tpinit.conformance.protocol import Broken
         from tpinit.conformance.report import CaseStatus
 
@@ -158,18 +159,18 @@ class VectorItem(pytest.Item):
             raise _Wrong(_explained(case))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """Show what was asked, expected and given, instead of the kit's own stack."""
+        """Show the input, the expected and the given answer instead of the kit's own stack."""
         if isinstance(excinfo.value, _Wrong):
             return str(excinfo.value)
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[str, None, str]:
-        """Return what stands at the head of a failure."""
+        """Return the headline of a failure."""
         return "tpinit", None, f"tpinit::{self.vector.id}"
 
 
 class _Wrong(Exception):
-    """The implementation, and not the kit, is at fault."""
+    """The implementation is wrong or broken, not the kit."""
 
 
 def _explained(case: CaseReport) -> str:

@@ -1,6 +1,6 @@
-"""What the kit and an implementation say to each other, and what may be said.
+"""The protocol between the kit and an implementation, and the types that the kit keeps of it.
 
-One JSON object a line, over stdio, one answer to each request::
+One JSON object per line over stdio, one reply to each request::
 
     {"cmd": "start", "version": 1}           {"version": 1, "implementation": {"name", "version", "language"},
                                               "dialects": ["documented"], "choices": []}
@@ -10,12 +10,12 @@ One JSON object a line, over stdio, one answer to each request::
                                              {"seq": N, "errored": true, "message": TEXT}
     {"cmd": "stop"}                          the process ends
 
-CASE is the input of a vector and nothing else of it. RESULT has the shape of what a vector expects: `outcome` must be
-there, and whatever else an implementation cannot tell it leaves out; the report counts what was answered apart from
-what agreed. In a world of ranks `start` also has "rank" and "world_size", and `run` has "ranks": the ranks of each
-group handle, for each group of that kind in the world.
+CASE is the input of a vector, without its expected answer. RESULT has the shape of an expected answer: `outcome` is
+required, and an implementation leaves out every other field that it cannot give; the report counts answered and agreed
+fields separately. In a world of ranks `start` also has "rank" and "world_size", and `run` has "ranks": for each group
+handle the ranks of every group of that kind in the world.
 
-Both directions are validated, in `messages`.
+`messages` validates both directions.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ VERSION = 1
 
 Case: TypeAlias = "Mapping[str, Any]"
 
-# Keys of "observed" that the kit understands: each must be absent, false or empty, else the contract is broken.
+# Keys of "observed" that the kit reads: each must be absent, false or empty; otherwise the answer is wrong.
 FAULTS: dict[str, str] = {
     "input_changed": "the caller's input was changed (D10)",
     "ranks_disagree": "the ranks of one world gave different answers",
 }
 
 
-class Skip(Exception):  # raised to say something, not because anything went wrong
-    """Raised by an in-process implementation for a case that it can't be asked; the text is the reason."""
+class Skip(Exception):  # a signal, not an error
+    """Raised by an in-process implementation for a case that it does not support; the text is the reason."""
 
 
 class Broken(Exception):
-    """The implementation can't be talked to: it does not start, or breaks the protocol outside of any case."""
+    """The implementation does not start, or violates the protocol outside of a case."""
 
 
 class KitError(Exception):
@@ -69,7 +69,7 @@ class KitError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Implementation:
-    """Who answers: what `start` said. `isolated` is the adapter's word that no two cases share a process."""
+    """The implementation under test, from its reply to `start`. `isolated`: no two cases share a process."""
 
     name: str
     version: str
@@ -81,10 +81,10 @@ class Implementation:
 
 @dataclass(frozen=True, slots=True)
 class RankContext:
-    """Where in a world of real processes a case is asked: my rank, and the ranks of each group handle.
+    """One rank of a world of real processes: its number, the world size, and the ranks of each group handle.
 
-    `ranks` has for a handle all groups of that kind, which tile the world: `{"g1": ((0, 1), (2, 3))}`; mine is the
-    one that holds `rank`. Different handles are different objects, also where their ranks are the same.
+    `ranks` maps a handle to all groups of that kind, which tile the world: `{"g1": ((0, 1), (2, 3))}`; this rank's
+    group is the one that contains `rank`. Different handles are different objects, even with the same ranks.
     """
 
     rank: int
@@ -94,9 +94,9 @@ class RankContext:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """An answer in the shape of what a vector expects, perhaps without some of its fields.
+    """An answer in the shape of a vector's expected answer; fields other than `outcome` may be missing.
 
-    `observed` is evidence, in any JSON shape; its keys in `FAULTS` count against the implementation.
+    `observed` is evidence in any JSON shape; a key of `FAULTS` in it makes the answer wrong.
     """
 
     answer: Mapping[str, Any]
@@ -105,14 +105,14 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """The implementation can't be asked this, and says why."""
+    """The implementation does not support the case; `reason` says why."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Errored:
-    """The implementation failed to answer and says so. An error that it was to decide on is a Result."""
+    """The implementation reports that it failed to answer. An error that the contract requires is a Result."""
 
     message: str
     detail: str = field(default="", compare=False)
@@ -128,7 +128,7 @@ class Crashed:
 
 @dataclass(frozen=True, slots=True)
 class TimedOut:
-    """No answer in time. The process is gone: the next case gets a new one."""
+    """No answer within the time limit. The adapter has ended the process; the next case gets a new one."""
 
     message: str
     detail: str = field(default="", compare=False)
@@ -136,7 +136,7 @@ class TimedOut:
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """An answer that is none: not JSON, not of the protocol, to another case, or more than one."""
+    """An invalid reply: not JSON, not a message of the protocol, for another case, or more than one line."""
 
     message: str
     detail: str = field(default="", compare=False)
@@ -146,28 +146,28 @@ Answer: TypeAlias = "Result | Skipped | Errored | Crashed | TimedOut | Garbage"
 
 
 class Adapter(Protocol):
-    """An implementation as the runner sees it.
+    """The interface through which the runner asks an implementation.
 
-    `start` raises Broken where there is nobody to talk to. `run` never raises for what an implementation does: it
-    returns the matching Answer, within about `timeout` seconds, and leaves the adapter fit for the next case.
-    `stop` ends what was started, whatever state it is in, and may be called twice; it raises Broken where the
-    implementation said more than it was asked.
+    `start` raises Broken if the implementation does not start. `run` returns an Answer within about `timeout` seconds,
+    never raises for what the implementation does, and leaves the adapter ready for the next case. `stop` ends every
+    process that was started, in any state, and may be called twice; it raises Broken if the implementation wrote more
+    than its replies.
     """
 
     def start(self) -> Implementation:
-        """Begin, and say who answers."""
+        """Start the implementation and return its name, version and dialects."""
         ...
 
     def dialect(self, name: str) -> bool:
-        """Ask for a dialect; True where the implementation speaks it."""
+        """Return whether the implementation speaks this dialect."""
         ...
 
     def run(self, case: Case, timeout: float) -> Answer:
-        """Ask one case. The adapter gets a copy of its own."""
+        """Ask one case. The caller passes a copy, which the adapter may change."""
         ...
 
     def stop(self) -> None:
-        """End."""
+        """End the implementation's processes."""
         ...
 
 
@@ -181,7 +181,7 @@ _KINDS: dict[type, str] = {
 
 
 def answer_to_json(answer: Answer) -> dict[str, Any]:
-    """Return an answer as plain data that is equal for equal answers: without `observed` but for its faults."""
+    """Return an answer as plain data, equal for equal answers: of `observed` it has the keys in FAULTS only."""
     if isinstance(answer, Result):
         faults = {name: answer.observed[name] for name in FAULTS if answer.observed.get(name)}
         return {"result": dict(answer.answer), **faults}

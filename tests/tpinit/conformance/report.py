@@ -1,7 +1,7 @@
-"""What a run found: one verdict a vector, counts in a footer, and the JSON file that holds both.
+"""The report of a run: one status per vector, a footer with counts, and the JSON file that holds both.
 
-A report is read back only with its footer, and only where the footer's counts are those of its cases: a run that was
-cut short must not look like one that found nothing.
+`read` refuses a file without a footer, or with a footer whose counts differ from its cases: a run that was cut short
+must not look like a run without failures.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ VERSION = 1
 
 
 class CaseStatus(str, Enum):
-    """What became of one vector."""
+    """The status of one vector in a report; JSON calls it the verdict."""
 
     AGREED = "agreed"
     PERMITTED = "permitted"  # departs by a choice that the implementation declared
-    KNOWN = "known"  # wrong, in exactly the way that the file of known failures has
+    KNOWN = "known"  # wrong in exactly the way that the file of known failures records
     SKIPPED = "skipped"
     DISAGREED = "disagreed"
-    UNEXPECTED_PASS = "unexpected_pass"  # agrees, and is a known failure
-    CHANGED = "changed"  # a known failure that fails in another way
-    UNSTABLE = "unstable"  # the answer depends on the cases before
+    UNEXPECTED_PASS = "unexpected_pass"  # a known failure that agrees now
+    CHANGED = "changed"  # a known failure that is wrong in another way now
+    UNSTABLE = "unstable"  # the answer depends on the cases asked before
     ERRORED = "errored"
     CRASHED = "crashed"
     TIMED_OUT = "timed_out"
@@ -68,7 +68,7 @@ BROKEN = frozenset(
 
 
 class ReportError(ValueError):
-    """A file is not a whole report. The text says what is wrong with it."""
+    """A file is not a complete report. The text says what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +82,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class CaseReport:
-    """What became of one vector, with the question, the expected answer and the one that was given.
+    """One vector of a report: its input, the expected answer, the given answer and the status.
 
-    `answer` is as `protocol.answer_to_json` has it, or None where the case was not run. `choice` names the permissive
-    choice of a permitted answer, `link` where a known failure is told of.
+    `answer` is the value of `protocol.answer_to_json`, or None if the case was not run. `choice` names the permissive
+    choice of a permitted answer, `link` is the address recorded with a known failure. `seconds` is the time of `run`.
     """
 
     id: str
@@ -105,13 +105,13 @@ class CaseReport:
 
     @property
     def answered(self) -> bool:
-        """Whether there was a result, right or wrong."""
+        """Whether the implementation gave a result, right or wrong."""
         return self.answer is not None and "result" in self.answer
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One run of one implementation. `spelled` is how it was asked for, `selection` which vectors it was asked."""
+    """One run of one implementation. `spelled` is the value of --impl, `selection` describes the vectors asked."""
 
     name: str
     version: str
@@ -126,7 +126,7 @@ class Report:
 
 
 def fields_of(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of an expected or given answer, one level: `tp_size` becomes `tp_size.value` and `.source`."""
+    """Return the fields of an answer in one flat dict: `tp_size` becomes `tp_size.value` and `tp_size.source`."""
     flat: dict[str, Any] = {}
     for key, value in answer.items():
         if isinstance(value, Mapping):
@@ -137,7 +137,7 @@ def fields_of(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def footer(report: Report) -> dict[str, Any]:
-    """Return the counts of a report: cases, answered, each verdict, and each field apart."""
+    """Return the counts of a report: cases, answered cases, cases of each status, and answers to each field."""
     verdicts = Counter(case.verdict for case in report.cases)
     fields: dict[str, dict[str, int]] = {}
     for case in report.cases:
@@ -159,7 +159,7 @@ def footer(report: Report) -> dict[str, Any]:
 
 
 def exit_code(report: Report) -> int:
-    """Return 0 where all is well, 4 where the implementation is broken (it comes first), 1 where it disagrees."""
+    """Return 4 if the implementation is broken, else 1 if an answer is wrong, else 0."""
     verdicts = {case.verdict for case in report.cases}
     known = any(case.verdict is CaseStatus.KNOWN for case in report.cases)
     if report.broken or verdicts & BROKEN or not (known or any(case.answered for case in report.cases)):
@@ -168,7 +168,7 @@ def exit_code(report: Report) -> int:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """Return the report as plain data, the footer last."""
+    """Return the report as plain data, with the footer as its last key."""
     body = asdict(report)
     return {
         "format": FORMAT,
@@ -181,14 +181,14 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def write(report: Report, path: str | os.PathLike[str]) -> None:
-    """Write the JSON file, all of it or nothing."""
+    """Write the JSON file atomically."""
     write_text(json.dumps(to_json(report), indent=1) + "\n", path)
 
 
 def write_text(text: str, path: str | os.PathLike[str]) -> None:
-    """Write a file, all of it or nothing. Raises OSError where that can't be."""
+    """Write a file atomically. Raises OSError if the file can't be written."""
     target = Path(path)
-    if target.exists() and not target.is_file():  # a pipe or /dev/stdout
+    if target.exists() and not target.is_file():  # a pipe or /dev/stdout can't be replaced
         target.write_text(text, encoding="utf-8")
         return
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -200,7 +200,7 @@ def write_text(text: str, path: str | os.PathLike[str]) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> Report:
-    """Read a JSON report back. Raises ReportError for one that is not whole, and OSError where there is none."""
+    """Read a JSON report. Raises ReportError for an incomplete or malformed one, and OSError if there is no file."""
     text = Path(path).read_text(encoding="utf-8")
     try:
         body = json.loads(text)
@@ -211,7 +211,7 @@ def read(path: str | os.PathLike[str]) -> Report:
     if body.get("version") != VERSION:
         raise ReportError(f"{path}: version {body.get('version')!r}; this kit reads version {VERSION}")
     if "footer" not in body:
-        raise ReportError(f"{path}: it has no footer, so nothing says that the run came to its end")
+        raise ReportError(f"{path}: the report has no footer, so the run may have been cut short")
     try:
         report = _report(body)
         counted = footer(report)
@@ -221,18 +221,20 @@ def read(path: str | os.PathLike[str]) -> Report:
         wrong = [
             key for key in counted if not isinstance(body["footer"], dict) or body["footer"].get(key) != counted[key]
         ]
-        raise ReportError(f"{path}: its footer does not count its cases: {', '.join(wrong) or 'unknown keys'}")
+        raise ReportError(
+            f"{path}: the counts in the footer differ from the cases: {', '.join(wrong) or 'unknown keys'}"
+        )
     return report
 
 
 def _report(body: dict[str, Any]) -> Report:
-    def case(one: dict[str, Any]) -> CaseReport:
-        made = CaseReport(**one)
+    def case_report(fields: dict[str, Any]) -> CaseReport:
+        case = CaseReport(**fields)
         return replace(
-            made,
-            verdict=CaseStatus(made.verdict),
-            clauses=tuple(made.clauses),
-            differences=tuple(Difference(**difference) for difference in one["differences"]),
+            case,
+            verdict=CaseStatus(case.verdict),
+            clauses=tuple(case.clauses),
+            differences=tuple(Difference(**difference) for difference in fields["differences"]),
         )
 
     rest = ("spelled", "dialect", "selection", "broken", "seconds")
@@ -240,5 +242,5 @@ def _report(body: dict[str, Any]) -> Report:
         **body["implementation"],
         **{key: body[key] for key in rest},
         choices=tuple(body["choices"]),
-        cases=tuple(case(one) for one in body["cases"]),
+        cases=tuple(case_report(fields) for fields in body["cases"]),
     )

@@ -1,8 +1,8 @@
-"""Asks an implementation the vectors and judges what it says.
+"""Ask an implementation the vectors and judge its answers.
 
-An implementation sees the input of a vector and nothing else of it. It is asked twice, the second time in the reverse
-order and from a new start, so that an answer which depends on the cases before shows; where the adapter isolates
-every case in a process of its own, once is enough.
+An implementation gets the input of a vector only. The runner asks every vector twice, the second time in reverse order
+after a new start, to find answers that depend on earlier cases. One pass is enough if the adapter runs every case in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ _VERDICTS: dict[type, CaseStatus] = {
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How to ask and judge. `timeout` is in seconds a case; after `give_up` faults in a row the rest is not run.
+    """How to ask and judge. `timeout` is in seconds per case; after `give_up` faults in a row the rest is not run.
 
-    With `strict` a field that an answer leaves out is a difference, without `choices` a permitted answer is one.
+    With `strict` a missing field is a difference. With `choices` False a permitted answer is a difference.
     """
 
     dialect: str = "documented"
@@ -69,9 +69,9 @@ class RunOptions:
 
 
 def check_vectors(vectors: Sequence[Vector]) -> None:
-    """Check the kit before it judges anybody: each vector is legal, and resolver and oracle expect what it expects.
+    """Check that every vector is well formed and that resolver and oracle give its expected answer.
 
-    Raises KitError, naming the vector.
+    Raises KitError, which names the vector.
     """
     seen: set[str] = set()
     for vector in vectors:
@@ -79,33 +79,33 @@ def check_vectors(vectors: Sequence[Vector]) -> None:
         if problems:
             raise KitError(f"vector {vector.id} is malformed: {'; '.join(problems)}")
         if vector.id in seen:
-            raise KitError(f"vector {vector.id} is there twice")
+            raise KitError(f"two vectors have the id {vector.id}")
         seen.add(vector.id)
         inputs = to_inputs(dict(vector.input))
         decision = resolve(inputs)
         if comparable(decision) != oracle(inputs):
             raise KitError(f"vector {vector.id}: the reference resolver and the oracle disagree")
         if answer_of(decision, dict(vector.input["groups"])) != vector.expected:
-            raise KitError(f"vector {vector.id} does not expect what the contract says")
+            raise KitError(f"vector {vector.id}: its expected answer is not the contract's")
 
 
 def begin(adapter: Adapter, dialect: str) -> Implementation:
     """Start an implementation and agree on the dialect.
 
-    Raises Broken where it does not start, does not speak the dialect, or says things about dialects that are not so.
+    Raises Broken if it does not start, does not speak the dialect, or claims to speak a dialect that does not exist.
     """
     who = adapter.start()
     if dialect not in who.dialects:
         raise Broken(f"{who.name} does not speak {dialect!r}, but: {', '.join(who.dialects) or 'nothing'}")
     if adapter.dialect(NO_DIALECT):
-        raise Broken(f"{who.name} says that it speaks {NO_DIALECT!r}: there is no such dialect")
+        raise Broken(f"{who.name} claims to speak {NO_DIALECT!r}, a dialect that does not exist")
     if not adapter.dialect(dialect):
         raise Broken(f"{who.name} lists the dialect {dialect!r} and then refuses it")
     return who
 
 
 def compare(expected: dict[str, Any], answer: Result, *, strict: bool = False) -> tuple[Difference, ...]:
-    """Return each field that was answered and is not the expected one, and each fault that was observed."""
+    """Return a Difference for each answered field with another value than expected, and for each observed fault."""
     given = fields_of(answer.answer)
     differences = [
         Difference(name, value, given.get(name))
@@ -121,7 +121,7 @@ def _differ(given: object, expected: object) -> bool:
 
 
 def judge(vector: Vector, answer: Answer, choices: tuple[str, ...] = (), *, strict: bool = False) -> CaseReport:
-    """Judge one answer to one vector; `choices` are the permissive choices that count."""
+    """Judge one answer to one vector; `choices` names the permissive choices to apply."""
     expected = dict(vector.expected)
     case = CaseReport(
         id=vector.id,
@@ -147,11 +147,11 @@ def judge(vector: Vector, answer: Answer, choices: tuple[str, ...] = (), *, stri
     return replace(case, verdict=CaseStatus.DISAGREED, differences=differences)
 
 
-Reply = tuple["Answer | None", float]  # None: not asked; seconds
+Reply = tuple["Answer | None", float]  # the answer (None: not asked), and seconds
 
 
 def _ask(adapter: Adapter, vectors: Sequence[Vector], settings: RunOptions, ended: threading.Event) -> list[Reply]:
-    """Ask a started implementation these vectors, in this order, as long as the run has not ended."""
+    """Ask a started implementation these vectors in this order, until `ended` is set."""
     replies: list[Reply] = []
     faults = 0
     for vector in vectors:
@@ -168,7 +168,7 @@ def _ask(adapter: Adapter, vectors: Sequence[Vector], settings: RunOptions, ende
 def _pass(
     opener: Callable[[], Adapter], vectors: Sequence[Vector], settings: RunOptions
 ) -> tuple[Implementation, list[Reply]]:
-    """Ask all vectors once, by as many adapters at a time as there are jobs. Raises Broken."""
+    """Ask all vectors once, with `settings.jobs` adapters in parallel. Raises Broken."""
     ended = threading.Event()
 
     def work(share: Sequence[Vector]) -> tuple[Implementation, list[Reply]]:
@@ -177,7 +177,7 @@ def _pass(
             who = begin(adapter, settings.dialect)
             replies = _ask(adapter, share, settings, ended)
         except BaseException:
-            with contextlib.suppress(Broken):  # what it is raising for comes first
+            with contextlib.suppress(Broken):  # the exception that is being raised matters more
                 adapter.stop()
             raise
         adapter.stop()
@@ -190,9 +190,9 @@ def _pass(
         try:
             done = list(pool.map(work, [vectors[first::jobs] for first in range(jobs)]))
         finally:
-            ended.set()  # where this thread is interrupted, the others must not go on to the end
+            ended.set()  # if this thread is interrupted, the others must stop too
     if len({who for who, _ in done}) > 1:
-        raise Broken("started several times it says that it is different implementations")
+        raise Broken("its processes report different implementations when started several times")
     replies: list[Reply] = [(None, 0.0)] * len(vectors)
     for first, (_, share) in enumerate(done):
         replies[first::jobs] = share
@@ -200,7 +200,7 @@ def _pass(
 
 
 def conform(opener: Callable[[], Adapter], vectors: Sequence[Vector], settings: RunOptions | None = None) -> Report:
-    """Ask an implementation all vectors and report. Raises KitError where the kit itself is wrong."""
+    """Ask an implementation all vectors and return the report. Raises KitError if the kit itself is wrong."""
     settings = settings or RunOptions()
     check_vectors(vectors)
     begun = time.perf_counter()
@@ -212,15 +212,16 @@ def conform(opener: Callable[[], Adapter], vectors: Sequence[Vector], settings: 
         return _report(unknown, nothing, settings, begun, broken=str(error))
     cases = _cases(who, vectors, replies, settings)
     if settings.passes > 1 and not who.isolated:
-        again = [index for index, (answer, _) in enumerate(replies) if isinstance(answer, (Result, Skipped, Errored))][
-            ::-1
+        answered = [
+            index for index, (answer, _) in enumerate(replies) if isinstance(answer, (Result, Skipped, Errored))
         ]
+        second_order = answered[::-1]
         try:
-            _, others = _pass(opener, [vectors[index] for index in again], settings)
+            _, second_replies = _pass(opener, [vectors[index] for index in second_order], settings)
         except Broken as error:
             return _report(who, cases, settings, begun, broken=f"asked a second time: {error}")
-        for index, (other, _) in zip(again, others, strict=True):
-            cases[index] = _steadied(cases[index], other)
+        for index, (second, _) in zip(second_order, second_replies, strict=True):
+            cases[index] = _with_second_answer(cases[index], second)
     return _report(who, cases, settings, begun)
 
 
@@ -238,12 +239,12 @@ def _cases(
     return cases
 
 
-def _steadied(case: CaseReport, other: Answer | None) -> CaseReport:
-    """The case, or where the second answer is another one, that it is unstable."""
-    second = None if other is None else answer_to_json(other)
+def _with_second_answer(case: CaseReport, answer: Answer | None) -> CaseReport:
+    """Return the case unchanged if the second answer equals the first, else with the status UNSTABLE."""
+    second = None if answer is None else answer_to_json(answer)
     if second == case.answer:
         return case
-    detail = f"in order it says {case.answer}, in the reverse order {second}"
+    detail = f"in order it answers {case.answer}, in the reverse order {second}"
     return replace(case, verdict=CaseStatus.UNSTABLE, detail=detail, choice=None)
 
 

@@ -1,9 +1,8 @@
-"""Beyond the vectors: Hypothesis asks an implementation anything, and makes what it finds a vector.
+"""Search beyond the vectors: Hypothesis generates cases, and each wrong answer becomes a vector.
 
-Inputs are those of `strategies.inputs()`, and the same with one size put in place of another throughout: the sizes at
-which programs break (powers of two and ten, and their neighbours) turn up in every position, with all that agreed
-still agreeing. What is found is shrunk; then the search goes on for something that is wrong in another way.
-Needs Hypothesis (the extra `conformance`).
+Inputs come from `strategies.inputs()`. Variants replace one size by another in every position, so that boundary values
+(powers of two and ten, and their neighbours) occur everywhere while values that agreed still agree. A wrong case is
+shrunk; then the search continues for cases that are wrong in another way. Needs Hypothesis (the extra `conformance`).
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from tpinit.spec.vocabulary import DType, Group, Inputs
 
 __all__ = ["BOUNDARIES", "SearchResult", "families", "search"]
 
-# One word of a machine is not enough for these, or just enough, or they are what a float can't tell from the next.
+# Values at the limits of machine integers and of floats, where fixed-width arithmetic fails.
 BOUNDARIES: tuple[int, ...] = tuple(
     sorted(
         {2**bits + step for bits in (7, 8, 15, 16, 23, 24, 31, 32, 53, 63, 64) for step in (-1, 0, 1)}
@@ -45,7 +44,7 @@ GOOD = frozenset({CaseStatus.AGREED, CaseStatus.PERMITTED, CaseStatus.SKIPPED})
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """What a search found: who was asked, how many cases, and one shrunk case for each way of being wrong."""
+    """The result of a search: the implementation, counts, and one shrunk case for each kind of wrong answer."""
 
     who: Implementation
     asked: int
@@ -55,7 +54,7 @@ class SearchResult:
 
 @dataclass(slots=True)
 class _Asking:
-    """Asks, counts, and says whether a case is wrong in a way that is not yet known."""
+    """Asks cases, counts them, and finds wrong answers of a kind that was not found before."""
 
     adapter: Adapter
     choices: tuple[str, ...]
@@ -76,11 +75,11 @@ class _Asking:
         return vector, judge(vector, answer, self.choices, strict=self.strict)
 
     def new(self, family: tuple[Inputs, ...]) -> Inputs | None:
-        """Return the first of these that is wrong in a way not yet known."""
+        """Return the first case whose answer is wrong in a new way, or None."""
         return next((case for case in family if self._is_new(case)), None)
 
     def _is_new(self, case: Inputs) -> bool:
-        # The first answer counts: Hypothesis takes a case that fails now and passes then for a mistake of ours.
+        # Keep the first answer: Hypothesis reports a case that fails once and passes later as a flaky test.
         if case not in self.judgements:
             self.judgements[case] = self.judged(case)[1]
         report = self.judgements[case]
@@ -88,18 +87,18 @@ class _Asking:
 
 
 def _way(report: CaseReport) -> tuple[Any, ...]:
-    """What two wrong answers have in common when they are one mistake: the verdict, and which fields are wrong.
+    """Return the key by which wrong answers count as one mistake: the status and the names of the wrong fields.
 
-    The row is not part of it: a mistake shows in many rows, and is shrunk to the first of them.
+    The row is not part of the key: one mistake shows in many rows, and shrinking finds the first of them.
     """
     return report.verdict, tuple(sorted(difference.field for difference in report.differences))
 
 
 @st.composite
 def families(draw: DrawFn) -> tuple[Inputs, ...]:
-    """Any legal input and, mostly, a few more: it with one size replaced by boundaries wherever it stands.
+    """Draw a legal input and, usually, variants in which boundary values replace one of its sizes.
 
-    Drawing an input takes longer than asking one, so several are made of each.
+    Each input gives several cases because drawing takes longer than asking.
     """
     drawn = draw(_INPUTS)
     if drawn.precision is DType.FP32:
@@ -130,15 +129,15 @@ def _sizes(case: Inputs) -> list[int]:
 
 
 def _resized(case: Inputs, to: dict[int, int]) -> Inputs:
-    """The case with these sizes in place of those, everywhere; the world keeps being a multiple of what divided it."""
+    """Return the case with a size replaced everywhere; a world that it divided stays a multiple of the new size."""
 
-    def group(one: Group | None) -> Group | None:
-        return one and replace(one, size=to.get(one.size, one.size))
+    def resized(group: Group | None) -> Group | None:
+        return group and replace(group, size=to.get(group.size, group.size))
 
     ((old, new),) = to.items()
     world = case.world_size // old * new if case.world_size % old == 0 else case.world_size
     call = case.call and replace(
-        case.call, tp_size=to.get(case.call.tp_size, case.call.tp_size), tp_group=group(case.call.tp_group)
+        case.call, tp_size=to.get(case.call.tp_size, case.call.tp_size), tp_group=resized(case.call.tp_group)
     )
     section = case.section
     if section is not None:
@@ -147,10 +146,10 @@ def _resized(case: Inputs, to: dict[int, int]) -> Inputs:
             section,
             autotp_size=None if autotp is None else to.get(autotp, autotp),
             tp_size=None if tp is None else to.get(tp, tp),
-            tp_group=group(section.tp_group),
+            tp_group=resized(section.tp_group),
         )
-    mpu = case.mpu and replace(case.mpu, tp_group=group(case.mpu.tp_group) or case.mpu.tp_group)
-    return Inputs(world, call, section, case.precision, mpu, group(case.mesh))
+    mpu = case.mpu and replace(case.mpu, tp_group=resized(case.mpu.tp_group) or case.mpu.tp_group)
+    return Inputs(world, call, section, case.precision, mpu, resized(case.mesh))
 
 
 def search(
@@ -164,9 +163,9 @@ def search(
     choices: bool = True,
     seed: int = 0,
 ) -> SearchResult:
-    """Ask about `examples` cases, shrink what is wrong, and go on until nothing new is found or `most` things were.
+    """Ask about `examples` cases, shrink a wrong one, and repeat until no new kind is found or `most` were found.
 
-    Raises Broken where the implementation does not start, and KitError where resolver and oracle disagree.
+    Raises Broken if the implementation does not start, and KitError if resolver and oracle disagree.
     """
     adapter = opener()
     try:
@@ -181,28 +180,28 @@ def search(
             before = asking.judgements[smallest]
             asking.ways |= {_way(before), _way(report)}
             if report.answer != before.answer:
-                said = f"first it says {before.answer}, and asked again {report.answer}"
-                report = replace(report, verdict=CaseStatus.UNSTABLE, detail=said)
+                detail = f"it first answers {before.answer}, and asked again {report.answer}"
+                report = replace(report, verdict=CaseStatus.UNSTABLE, detail=detail)
             found.append((replace(vector, why={"flag": "FOUND_BY_SEARCH", "effect": _effect(who, report)}), report))
         return SearchResult(who, asking.asked, asking.skipped, tuple(found))
     finally:
-        with contextlib.suppress(Exception):  # whatever it was, the first exception is the one to tell
+        with contextlib.suppress(Exception):  # an error of `stop` must not replace the first exception
             adapter.stop()
 
 
-def _smallest(asking: _Asking, examples: int, chance: random.Random) -> Inputs | None:
+def _smallest(asking: _Asking, examples: int, generator: random.Random) -> Inputs | None:
     try:
         family = find(
             families(),
             lambda family: asking.new(family) is not None,
             settings=settings(
-                max_examples=max(1, examples // 4),  # the size of a family, on average
+                max_examples=max(1, examples // 4),  # an example has about 4 cases
                 deadline=None,
                 database=None,
                 phases=(Phase.generate, Phase.shrink),
                 suppress_health_check=list(HealthCheck),
             ),
-            random=chance,
+            random=generator,
         )
     except NoSuchExample:
         return None

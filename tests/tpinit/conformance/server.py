@@ -21,14 +21,14 @@ from tpinit.conformance.protocol import VERSION, Answer, Crashed, Errored, RankC
 
 __all__ = ["main", "serve"]
 
-FOREVER = 1e6  # seconds: the kit is the one that keeps the time
+FOREVER = 1e6  # seconds: the kit enforces the time limit
 
 
 def serve(answer: Any, requests: IO[bytes], replies: IO[bytes]) -> None:
-    """Answer requests, one line each, until `stop` or the end of them. Malformed ones are answered as errored."""
+    """Answer requests, one line each, until `stop` or the end of the stream; a malformed one gets `errored`."""
     rank: int | None = None
     world_size = 1
-    takes_place = len(inspect.signature(answer).parameters) > 1
+    takes_context = len(inspect.signature(answer).parameters) > 1
     for line in requests:
         request = json.loads(line)
         problems = check_request(request)
@@ -42,21 +42,21 @@ def serve(answer: Any, requests: IO[bytes], replies: IO[bytes]) -> None:
             return
         elif request["cmd"] == "start":
             rank, world_size = request.get("rank"), request.get("world_size", 1)
-            reply = _introduced(CallableAdapter(answer))
+            reply = _start_reply(CallableAdapter(answer))
         elif request["cmd"] == "dialect":
             reply = {"ok": CallableAdapter(answer).dialect(request["dialect"])}
         else:
             ranks = _ranks(request.get("ranks", {}))
-            more = (RankContext(rank, world_size, ranks),) if rank is not None and takes_place else ()
+            context = (RankContext(rank, world_size, ranks),) if rank is not None and takes_context else ()
             reply = {
                 "seq": request["seq"],
-                **_said(CallableAdapter(answer, *more).run(request["case"], FOREVER)),
+                **_run_reply(CallableAdapter(answer, *context).run(request["case"], FOREVER)),
             }
         replies.write(json.dumps(reply).encode() + b"\n")
         replies.flush()
 
 
-def _introduced(adapter: CallableAdapter) -> dict[str, Any]:
+def _start_reply(adapter: CallableAdapter) -> dict[str, Any]:
     who = adapter.start()
     return {
         "version": VERSION,
@@ -70,22 +70,22 @@ def _ranks(ranks: Mapping[str, list[list[int]]]) -> dict[str, tuple[tuple[int, .
     return {handle: tuple(map(tuple, groups)) for handle, groups in ranks.items()}
 
 
-def _said(answer: Answer) -> dict[str, Any]:
+def _run_reply(answer: Answer) -> dict[str, Any]:
     if isinstance(answer, Result):
         return {"result": {**answer.answer, **({"observed": answer.observed} if answer.observed else {})}}
     if isinstance(answer, Skipped):
         return {"skipped": True, "reason": answer.reason}
     if isinstance(answer, Errored):
-        print(answer.detail, file=sys.stderr)  # noqa: T201 # evidence, where the kit looks for it
+        print(answer.detail, file=sys.stderr)  # noqa: T201 # the kit keeps the end of stderr as evidence
         return {"errored": True, "message": answer.message}
     if isinstance(answer, Crashed):
         raise SystemExit(answer.message)
-    # What is not an answer here is not one at the other end either; sent as it is, so that the kit sees it.
+    # An invalid answer is sent on as an invalid reply, so that the kit reports it.
     return {"result": None, "garbage": answer.message}
 
 
 def main() -> None:
-    """Serve the object that the command line names."""
+    """Serve the object named on the command line."""
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m tpinit.conformance.server PKG:OBJECT")
     replies = os.fdopen(os.dup(1), "wb")

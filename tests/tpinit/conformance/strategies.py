@@ -1,12 +1,12 @@
-"""Hypothesis strategies for everything that decides: inputs, and the configs that they are read from.
+"""Hypothesis strategies for the inputs of a decision, and for the configs from which they are read.
 
-`inputs()` draws any legal input. Values drawn independently would nearly always disagree, so it builds
-three kinds with the same weight: inputs whose given values all agree, inputs that agree but for one
-violation, and inputs whose fields know nothing of each other. Nothing is filtered, so shrinking works
-field by field: towards absent fields, small numbers, and the first row and code.
+`inputs()` draws any legal input. Values drawn independently would nearly always disagree, so it draws three kinds with
+equal probability: inputs whose values all agree, inputs with exactly one violation, and inputs whose fields are
+independent. Nothing is filtered, so shrinking works field by field: towards absent fields, small integers, and the
+first row and code.
 
-`inputs_in_row` and `inputs_violating` are the same, aimed. The configs stand in `config_strategies` and
-are offered here too. Needs Hypothesis (the extra `conformance`).
+`inputs_in_row` and `inputs_violating` draw inputs of one row or with one violation. The strategies for configs are
+defined in `config_strategies` and exported here too. Needs Hypothesis (the extra `conformance`).
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ __all__ = [
 T = TypeVar("T")
 Label = TypeVar("Label", bound=Hashable)
 
-# The rows in which a violation can hold and no other with it.
-_ALONE_IN: dict[ViolationCode, tuple[int, ...]] = {
+# The rows in which a violation can be the only one.
+_ONLY_VIOLATION_IN: dict[ViolationCode, tuple[int, ...]] = {
     ViolationCode.NO_TP_INTENT: (1,),
     ViolationCode.NO_GROUP_SOURCE: (5,),
     ViolationCode.GROUP_AND_MPU: (10, 12),
@@ -72,12 +72,12 @@ _SUCCEEDING = (2, 3, 4, 6, 7, 8, 9, 11)
 
 
 def sizes(min_value: int = 1) -> SearchStrategy[int]:
-    """Sizes in ranks of at least `min_value`: mostly small, and without any upper bound."""
+    """Sizes in ranks of at least `min_value`: mostly small, without an upper bound."""
     return st.integers(min_value, min_value + 7) | st.integers(min_value=min_value)
 
 
 def world_sizes() -> SearchStrategy[int]:
-    """World sizes in ranks: at least 1, without any upper bound."""
+    """World sizes in ranks: at least 1, without an upper bound."""
     return _SIZES
 
 
@@ -87,74 +87,74 @@ def dtypes() -> SearchStrategy[DType]:
 
 
 def groups(size: int | None = None) -> SearchStrategy[Group]:
-    """One process group of any identity and of this size, or of any.
+    """One process group of any identity, of this size in ranks or of any.
 
-    Two drawn apart may have one identity and two sizes, which no input accepts: for several groups of one
-    input, draw them together (`inputs`).
+    Two groups drawn independently may have the same identity and different sizes, which is illegal in one input: draw
+    several groups of one input together (`inputs`).
     """
     return _GROUPS if size is None else st.builds(Group, _IDENTITIES, st.just(size))
 
 
 def calls() -> SearchStrategy[Call]:
-    """`tp_model_init` calls with any integer as size, and with or without a group of their own."""
+    """`tp_model_init` calls with any integer as size, with or without a `tp_group`."""
     return st.builds(Call, _ANY_SIZES, _DTYPES, st.none() | _GROUPS)
 
 
 def sections() -> SearchStrategy[Section]:
-    """`tensor_parallel` sections with any fields, the empty one (D1) and disabled ones (D2) among them."""
+    """`tensor_parallel` sections with any fields, including the empty one (D1) and disabled ones (D2)."""
     number = st.none() | _ANY_SIZES
     return st.builds(Section, number, number, st.none() | _DTYPES, st.none() | _GROUPS, _CARRIED)
 
 
 def mpus() -> SearchStrategy[Mpu]:
-    """Mpus with a group that shards and, or not, one that averages (which decides nothing)."""
+    """Mpus with a TP group, with or without a DP group (which does not affect the decision)."""
     return st.builds(Mpu, _GROUPS, _OPTIONAL_GROUPS)
 
 
 @st.composite
 def inputs(draw: DrawFn) -> Inputs:
-    """Any legal input: every row, every violation alone and with others, numbers without bound."""
+    """Any legal input: every row, every violation alone and with others, integers without a bound."""
     kind = pick(draw, ("agreeing", "violating", "any"))
     if kind == "agreeing":
-        return _alone(draw, _row(pick(draw, _SUCCEEDING)), None)
+        return _with_only(draw, _row(pick(draw, _SUCCEEDING)), None)
     if kind == "violating":
         code = pick(draw, list(ViolationCode))
-        return _alone(draw, _row(pick(draw, _ALONE_IN[code])), code)
-    return _unrelated(draw, pick(draw, ROWS))
+        return _with_only(draw, _row(pick(draw, _ONLY_VIOLATION_IN[code])), code)
+    return _independent(draw, pick(draw, ROWS))
 
 
 @st.composite
 def inputs_in_row(draw: DrawFn, number: int) -> Inputs:
-    """Inputs of one row of the table (1-12), whether or not a violation makes them an error.
+    """Inputs of one row of the table (1-12), with or without violations.
 
-    Raises ValueError for a number that is no row's.
+    Raises ValueError for a number outside 1-12.
     """
     return _in_row(draw, _row(number))
 
 
 @st.composite
 def inputs_succeeding(draw: DrawFn, *rows: int) -> Inputs:
-    """Inputs without any violation, of these rows or of all that can be without (2-4, 6-9, 11).
+    """Inputs without a violation, of these rows or of all rows that can succeed (2-4, 6-9, 11).
 
     Raises ValueError for a row that is always an error.
     """
     if wrong := sorted(set(rows) - set(_SUCCEEDING)):
         raise ValueError(f"row {wrong[0]} never succeeds: choose among {', '.join(map(str, _SUCCEEDING))}")
-    return _alone(draw, _row(pick(draw, rows or _SUCCEEDING)), None)
+    return _with_only(draw, _row(pick(draw, rows or _SUCCEEDING)), None)
 
 
 @st.composite
 def inputs_violating(draw: DrawFn, code: ViolationCode) -> Inputs:
-    """Inputs with exactly this violation and no other, in every row where that is possible."""
-    return _alone(draw, _row(pick(draw, _ALONE_IN[code])), code)
+    """Inputs with this violation and no other, in every row where that is possible."""
+    return _with_only(draw, _row(pick(draw, _ONLY_VIOLATION_IN[code])), code)
 
 
 def reached(
     strategy: SearchStrategy[T], labels: Callable[[T], Iterable[Label]], max_examples: int = 500
 ) -> frozenset[Label]:
-    """Every label that this strategy's first examples carry: what it reaches, and so what it does not.
+    """Return every label of this strategy's first `max_examples` examples: the cases that it reaches.
 
-    The examples are always the same, so an assertion about them holds or fails for good.
+    The examples are the same in every run, so an assertion about them does not depend on chance.
     """
     found: set[Label] = set()
 
@@ -173,7 +173,7 @@ def reached(
     return frozenset(found)
 
 
-# --- the parts: plain functions of `draw` ------------------------------------------------------------
+# --- parts of the strategies: functions of `draw` ----------------------------------------------------
 
 
 def _row(number: int) -> OracleRow:
@@ -183,20 +183,20 @@ def _row(number: int) -> OracleRow:
 
 
 def _in_row(draw: DrawFn, row: OracleRow) -> Inputs:
-    possible = [code for code, rows in _ALONE_IN.items() if row.number in rows and code is not row.code]
+    possible = [code for code, rows in _ONLY_VIOLATION_IN.items() if row.number in rows and code is not row.code]
     kind = pick(draw, ("agreeing", "violating", "any"))
     if kind == "any":
-        return _unrelated(draw, row)
-    return _alone(draw, row, pick(draw, possible) if kind == "violating" and possible else row.code)
+        return _independent(draw, row)
+    return _with_only(draw, row, pick(draw, possible) if kind == "violating" and possible else row.code)
 
 
-def _alone(draw: DrawFn, row: OracleRow, code: ViolationCode | None) -> Inputs:
-    """An input of this row with this violation and no other; out of scope (rows 1 and 2) nothing can disagree."""
-    return _agreeing(draw, row, code) if row.tpi or row.cfg else _unrelated(draw, row)
+def _with_only(draw: DrawFn, row: OracleRow, code: ViolationCode | None) -> Inputs:
+    """Draw an input of this row with this violation only; out of scope (rows 1 and 2) no values can disagree."""
+    return _agreeing(draw, row, code) if row.tpi or row.cfg else _independent(draw, row)
 
 
-def _unrelated(draw: DrawFn, row: OracleRow) -> Inputs:
-    """Any input of this row, each field drawn for itself; a row without a section may have a disabled one (D2)."""
+def _independent(draw: DrawFn, row: OracleRow) -> Inputs:
+    """Draw an input of this row with independent fields; a row without a section may have a disabled one (D2)."""
     pool = draw(_POOLS)
     call = section = mpu = None
     if row.tpi:
@@ -207,7 +207,7 @@ def _unrelated(draw: DrawFn, row: OracleRow) -> Inputs:
         if disabled:
             autotp_size, tp_size = 0, None
         elif call is None and autotp_size == 0 and tp_size is None:
-            autotp_size = None  # the row wants a section that counts
+            autotp_size = None  # a disabled section would make it another row
         section = Section(autotp_size, tp_size, draw(_OPTIONAL_DTYPES), maybe(draw, pool), draw(_CARRIED))
     if row.mpu:
         mpu = Mpu(pick(draw, pool), draw(_OPTIONAL_GROUPS))
@@ -215,9 +215,9 @@ def _unrelated(draw: DrawFn, row: OracleRow) -> Inputs:
 
 
 def _agreeing(draw: DrawFn, row: OracleRow, code: ViolationCode | None) -> Inputs:
-    """An input of this row whose values agree but for one violation (or, with None, altogether).
+    """Draw an input of this row with exactly one violation, or none with `code` None.
 
-    The row must be in scope (TPI or CFG), and the violation one that `_ALONE_IN` has there.
+    The row must be in scope (TPI or CFG), and `_ONLY_VIOLATION_IN` must list it for the violation.
     """
     # Two sizes can also differ because one of them is autotp_size 0 (D2); a group would then differ as well.
     zero = code is ViolationCode.SIZE_MISMATCH and row.number in (3, 7) and draw(BOOLS)
@@ -253,13 +253,13 @@ Places = tuple[Source, ...]
 
 
 def _choices(must: Places, may: Places, at_least: int = 0) -> list[Places]:
-    """Every choice of places that has all of `must`, any of `may`, and `at_least` so many; the fewest first."""
+    """Return every set of places with all of `must`, some of `may`, and at least `at_least` members, smallest first."""
     chosen = [(*must, *extra) for count in range(len(may) + 1) for extra in combinations(may, count)]
     return [places for places in chosen if len(places) >= at_least]
 
 
 def _given_sizes(draw: DrawFn, row: OracleRow, code: ViolationCode | None, size: int) -> dict[Source, int]:
-    """Sizes by source, such that the effective one is `size`: all alike, or not for SIZE_MISMATCH."""
+    """Draw sizes by source with the effective size `size`: all equal, except for SIZE_MISMATCH."""
     if code is ViolationCode.SIZE_MISSING:
         return {}
     must = (Source.CALL_TP_SIZE,) if row.tpi else ()
@@ -272,7 +272,7 @@ def _given_sizes(draw: DrawFn, row: OracleRow, code: ViolationCode | None, size:
     places = pick(draw, choices)
     if code is not ViolationCode.SIZE_MISMATCH:
         return dict.fromkeys(places, size)
-    # In the order of section 4, where the first is the effective one.
+    # In the order of section 4: the first given size is the effective one.
     order = (Source.CONFIG_AUTOTP_SIZE, Source.CONFIG_TP_SIZE, Source.CALL_TP_SIZE)
     first, *others = (source for source in order if source in places)
     values = [size if size and draw(BOOLS) else draw(_SIZES) for _ in others]
@@ -282,7 +282,7 @@ def _given_sizes(draw: DrawFn, row: OracleRow, code: ViolationCode | None, size:
 
 
 def _given_dtypes(draw: DrawFn, row: OracleRow, code: ViolationCode | None) -> dict[Source, DType]:
-    """Dtypes by source: all alike, or not for DTYPE_MISMATCH."""
+    """Draw dtypes by source: all equal, except for DTYPE_MISMATCH."""
     must = (Source.CALL_DTYPE,) if row.tpi else ()
     may = (Source.PRECISION, Source.CONFIG_DTYPE) if row.cfg else (Source.PRECISION,)
     differ = code is ViolationCode.DTYPE_MISMATCH
@@ -295,7 +295,7 @@ def _given_dtypes(draw: DrawFn, row: OracleRow, code: ViolationCode | None) -> d
 
 
 def _supplied_groups(draw: DrawFn, row: OracleRow, code: ViolationCode | None, size: int) -> dict[Source, Group]:
-    """Groups by source, of `size` ranks and one identity, but for the violation that is asked for."""
+    """Draw groups by source with `size` ranks and one identity, except for the violation `code`."""
     must = ((Source.CALL_TP_GROUP,) if row.tpg else ()) + ((Source.MPU_TP_GROUP,) if row.mpu else ())
     may = (Source.MESH_TP_GROUP, Source.CONFIG_TP_GROUP) if row.cfg else (Source.MESH_TP_GROUP,)
     at_least = (
@@ -305,7 +305,7 @@ def _supplied_groups(draw: DrawFn, row: OracleRow, code: ViolationCode | None, s
     if code is ViolationCode.GROUP_SIZE_MISMATCH:
         other = draw(_SIZES)
         size = size + 1 if other == size else other
-    # The one pair that may differ in identity is the call's and the mpu's, where nothing else stands beside.
+    # Only the groups of the call and the mpu may differ in identity, and only if no third group is given.
     excepted = row.tpg and row.mpu and len(places) == 2
     if code is not ViolationCode.GROUP_IDENTITY_MISMATCH and not excepted:
         return dict.fromkeys(places, Group(draw(_IDENTITIES), size))
@@ -317,7 +317,7 @@ def _supplied_groups(draw: DrawFn, row: OracleRow, code: ViolationCode | None, s
 
 
 def _world_for(draw: DrawFn, code: ViolationCode | None, size: int) -> int:
-    """A world that `size` divides, or does not for SIZE_NOT_DIVIDING_WORLD."""
+    """Draw a world size that `size` divides or, for SIZE_NOT_DIVIDING_WORLD, does not divide."""
     if code is ViolationCode.SIZE_NOT_DIVIDING_WORLD:
         return size * (draw(_SIZES) - 1) + 1 + draw(st.integers(0, size - 2))
     return size * draw(_SIZES)

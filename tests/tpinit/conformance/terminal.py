@@ -1,4 +1,4 @@
-"""A report for a terminal: the twelve rows, what was not answered, and each divergence with its reproduction."""
+"""A report for the terminal: counts by row, fields that were left out, and each divergence with its command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tpinit.conformance.report import BROKEN, WRONG, CaseReport, CaseStatus, Rep
 __all__ = ["excused", "partly_answered", "reproduction", "summary", "text"]
 
 _COLUMNS = ("row", "cases", "answered", "agreed", "permitted", "known", "skipped", "wrong", "broken")
-_VERDICT_OF = {
+_CONCLUSIONS = {
     0: "conforms",
     1: "does not conform",
     4: "is broken: its answers can't be relied on",
@@ -21,12 +21,12 @@ _VERDICT_OF = {
 
 
 def reproduction(report: Report, case: CaseReport) -> str:
-    """Return the command that asks this one case again."""
+    """Return the command that asks this case again."""
     return f"tpinit conform --impl {shlex.quote(report.spelled)} --only {case.id}"
 
 
 def counts(cases: Iterable[CaseReport]) -> dict[str, int]:
-    """Count cases as the table does."""
+    """Return the counts in the columns of the table."""
     cases = tuple(cases)
 
     def of(*verdicts: CaseStatus) -> int:
@@ -45,7 +45,7 @@ def counts(cases: Iterable[CaseReport]) -> dict[str, int]:
 
 
 def partly_answered(report: Report) -> list[str]:
-    """Say of each field that answers leave out how often it was there: what was not answered did not agree."""
+    """Return, for each field that some answers leave out, a text with the number of answers that have it."""
     answered = sum(case.answered for case in report.cases)
     fields = footer(report)["fields"]
     return [
@@ -56,21 +56,21 @@ def partly_answered(report: Report) -> list[str]:
 
 
 def excused(report: Report) -> bool:
-    """Say whether a report passes because of known failures: that is not conforming."""
+    """Return whether the exit code is 0 only because of known failures, which is not conformance."""
     return exit_code(report) == 0 and any(case.verdict is CaseStatus.KNOWN for case in report.cases)
 
 
 def summary(report: Report) -> str:
-    """Say in one line who was asked what, and how it came out."""
+    """Return one line: the implementation, the outcome of the run, the vectors asked, and the counts."""
     count = counts(report.cases)
-    told = ", ".join(f"{number} {name}" for name, number in count.items() if number and name != "cases")
+    numbers = ", ".join(f"{number} {name}" for name, number in count.items() if number and name != "cases")
     asked = f"{count['cases']} vectors ({report.selection}) in {report.seconds:.1f} s"
-    came = "departs as known, and nowhere else" if excused(report) else _VERDICT_OF[exit_code(report)]
-    return f"{report.name} {report.version} {came}: {asked}: {told or 'none answered'}"
+    conclusion = "departs as known, and nowhere else" if excused(report) else _CONCLUSIONS[exit_code(report)]
+    return f"{report.name} {report.version} {conclusion}: {asked}: {numbers or 'none answered'}"
 
 
 def text(report: Report, limit: int = 20) -> str:
-    """Return the whole report in words; of very many divergences the first `limit`."""
+    """Return the report as text, with the first `limit` divergences."""
     lines = [f"{report.name} {report.version} ({report.language}), dialect {report.dialect}", ""]
     lines += _table(report)
     lines += [""]
@@ -82,7 +82,7 @@ def text(report: Report, limit: int = 20) -> str:
         lines += [f"broken: {report.broken}"]
     bad = [case for case in report.cases if case.verdict in WRONG | BROKEN and case.verdict is not CaseStatus.NOT_RUN]
     for case in bad[:limit]:
-        lines += ["", *_told(report, case)]
+        lines += ["", *_divergence(report, case)]
     if len(bad) > limit:
         lines += ["", f"... and {len(bad) - limit} more; --json, --junit and --html have them all"]
     return "\n".join([*lines, *([""] if bad else []), summary(report)])
@@ -103,14 +103,14 @@ def _table(report: Report) -> list[str]:
     return lines
 
 
-def _told(report: Report, case: CaseReport) -> list[str]:
+def _divergence(report: Report, case: CaseReport) -> list[str]:
     lines = [f"{case.verdict.value.replace('_', ' ')}: {case.id} (row {case.row}; {', '.join(case.clauses)})"]
     lines += [
         f"  {difference.field}: expected {_json(difference.expected)}, given {_json(difference.given)}"
         for difference in case.differences
     ]
     if case.answer is not None and not case.answered:
-        lines += [f"  {kind.replace('_', ' ')}: {said}" for kind, said in case.answer.items()]
+        lines += [f"  {kind.replace('_', ' ')}: {message}" for kind, message in case.answer.items()]
     if case.detail:
         lines += [f"  | {line}" for line in case.detail.strip().splitlines()[-6:]]
     if case.effect and case.verdict in WRONG:
@@ -121,5 +121,5 @@ def _told(report: Report, case: CaseReport) -> list[str]:
 
 
 def _json(value: Any) -> str:
-    made = json.dumps(value)
-    return made if len(made) <= 200 else f"{made[:197]}..."
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."

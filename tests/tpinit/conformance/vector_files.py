@@ -1,4 +1,4 @@
-"""Vector files of one's own: what the search found, or a project's regressions. One vector a line, as in the kit's."""
+"""Vector files of users: findings of a search, or a project's regression cases. One vector per line, as in the kit's."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ _KEYS = ("id", "row", "clauses", "why", "smoke", "input", "expected")
 
 
 class VectorFileError(ValueError):
-    """A file does not hold vectors. The text has the line of the first problem."""
+    """A vector file is malformed. The text names the line of the first problem."""
 
 
 def vector_from_case(case: dict[str, Any], flag: str, effect: str) -> Vector:
-    """Make a vector of the input of one; what it expects is the contract's answer.
+    """Make a vector from an input; it expects the contract's answer.
 
-    Its id depends on the input alone, so that whoever finds the same case gives it the same name.
+    The id depends on the input only, so that equal cases always get equal ids.
     """
     expected = answer_of(resolve(to_inputs(case)), case["groups"])
-    said = (expected["violations"] or [expected["outcome"]])[0].lower().replace("_", "-")
+    slug = (expected["violations"] or [expected["outcome"]])[0].lower().replace("_", "-")
     digest = hashlib.sha256(json.dumps(case, sort_keys=True).encode()).hexdigest()[:8]
-    name = f"r{expected['row']:02d}-{said}-{digest}"
+    name = f"r{expected['row']:02d}-{slug}-{digest}"
     return Vector(name, expected["row"], (), {"flag": flag, "effect": effect}, False, case, expected)
 
 
 def write(vectors: Iterable[Vector], path: str | os.PathLike[str]) -> None:
-    """Write a file that `read` reads and `tpinit conform --vectors` runs."""
+    """Write a vector file for `read` and `tpinit conform --vectors`."""
     write_text("".join(json.dumps(vector.to_json()) + "\n" for vector in vectors), path)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Vector, ...]:
-    """Read a vector file. Raises VectorFileError for a malformed one and OSError where there is none."""
+    """Read a vector file. Raises VectorFileError for a malformed file and OSError for a missing one."""
     vectors = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         if line.strip():
@@ -50,7 +50,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Vector, ...]:
     ids = [vector.id for vector in vectors]
     twice = sorted({name for name in ids if ids.count(name) > 1})
     if twice or not vectors:
-        raise VectorFileError(f"{path}: {'ids that are there twice: ' + ', '.join(twice) if twice else 'no vectors'}")
+        raise VectorFileError(f"{path}: {'ids that occur twice: ' + ', '.join(twice) if twice else 'no vectors'}")
     return tuple(vectors)
 
 
@@ -60,11 +60,11 @@ def _vector(line: str, place: str) -> Vector:
     except ValueError as error:
         raise VectorFileError(f"{place}: not JSON: {error}") from error
     if not isinstance(body, dict) or set(body) != set(_KEYS):
-        raise VectorFileError(f"{place}: a vector has the keys {', '.join(_KEYS)}")
+        raise VectorFileError(f"{place}: a vector must have the keys {', '.join(_KEYS)}")
     if not isinstance(body["id"], str) or not re.match(r"[a-z0-9-]+\Z", body["id"]):
         raise VectorFileError(f"{place}: {body['id']!r} is not an id ([a-z0-9-]+)")
     if not isinstance(body["clauses"], list) or not isinstance(body["why"], dict):
-        raise VectorFileError(f"{place}: clauses is a list, and why an object")
+        raise VectorFileError(f"{place}: clauses must be a list, and why an object")
     problems = check_case(body["input"]) or check_result(body["expected"], body["input"])
     problems += [] if body["row"] == body["expected"].get("row") else ["row and expected.row differ"]
     if problems:

@@ -1,6 +1,6 @@
-"""The conformance vectors as an installed package has them: loading, and between their JSON and the vocabulary.
+"""The installed conformance vectors: loading, and conversion between their JSON and the vocabulary.
 
-Standard library only. `load` parses anew each time, so that nobody who changes a vector changes another's.
+Standard library only. `load` parses the file on every call, so that callers do not share the vectors' dicts.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Json = dict[str, Any]
 
 
 class MalformedInput(ValueError):
-    """The input of a vector is not of the shape that `vector.schema.json` describes."""
+    """The input of a vector does not match `vector.schema.json`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """One case: its permanent id, why it exists, the input, and what the contract says of it."""
+    """One case: its permanent id, why it exists, the input, and the answer that the contract expects."""
 
     id: str
     row: int
@@ -35,7 +35,7 @@ class Vector:
     expected: Json
 
     def to_json(self) -> Json:
-        """Return the vector as it stands in `vectors.jsonl`."""
+        """Return the vector as a line of `vectors.jsonl` holds it."""
         return {
             "id": self.id,
             "row": self.row,
@@ -52,7 +52,7 @@ def _read(name: str) -> str:
 
 
 def load(smoke: bool = False) -> tuple[Vector, ...]:
-    """Load all vectors in the order of the file, or those of the smoke subset only."""
+    """Load all vectors in the order of the file, or only the smoke subset."""
     vectors = (Vector(**json.loads(line)) for line in _read("vectors.jsonl").splitlines())
     return tuple(
         Vector(v.id, v.row, tuple(v.clauses), v.why, v.smoke, v.input, v.expected)
@@ -81,10 +81,10 @@ def _identities(groups: Mapping[str, int]) -> dict[str, int]:
 
 
 def to_inputs(vector_input: Mapping[str, Any]) -> Inputs:
-    """Make the input of a vector one of the vocabulary. The same handle becomes the same group object.
+    """Convert the input of a vector to the vocabulary. Equal handles become the same group object.
 
     Identities count from 1 in the order of `groups`; `Group.handle` is the handle.
-    Raises MalformedInput for a handle that `groups` lacks, a missing key, and whatever is no input.
+    Raises MalformedInput for a handle that `groups` lacks, a missing key, and any other malformed input.
     """
     try:
         sizes: Mapping[str, int] = vector_input["groups"]
@@ -117,7 +117,7 @@ def to_inputs(vector_input: Mapping[str, Any]) -> Inputs:
 
 
 def input_of(inputs: Inputs) -> Json:
-    """Make an input of the vocabulary the input of a vector: groups are g1, g2, ... in the order they are met."""
+    """Convert an input of the vocabulary to the input of a vector; groups are g1, g2, ... in order of occurrence."""
     call, section, mpu = inputs.call, inputs.section, inputs.mpu
     handles: dict[int, str] = {}
     sizes: dict[str, int] = {}
@@ -149,14 +149,14 @@ def input_of(inputs: Inputs) -> Json:
 
 
 def answer_of(decision: Decision, groups: Mapping[str, int] | Iterable[str]) -> Json:
-    """Say a decision in the shape of `expected`. `groups` is the input's, which `to_inputs` made groups of.
+    """Convert a decision to the shape of `expected`. `groups` are the input's groups, as given to `to_inputs`.
 
-    Raises ValueError for a decision about a group that is not among them.
+    Raises ValueError if the decision's group is not one of them.
     """
     handles = {identity: handle for handle, identity in _identities(dict.fromkeys(groups, 0)).items()}
     group = decision.tp_group.value
     if group is not None and group.identity not in handles:
-        raise ValueError(f"the decision is about {group}, which is not among the groups {list(handles.values())}")
+        raise ValueError(f"the decision has {group}, which is not one of the groups {list(handles.values())}")
 
     def effective(value: object, source: str | None) -> Json:
         return {"value": value, "source": source}
