@@ -154,7 +154,7 @@ def test_who_says_more_than_asked_is_broken(adapter):
     assert isinstance(one.run(CASE, 20), Result)
     time.sleep(0.5)
     assert isinstance(one.run(CASE, 20), Result)
-    with pytest.raises(Broken, match="more than it is asked"):
+    with pytest.raises(Broken, match="it writes more than its replies"):
         one.stop()
 
 

@@ -22,7 +22,7 @@ ExpectedAnswer = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A named departure. `instead(case, expected)` returns the answer that it permits, None where it changes nothing."""
+    """A named departure. `instead(case, expected)` returns the answer that it permits, or None if it has none."""
 
     name: str
     summary: str

@@ -1,6 +1,6 @@
 """Reports of several implementations side by side, as one self-contained HTML page.
 
-The page counts answered and agreed cases separately, because an implementation that answers few fields can agree in few.
+The page counts answered and agreed cases separately: an implementation that answers few fields can agree in few.
 It is complete without scripts; with scripts the table of vectors can be filtered by row, verdict and text. All output
 of an implementation is escaped, and a content security policy allows only the page's own style and script.
 """

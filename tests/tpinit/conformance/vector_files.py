@@ -1,4 +1,4 @@
-"""Vector files of users: findings of a search, or a project's regression cases. One vector per line, as in the kit's."""
+"""Vector files of users: findings of a search, or a project's regression cases, one vector per line."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_the_footer_counts_and_comes_last():
     ("change", "word"),
     [
         (lambda body: body.pop("footer"), "no footer"),
-        (lambda body: body["cases"].pop(), "footer does not count its cases: cases"),
+        (lambda body: body["cases"].pop(), "counts in the footer differ from the cases: cases"),
         (lambda body: body["footer"].update(agreed=99), "agreed"),
         (lambda body: body["footer"].update(more=1), "unknown keys"),
         (lambda body: body.update(footer=[]), "footer"),
@@ -107,7 +107,7 @@ def test_a_report_that_was_cut_short_is_refused(tmp_path):
 def test_the_exit_codes_tell_what_happened_apart():
     assert [report.exit_code(made) for made in ALL] == [4, 1, 0, 0, 0]
     assert report.exit_code(run(skips)) == 4
-    assert report.exit_code(dataclasses.replace(ALL[-1], broken="it says more than it is asked")) == 4
+    assert report.exit_code(dataclasses.replace(ALL[-1], broken="it writes more than its replies")) == 4
 
 
 # --- other formats -------------------------------------------------------------------------------------
@@ -257,10 +257,10 @@ def test_ranges_of_versions(version, versions, holds):
         ({"versions": "1.x"}, "version clause"),
         ({"versions": ""}, "version clause"),
         ({"link": "see the wiki"}, "not a link"),
-        ({"vector": "r01-no-such"}, "no 'r01-no-such'"),
+        ({"vector": "r01-no-such"}, "there is no vector 'r01-no-such'"),
         ({"answer": {}}, "answer"),
         ({"answer": {"result": {}, "crashed": "x"}}, "answer"),
-        ({"implementation": 3}, "not a text"),
+        ({"implementation": 3}, "not a string"),
         ({"more": 1}, "keys"),
     ],
 )

@@ -71,7 +71,7 @@ def test_what_is_wrong_once_only_is_unstable():
 
 
 def test_who_does_not_start_is_broken_also_here():
-    with pytest.raises(Broken, match="no such dialect"):
+    with pytest.raises(Broken, match="a dialect that does not exist"):
         looked("answering:SpeaksAnything", examples=5)
 
 
@@ -97,7 +97,7 @@ def test_an_id_depends_on_the_input_alone():
     [
         (lambda line: line[:-5], ":1: not JSON"),
         (lambda line: "", "no vectors"),
-        (lambda line: line + "\n" + line, "there twice"),
+        (lambda line: line + "\n" + line, "occur twice"),
         (lambda line: json.dumps([]), "keys"),
         (lambda line: json.dumps({**json.loads(line), "id": "A B"}), "not an id"),
         (lambda line: json.dumps({**json.loads(line), "row": 2}), "row"),

@@ -1,6 +1,6 @@
-"""How the kit reaches an implementation: in this process, in another one, or in a world of them.
+"""Adapters: an implementation in this process, in another process, or in a world of processes.
 
-`opener` turns what a user wrote into a function that makes adapters; see `tpinit conform --help` for the spellings.
+`opener` turns the value of --impl into a function that makes adapters; `tpinit conform --help` lists the legal values.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _NOT_NAMES = ("inprocess", "process", "peer", "ranks")
 
 
 class AdapterError(ValueError):
-    """What names an implementation names none. The text says what was given and what is legal."""
+    """The name of an implementation does not lead to one. The text says what was given and what is legal."""
 
 
 def resolve_object(path: str) -> Any:
-    """Return the object at `package.module:name.of.object`. Raises AdapterError where there is none."""
+    """Return the object at `package.module:name.of.object`. Raises AdapterError if it can't be imported."""
     module_name, colon, names = path.strip().partition(":")
     if not (colon and module_name and names):
         raise AdapterError(f"{path!r} is not PKG:OBJECT, as in 'mypackage.tpinit:adapter'")
@@ -37,7 +37,7 @@ def resolve_object(path: str) -> Any:
         of_the_name = error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}."))
         why = "no such module" if of_the_name else f"it needs {error.name}, which is not installed here"
         raise AdapterError(f"{module_name!r} can't be imported: {why}") from error
-    except Exception as error:  # whatever a module does when it is imported
+    except Exception as error:  # the import runs the user's code, which may raise anything
         raise AdapterError(f"{module_name!r} can't be imported: {type(error).__name__}: {error}") from error
     for name in names.split("."):
         if not hasattr(found, name):
@@ -47,7 +47,7 @@ def resolve_object(path: str) -> Any:
 
 
 def as_adapter(found: Any, path: str) -> Adapter:
-    """Return an adapter for an object: one itself, a class or function that makes one, or `answer(case)`.
+    """Return an adapter for an object: an adapter, a class or function that makes one, or `answer(case)`.
 
     Raises AdapterError for anything else.
     """
@@ -72,8 +72,8 @@ def named() -> list[str]:
 def opener(spelled: str, *, fresh: bool = False, in_process: bool = False) -> Opener:
     """Return a function that makes a new adapter for `NAME`, `py: PKG:OBJECT`, `cmd: COMMAND` or `ranks: COMMAND`.
 
-    `fresh` asks for a new process for each case. With `in_process` a `py:` runs here and not in a process of its own.
-    Raises AdapterError for what can't be reached at all.
+    With `fresh` each case gets a new process. With `in_process` a `py:` object runs in this process instead of another.
+    Raises AdapterError for an unknown name, an object that can't be imported, and an empty command.
     """
     from tpinit.conformance.adapters.process import ProcessAdapter
     from tpinit.conformance.adapters.ranks import RanksAdapter

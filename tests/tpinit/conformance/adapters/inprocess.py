@@ -1,7 +1,7 @@
-"""An implementation in this very process: a callable that gets a case and returns a result.
+"""An implementation in the kit's own process: a callable that takes a case and returns a result.
 
-No process stands between the kit and the implementation: fast, easy to debug, and it takes the kit with it where it
-crashes. Served by `tpinit.conformance.server`, the same callable runs in a process of its own.
+It is fast and easy to debug, but a crash of the implementation ends the kit too. `tpinit.conformance.server` runs the
+same callable in a process of its own.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ _ATOMS = frozenset({int, str, bool, float, type(None)})
 
 
 def plain(value: Any) -> Any:
-    """Return a private copy of plain data: dicts, lists, and what is in them. Raises TypeError for anything else."""
+    """Return a deep copy of plain data (dicts, lists, scalars) as exact builtin types. Raises TypeError for others."""
     kind = type(value)
-    if kind in _ATOMS:  # by far the most, so they come first
+    if kind in _ATOMS:  # the most frequent types come first
         return value
     if kind is dict:
         return {plain(key): item if type(item) in _ATOMS else plain(item) for key, item in value.items()}
     if isinstance(value, (int, float)):
         return int(value) if isinstance(value, int) else float(value)
     if isinstance(value, str):
-        return str.__str__(value)  # of an enum that is a str, its value
+        return str.__str__(value)  # the value of an enum that is a str
     if isinstance(value, Mapping):
         return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -56,15 +56,15 @@ def plain(value: Any) -> Any:
 
 
 class _Late(BaseException):
-    """The time of a case is over; not an Exception, which an implementation may rightly catch."""
+    """The time limit of a case has passed; not an Exception, so that an implementation does not catch it."""
 
 
 @contextmanager
 def _within(seconds: float) -> Iterator[None]:
-    """Raise _Late here after so long. Only the main thread can be interrupted; elsewhere there is no limit."""
+    """Raise _Late in the block after `seconds`; only the main thread can be interrupted, others have no limit."""
     owner, _ = signal.getitimer(signal.ITIMER_REAL)
     if threading.current_thread() is not threading.main_thread() or 0 < owner <= seconds:
-        yield  # somebody else's alarm, which is due earlier, is left alone
+        yield  # another alarm is already set and due earlier: leave it as it is
         return
 
     def late(*_: object) -> None:
@@ -72,7 +72,7 @@ def _within(seconds: float) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, late)
     begun = time.monotonic()
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again each second, in case it is swallowed
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # repeated each second, in case the exception is swallowed
     try:
         yield
     finally:
@@ -83,19 +83,19 @@ def _within(seconds: float) -> Iterator[None]:
 
 
 class CallableAdapter:
-    """Asks `answer(case) -> result`, which may raise `Skip(reason)`; anything else that it raises is an error.
+    """Calls `answer(case) -> result`, which may raise `Skip(reason)`; any other exception counts as an error.
 
-    Who it is stands in attributes of the callable, all optional: `implementation`, a dict with name, version and
-    language; `dialects` and `choices`, lists of names; `speaks(dialect) -> bool`.
+    Optional attributes of the callable describe it: `implementation`, a dict with name, version and language;
+    `dialects` and `choices`, lists of names; `speaks(dialect) -> bool`.
     """
 
     def __init__(self, answer: Callable[..., Any], *more: Any) -> None:
-        """`more` is handed to the callable after the case (in a world of ranks: the `RankContext`)."""
+        """`more` are further arguments of the callable after the case (in a world of ranks: the `RankContext`)."""
         self.answer = answer
         self.more = more
 
     def start(self) -> Implementation:
-        """Raises Broken where the attributes of the callable are malformed."""
+        """Return the implementation. Raises Broken if the attributes of the callable are malformed."""
         name = getattr(self.answer, "__qualname__", type(self.answer).__qualname__)
         who = {"name": name, "version": "0", "language": f"Python {platform.python_version()}"}
         given = getattr(self.answer, "implementation", {})
@@ -108,25 +108,25 @@ class CallableAdapter:
         return read_implementation({key: _listed(value) for key, value in reply.items()}, tuple(CHOICES))
 
     def dialect(self, name: str) -> bool:
-        """Whether the callable lists it, or says so itself."""
+        """Return whether the callable's `speaks` or, without it, its `dialects` accept this dialect."""
         speaks = getattr(self.answer, "speaks", None)
         return bool(speaks(name)) if speaks is not None else name in getattr(self.answer, "dialects", ["documented"])
 
     def run(self, case: Case, timeout: float) -> Answer:
-        """Ask one case; a time-out interrupts Python code in the main thread only."""
-        handed = plain(case)
+        """Ask one case; the time limit interrupts Python code in the main thread only."""
+        copy = plain(case)
         try:
             with _within(timeout):
-                answer = self._answer(handed, case)
+                answer = self._answer(copy, case)
         except _Late:
             return TimedOut(f"no answer in {timeout:g} s")
-        if isinstance(answer, Result) and handed != case:
+        if isinstance(answer, Result) and copy != case:
             return Result(answer.answer, {**answer.observed, "input_changed": True})
         return answer
 
-    def _answer(self, handed: dict[str, Any], case: Case) -> Answer:
+    def _answer(self, copy: dict[str, Any], case: Case) -> Answer:
         try:
-            reply = self.answer(handed, *self.more)
+            reply = self.answer(copy, *self.more)
         except Skip as reason:
             return Skipped(str(reason))
         except SystemExit as end:
@@ -139,7 +139,7 @@ class CallableAdapter:
             return Garbage(f"the result is not plain data: {error}")
 
     def stop(self) -> None:
-        """Nothing was started."""
+        """Do nothing: no process was started."""
 
 
 def _listed(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One process of an implementation: a line to it, a line from it, in time or not at all."""
+"""One process of an implementation: requests to its stdin, replies from its stdout, each within a time limit."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["PeerFault", "PeerProcess"]
 
 MAX_LINE = 1 << 20  # bytes of one answer
 TAIL = 2000  # characters of stderr that are kept as evidence
-GRACE = 2.0  # seconds to end in, once asked to
+GRACE = 2.0  # seconds that a process has to end after `stop`
 
 
 class PeerFault(Exception):
-    """What the process did instead of answering."""
+    """The process crashed, was late or sent an invalid reply; `answer` says which."""
 
     def __init__(self, answer: Crashed | TimedOut | Garbage) -> None:
         super().__init__(answer.message)
@@ -32,13 +32,13 @@ class PeerFault(Exception):
 
 
 class PeerProcess:
-    """A process that speaks the protocol over stdio. It leads a process group, and all of that ends with it."""
+    """A process that speaks the protocol over stdio. It leads a process group, which `end` ends as a whole."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
-        """Start it. Raises Broken where there is no such command. `env` is added to the kit's own environment."""
-        # The id of a test is the slug of a vector, and a slug says what is expected.
+        """Start the process; `env` extends the kit's environment. Raises Broken if the command can't be started."""
+        # PYTEST_CURRENT_TEST holds the vector's id, which contains the expected answer.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 # closed in `end`, as long as the process lives
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 # `end` closes it
         try:
             self._process = subprocess.Popen(
                 list(command),
@@ -58,20 +58,20 @@ class PeerProcess:
         self.out = self._process.stdout.fileno()
         os.set_blocking(self._in, False)
         os.set_blocking(self.out, False)
-        self._heard = b""
+        self._buffer = b""
         self._eof = False
 
     def ask(self, message: Mapping[str, Any], timeout: float) -> Any:
-        """Send one message and return the answer. Raises PeerFault for anything but one line of JSON in time."""
+        """Send one message and return the reply. Raises PeerFault unless it is one line of JSON within `timeout` s."""
         deadline = time.monotonic() + timeout
         self.send(message, deadline)
         while (line := self.line()) is None:
             if not _ready(self.out, selectors.EVENT_READ, deadline):
                 raise PeerFault(TimedOut(f"no answer in {timeout:g} s", self.evidence()))
-        return self.understood(line)
+        return self.parsed(line)
 
     def send(self, message: Mapping[str, Any], deadline: float) -> None:
-        """Send one message. Raises KitError for one that the protocol does not have."""
+        """Send one message. Raises KitError for a malformed one, PeerFault if the process does not read it in time."""
         problems = check_request(message)
         if problems:
             raise KitError("; ".join(problems))
@@ -80,7 +80,7 @@ class PeerProcess:
             written = self._write(left)
             left = left[written:]
             if not written and not _ready(self._in, selectors.EVENT_WRITE, deadline):
-                raise PeerFault(TimedOut("it does not read what it is asked", self.evidence()))
+                raise PeerFault(TimedOut("it does not read its stdin", self.evidence()))
 
     def _write(self, line: memoryview) -> int:
         try:
@@ -91,22 +91,22 @@ class PeerProcess:
             raise PeerFault(self._ended()) from None
 
     def line(self) -> bytes | None:
-        """Return a line that has arrived, or None as long as there is none. Raises PeerFault where none will come."""
-        self._listen()
-        line, newline, rest = self._heard.partition(b"\n")
+        """Return the next line, or None if none is complete yet. Raises PeerFault if the process has ended."""
+        self._read_available()
+        line, newline, rest = self._buffer.partition(b"\n")
         if newline:
-            self._heard = rest
+            self._buffer = rest
             return line
-        if len(self._heard) > MAX_LINE:
+        if len(self._buffer) > MAX_LINE:
             raise PeerFault(Garbage(f"a line of more than {MAX_LINE} bytes", self.evidence()))
         if self._eof:
             raise PeerFault(self._ended())
         return None
 
-    def understood(self, line: bytes) -> Any:
-        """Return what a line says. Raises PeerFault for one that is not JSON, or that came with more than was asked."""
-        if self._heard:
-            raise PeerFault(Garbage("more than one line for one question", self.evidence()))
+    def parsed(self, line: bytes) -> Any:
+        """Return the JSON of a line. Raises PeerFault if it is not JSON, or if more output follows it."""
+        if self._buffer:
+            raise PeerFault(Garbage("more than one line for one request", self.evidence()))
         try:
             return json.loads(line)
         except (ValueError, RecursionError):
@@ -114,18 +114,18 @@ class PeerProcess:
             raise PeerFault(Garbage(f"not a line of JSON: {shown!r}", self.evidence())) from None
 
     def stray(self) -> bytes:
-        """Return what it said without being asked."""
-        self._listen()
-        return self._heard
+        """Return output that no request asked for."""
+        self._read_available()
+        return self._buffer
 
     def evidence(self) -> str:
-        """Return the end of its stderr."""
+        """Return the end of the process's stderr."""
         size = self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, size - TAIL))
         return self._stderr.read().decode(errors="replace")
 
     def end(self, *, politely: bool) -> None:
-        """End it and all that it started, asking first or not."""
+        """End the process group; with `politely` send `stop` first and wait GRACE seconds."""
         if self._process.returncode is not None:
             return
         if politely:
@@ -134,31 +134,31 @@ class PeerProcess:
         for pipe in (self._process.stdin, self._process.stdout):
             if politely and pipe is self._process.stdout:
                 self._wait(GRACE)
-                self._listen()
+                self._read_available()
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter: macOS, for a group of zombies
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for zombies
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._stderr.close()
         self._eof = True
 
     def _wait(self, seconds: float) -> None:
-        """Wait for its end, and leave it unreaped: as long as it is, its process group is no one else's."""
+        """Wait for the process to end, and do not reap it: until then its process group id can't be reused."""
         deadline = time.monotonic() + seconds
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
         while os.waitid(os.P_PID, self._process.pid, flags) is None and time.monotonic() < deadline:
             time.sleep(0.002)
 
-    def _listen(self) -> None:
-        while not self._eof and len(self._heard) <= MAX_LINE:
+    def _read_available(self) -> None:
+        while not self._eof and len(self._buffer) <= MAX_LINE:
             try:
-                heard = os.read(self.out, 1 << 16)
+                chunk = os.read(self.out, 1 << 16)
             except BlockingIOError:
                 return
-            self._heard += heard
-            self._eof = not heard
+            self._buffer += chunk
+            self._eof = not chunk
 
     def _ended(self) -> Crashed:
         self._wait(GRACE)

@@ -1,21 +1,22 @@
-"""An implementation in a process of its own, in any language: JSON lines over its stdio."""
+"""An implementation in a process of its own, in any language: JSON lines over stdin and stdout."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tpinit.conformance.adapters.peer import PeerFault, PeerProcess
 from tpinit.conformance.dialects import CHOICES
 from tpinit.conformance.messages import read_answer, read_implementation
 from tpinit.conformance.protocol import VERSION, Answer, Broken, Case, Crashed, Garbage, Implementation, TimedOut
 
-__all__ = ["ProcessAdapter", "greet"]
+__all__ = ["ProcessAdapter", "send_start"]
 
 START_TIMEOUT = 60.0  # seconds, for interpreters and libraries that are slow to load
 
 
-def greet(peer: PeerProcess, message: dict[str, object], timeout: float) -> Implementation:
-    """Say start to a new process. Raises Broken where it does not answer as it must."""
+def send_start(peer: PeerProcess, message: dict[str, object], timeout: float) -> Implementation:
+    """Send `start` to a new process and return its reply. Raises Broken for a missing or malformed reply."""
     try:
         return read_implementation(peer.ask(message, timeout), tuple(CHOICES))
     except PeerFault as fault:
@@ -27,9 +28,9 @@ def _indented(text: str) -> str:
 
 
 class ProcessAdapter:
-    """Runs a command and asks it. After a crash, a hang or garbage the next case gets a new process.
+    """Runs a command and asks it cases. After a crash, a hang or garbage the next case gets a new process.
 
-    With `fresh` every case gets one, so that nothing can be carried from one case to the next.
+    With `fresh` every case gets a new process, so that no state can pass from one case to the next.
     """
 
     def __init__(self, command: Sequence[str], *, fresh: bool = False, start_timeout: float = START_TIMEOUT) -> None:
@@ -44,14 +45,14 @@ class ProcessAdapter:
         self._stray = b""
 
     def start(self) -> Implementation:
-        """Raises Broken where the command can't be started or does not say who it is."""
+        """Start the command. Raises Broken if it can't be started, or if its reply to `start` is malformed."""
         peer = PeerProcess(self.command)
         self.starts += 1
         try:
-            said = greet(peer, {"cmd": "start", "version": VERSION}, self.start_timeout)
-            who = Implementation(said.name, said.version, said.language, said.dialects, said.choices, self.fresh)
+            reply = send_start(peer, {"cmd": "start", "version": VERSION}, self.start_timeout)
+            who = replace(reply, isolated=self.fresh)
             if self._who is not None and who != self._who:
-                raise Broken(f"started again it says that it is {who.name} {who.version}, or speaks otherwise")
+                raise Broken(f"started again it gives another reply to start, as {who.name} {who.version}")
         except BaseException:
             peer.end(politely=False)
             raise
@@ -59,7 +60,7 @@ class ProcessAdapter:
         return who
 
     def dialect(self, name: str) -> bool:
-        """Raises Broken where the answer is not true or false."""
+        """Return whether it speaks the dialect. Raises Broken if its reply is malformed."""
         if self._peer is None:
             self.start()
         assert self._peer is not None
@@ -69,13 +70,13 @@ class ProcessAdapter:
             self._drop()
             raise Broken(f"asked for the dialect {name!r}: {fault.answer.message}") from fault
         if not isinstance(reply, dict) or set(reply) != {"ok"} or not isinstance(reply["ok"], bool):
-            raise Broken(f'asked for the dialect {name!r} it says {reply!r}, not {{"ok": true}} or {{"ok": false}}')
+            raise Broken(f'asked for the dialect {name!r} it replies {reply!r}, not {{"ok": true}} or {{"ok": false}}')
         if reply["ok"]:
             self._dialect = name
         return reply["ok"]
 
     def run(self, case: Case, timeout: float) -> Answer:
-        """Ask one case, in a new process where there is none."""
+        """Ask one case, in a new process if none is running."""
         if self._peer is not None and (stray := self._peer.stray()):
             self._stray = self._stray or stray
             self._drop()
@@ -99,11 +100,11 @@ class ProcessAdapter:
         return answer
 
     def stop(self) -> None:
-        """Raises Broken where it said more than it was asked."""
+        """End the process. Raises Broken if it wrote output that no request asked for."""
         self._finish()
         if self._stray:
             stray, self._stray = self._stray, b""
-            raise Broken(f"it says more than it is asked: {stray[:80].decode(errors='backslashreplace')!r}")
+            raise Broken(f"it writes more than its replies: {stray[:80].decode(errors='backslashreplace')!r}")
 
     def _renew(self) -> None:
         if self._peer is None:

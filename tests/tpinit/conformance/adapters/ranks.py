@@ -1,8 +1,8 @@
-"""An implementation in a world of real processes, one a rank, which may talk to each other.
+"""An implementation in a world of real processes, one per rank, which may communicate with each other.
 
-Each rank is a process that speaks the protocol. It finds its world where torchrun would put it: RANK, LOCAL_RANK,
-WORLD_SIZE, MASTER_ADDR and MASTER_PORT (a free port for each world). All ranks are asked the same case at the same
-time and must give the same answer; a rank that hangs or crashes is named.
+Each rank is a process that speaks the protocol. It finds its world in torchrun's environment variables: RANK,
+LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT (a free port for each world). All ranks get the same case at the
+same time and must give the same answer; messages name a rank that hangs or crashes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tpinit.conformance.adapters.peer import PeerFault, PeerProcess
-from tpinit.conformance.adapters.process import START_TIMEOUT, greet
+from tpinit.conformance.adapters.process import START_TIMEOUT, send_start
 from tpinit.conformance.messages import read_answer
 from tpinit.conformance.protocol import (
     VERSION,
@@ -39,9 +39,9 @@ GroupRanks = dict[str, tuple[tuple[int, ...], ...]]
 
 
 def layout(case: Case) -> GroupRanks:
-    """Give each group handle of a case its ranks: blocks of neighbours that tile the world.
+    """Return the ranks of each group handle of a case: contiguous groups that tile the world.
 
-    Raises Skip for a group whose size does not divide the world: no such groups can hold every rank.
+    Raises Skip for a group whose size does not divide the world size.
     """
     world: int = case["world_size"]
     for handle, size in case["groups"].items():
@@ -54,7 +54,7 @@ def layout(case: Case) -> GroupRanks:
 
 
 class _World:
-    """The processes of one world. Asked together, ended together."""
+    """The processes of one world, which are asked and ended together."""
 
     def __init__(self, command: Sequence[str], size: int, timeout: float) -> None:
         with socket.socket() as probe:
@@ -66,24 +66,24 @@ class _World:
                 numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
                 env = {name: str(number) for name, number in numbers.items()}
                 self.peers.append(PeerProcess(command, {**env, "MASTER_ADDR": "127.0.0.1"}))
-            said = [
-                greet(peer, {"cmd": "start", "version": VERSION, "rank": rank, "world_size": size}, timeout)
+            replies = [
+                send_start(peer, {"cmd": "start", "version": VERSION, "rank": rank, "world_size": size}, timeout)
                 for rank, peer in enumerate(self.peers)
             ]
-            if len(set(said)) > 1:
-                raise Broken("the ranks of one world say that they are different implementations")
+            if len(set(replies)) > 1:
+                raise Broken("the ranks of one world give different replies to start")
         except BaseException:
             self.end(politely=False)
             raise
-        self.who = said[0]
+        self.who = replies[0]
 
     def ask(self, message: dict[str, Any], timeout: float) -> list[Any]:
-        """Return what each rank says. Raises PeerFault, naming the rank, as soon as one can't answer."""
+        """Return the reply of each rank. Raises PeerFault, which names the rank, as soon as one fails to reply."""
         deadline = time.monotonic() + timeout
         replies: dict[int, Any] = {}
         with selectors.DefaultSelector() as selector:
             for rank, peer in enumerate(self.peers):
-                with _Naming(rank):
+                with _NameRank(rank):
                     peer.send(message, deadline)
                 selector.register(peer.out, selectors.EVENT_READ, rank)
             while len(replies) < len(self.peers):
@@ -92,10 +92,10 @@ class _World:
                     raise PeerFault(self._late(replies, timeout))
                 for key, _ in ready:
                     rank = key.data
-                    with _Naming(rank):
+                    with _NameRank(rank):
                         line = self.peers[rank].line()
                         if line is not None:
-                            replies[rank] = self.peers[rank].understood(line)
+                            replies[rank] = self.peers[rank].parsed(line)
                             selector.unregister(key.fileobj)
         return [replies[rank] for rank in range(len(self.peers))]
 
@@ -112,8 +112,8 @@ class _World:
             peer.end(politely=politely)
 
 
-class _Naming:
-    """Puts the rank into a PeerFault that is raised inside."""
+class _NameRank:
+    """A context manager that adds the rank to the message of a PeerFault."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -128,11 +128,11 @@ class _Naming:
 
 
 class RanksAdapter:
-    """Asks each case in a world of as many processes as it has ranks.
+    """Asks each case in a world of processes, one per rank.
 
-    Worlds are kept warm, one a size, and at most `max_processes` processes in all. After a fault the world is gone
-    and the next case of that size gets a new one; with `fresh` every case does. Worlds of more than `max_world` ranks
-    are skipped, and so are groups that do not tile their world (`layout`).
+    It keeps one world per world size running, with at most `max_processes` processes in total. After a fault, and with
+    `fresh` after every case, the world is ended and the next case of its size starts a new one. Cases with more than
+    `max_world` ranks, or with a group that does not tile the world (`layout`), are skipped.
     """
 
     def __init__(
@@ -155,18 +155,18 @@ class RanksAdapter:
         self._seq = 0
 
     def start(self) -> Implementation:
-        """Raises Broken where a world of one rank does not start."""
+        """Start a world of one rank. Raises Broken if it does not start."""
         return dataclasses.replace(self._world(1).who, isolated=self.fresh)
 
     def dialect(self, name: str) -> bool:
-        """Ask rank 0 of the smallest world; each later world is asked when it is made."""
-        spoken = self._speaks(self._world(1), name)
-        if spoken:
+        """Ask the world of one rank; each later world is asked when it starts."""
+        accepted = self._speaks(self._world(1), name)
+        if accepted:
             self._dialect = name
-        return spoken
+        return accepted
 
     def run(self, case: Case, timeout: float) -> Answer:
-        """Ask one case of all ranks. `observed.ranks_disagree` has every rank's answer where they differ."""
+        """Ask all ranks one case. If their answers differ, `observed.ranks_disagree` has the answer of every rank."""
         size: int = case["world_size"]
         if size > self.max_world:
             return Skipped(f"a world of {size} ranks; here are at most {self.max_world}")
@@ -211,7 +211,7 @@ class RanksAdapter:
         except PeerFault as fault:
             raise Broken(f"asked for the dialect {name!r}: {fault.answer.message}") from fault
         if replies[0] not in ({"ok": True}, {"ok": False}) or any(reply != replies[0] for reply in replies):
-            raise Broken(f"asked for the dialect {name!r} the ranks say {replies!r}")
+            raise Broken(f"asked for the dialect {name!r} the ranks reply {replies!r}")
         return bool(replies[0]["ok"])
 
     def _drop(self, size: int) -> None:
@@ -219,8 +219,8 @@ class RanksAdapter:
 
 
 def _merged(answers: list[Result | Skipped | Errored | Garbage]) -> Answer:
-    """The answer of a world: the one that all ranks give, or that they differ."""
-    said = [answer_to_json(answer) for answer in answers]
+    """Return the answer of a world: the ranks' common answer, or one that reports their difference."""
+    plain_answers = [answer_to_json(answer) for answer in answers]
     for rank, answer in enumerate(answers):
         if isinstance(answer, Garbage):
             return Garbage(f"rank {rank}: {answer.message}", answer.detail)
@@ -230,9 +230,10 @@ def _merged(answers: list[Result | Skipped | Errored | Garbage]) -> Answer:
         if any(result.observed != results[0].observed for result in results):
             observed = {"ranks": [dict(result.observed) for result in results]}
             observed |= {"input_changed": True} if any(r.observed.get("input_changed") for r in results) else {}
-        if any(one != said[0] for one in said):
-            observed["ranks_disagree"] = {str(rank): one for rank, one in enumerate(said)}
+        if any(answer != plain_answers[0] for answer in plain_answers):
+            observed["ranks_disagree"] = {str(rank): answer for rank, answer in enumerate(plain_answers)}
         return Result(results[0].answer, observed)
-    if all(one == said[0] for one in said):
+    if all(answer == plain_answers[0] for answer in plain_answers):
         return answers[0]
-    return Errored("the ranks disagree: " + "; ".join(f"rank {rank} says {one}" for rank, one in enumerate(said)))
+    listed = "; ".join(f"rank {rank} answers {answer}" for rank, answer in enumerate(plain_answers))
+    return Errored(f"the ranks disagree: {listed}")

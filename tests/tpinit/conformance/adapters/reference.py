@@ -1,4 +1,4 @@
-"""The reference resolver behind the adapter interface."""
+"""The reference resolver as an implementation for the kit: `tpinit conform --impl reference`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["adapter"]
 
 
 class _Reference:
-    """Answers by the contract."""
+    """A callable that answers with the decision of the reference resolver."""
 
     def __call__(self, case: dict[str, Any]) -> dict[str, Any]:
         """Answer one case."""
@@ -19,7 +19,7 @@ class _Reference:
 
     @property
     def implementation(self) -> dict[str, str]:
-        """Who answers; found out when asked, since that takes longer than many an answer."""
+        """The name and version; a property, because reading the version takes longer than an answer."""
         from importlib.metadata import PackageNotFoundError, version
 
         try:

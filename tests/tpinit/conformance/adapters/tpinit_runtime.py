@@ -1,6 +1,6 @@
-"""Our own runtime in real processes, through the same adapter as DeepSpeed.
+"""tpinit's own runtime in real processes, through the same adapter as DeepSpeed.
 
-To the kit it is `py: tpinit.conformance.adapters.tpinit_runtime:adapter`.
+Use it as `tpinit conform --impl 'py: tpinit.conformance.adapters.tpinit_runtime:adapter'`.
 """
 
 from __future__ import annotations
@@ -11,5 +11,5 @@ from tpinit.conformance.adapters.deepspeed.adapter import RankServerAdapter
 
 __all__ = ["adapter"]
 
-# The runtime that is installed beside this kit. Nothing is started before `start`.
+# The runtime installed in this environment. `start` starts the processes.
 adapter = RankServerAdapter("tpinit", lambda: sys.executable, meshes=True)

@@ -1,8 +1,7 @@
-"""Implementations with one defect each, or none, to test the kit itself: it must call each what it is.
+"""Small implementations with one defect each, or none, to test the kit: it must report each defect as what it is.
 
-They are real ones, asked through the same adapters as anybody's: `MINIATURES` has how each is reached and what the
-kit must make of it. Any of them runs by hand, as in `tpinit conform --impl 'py: tpinit.conformance.miniatures.
-answering:always_wrong'`.
+The kit asks them through the same adapters as any implementation. `MINIATURES` has the --impl value of each and the
+expected report. To run one: `tpinit conform --impl 'py: tpinit.conformance.miniatures.answering:always_wrong'`.
 """
 
 from __future__ import annotations
@@ -17,10 +16,9 @@ __all__ = ["MINIATURES", "Miniature"]
 
 @dataclass(frozen=True, slots=True)
 class Miniature:
-    """One implementation: how `tpinit conform --impl` reaches it, and what the kit must find.
+    """One implementation: its value for `tpinit conform --impl`, and the expected report.
 
-    `verdicts` are all kinds of verdict that the report on the smoke subset must have, and no others; `exit_code` is
-    that of the run.
+    `verdicts` is the exact set of statuses in the report on the smoke subset; `exit_code` is that of the run.
     """
 
     name: str
@@ -43,7 +41,7 @@ MINIATURES: dict[str, Miniature] = {
     for name, spelled, verdicts, exit_code in (
         ("always right", _served("answering:always_right"), {_V.AGREED}, 0),
         ("always wrong", _served("answering:always_wrong"), {_V.DISAGREED}, 1),
-        # In the vectors and in what any test by hand would try it is right: only search finds it.
+        # It answers all vectors rightly; only a search finds the wrong integer.
         ("wrong in one magic integer", _served("answering:wrong_in_one_integer"), {_V.AGREED}, 0),
         ("permissive and says so", _served("answering:permissive"), {_V.AGREED, _V.PERMITTED}, 0),
         ("lies about its dialect", _served("answering:permissive_in_secret"), {_V.AGREED, _V.DISAGREED}, 1),

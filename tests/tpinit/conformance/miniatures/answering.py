@@ -1,4 +1,4 @@
-"""Miniatures that answer every case, rightly or wrongly, and could run in the kit's own process."""
+"""Miniatures that answer every case, rightly or wrongly; they can also run in the kit's own process."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def always_right(case: Json) -> Json:
 
 @_named("always-wrong")
 def always_wrong(case: Json) -> Json:
-    """Answer anything but what the contract says: another outcome, and no violation right."""
+    """Answer every case wrongly: another outcome than the contract's, and other violations."""
     answer = resolver(case)
     wrong = "no_autotp" if answer["outcome"] == "error" else "error"
     return {**answer, "outcome": wrong, "violations": [] if answer["violations"] else ["SIZE_MISSING"]}
@@ -51,7 +51,7 @@ def always_wrong(case: Json) -> Json:
 
 @_named("wrong-in-one-integer")
 def wrong_in_one_integer(case: Json) -> Json:
-    """Answer rightly, but where the effective size is one certain integer: there name another source."""
+    """Answer rightly, except where the effective size is MAGIC: there give another dtype and row."""
     answer = resolver(case)
     if answer["tp_size"]["value"] == MAGIC:
         answer["dtype"] = {"value": None, "source": "unset"}
@@ -67,18 +67,18 @@ def _permissive(case: Json) -> Json:
 
 @_named("permissive", choices=_CHOICES)
 def permissive(case: Json) -> Json:
-    """Depart in rows 1 and 5, and declare it."""
+    """Depart in rows 1 and 5, and declare both choices."""
     return _permissive(case)
 
 
 @_named("permissive-in-secret")
 def permissive_in_secret(case: Json) -> Json:
-    """Depart in rows 1 and 5, and claim to speak `documented` with no choices."""
+    """Depart in rows 1 and 5, and declare no choices."""
     return _permissive(case)
 
 
 class SpeaksAnything:
-    """An implementation that says yes to any dialect, there is one or not."""
+    """An implementation that claims to speak any dialect, even one that does not exist."""
 
     implementation = {"name": "speaks-anything", "version": "1.0"}  # noqa: RUF012 # never written to
 
@@ -87,25 +87,25 @@ class SpeaksAnything:
         return resolver(case)
 
     def speaks(self, dialect: str) -> bool:
-        """Say yes."""
+        """Accept every dialect."""
         return bool(dialect)
 
 
 @_named("outcome-only")
 def outcome_only(case: Json) -> Json:
-    """Answer rightly, and nothing but the outcome."""
+    """Answer the outcome only, rightly."""
     return {"outcome": resolver(case)["outcome"]}
 
 
 @_named("skips")
 def skips(case: Json) -> Json:
-    """Answer nothing at all."""
-    raise Skip(f"a world of {case['world_size']} ranks is more than I can do")
+    """Skip every case."""
+    raise Skip(f"a world of {case['world_size']} ranks is not supported")
 
 
 @_named("raises")
 def raises(case: Json) -> Json:
-    """Fail where a section has no dtype."""
+    """Raise AttributeError for a section without a dtype."""
     if case["section"] is not None:
         case["section"]["dtype"].lower()
     return resolver(case)
@@ -113,7 +113,7 @@ def raises(case: Json) -> Json:
 
 @_named("changes-its-input")
 def changes_its_input(case: Json) -> Json:
-    """Answer rightly, and pop a key of the caller's section on the way (D10)."""
+    """Answer rightly, and remove a key of the caller's section (against D10)."""
     answer = resolver(case)
     if case["section"] is not None:
         case["section"].pop("tp_group")
