@@ -2,14 +2,14 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 from tpinit.proofs.ledger.page import page
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from support.paths import ROOT
+
 LEDGER = json.loads((ROOT / "docs/ledger.json").read_text(encoding="utf-8"))
 VISIBLE = "[...document.querySelectorAll('#theorems tbody tr')].filter(row => row.offsetHeight > 0)"
 BACKGROUND = "getComputedStyle(document.body).backgroundColor"

@@ -1,12 +1,12 @@
 """`tpinit check-table`, as users run it: every documented command, its exit codes, and its refusals."""
 
 import json
-import pathlib
 import re
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from support.paths import ROOT
+
 TABLES = ROOT / "examples" / "tables"
 MANUAL = (ROOT / "docs" / "check-table.md").read_text(encoding="utf-8")
 GAP = '{"conditions": ["A"], "rows": [{"cells": "Y", "outcome": "a"}]}'

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,8 @@ import pytest
 from tpinit.conformance import known, report
 from tpinit.conformance.vectors import load
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from support.paths import ROOT
+
 EXAMPLE = ROOT / "examples/conformance/implementation.js"
 MINIATURES = "py: tpinit.conformance.miniatures."
 SMOKE = load(smoke=True)

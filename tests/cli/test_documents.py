@@ -1,7 +1,6 @@
 """What the documents show is what the command does."""
 
 import json
-import pathlib
 import re
 import shutil
 import subprocess
@@ -10,7 +9,8 @@ import sys
 from tpinit.cli.main import COMMANDS
 from tpinit.reference.fields import SECTION, TP, all_names
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from support.paths import ROOT
+
 EXAMPLES = ROOT / "examples"
 
 

@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from support.paths import ROOT
+
 DEEPSPEED = "TPINIT_DEEPSPEED_PYTHON"
 OWN = {"unsharded", "tpinit", "torch", "torch-sequence"}
 

@@ -1,6 +1,5 @@
 """Who may import whom: the contracts hold, and each of them rejects what it is there to reject."""
 
-import pathlib
 import shutil
 import site
 import subprocess
@@ -8,12 +7,13 @@ import sys
 
 import pytest
 
+from support.paths import ROOT
+
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 ROOTS = ("spec", "reference", "runtime", "proofs", "tests")
 
 VOCABULARY = "spec/tpinit/spec/vocabulary.py"

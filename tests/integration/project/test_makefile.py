@@ -1,7 +1,6 @@
 """The doors of the project: make, the demo and .ci/run say the truth about what failed."""
 
 import os
-import pathlib
 import re
 import shutil
 import subprocess
@@ -9,7 +8,7 @@ import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
+from support.paths import ROOT
 
 
 def call(*command, cwd, **env):

@@ -1,7 +1,6 @@
 """The wheel, installed without extras into an empty environment, and used from there."""
 
 import json
-import pathlib
 import subprocess
 import sys
 import venv
@@ -9,7 +8,8 @@ import zipfile
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
+from support.paths import ROOT
+
 PORTIONS = {
     "spec": ROOT / "spec/tpinit/spec",
     "reference": ROOT / "reference/tpinit/reference",

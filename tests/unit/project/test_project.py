@@ -1,7 +1,6 @@
 """The frame: what is pinned, shipped and configured is what the project really needs."""
 
 import importlib.metadata
-import pathlib
 import re
 import subprocess
 import sys
@@ -10,7 +9,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
+from support.paths import ROOT
+
 EXTRAS = ("proofs", "runtime", "hf", "conformance", "dev", "hjson")
 
 

@@ -17,7 +17,8 @@ from tpinit.proofs.mutation.sources import SourceMutant, source_mutants
 __all__ = ["TARGETS", "Target", "checkout", "cover", "judge_code", "mutants_of"]
 
 _READER = (
-    "tests/unit/reference/test_config.py",
+    "tests/unit/reference/test_config_section.py",
+    "tests/unit/reference/test_config_top.py",
     "tests/unit/reference/test_config_sources.py",
     "tests/unit/reference/test_config_edges.py",
 )
