@@ -1,9 +1,12 @@
-"""The records of a plan: plain data, JSON-able, printable. Norm, clip, save and re-cut read these alone."""
+"""The records of a plan: frozen dataclasses that convert to JSON and back, and print as a table.
+
+Loading, gradient reduction, the gradient norm, clipping and checkpoints read these records and nothing else.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
@@ -22,12 +25,16 @@ __all__ = [
     "SequencePlan",
 ]
 
-Pieces = tuple[tuple[int, int], ...]
-VERSION = 2
+Pieces = tuple[tuple[int, int], ...]  # the (offset, length) of each piece of a dimension that one rank holds, in order
+VERSION = 2  # of the JSON format: it changes when a field is renamed, added or removed
 
 
 class Cut(str, Enum):
-    """How a parameter lies over the ranks of a TP group."""
+    """How a parameter is distributed over the ranks of a TP group.
+
+    `replicated`: every rank holds all of it. `column`: sharded along the output features. `row`: sharded along the
+    input features. `vocabulary`: sharded along the token ids.
+    """
 
     REPLICATED = "replicated"
     COLUMN = "column"
@@ -36,11 +43,11 @@ class Cut(str, Enum):
 
 
 class GradientRule(str, Enum):
-    """What a rank's gradient is, before averaging over the data-parallel ranks.
+    """What the gradient on one rank is after the backward, before it is averaged over the DP group.
 
-    `sharded`: the complete gradient of this rank's slice, and of nothing else. `replicated`: the complete gradient of
-    the whole parameter, equal on every rank of the TP group, so it counts once in a norm. `partial`: a part of
-    the gradient of what several ranks hold, to be summed over those that hold it.
+    `sharded`: the complete gradient of this rank's slice. `replicated`: the complete gradient of the whole
+    parameter, equal on every rank of the TP group, so a gradient norm counts it once. `partial`: one summand of the
+    gradient; it is summed over the ranks that hold the same elements. The names follow DTensor's placements.
     """
 
     SHARDED = "sharded"
@@ -49,12 +56,13 @@ class GradientRule(str, Enum):
 
 
 class LayerKind(str, Enum):
-    """What becomes of a module.
+    """Which parallel layer a module becomes.
 
-    `column`: its output features are cut. `row`: its input features are cut and its output is summed.
-    `column gather`, `row split`: the same, with whole features outside. `shared output`: whole, and what
-    enters a cut block of its output collects its gradient from all ranks. `embedding`, `head`: cut by
-    vocabulary. `experts`: all experts of a layer, each cut inside; the output is summed.
+    `column`: column-parallel, the output stays sharded. `row`: row-parallel, the output is summed over the TP group.
+    `column gather`: column-parallel, and the output is gathered. `row split`: row-parallel, and the replicated input
+    is sliced first. `shared output`: the weight is replicated, and the gradient of the output is summed over the TP
+    group, because a sharded block reads that output. `embedding`, `head`: vocab-parallel. `experts`: every expert of
+    the module is sharded inside, and the output is summed over the TP group.
     """
 
     COLUMN = "column"
@@ -69,12 +77,15 @@ class LayerKind(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class ParameterPlan:
-    """One logical parameter: its names (more than one where it is tied), whole shape, and cut.
+    """The plan of one parameter.
 
-    `dim` is the dimension that is cut, None for a replicated parameter; `unit` is how many neighbours along
-    it stay on one rank (a head's size, 1 where any cut will do). `blocks` are the lengths along `dim` of what
-    is fused there and cut each on its own (q, k, v; gate, up), empty where it is one block. `slices`, where
-    given, says instead for each rank which (offset, length) it holds: ranks may share some of it.
+    `names` are its fully qualified names, more than one if it is tied; `shape` is the shape of the whole tensor.
+    `dim` is the dimension that is sharded, None for a replicated parameter. The slices of the ranks are given in one
+    of two ways. If `slices` is not empty, `slices[r]` lists the (offset, length) along `dim` that rank r holds, and
+    two ranks may hold the same elements. Otherwise `fused_sizes` are the lengths of the matrices that are fused along
+    `dim` (q, k, v; gate, up; empty for one matrix), and each of these is sharded on its own, in whole units of `unit`
+    elements (the size of a head; 1 if any length is legal), see `shards.pieces`. `reason` says why a parameter is
+    replicated that was requested or large enough to be sharded, else it is empty.
     """
 
     names: tuple[str, ...]
@@ -89,11 +100,11 @@ class ParameterPlan:
 
     @property
     def name(self) -> str:
-        """The first name."""
+        """The first of the names."""
         return self.names[0]
 
     def pieces_of(self, tp_size: int, tp_rank: int) -> Pieces:
-        """Return the (offset, length) along `dim` of each piece a rank holds, in order; none where nothing is cut."""
+        """Return the (offset, length) along `dim` of each piece that a rank holds, in order; empty if replicated."""
         if self.dim is None:
             return ()
         if self.slices:
@@ -101,21 +112,21 @@ class ParameterPlan:
         return pieces(self.fused_sizes or (self.shape[self.dim],), self.unit, tp_size, tp_rank)
 
     def local_shape(self, tp_size: int, tp_rank: int) -> tuple[int, ...]:
-        """Return the shape of the local tensor."""
-        held = sum(length for _, length in self.pieces_of(tp_size, tp_rank))
-        return tuple(held if dim == self.dim else length for dim, length in enumerate(self.shape))
+        """Return the shape of the tensor that a rank holds."""
+        local_length = sum(length for _, length in self.pieces_of(tp_size, tp_rank))
+        return tuple(local_length if dim == self.dim else length for dim, length in enumerate(self.shape))
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """What becomes of one module.
+    """The plan of one module that becomes a parallel layer.
 
-    `ranks`: for the kinds that gather, split or look up, the (offset, length) of each rank's pieces of the
-    dimension that is cut. `entry`: whether a column layer itself collects the gradient of its input. `random`:
-    whether what lies between the columns and the row draws random numbers, which must differ on each rank.
-    `fused_with`: of the layers that read one tensor, and alone take it into the group, the first; empty where experts
-    do too.
-    `scatter`: whether what a row layer gives is this rank's part of the tokens.
+    `slices[r]` lists the (offset, length) that rank r holds of the sharded dimension; it is empty for the kinds that
+    do not gather, slice or look up (`column`, `row`, `shared output`, `experts`). `reduce_input_grad`: a column layer
+    all-reduces the gradient of its input. `draws_random`: the code between the column layers and the row layer of
+    this region draws random numbers (dropout), and each rank must draw its own. `fused_with`: the first of the column
+    layers that read the same tensor and share one all-reduce of its gradient; empty if the layer does not share.
+    `scatter_output`: a row layer reduce-scatters its output over the tokens instead of all-reducing it.
     """
 
     module: str
@@ -129,11 +140,14 @@ class LayerPlan:
 
 @dataclass(frozen=True, slots=True)
 class BlockPlan:
-    """A block around cut layers, and what it must be told so that it works on a part of the heads.
+    """The patches that let a block (an attention or expert module) compute on one rank's heads or features.
 
-    `heads` and `head_ranks`: how many attention heads there are, and the (offset, length) of each rank; 0 and
-    empty without attention. `once`: parameters of a block of experts that the first rank alone uses, because they
-    are added before the sum. The rest is as in `rehearsal.Adaptation`.
+    `num_heads` counts the attention heads of the whole block, and `head_slices[r]` is the (offset, length) of the
+    heads of rank r; they are 0 and empty for a block without attention. `attributes` are integer attributes by their
+    path below the block (`num_heads`, `config.n_head`), with the value for each rank. `head_arguments` are tensor
+    arguments, by name or position, of which a rank takes its heads along the given dimension. `head_outputs` are
+    modules inside the block whose output's last dimension counts heads. `first_rank_only` are replicated biases that
+    are added before the sum over the TP group, so every rank but the first uses zeros.
     """
 
     module: str
@@ -145,9 +159,9 @@ class BlockPlan:
     first_rank_only: tuple[str, ...] = ()
 
     def local(self, rank: int) -> LocalBlock:
-        """Return how the block is patched on one rank."""
+        """Return the patches for one rank."""
         return LocalBlock(
-            {path: ranks[rank] for path, ranks in self.attributes},
+            {path: values[rank] for path, values in self.attributes},
             dict(self.head_arguments),
             self.head_outputs,
             self.num_heads,
@@ -157,11 +171,12 @@ class BlockPlan:
 
 @dataclass(frozen=True, slots=True)
 class SequencePlan:
-    """A list of layers between whose cut regions each rank has its part of the tokens.
+    """The plan of one list of layers whose hidden states are sharded along the tokens (sequence parallelism).
 
-    `entries`: the modules that begin a cut region, and gather the tokens that enter them; `readers` the columns that
-    read what they gather. `whole`: modules that see all tokens and compute the same on every rank. `random`: whether
-    random numbers are drawn in the layers, which must differ on each rank.
+    `stack` is the name of the `nn.ModuleList`. `gather_inputs` are the modules in front of which the tokens are
+    gathered, and `column_readers` the column layers that read the gathered tensors. `replicated_modules` take all
+    tokens and compute the same on every rank. `draws_random`: the layers draw random numbers for their tokens, and
+    each rank must draw its own.
     """
 
     stack: str
@@ -173,10 +188,11 @@ class SequencePlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What every parameter and module of a model is, for one rank of a TP group of `tp_size` ranks.
+    """The plan of a model for one rank of a TP group of `tp_size` ranks.
 
-    Only `tp_rank` differs between the ranks of a group: all else is equal on all of them. `source` says where
-    the plan came from, `notes` what of the model is not cut, and why. `sequences` say where tokens are cut too.
+    Only `tp_rank` differs between the ranks of the group. `parameters` has one record for every parameter of the
+    model, in the model's order; `layers`, `blocks` and `sequences` have one for every module that changes. `source`
+    names where the request came from, and `notes` are sentences for the user: what is not cut, and why.
     """
 
     tp_size: int
@@ -189,100 +205,101 @@ class Plan:
     sequences: tuple[SequencePlan, ...] = ()
 
     def fused_column_groups(self) -> list[tuple[str, ...]]:
-        """Return the layers that read one tensor and go into the group together."""
-        found: dict[str, list[str]] = {}
+        """Return the groups of column layers that share one all-reduce of their input's gradient."""
+        groups: dict[str, list[str]] = {}
         for layer in self.layers:
             if layer.fused_with:
-                found.setdefault(layer.fused_with, []).append(layer.module)
-        return [tuple(names) for names in found.values()]
-
-    def of_rank(self, tp_rank: int) -> Plan:
-        """Return the plan of another rank of the group."""
-        return replace(self, tp_rank=tp_rank)
+                groups.setdefault(layer.fused_with, []).append(layer.module)
+        return [tuple(names) for names in groups.values()]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as plain data, with this rank's slice of each parameter beside what `from_json` reads."""
+        """Return the plan as JSON data. Each parameter also has `pieces` and `local_shape` of this rank, to be read."""
         page: dict[str, Any] = {"version": VERSION, **asdict(self)}
-        for record, one in zip(page["parameters"], self.parameters, strict=True):
-            record["pieces"] = [list(piece) for piece in one.pieces_of(self.tp_size, self.tp_rank)]
-            record["local_shape"] = list(one.local_shape(self.tp_size, self.tp_rank))
-        plain: dict[str, Any] = _plain(page)
+        for page_record, record in zip(page["parameters"], self.parameters, strict=True):
+            page_record["pieces"] = [list(piece) for piece in record.pieces_of(self.tp_size, self.tp_rank)]
+            page_record["local_shape"] = list(record.local_shape(self.tp_size, self.tp_rank))
+        plain: dict[str, Any] = _to_plain(page)
         return plain
 
     @staticmethod
     def from_json(page: Mapping[str, Any]) -> Plan:
-        """Return the plan that `to_json` gave, perhaps edited. Raises PlanError for anything else."""
+        """Return the plan that `to_json` wrote, with any edits; `pieces` and `local_shape` are ignored.
+
+        Raises PlanError if the format version differs, a field is missing or unknown, or a value has the wrong type.
+        """
         try:
             if page["version"] != VERSION:
                 raise PlanError(
                     f"the plan has format version {page['version']!r}; this release reads version {VERSION} only. "
                     "Plan again with this release, and repeat your edits (docs/plan.md lists the fields)"
                 )
-            parameters = [
-                {key: one for key, one in record.items() if key not in ("pieces", "local_shape")}
-                for record in page["parameters"]
-            ]
             return Plan(
                 int(page["tp_size"]),
                 int(page["tp_rank"]),
+                tuple(_parameter_from_json(record) for record in page["parameters"]),
                 tuple(
-                    ParameterPlan(
-                        **{
-                            **_tuples(record),
-                            "cut": Cut(record["cut"]),
-                            "gradient_rule": GradientRule(record["gradient_rule"]),
-                        }
-                    )
-                    for record in parameters
+                    LayerPlan(**{**_to_tuples(record), "kind": LayerKind(record["kind"])}) for record in page["layers"]
                 ),
-                tuple(LayerPlan(**{**_tuples(one), "kind": LayerKind(one["kind"])}) for one in page["layers"]),
-                tuple(BlockPlan(**_tuples(one)) for one in page["blocks"]),
+                tuple(BlockPlan(**_to_tuples(record)) for record in page["blocks"]),
                 str(page.get("source", "a plan that was passed")),
                 tuple(page.get("notes", ())),
-                tuple(SequencePlan(**_tuples(one)) for one in page.get("sequences", ())),
+                tuple(SequencePlan(**_to_tuples(record)) for record in page.get("sequences", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(
-                f"this is no plan: {type(error).__name__}: {error}; give what Plan.to_json() returned"
+                f"this is not a plan: {type(error).__name__}: {error}; pass what Plan.to_json() returned"
             ) from error
 
     def __str__(self) -> str:
-        """Return a table: name, whole shape, cut, this rank's slice, gradients."""
+        """Return a table of the parameters: name, shape of the whole, cut, this rank's slice, gradient rule; notes."""
         head = ("parameter", "shape", "cut", f"slice of rank {self.tp_rank}/{self.tp_size}", "gradients")
         rows = [head] + [
             (
-                " = ".join(one.names),
-                " x ".join(map(str, one.shape)) or "scalar",
-                one.cut.value,
-                self._slice_text(one),
-                one.gradient_rule.value,
+                " = ".join(record.names),
+                " x ".join(map(str, record.shape)) or "scalar",
+                record.cut.value,
+                self._slice_text(record),
+                record.gradient_rule.value,
             )
-            for one in self.parameters
+            for record in self.parameters
         ]
         widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         notes = ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], *notes])
 
-    def _slice_text(self, one: ParameterPlan) -> str:
-        held = one.pieces_of(self.tp_size, self.tp_rank)
-        spans = ", ".join(f"{offset}:{offset + length}" for offset, length in held)
-        return f"dim {one.dim}: {spans}" if held else "whole"
+    def _slice_text(self, record: ParameterPlan) -> str:
+        local_pieces = record.pieces_of(self.tp_size, self.tp_rank)
+        spans = ", ".join(f"{offset}:{offset + length}" for offset, length in local_pieces)
+        return f"dim {record.dim}: {spans}" if local_pieces else "whole"
 
 
-def _plain(value: Any) -> Any:
+def _parameter_from_json(record: Mapping[str, Any]) -> ParameterPlan:
+    fields = {key: value for key, value in record.items() if key not in ("pieces", "local_shape")}
+    return ParameterPlan(
+        **{
+            **_to_tuples(fields),
+            "cut": Cut(record["cut"]),
+            "gradient_rule": GradientRule(record["gradient_rule"]),
+        }
+    )
+
+
+def _to_plain(value: Any) -> Any:
+    """Return `value` with enums replaced by their values and tuples by lists."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_to_plain(item) for item in value]
     return value
 
 
-def _tuples(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _tuple(value) for key, value in record.items()}
+def _to_tuples(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with every list, at any depth of its values, replaced by a tuple."""
+    return {key: _to_tuple(value) for key, value in record.items()}
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(_tuple(one) for one in value) if isinstance(value, (list, tuple)) else value
+def _to_tuple(value: Any) -> Any:
+    return tuple(_to_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value

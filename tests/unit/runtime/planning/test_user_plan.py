@@ -78,7 +78,7 @@ def test_a_plan_is_read_from_a_plan_a_mapping_or_a_file(tmp_path):
         (None, "can't be read: No such file"),
         ("{", "is not JSON"),
         ("[]", "is not a JSON object"),
-        ("{}", "this is no plan: KeyError: 'version'"),
+        ("{}", "this is not a plan: KeyError: 'version'"),
         ('{"version": 9}', "format version 9; this release reads version 2 only"),
         ('{"version": 1}', "format version 1; .* Plan again with this release"),
     ],
