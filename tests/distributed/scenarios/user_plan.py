@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def passed(rank: int, name: str, form: str, file: str, edit: str = "") -> dict[s
     page = edited(plan.to_json(), edit)
     again: Any = page
     if form == "plan":
-        again = plan.of_rank(world - 1)
+        again = replace(plan, tp_rank=world - 1)
     if form == "file":
         if rank == 0:
             Path(file).write_text(json.dumps(page), encoding="utf-8")

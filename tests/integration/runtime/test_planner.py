@@ -367,7 +367,7 @@ def test_a_plan_is_data(name: str) -> None:
     page = plan.to_json()
     assert Plan.from_json(page) == plan
     assert page["parameters"][0]["local_shape"]
-    with pytest.raises(PlanError, match="this is no plan"):
+    with pytest.raises(PlanError, match="this is not a plan"):
         Plan.from_json({**page, "layers": [{"module": "x", "kind": "sideways"}]})
     with pytest.raises(PlanError, match="version"):
         Plan.from_json({**page, "version": 99})

@@ -84,8 +84,8 @@ class ParameterPlan:
     of two ways. If `slices` is not empty, `slices[r]` lists the (offset, length) along `dim` that rank r holds, and
     two ranks may hold the same elements. Otherwise `fused_sizes` are the lengths of the matrices that are fused along
     `dim` (q, k, v; gate, up; empty for one matrix), and each of these is sharded on its own, in whole units of `unit`
-    elements (the size of a head; 1 if any length is legal), see `shards.pieces`. `reason` says why a parameter is
-    replicated that was requested or large enough to be sharded, else it is empty.
+    elements (the size of a head; 1 if any length is legal), see `shards.pieces`. `reason` says why the
+    layer of a replicated parameter is not sharded; it is empty if no cut of it was tried.
     """
 
     names: tuple[str, ...]

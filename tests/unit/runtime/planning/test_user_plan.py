@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def test_a_plan_is_read_from_a_plan_a_mapping_or_a_file(tmp_path):
     }
     file = tmp_path / "plan.json"
     file.write_text(json.dumps(plan.to_json()), encoding="utf-8")
-    for given in (plan, plan.of_rank(1), plan.to_json(), file, str(file)):
+    for given in (plan, replace(plan, tp_rank=1), plan.to_json(), file, str(file)):
         assert check_plan(read_plan(given), model, 2, EXAMPLE) == plan
 
 
@@ -106,7 +107,7 @@ def test_edits_that_are_sound_pass():
     found = check_plan(read_plan(page), model, 2, EXAMPLE)
     assert sum(one.dim is not None for one in found.parameters) == 5
     assert found.parameters[-3].pieces_of(2, 1) == ((3, 7),)
-    assert found.of_rank(1).parameters[-3].local_shape(2, 1) == (6, 7)
+    assert replace(found, tp_rank=1).parameters[-3].local_shape(2, 1) == (6, 7)
 
 
 def edit(page, name, **more):

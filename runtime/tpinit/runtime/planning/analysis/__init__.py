@@ -1,1 +1,1 @@
-"""What the planner reads of a model: linears, data flow, dropout, equal layers."""
+"""Analysis of a model before it is partitioned: linear layers, data flow, dropout, similar layers."""

@@ -1,4 +1,7 @@
-"""Running a model with stubs in place of its weight matrices: no products, no weights, on the meta device too."""
+"""Runs a model's forward with the linear layers and expert modules replaced by callbacks.
+
+So a run costs no matrix product and needs no weights: the model may be on the meta device.
+"""
 
 from __future__ import annotations
 
@@ -13,129 +16,156 @@ from torch.nn.modules.batchnorm import _NormBase
 from tpinit.runtime.planning.analysis.dropout_off import DropoutDisabled, fixed_host_rng, preserved_rng
 from tpinit.runtime.planning.analysis.linears import LinearInfo, find_experts, find_linears
 
-__all__ = ["HELD_PIECES", "ForwardContext", "in_mode", "run_fake_forward", "forward_context", "without_hooks"]
+__all__ = ["HELD_PIECES", "ForwardContext", "forward_context", "in_mode", "run_fake_forward", "without_hooks"]
 
-HELD_PIECES = "_tp_held"  # in a module that is rehearsed: which pieces of its parameters a rank has
+HELD_PIECES = "_tp_held"  # attribute of a module in a dry run: which pieces of its parameters the rank holds
+
+LinearStub = Callable[[LinearInfo, torch.Tensor], torch.Tensor]
+ExpertsStub = Callable[[str, torch.Tensor], torch.Tensor]
+OnReplaced = Callable[[torch.Tensor, torch.Tensor], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """A parameter or buffer `original`, the attribute `name` of `module`, and the values that a run uses instead."""
+
+    module: nn.Module
+    name: str
+    original: torch.Tensor
+    values: torch.Tensor
 
 
 @dataclass(slots=True)
 class ForwardContext:
-    """What runs of one model with stubs need to know of it: found once, as long as nobody changes the model.
+    """What every fake forward of one model needs; computed once, and valid until a module of the model changes.
 
-    `replacements` are the tensors for which others stand in: module, name, the tensor, and the other one. `training` is
-    the mode in which they run; `has_dropout` says that chance drops something in it, which it must not.
+    `linears` and `experts` are the modules that the callbacks replace, by name. `training` is the mode of the runs.
+    `has_dropout` becomes True when a run meets an operation that drops something; later runs then replace it.
     """
 
     modules: list[nn.Module]
     linears: dict[str, LinearInfo]
     experts: dict[str, nn.Module]
     embeddings: list[nn.Embedding]
-    replacements: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]
+    replacements: list[Replacement]
     training: bool = False
     has_dropout: bool = False
 
 
 def forward_context(model: nn.Module, training: bool = False) -> ForwardContext:
-    """Return what runs with stubs need. Reads the model, changes nothing.
+    """Return the context for fake forwards of `model`. Reads the model, changes nothing.
 
-    The small tensors of a model on the meta device get numbers: norms, routers, tables. And the vectors of norms in
-    any case: new ones are all alike, and so would be whatever takes one for another.
+    Parameters and buffers on the meta device that no callback covers (norms, routers, tables) get random values.
+    So do one-dimensional parameters on any device: a new norm's weights are all ones, and a plan that mixes up the
+    slices of such a weight would pass unnoticed.
     """
     modules = list(model.modules())
-    matrices, experts = find_linears(model), find_experts(model)
+    linears, experts = find_linears(model), find_experts(model)
     embeddings = [module for module in modules if isinstance(module, nn.Embedding)]
-    stubbed = {id(one) for matrix in matrices.values() for one in matrix.module.parameters(recurse=False)}
-    stubbed |= {id(one) for module in experts.values() for one in module.parameters()}
-    stubbed |= {id(one) for module in embeddings for one in module.parameters()}
+    stubbed = {id(weight) for linear in linears.values() for weight in linear.module.parameters(recurse=False)}
+    stubbed |= {id(weight) for module in experts.values() for weight in module.parameters()}
+    stubbed |= {id(weight) for module in embeddings for weight in module.parameters()}
+    replacements = _replacements(modules, stubbed)
+    return ForwardContext(modules, linears, experts, embeddings, replacements, training)
+
+
+def _replacements(modules: Sequence[nn.Module], stubbed: set[int]) -> list[Replacement]:
+    """Return a replacement for every tensor of `modules` that needs one; `stubbed` are the ids of those that do not."""
     generator = torch.Generator().manual_seed(1)
-    replacements: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]] = []
+    replacements = []
     for module in modules:
-        for kind in (module._parameters, module._buffers):
-            for name, one in kind.items():
-                if one is None or id(one) in stubbed:
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None or id(tensor) in stubbed:
                     continue
-                vector = kind is module._parameters and one.dim() == 1 and not module._modules
-                if kind is module._buffers and isinstance(module, _NormBase) and not one.is_meta:
-                    replacements.append((module, name, one, one))  # a run in training writes to it
-                elif one.is_meta or vector:
-                    real = torch.zeros(one.shape, dtype=one.dtype)
-                    if one.is_floating_point():
-                        real.normal_(generator=generator)
-                    replacements.append((module, name, one, real if one.is_meta else real.to(one.device)))
-    return ForwardContext(modules, matrices, experts, embeddings, replacements, training)
+                is_vector = tensors is module._parameters and tensor.dim() == 1 and not module._modules
+                if tensors is module._buffers and isinstance(module, _NormBase) and not tensor.is_meta:
+                    replacements.append(Replacement(module, name, tensor, tensor))  # a run in training writes to it
+                elif tensor.is_meta or is_vector:
+                    values = torch.zeros(tensor.shape, dtype=tensor.dtype)
+                    if tensor.is_floating_point():
+                        values.normal_(generator=generator)
+                    values = values if tensor.is_meta else values.to(tensor.device)
+                    replacements.append(Replacement(module, name, tensor, values))
+    return replacements
 
 
 def run_fake_forward(
     model: nn.Module,
     inputs: Mapping[str, Any],
-    matrix: Callable[[LinearInfo, torch.Tensor], torch.Tensor],
-    experts: Callable[[str, torch.Tensor], torch.Tensor],
-    stand_in: Callable[[torch.Tensor, torch.Tensor], None] = lambda *_: None,
+    linear_stub: LinearStub,
+    experts_stub: ExpertsStub,
+    on_replaced: OnReplaced = lambda *_: None,
     context: ForwardContext | None = None,
 ) -> Any:
-    """Run a forward in which `matrix` answers for each weight matrix and `experts` for each block of experts.
+    """Return the output of `model(**inputs)` with callbacks in place of linear layers and expert modules.
 
-    `stand_in` hears of each tensor on the meta device, and of the one with numbers that stands in for it. `context` is
-    what `forward_context` returned for this very model; without one it runs in evaluation mode.
+    `linear_stub(linear, input)` and `experts_stub(name, hidden_states)` return the outputs of these modules.
+    `on_replaced(original, values)` is called for each tensor that other values replace. `context` is the result of
+    `forward_context` for this model; without it the model runs in evaluation mode. Raises what the forward raises.
     """
     context = context or forward_context(model)
-    always = DropoutDisabled() if context.has_dropout else nullcontext()
+    dropout_mode = DropoutDisabled() if context.has_dropout else nullcontext()
     mode = in_mode(model, context.training, context.modules)
-    with torch.no_grad(), mode, fixed_host_rng(), always, _set(context, matrix, experts, stand_in):
+    stubs = _stubbed(context, linear_stub, experts_stub, on_replaced)
+    with torch.no_grad(), mode, fixed_host_rng(), dropout_mode, stubs:
         return model(**inputs)
 
 
 @contextmanager
-def _set(
-    context: ForwardContext,
-    matrix: Callable[[LinearInfo, torch.Tensor], torch.Tensor],
-    experts: Callable[[str, torch.Tensor], torch.Tensor],
-    stand_in: Callable[[torch.Tensor, torch.Tensor], None],
+def _stubbed(
+    context: ForwardContext, linear_stub: LinearStub, experts_stub: ExpertsStub, on_replaced: OnReplaced
 ) -> Iterator[None]:
-    """Put stubs in place of forwards, and tensors with numbers in place of those without, for the time of a run."""
-    kept: list[tuple[dict[str, Any], Any]] = []
+    """Replace the forwards of linears, experts and meta embeddings, and tensors without values, for one run."""
+    originals: list[tuple[dict[str, Any], Any]] = []
 
-    def stub(module: nn.Module, forward: Callable[..., Any]) -> None:
-        kept.append((module.__dict__, module.__dict__.get("forward")))
+    def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+        originals.append((module.__dict__, module.__dict__.get("forward")))
         module.__dict__["forward"] = forward
 
     try:
-        for module, name, one, real in context.replacements:
-            # What a run may write to, the next one has anew.
-            here = real if name in module._parameters else real.clone()
-            if name in module.__dict__.get(HELD_PIECES, {}):  # a rehearsal has put a rank's part in its place
-                here = torch.cat([here.narrow(0, *held) for held in module.__dict__[HELD_PIECES][name]])
-            module.__dict__[name] = here
-            stand_in(one, here)
-        for one_matrix in context.linears.values():
-            stub(one_matrix.module, _matrix_stub(one_matrix, matrix))
+        for replacement in context.replacements:
+            values = _values_for_run(replacement)
+            replacement.module.__dict__[replacement.name] = values
+            on_replaced(replacement.original, values)
+        for linear in context.linears.values():
+            replace_forward(linear.module, _linear_forward(linear, linear_stub))
         for name, module in context.experts.items():
-            stub(module, _experts_stub(name, experts))
+            replace_forward(module, _experts_forward(name, experts_stub))
         for embedding in context.embeddings:
             if embedding.weight.is_meta:
-                stub(embedding, _embedding_stub(embedding))
+                replace_forward(embedding, _embedding_forward(embedding))
         yield
     finally:
-        for held, forward in reversed(kept):
+        for attributes, forward in reversed(originals):
             if forward is None:
-                del held["forward"]
+                del attributes["forward"]
             else:
-                held["forward"] = forward
-        for module, name, _, _ in context.replacements:
-            module.__dict__.pop(name, None)
+                attributes["forward"] = forward
+        for replacement in context.replacements:
+            replacement.module.__dict__.pop(replacement.name, None)
 
 
-def _matrix_stub(
-    one: LinearInfo, matrix: Callable[[LinearInfo, torch.Tensor], torch.Tensor]
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda input, *_, **__: matrix(one, input)
+def _values_for_run(replacement: Replacement) -> torch.Tensor:
+    """Return the values of one tensor for one run: a copy of a buffer, which the run may write to; a rank's pieces."""
+    module, name, values = replacement.module, replacement.name, replacement.values
+    if name not in module._parameters:
+        values = values.clone()
+    pieces = module.__dict__.get(HELD_PIECES, {}).get(name)
+    return values if pieces is None else torch.cat([values.narrow(0, *piece) for piece in pieces])
 
 
-def _experts_stub(name: str, experts: Callable[[str, torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
-    return lambda hidden_states, *_, **__: experts(name, hidden_states)
+def _linear_forward(linear: LinearInfo, linear_stub: LinearStub) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda input, *_, **__: linear_stub(linear, input)
 
 
-def _embedding_stub(module: nn.Embedding) -> Callable[[torch.Tensor], torch.Tensor]:
+def _experts_forward(name: str, experts_stub: ExpertsStub) -> Callable[..., torch.Tensor]:
+    return lambda hidden_states, *_, **__: experts_stub(name, hidden_states)
+
+
+def _embedding_forward(module: nn.Embedding) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a lookup without a table: each id gets a ramp of `embedding_dim` values, shifted by 0.1 times the id."""
+
     def look_up(input: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         ramp = torch.linspace(-1, 1, module.embedding_dim).expand(*input.shape, -1)
         return ramp + input.unsqueeze(-1).to(ramp.dtype) * 0.1
@@ -145,22 +175,25 @@ def _embedding_stub(module: nn.Embedding) -> Callable[[torch.Tensor], torch.Tens
 
 @contextmanager
 def without_hooks(model: nn.Module) -> Iterator[None]:
-    """Keep what the user hung on a model out of what runs inside: hooks do not fire, random numbers stay theirs."""
+    """Remove the forward hooks of all modules, and restore them and all RNG states when the context ends."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
-    kept = [(module, kind, getattr(module, kind)) for module in model.modules() for kind in kinds]
-    for module, kind, hooks in kept:
+    originals = [(module, kind, getattr(module, kind)) for module in model.modules() for kind in kinds]
+    for module, kind, hooks in originals:
         module.__dict__[kind] = type(hooks)()
     try:
         with preserved_rng():
             yield
     finally:
-        for module, kind, hooks in kept:
+        for module, kind, hooks in originals:
             module.__dict__[kind] = hooks
 
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool, modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Let a model, of which `modules` are all, be in a mode for several runs: then none of these need see to it."""
+    """Set the mode of a model, and restore the mode of each of its `modules` when the context ends.
+
+    Several runs inside one outer context save the cost: an inner one finds the mode set and does nothing.
+    """
     modes = [module.training for module in modules]
     if all(mode is training for mode in modes):
         yield

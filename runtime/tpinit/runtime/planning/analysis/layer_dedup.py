@@ -1,4 +1,4 @@
-"""Which layers of a list are alike in everything that planning can read of them, but for their place in it."""
+"""Groups the layers of a list that differ in nothing the planner reads, except for their index in the list."""
 
 from __future__ import annotations
 
@@ -13,135 +13,153 @@ import torch
 from torch import nn
 from tpinit.runtime.groups.digest import digest
 
-__all__ = ["SimilarLayers", "LayerIndexProbe", "group_similar_layers"]
+__all__ = ["LayerIndexProbe", "SimilarLayers", "group_similar_layers"]
 
-_PLAIN = (bool, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-_Number = tuple[dict[str, Any], str, int]  # where it stands, its name, its value
+_PLAIN_TYPES = (bool, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_IntAttribute = tuple[
+    dict[str, Any], str, int
+]  # the attributes that hold it (a module's __dict__), its name, its value
 
 
 @dataclass(slots=True)
 class SimilarLayers:
-    """Layers of one kind, by their places in the list, and the numbers of each in which they may differ.
+    """A group of similar layers, by their indices in the list, in order.
 
-    `varying` are those of `numbers` (by their index) that are another for each layer: its place, or so far from it.
+    `fingerprint` is what they have in common. `integers[i]` are the integer attributes of layer i and of its
+    submodules, in an order that is the same for all layers. `index_like` are the positions in that order of the
+    integers that follow the layer index: between any two layers they differ by as much as the indices.
     """
 
-    places: list[int]
-    traits: list[Any]
-    numbers: dict[int, list[_Number]]
-    varying: set[int] = field(default_factory=set)
+    indices: list[int]
+    fingerprint: list[Any]
+    integers: dict[int, list[_IntAttribute]]
+    index_like: set[int] = field(default_factory=set)
 
 
-def group_similar_layers(path: str, layers: nn.ModuleList, told: Callable[[str], object]) -> list[SimilarLayers]:
-    """Return the layers of a list by kind, those of the first ones first.
+def group_similar_layers(path: str, layers: nn.ModuleList, request_of: Callable[[str], object]) -> list[SimilarLayers]:
+    """Return the layers of the list named `path` in groups, in the order of their first layers.
 
-    Two are of one kind whose modules have the same names, types, parameters (but for their numbers), buffers (with
-    their numbers) and attributes, of which `told` says the same, and whose numbers are the same or their places.
-    What is neither plain data nor a module must be one and the same object in both.
+    Two layers are similar if their modules have the same names, types, parameters (shapes, dtypes, devices; not
+    values), buffers (with values), attributes, and `request_of(name)`, and if each integer attribute is equal or
+    differs as the layer indices do. An attribute that is neither plain data nor a module must be the same object.
     """
-    kinds: list[SimilarLayers] = []
-    for place, layer in enumerate(layers):
-        traits, numbers = _read(f"{path}.{place}", layer, told)
-        for kind in kinds:
-            first = kind.places[0]
-            if kind.traits != traits:
+    groups: list[SimilarLayers] = []
+    for index, layer in enumerate(layers):
+        fingerprint, integers = _fingerprint(f"{path}.{index}", layer, request_of)
+        for group in groups:
+            first = group.indices[0]
+            if group.fingerprint != fingerprint:
                 continue
-            differing = _differing(kind.numbers[first], first, numbers, place)
-            if differing is not None:
-                kind.places.append(place)
-                kind.numbers[place] = numbers
-                kind.varying |= differing
+            index_like = _index_like(group.integers[first], first, integers, index)
+            if index_like is not None:
+                group.indices.append(index)
+                group.integers[index] = integers
+                group.index_like |= index_like
                 break
         else:
-            kinds.append(SimilarLayers([place], traits, {place: numbers}))
-    return kinds
+            groups.append(SimilarLayers([index], fingerprint, {index: integers}))
+    return groups
 
 
-def _differing(ones: list[_Number], one_place: int, others: list[_Number], other_place: int) -> set[int] | None:
-    """Return which numbers differ as the places do; None where one differs otherwise."""
-    found = set()
-    for index, ((_, _, one), (_, _, other)) in enumerate(zip(ones, others, strict=True)):
-        if one != other:
-            if one - one_place != other - other_place:
+def _index_like(
+    integers: list[_IntAttribute], index: int, other_integers: list[_IntAttribute], other_index: int
+) -> set[int] | None:
+    """Return the positions of the integers that differ as the layer indices do; None if any differs otherwise."""
+    positions = set()
+    for position, ((_, _, value), (_, _, other)) in enumerate(zip(integers, other_integers, strict=True)):
+        if value != other:
+            if value - index != other - other_index:
                 return None
-            found.add(index)
-    return found
+            positions.add(position)
+    return positions
 
 
-def _read(path: str, layer: nn.Module, told: Callable[[str], object]) -> tuple[list[Any], list[_Number]]:
-    """Return everything about a layer that is no whole number of a module's own; and those numbers."""
-    traits: list[Any] = []
-    numbers: list[_Number] = []
-    inside = {id(module): name for name, module in layer.named_modules()}
+def _fingerprint(
+    path: str, layer: nn.Module, request_of: Callable[[str], object]
+) -> tuple[list[Any], list[_IntAttribute]]:
+    """Return everything the planner reads of a layer except its integer attributes; and these."""
+    fingerprint: list[Any] = []
+    integers: list[_IntAttribute] = []
+    submodules = {id(module): name for name, module in layer.named_modules()}
     for name, module in layer.named_modules():
-        traits += (name, type(module), told(f"{path}.{name}" if name else path))
-        own = module.__dict__
-        for key, value in own.items():
+        fingerprint += (name, type(module), request_of(f"{path}.{name}" if name else path))
+        attributes = module.__dict__
+        for key, value in attributes.items():
             kind = value.__class__
-            traits.append(key)
+            fingerprint.append(key)
             if kind is int:
-                numbers.append((own, key, value))
+                integers.append((attributes, key, value))
             elif kind is bool or value is None or kind is str or kind is float:
-                traits += (kind, value)
+                fingerprint += (kind, value)
             elif key == "_modules":
-                traits.append(list(value))
+                fingerprint.append(list(value))
             elif key == "_parameters":
-                traits += [(one, _parameter(held)) for one, held in value.items()]
-            elif key not in _HOOKS or value:  # in this order: a place must not be asked
-                traits.append(_token(value, inside))
-    return traits, numbers
+                fingerprint += [(parameter_name, _parameter_token(held)) for parameter_name, held in value.items()]
+            elif key not in _HOOKS or value:  # in this order: the truth of a LayerIndexProbe must not be read
+                fingerprint.append(_token(value, submodules))
+    return fingerprint, integers
 
 
 _HOOKS = frozenset(key for key in nn.Module().__dict__ if "hook" in key)
 
 
-def _parameter(held: torch.Tensor | None) -> object:
-    """Return what is read of a parameter: all but its numbers, for which others stand in or which are any."""
-    return None if held is None else (type(held), held.shape, held.dtype, held.device, held.requires_grad)
+def _parameter_token(parameter: torch.Tensor | None) -> object:
+    """Return what the planner reads of a parameter: everything but its values, which no fake forward uses."""
+    if parameter is None:
+        return None
+    return type(parameter), parameter.shape, parameter.dtype, parameter.device, parameter.requires_grad
 
 
-def _token(value: Any, inside: Mapping[int, str]) -> object:
-    """Return what is equal for two values in which nothing can be told apart; of unknown objects their identity."""
+def _token(value: Any, submodules: Mapping[int, str]) -> object:
+    """Return an object that compares equal for two attribute values that have the same effect.
+
+    Plain data, containers, enums, methods and partial functions compare by content, tensors by a digest, modules
+    inside the layer by their names (`submodules`, by id), and all other objects by identity.
+    """
     kind = type(value)
-    if kind is int or kind in _PLAIN or isinstance(value, Enum):
+    if kind is int or kind in _PLAIN_TYPES or isinstance(value, Enum):
         return kind, value
     if isinstance(value, nn.Module):
-        return ("inside", inside[id(value)]) if id(value) in inside else ("object", id(value))
+        return ("inside", submodules[id(value)]) if id(value) in submodules else ("object", id(value))
     if isinstance(value, torch.Tensor):
-        same = (kind, value.shape, value.dtype, value.device)
-        return (*same, "") if value.is_meta else (*same, digest(value))
+        properties = (kind, value.shape, value.dtype, value.device)
+        return (*properties, "") if value.is_meta else (*properties, digest(value))
     if isinstance(value, Mapping):
-        return kind, [(_token(key, inside), _token(one, inside)) for key, one in value.items()]
+        return kind, [(_token(key, submodules), _token(item, submodules)) for key, item in value.items()]
     if kind in (list, tuple, set, frozenset):
-        return kind, [_token(one, inside) for one in value]
+        return kind, [_token(item, submodules) for item in value]
     if kind is types.MethodType:
-        return kind, id(value.__func__), _token(value.__self__, inside)
+        return kind, id(value.__func__), _token(value.__self__, submodules)
     if kind is functools.partial:
-        return kind, [_token(one, inside) for one in (value.func, value.args, value.keywords)]
+        return kind, [_token(part, submodules) for part in (value.func, value.args, value.keywords)]
     return "object", id(value)
 
 
 class LayerIndexProbe:
-    """A layer's place in its list, which tells when it is read as a number."""
+    """Stands in for the integer index of a layer, and records every operation that reads its value.
 
-    __slots__ = ("_read", "_value")
+    If the forward never reads the index, the layers of a group compute the same for the same input. `reads` collects
+    the names of the operations. The probe is not a subclass of int, so that C code can't read it unnoticed.
+    """
 
-    def __init__(self, value: int, read: list[str]) -> None:
+    __slots__ = ("_reads", "_value")
+
+    def __init__(self, value: int, reads: list[str]) -> None:
         self._value = value
-        self._read = read
+        self._reads = reads
 
 
-def _telling(name: str) -> Callable[..., Any]:
-    def tell(self: LayerIndexProbe, *args: Any) -> Any:
-        self._read.append(name)
+def _recorded(name: str) -> Callable[..., Any]:
+    def operation(self: LayerIndexProbe, *args: Any) -> Any:
+        self._reads.append(name)
         return getattr(self._value, name)(*args)
 
-    return tell
+    return operation
 
 
-_ALONE = ("hash", "index", "int", "float", "bool", "str", "repr", "format", "neg", "pos", "abs", "invert", "round")
-_WITH_ANOTHER = ("eq", "ne", "lt", "le", "gt", "ge")
-_BOTH_WAYS = (
+_UNARY = ("hash", "index", "int", "float", "bool", "str", "repr", "format", "neg", "pos", "abs", "invert", "round")
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+_ARITHMETIC = (
     "add",
     "sub",
     "mul",
@@ -156,5 +174,5 @@ _BOTH_WAYS = (
     "lshift",
     "rshift",
 )
-for _name in (*_ALONE, *_WITH_ANOTHER, *_BOTH_WAYS, *(f"r{one}" for one in _BOTH_WAYS)):
-    setattr(LayerIndexProbe, f"__{_name}__", _telling(f"__{_name}__"))
+for _name in (*_UNARY, *_COMPARISONS, *_ARITHMETIC, *(f"r{operator}" for operator in _ARITHMETIC)):
+    setattr(LayerIndexProbe, f"__{_name}__", _recorded(f"__{_name}__"))

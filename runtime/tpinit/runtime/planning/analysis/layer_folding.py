@@ -1,7 +1,8 @@
-"""A model in which one layer of many that are alike stands for the others: what is found of these holds for all.
+"""Folds a model: in each long list of layers, two of every group of similar layers remain and represent the others.
 
-The first and the last layer of each kind stay. What lies between gives, without a computation, what the first
-one gave last: so every layer that stays is called as in the whole model, at its own place.
+The planner works on the folded model, and its result is unfolded to the whole model. The first and the last layer of
+each group remain; a layer between them returns, without computing, the last output of the first one. So each
+remaining layer is called at its own index, after the same number of layers as in the whole model.
 """
 
 from __future__ import annotations
@@ -18,196 +19,205 @@ from tpinit.runtime.planning.schema import ParameterPlan, Plan
 
 __all__ = ["LayerFolding", "fold_layers"]
 
-_KEPT = 2  # layers of each kind: the first one, and the last one, which follows its own kind
+_REMAINING = 2  # layers of each group: the first one, and the last one, whose input comes from a layer of its group
 
 
 @dataclass(frozen=True, slots=True)
 class LayerFolding:
-    """For each list of layers, by its path: the places of the layers for which each that stays stands.
+    """How a model is folded.
 
-    `read` has an entry where the model's forward asked a layer for its place: then the others may compute
-    something else, and nothing that was found of those that stay holds for them.
+    `represented[path][i]` are the indices of the layers of the list `path` that the remaining layer i represents, its
+    own included. `index_reads` has an entry for each operation of the model's forward that read the index of a
+    layer. If it is not empty, similar layers may compute different results, and the folding must not be used.
     """
 
     represented: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
     index_reads: list[str] = field(default_factory=list)
 
     def full_names(self, name: str) -> list[str]:
-        """Return the names in the whole model for which a name in the folded one stands."""
-        for path, stands in self.represented.items():
+        """Return the names in the whole model that a name in the folded model represents."""
+        for path, represented in self.represented.items():
             if name.startswith(path):
-                found = re.match(r"\.(\d+)(?=\.|$)", name[len(path) :])
-                if found is not None:
-                    rest = name[len(path) + found.end() :]
-                    return [f"{path}.{place}{rest}" for place in stands[int(found.group(1))]]
+                match = re.match(r"\.(\d+)(?=\.|$)", name[len(path) :])
+                if match is not None:
+                    rest = name[len(path) + match.end() :]
+                    return [f"{path}.{index}{rest}" for index in represented[int(match.group(1))]]
         return [name]
 
     def all_full_names(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the names in the whole model for which some in the folded one stand."""
-        return tuple(whole for name in names for whole in self.full_names(name))
+        """Return the names in the whole model that several names in the folded model represent."""
+        return tuple(full_name for name in names for full_name in self.full_names(name))
 
-    def fused_column_groups(self, module: str, fused_with: str) -> list[str]:
-        """Return the fused_with of each of the layers for which a module stands: that of its own layer of the list."""
-        names = self.full_names(module)
-        fused_column_groups = self.full_names(fused_with)
-        return fused_column_groups if len(fused_column_groups) == len(names) else [fused_with] * len(names)
+    def full_fused_with(self, module: str, fused_with: str) -> list[str]:
+        """Return `LayerPlan.fused_with` of each layer that `module` represents: a name in the same layer of the list."""
+        names, fused_names = self.full_names(module), self.full_names(fused_with)
+        return fused_names if len(fused_names) == len(names) else [fused_with] * len(names)
 
     def pattern(self, names: Sequence[str]) -> str:
-        """Return one name for all that these, which differ in the places of layers alone, stand for."""
-        for path, stands in self.represented.items():
-            found = [re.match(rf"{re.escape(path)}\.(\d+)(?=\.|$)", name) for name in names]
-            places = sorted(place for one in found if one is not None for place in stands[int(one.group(1))])
-            if places:
-                assert found[0] is not None
-                return f"{path}.{{{_spans(places)}}}{names[0][found[0].end() :]}"
+        """Return one name, like `layers.{0-3,5}.mlp`, for all layers represented by names that differ in an index."""
+        for path, represented in self.represented.items():
+            matches = [re.match(rf"{re.escape(path)}\.(\d+)(?=\.|$)", name) for name in names]
+            indices = sorted(
+                index for match in matches if match is not None for index in represented[int(match.group(1))]
+            )
+            if indices:
+                assert matches[0] is not None
+                return f"{path}.{{{_spans(indices)}}}{names[0][matches[0].end() :]}"
         return names[0]
 
     def unfold(self, plan: Plan, model: nn.Module) -> Plan:
-        """Return the plan of the whole model, in its own order, from that of the folded one."""
+        """Return the plan of the whole `model`, with its order of parameters, from the plan of the folded model."""
         records: dict[str, ParameterPlan] = {}
         for record in plan.parameters:
-            every = [self.full_names(name) for name in record.names]
-            longest = max(map(len, every))
-            for index in range(longest):
-                names = tuple(one[index if len(one) == longest else 0] for one in every)
+            full_names = [self.full_names(name) for name in record.names]
+            count = max(map(len, full_names))
+            for index in range(count):
+                names = tuple(each[index if len(each) == count else 0] for each in full_names)
                 records[names[0]] = replace(record, names=names)
         return replace(
             plan,
             parameters=tuple(records[name] for name, _ in model.named_parameters()),
             layers=tuple(
-                replace(one, module=name, fused_with=fused_with)
-                for one in plan.layers
+                replace(layer, module=name, fused_with=fused_with)
+                for layer in plan.layers
                 for name, fused_with in zip(
-                    self.full_names(one.module), self.fused_column_groups(one.module, one.fused_with), strict=True
+                    self.full_names(layer.module), self.full_fused_with(layer.module, layer.fused_with), strict=True
                 )
             ),
-            blocks=tuple(replace(one, module=name) for one in plan.blocks for name in self.full_names(one.module)),
+            blocks=tuple(
+                replace(block, module=name) for block in plan.blocks for name in self.full_names(block.module)
+            ),
             sequences=tuple(
                 replace(
-                    one,
-                    gather_inputs=self.all_full_names(one.gather_inputs),
-                    replicated_modules=self.all_full_names(one.replicated_modules),
-                    column_readers=self.all_full_names(one.column_readers),
+                    sequence,
+                    gather_inputs=self.all_full_names(sequence.gather_inputs),
+                    replicated_modules=self.all_full_names(sequence.replicated_modules),
+                    column_readers=self.all_full_names(sequence.column_readers),
                 )
-                for one in plan.sequences
+                for sequence in plan.sequences
             ),
         )
 
 
 @contextmanager
-def fold_layers(model: nn.Module, told: Callable[[str], object] = lambda _: None) -> Iterator[LayerFolding]:
-    """Let a few layers of each kind stand for all, in every long list of a model, for a time.
+def fold_layers(model: nn.Module, request_of: Callable[[str], object] = lambda _: None) -> Iterator[LayerFolding]:
+    """Fold every long list of layers of `model`, and restore the model when the context ends.
 
-    `told` is what else is known of a module by its name, in which layers of one kind must not differ. Layers that
-    share a parameter or a module with another part of the model are left alone, and so are lists inside of lists.
+    `request_of` returns what was requested for a module, by name; layers with different requests are not similar. A
+    list that shares a parameter or a module with another part of the model is not folded, nor one inside a folded list.
     """
-    shared = _shared(model)
+    shared_ids = _shared_ids(model)
     folding = LayerFolding({}, [])
-    lists: dict[str, Mapping[int, tuple[int, ...]]] = {}
+    folded_lists: dict[str, Mapping[int, tuple[int, ...]]] = {}
     undo: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for path, module in list(model.named_modules()):
-            if not isinstance(module, nn.ModuleList) or len(module) <= _KEPT or _inside(path, lists):
+            if not isinstance(module, nn.ModuleList) or len(module) <= _REMAINING or _is_inside(path, folded_lists):
                 continue
-            if any(isinstance(layer.__dict__.get("forward"), _Echo) for layer in module):
-                continue  # it is folded already
-            if shared and any(id(one) in shared for one in _all_of(module)):
+            if any(isinstance(layer.__dict__.get("forward"), _LastOutput) for layer in module):
+                continue  # an outer context has folded it
+            if shared_ids and any(id(part) in shared_ids for part in _parts(module)):
                 continue
-            kinds = group_similar_layers(path, module, told)
-            if len(module) > sum(min(_KEPT, len(kind.places)) for kind in kinds):
-                lists[path] = _fold(module, kinds, folding.index_reads, undo)
-        yield replace(folding, represented=lists)
+            groups = group_similar_layers(path, module, request_of)
+            if len(module) > sum(min(_REMAINING, len(group.indices)) for group in groups):
+                folded_lists[path] = _fold(module, groups, folding.index_reads, undo)
+        yield replace(folding, represented=folded_lists)
     finally:
-        for held, name, value in reversed(undo):
+        for attributes, name, value in reversed(undo):
             if value is _ABSENT:
-                del held[name]
+                del attributes[name]
             else:
-                held[name] = value
+                attributes[name] = value
 
 
 _ABSENT = object()
 
 
 def _fold(
-    layers: nn.ModuleList, kinds: Sequence[SimilarLayers], read: list[str], undo: list[tuple[dict[str, Any], str, Any]]
+    layers: nn.ModuleList,
+    groups: Sequence[SimilarLayers],
+    index_reads: list[str],
+    undo: list[tuple[dict[str, Any], str, Any]],
 ) -> dict[int, tuple[int, ...]]:
-    """Fold one list, and return for which places those that stay stand."""
-    stands: dict[int, tuple[int, ...]] = {}
+    """Fold one list. Returns the indices that each remaining layer represents, and appends each change to `undo`."""
+    represented: dict[int, tuple[int, ...]] = {}
 
-    def put(held: dict[str, Any], name: str, value: Any) -> None:
-        undo.append((held, name, held.get(name, _ABSENT)))
-        held[name] = value
+    def set_item(attributes: dict[str, Any], name: str, value: Any) -> None:
+        undo.append((attributes, name, attributes.get(name, _ABSENT)))
+        attributes[name] = value
 
-    for kind in kinds:
-        first, last = kind.places[0], kind.places[-1]
-        if len(kind.places) <= _KEPT:
-            stands.update({place: (place,) for place in kind.places})
+    for group in groups:
+        first, last = group.indices[0], group.indices[-1]
+        if len(group.indices) <= _REMAINING:
+            represented.update({index: (index,) for index in group.indices})
             continue
-        stands[first], stands[last] = (first,), tuple(kind.places[1:])
-        echo = _Echo(layers[first].forward)
-        put(layers[first].__dict__, "forward", echo.speak)
-        for place in kind.places[1:-1]:
-            put(layers.__dict__["_modules"], str(place), _empty(layers[place], echo))
-        for place in (first, last):
-            for index in kind.varying:
-                held, name, value = kind.numbers[place][index]
-                put(held, name, LayerIndexProbe(value, read))
-    return stands
+        represented[first], represented[last] = (first,), tuple(group.indices[1:])
+        last_output = _LastOutput(layers[first].forward)
+        set_item(layers[first].__dict__, "forward", last_output.record)
+        for index in group.indices[1:-1]:
+            set_item(layers.__dict__["_modules"], str(index), _placeholder(layers[index], last_output))
+        for index in (first, last):
+            for position in group.index_like:
+                attributes, name, value = group.integers[index][position]
+                set_item(attributes, name, LayerIndexProbe(value, index_reads))
+    return represented
 
 
-class _Echo:
-    """Gives what a layer gave when it was last called."""
+class _LastOutput:
+    """The last output of a layer's forward."""
 
     def __init__(self, forward: Callable[..., Any]) -> None:
         self._forward = forward
-        self._given: list[Any] = []
+        self._output: list[Any] = []
 
-    def speak(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the layer, and keep what it gives."""
-        self._given[:] = [self._forward(*args, **kwargs)]
-        return self._given[0]
+    def record(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the layer's forward, and record and return its output."""
+        self._output[:] = [self._forward(*args, **kwargs)]
+        return self._output[0]
 
     def __call__(self, *_: Any, **__: Any) -> Any:
-        """Return it again. Raises IndexError where the layer was not called before."""
-        return self._given[0]
+        """Return the recorded output. Raises IndexError if the layer was not called."""
+        return self._output[0]
 
 
-def _empty(layer: nn.Module, echo: _Echo) -> nn.Module:
-    """Return a layer that says what this one says of itself, has nothing inside, and computes nothing."""
-    made = object.__new__(type(layer))
-    made.__dict__.update(layer.__dict__)
+def _placeholder(layer: nn.Module, last_output: _LastOutput) -> nn.Module:
+    """Return a module of the layer's type and with its attributes, without submodules, parameters, buffers or hooks."""
+    placeholder = object.__new__(type(layer))
+    placeholder.__dict__.update(layer.__dict__)
     for key, value in nn.Module().__dict__.items():
         if key != "training":
-            made.__dict__[key] = value
-    made.__dict__["forward"] = echo
-    return made
+            placeholder.__dict__[key] = value
+    placeholder.__dict__["forward"] = last_output
+    return placeholder
 
 
-def _shared(model: nn.Module) -> set[int]:
-    """Return the modules and parameters that stand in more than one place of a model, by their ids."""
-    holders: dict[int, int] = {}
+def _shared_ids(model: nn.Module) -> set[int]:
+    """Return the ids of the modules and parameters that more than one module of the model holds."""
+    counts: dict[int, int] = {}
     for module in model.modules():
-        for held in (module._parameters, module._modules):
-            for one in held.values():
-                if one is not None:
-                    holders[id(one)] = holders.get(id(one), 0) + 1
-    return {key for key, count in holders.items() if count > 1}
+        for children in (module._parameters, module._modules):
+            for child in children.values():
+                if child is not None:
+                    counts[id(child)] = counts.get(id(child), 0) + 1
+    return {key for key, count in counts.items() if count > 1}
 
 
-def _all_of(module: nn.Module) -> Iterator[object]:
+def _parts(module: nn.Module) -> Iterator[object]:
+    """Yield the module, its submodules and their parameters."""
     yield from module.modules()
     yield from module.parameters()
 
 
-def _inside(path: str, lists: Mapping[str, object]) -> bool:
+def _is_inside(path: str, lists: Mapping[str, object]) -> bool:
     return any(path.startswith(f"{outer}.") for outer in lists)
 
 
-def _spans(places: Sequence[int]) -> str:
+def _spans(indices: Sequence[int]) -> str:
+    """Return sorted indices as text, runs of neighbours joined: `0-3,5`."""
     spans: list[list[int]] = []
-    for place in places:
-        if spans and spans[-1][1] == place - 1:
-            spans[-1][1] = place
+    for index in indices:
+        if spans and spans[-1][1] == index - 1:
+            spans[-1][1] = index
         else:
-            spans.append([place, place])
+            spans.append([index, index])
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)

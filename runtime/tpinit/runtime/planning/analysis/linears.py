@@ -1,4 +1,4 @@
-"""What of a model is a weight matrix, or a block of experts: known from what a module is and does, not by a name."""
+"""Finds the linear layers and the expert modules of a model: by type, attributes and behaviour, not by module names."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-__all__ = ["LinearInfo", "expert_weights", "flat_expert_shapes", "find_experts", "find_linears"]
+__all__ = ["LinearInfo", "expert_weights", "find_experts", "find_linears", "flat_expert_shapes"]
 
 
 @dataclass(frozen=True, slots=True)
 class LinearInfo:
-    """A module that multiplies the last dimension of its input by a weight: a linear layer, or GPT-2's Conv1D.
+    """A module that multiplies the last dimension of its input by a weight matrix: nn.Linear, or GPT-2's Conv1D.
 
-    `out_dim` is the dimension of the weight that the output's features lie along: 0 for [out, in], 1 for [in, out].
+    `out_dim` is the dimension of the weight along which the output features lie: 0 for a weight [out, in], 1 for a
+    weight [in, out].
     """
 
     name: str
@@ -39,84 +40,96 @@ class LinearInfo:
 
 
 def find_linears(model: nn.Module) -> dict[str, LinearInfo]:
-    """Return every module that is a weight matrix, by its name: nn.Linear and what derives from it, and Conv1D."""
-    found = {}
+    """Return every linear layer by its name: nn.Linear, subclasses that compute the same, and Conv1D."""
+    linears = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            if type(module).forward is nn.Linear.forward or _is_linear(module):
-                found[name] = LinearInfo(name, module, 0)
+            if type(module).forward is nn.Linear.forward or _computes_linear(module):
+                linears[name] = LinearInfo(name, module, 0)
         elif type(module).__module__ == "transformers.pytorch_utils" and type(module).__qualname__ == "Conv1D":
-            found[name] = LinearInfo(name, module, 1)
-    return found
+            linears[name] = LinearInfo(name, module, 1)
+    return linears
 
 
-def _is_linear(module: nn.Linear) -> bool:
-    """Tell whether what derives from a linear layer still computes what one does (a router does not)."""
+def _computes_linear(module: nn.Linear) -> bool:
+    """Return whether a subclass of nn.Linear computes `input @ weight.T + bias` (a router, for example, does not).
+
+    The module runs once on random values in place of its weight and bias.
+    """
     generator = torch.Generator().manual_seed(0)
     features = torch.randn((1, 2, module.in_features), generator=generator)
-    random = torch.randn((module.out_features, module.in_features), generator=generator)
+    weight = torch.randn((module.out_features, module.in_features), generator=generator)
     bias = None if module.bias is None else torch.randn(module.out_features, generator=generator)
-    kept = module.__dict__.pop("forward", None)
-    module.__dict__["weight"] = random
+    forward_override = module.__dict__.pop("forward", None)
+    module.__dict__["weight"] = weight
     if bias is not None:
         module.__dict__["bias"] = bias
     try:
         with torch.no_grad():
-            found = module.forward(features)
-    except Exception:  # it asks for more than its input: it is something else
+            output = module.forward(features)
+    except Exception:  # the forward takes more than one tensor, so it is not a linear layer's
         return False
     finally:
         del module.__dict__["weight"]
         module.__dict__.pop("bias", None)
-        if kept is not None:
-            module.__dict__["forward"] = kept
-    expected = nn.functional.linear(features, random, bias)
+        if forward_override is not None:
+            module.__dict__["forward"] = forward_override
+    expected = nn.functional.linear(features, weight, bias)
     return (
-        isinstance(found, torch.Tensor)
-        and found.shape == expected.shape
-        and torch.allclose(found, expected, 1e-3, 1e-3)
+        isinstance(output, torch.Tensor)
+        and output.shape == expected.shape
+        and torch.allclose(output, expected, 1e-3, 1e-3)
     )
 
 
 def find_experts(model: nn.Module) -> dict[str, nn.Module]:
     """Return every module that holds the weights of all experts of a layer, by its name.
 
-    In tensors of three dimensions; or of two, the rows of one expert after those of another, in a module below.
+    The weights are either stacked, `gate_up_proj` and `down_proj` of [experts, ., .], or flat, matrices of
+    [experts * width, hidden] in a submodule. A module inside such a module is not listed.
     """
-    found: dict[str, nn.Module] = {}
+    experts: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if not any(name.startswith(f"{outer}.") for outer in found) and (
-            _stacked(module) or flat_expert_shapes(module)
-        ):
-            found[name] = module
-    return found
+        nested = any(name.startswith(f"{outer}.") for outer in experts)
+        if not nested and (_has_stacked_experts(module) or flat_expert_shapes(module)):
+            experts[name] = module
+    return experts
 
 
-def _stacked(module: nn.Module) -> bool:
-    return {"gate_up_proj", "down_proj"} <= {key for key, one in module._parameters.items() if one is not None} and all(
-        one is None or one.dim() == 3 for key, one in module._parameters.items() if key.endswith("_proj")
+def _has_stacked_experts(module: nn.Module) -> bool:
+    parameters = module._parameters
+    present = {key for key, parameter in parameters.items() if parameter is not None}
+    return {"gate_up_proj", "down_proj"} <= present and all(
+        parameter is None or parameter.dim() == 3 for key, parameter in parameters.items() if key.endswith("_proj")
     )
 
 
 def flat_expert_shapes(module: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Return, where all weights below a module are [experts * width, hidden], what (experts, width) may be."""
-    if any(one is not None for one in module._parameters.values()) or not any(module.children()):
+    """Return the possible (number of experts, width of one expert) of a module with flat expert weights.
+
+    That is a module without parameters of its own whose submodules hold at least two weights, all of the same shape
+    [experts * width, hidden], where experts, width and hidden are integer attributes of the module. Empty for any
+    other module.
+    """
+    if any(parameter is not None for parameter in module._parameters.values()) or not any(module.children()):
         return ()
-    numbers = {one for one in vars(module).values() if type(one) is int and one > 1}
+    attributes = {value for value in vars(module).values() if type(value) is int and value > 1}
     shapes: list[tuple[int, ...]] = []
-    for name, one in module.named_parameters():
-        shapes.append(tuple(one.shape))
+    for name, parameter in module.named_parameters():
+        shapes.append(tuple(parameter.shape))
         if shapes[0] != shapes[-1] or name.endswith((".weight", ".bias")):
-            return ()  # most modules at their first parameter: the others are not gone through
+            return ()  # most modules return at their first parameter, so that the search over a model stays cheap
     if len(shapes) < 2:
         return ()
     shape = shapes[0]
-    if len(shape) != 2 or shape[1] not in numbers:
+    if len(shape) != 2 or shape[1] not in attributes:
         return ()
-    pairs = ((count, shape[0] // count) for count in sorted(numbers) if shape[0] % count == 0)
-    return tuple((count, width) for count, width in pairs if width in numbers)
+    pairs = ((count, shape[0] // count) for count in sorted(attributes) if shape[0] % count == 0)
+    return tuple((count, width) for count, width in pairs if width in attributes)
 
 
 def expert_weights(module: nn.Module) -> list[str]:
-    """Return the names, below a block of experts, of the weights that are cut together."""
-    return ["gate_up_proj", "down_proj"] if _stacked(module) else [name for name, _ in module.named_parameters()]
+    """Return the names, below an expert module, of the weights that are sharded together."""
+    if _has_stacked_experts(module):
+        return ["gate_up_proj", "down_proj"]
+    return [name for name, _ in module.named_parameters()]

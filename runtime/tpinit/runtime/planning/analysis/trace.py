@@ -1,8 +1,9 @@
-"""One run of a model in which every weight matrix is a stub: which matrices feed which, and what passes between.
+"""Traces the data flow between the linear layers of a model in one fake forward.
 
-A stub returns random numbers of the right shape, so the run costs no matrix product, needs no weights (they
-may be on the meta device), and does not depend on what the weights happen to be. Every tensor carries the
-names of the nearest matrices whose outputs reached it, by its storage.
+Every linear layer and every expert module returns random values of the right shape instead of computing. So the trace
+costs no matrix product, needs no weights (the model may be on the meta device) and does not depend on their values. A
+dispatch mode attaches names to the storage of every tensor: the linears that the tensor depends on with no other
+linear in between, the parameters, and whether it went through a dropout.
 """
 
 from __future__ import annotations
@@ -22,31 +23,30 @@ from tpinit.runtime.planning.analysis.linears import LinearInfo
 
 __all__ = ["Trace", "trace_forward"]
 
-_PRODUCTS = ("bmm", "baddbmm", "scaled_dot_product", "flash_attention", "efficient_attention")
-
 
 @dataclass(slots=True)
 class Trace:
-    """What one run showed.
+    """The data flow of one forward. Linear layers and expert modules are given by name.
 
-    `sources[m]` are the matrices whose outputs reach the input of m with no other matrix between; `attending`
-    those that go through a product of two activations (attention) on their way; `meets[p]` the matrices whose
-    outputs meet the parameter p; `ends` those that reach the model's outputs; `inputs` and `outputs` the
-    tensors of each call, in order; `readers` who was given one and the same tensor, each time. `randomised` are the
-    matrices whose outputs meet random numbers before the next matrix (dropout), which a run in evaluation mode does
-    not show; `chancy` those that meet other random numbers (the rotations of hashed attention). Nothing was dropped;
-    `drew` says whether numbers were drawn all the same, which are others in every run. `stage` is what later runs of
-    the same model need to know of it.
+    `sources[m]`: those whose outputs reach the input of linear m, with no other linear in between. The fields
+    `reach_...` hold those whose outputs reach something before the next linear: `reach_attention` a product of two
+    activations, `reach_dropout` a dropout (a trace in evaluation mode shows none), `reach_parameter[p]` an operation with
+    parameter p, `reach_output` the output of the model.
+
+    `nondeterministic`: an operation drew random numbers that no constant could replace (the rotations of hashed
+    attention), so two runs differ.
+    `inputs[m]`, `outputs[m]` and `expert_outputs[m]`: the tensors of each call, in order, [..., features].
+    `reader_groups`: for every tensor that is an input, the modules that read it, once for each call.
+    `context`: what another fake forward of the same model needs.
     """
 
     context: ForwardContext
     sources: dict[str, frozenset[str]] = field(default_factory=dict)
     reach_attention: set[str] = field(default_factory=set)
     reach_dropout: set[str] = field(default_factory=set)
-    reach_random: set[str] = field(default_factory=set)
-    nondeterministic: bool = False
     reach_parameter: dict[str, set[str]] = field(default_factory=dict)
     reach_output: frozenset[str] = frozenset()
+    nondeterministic: bool = False
     inputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     expert_outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
@@ -54,169 +54,177 @@ class Trace:
 
 
 def trace_forward(model: nn.Module, inputs: Mapping[str, Any], context: ForwardContext | None = None) -> Trace:
-    """Run the model on `inputs` with stubs, in the mode of the stage, and return what was seen. Changes nothing.
+    """Return the trace of `model(**inputs)` in the mode of `context`: evaluation mode without one. Changes nothing.
 
-    Without a stage that is evaluation mode. Raises whatever the model's forward raises.
+    Dropout drops nothing in the run. Raises whatever the model's forward raises.
     """
     context = context or forward_context(model)
-    seen = Trace(context)
-    watch = _Watch(model, seen, context)
+    trace = Trace(context)
+    tracker = _NameTracker(model, trace, context)
     generator = torch.Generator().manual_seed(0)
-    held: dict[int, tuple[torch.Tensor, list[str]]] = {}  # with the tensor, so that no address is used again
+    # The readers of each input tensor by its id. The tensor is kept, so that its id is not used again.
+    readers: dict[int, tuple[torch.Tensor, list[str]]] = {}
 
-    def read(name: str, features: torch.Tensor) -> None:
-        if id(features) not in held:
-            held[id(features)] = features, []
-            seen.reader_groups.append(held[id(features)][1])
-        held[id(features)][1].append(name)
+    def add_reader(name: str, features: torch.Tensor) -> None:
+        if id(features) not in readers:
+            readers[id(features)] = features, []
+            trace.reader_groups.append(readers[id(features)][1])
+        readers[id(features)][1].append(name)
 
-    def matrix(one: LinearInfo, features: torch.Tensor) -> torch.Tensor:
-        read(one.name, features)
-        seen.sources[one.name] = seen.sources.get(one.name, frozenset()) | watch.matrices(features)
-        with watch.pause():
-            output = _random((*features.shape[:-1], one.out_features), features, generator)
-            seen.inputs.setdefault(one.name, []).append(features.detach().clone())
-            seen.outputs.setdefault(one.name, []).append(output)
-            return watch.mark(output.clone(), one.name)
+    def linear_stub(linear: LinearInfo, features: torch.Tensor) -> torch.Tensor:
+        add_reader(linear.name, features)
+        trace.sources[linear.name] = trace.sources.get(linear.name, frozenset()) | tracker.linears_of(features)
+        with tracker.paused():
+            output = _random((*features.shape[:-1], linear.out_features), features, generator)
+            trace.inputs.setdefault(linear.name, []).append(features.detach().clone())
+            trace.outputs.setdefault(linear.name, []).append(output)
+            return tracker.set_name(output.clone(), linear.name)
 
-    def experts(name: str, features: torch.Tensor) -> torch.Tensor:
-        read(name, features)
-        with watch.pause():
+    def experts_stub(name: str, features: torch.Tensor) -> torch.Tensor:
+        add_reader(name, features)
+        with tracker.paused():
             output = _random(tuple(features.shape), features, generator)
-            seen.expert_outputs.setdefault(name, []).append(output)
-            return watch.mark(output.clone(), name)
+            trace.expert_outputs.setdefault(name, []).append(output)
+            return tracker.set_name(output.clone(), name)
 
-    with watch:
-        result = run_fake_forward(model, inputs, matrix, experts, watch.parameter, context)
+    with tracker:
+        result = run_fake_forward(model, inputs, linear_stub, experts_stub, tracker.copy_names, context)
     values = result.values() if isinstance(result, Mapping) else tree_leaves(result)
-    ended = [one for value in values for one in tree_leaves(value) if isinstance(one, torch.Tensor)]
-    seen.reach_output = frozenset().union(*(watch.matrices(one) for one in ended))
-    return seen
+    outputs = [leaf for value in values for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    trace.reach_output = frozenset().union(*(tracker.linears_of(output) for output in outputs))
+    return trace
 
 
 def _random(shape: tuple[int, ...], like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return normal random values; their dtype and device are those of `like`, float32 if it holds integers."""
     dtype = like.dtype if like.is_floating_point() else torch.float32
     return torch.randn(shape, generator=generator).to(like.device, dtype)
 
 
-class _Watch(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch leaves its base untyped
-    """Carries names from tensor to tensor through every operation, but for those while it pauses."""
+_NO_NAMES: frozenset[str] = frozenset()
+_PARAMETER = "parameter:"  # before the name of a parameter
+_DROPOUT = "dropout:"  # a mark: the tensor depends on a dropout
 
-    def __init__(self, model: nn.Module, seen: Trace, context: ForwardContext) -> None:
+
+class _NameTracker(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch leaves its base untyped
+    """A dispatch mode that gives each result of an operation the names of its arguments.
+
+    Names belong to storages, so a view has the names of its base.
+    """
+
+    def __init__(self, model: nn.Module, trace: Trace, context: ForwardContext) -> None:
         super().__init__()
         self._paused = False
-        self._seen = seen
+        self._trace = trace
         self._names: dict[int, frozenset[str]] = {}
-        self._kept: list[Any] = []  # so that no storage is freed and its address used again
-        of_matrices = {id(one) for matrix in context.linears.values() for one in matrix.module.parameters()}
+        self._storages: list[Any] = []  # keeps every storage alive, so that no address is used again
+        of_linears = {id(weight) for linear in context.linears.values() for weight in linear.module.parameters()}
         for name, parameter in model.named_parameters():
-            if id(parameter) not in of_matrices:
+            if id(parameter) not in of_linears:
                 self._set(parameter, frozenset({_PARAMETER + name}))
 
     @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Look away for a time."""
+    def paused(self) -> Iterator[None]:
+        """Let operations run without tracking for the time of the context."""
         self._paused = True
         try:
             yield
         finally:
             self._paused = False
 
-    def parameter(self, away: torch.Tensor, here: torch.Tensor) -> None:
-        """Let what stands in for a parameter carry that parameter's name."""
-        self._set(here, self._get(away))
+    def copy_names(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Give `target` the names of `source`."""
+        self._set(target, self._get(source))
 
-    def mark(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
-        """Let a tensor carry one name and nothing else."""
+    def set_name(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        """Make `name` the only name of `tensor`, and return the tensor."""
         self._set(tensor, frozenset({name}))
         return tensor
 
-    def matrices(self, tensor: torch.Tensor) -> frozenset[str]:
-        """Return the names of matrices that a tensor carries."""
-        return frozenset(name for name in self._get(tensor) if not name.startswith((_PARAMETER, _NOISE, _LUCK)))
+    def linears_of(self, tensor: torch.Tensor) -> frozenset[str]:
+        """Return the names of the linears and expert modules that `tensor` depends on."""
+        return _without_marks(self._get(tensor))
 
     def _get(self, tensor: torch.Tensor) -> frozenset[str]:
-        return self._names.get(tensor.untyped_storage()._cdata, _NONE)
+        return self._names.get(tensor.untyped_storage()._cdata, _NO_NAMES)
 
     def _set(self, tensor: torch.Tensor, names: frozenset[str]) -> None:
         storage = tensor.untyped_storage()
-        self._kept.append(storage)
+        self._storages.append(storage)
         self._names[storage._cdata] = names
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._paused:
             return func(*args, **(kwargs or {}))
-        instead = without_dropout(func, args, kwargs)
-        if instead is not None:
-            self._seen.context.has_dropout = True
-        result = (instead or func)(*args, **(kwargs or {}))
-        given: list[torch.Tensor] = []
-        _tensors(args, given)
+        replacement = without_dropout(func, args, kwargs)
+        if replacement is not None:
+            self._trace.context.has_dropout = True
+        result = (replacement or func)(*args, **(kwargs or {}))
+        arguments: list[torch.Tensor] = []
+        _collect_tensors(args, arguments)
         if kwargs:
-            _tensors(kwargs, given)
-        names = _NONE.union(*[self._get(one) for one in given])
-        kind = _kind_of(func)
-        if kind.random or (instead is not None and not kind.chance):
-            names |= {_NOISE}
-        if kind.chance:
-            names |= {_LUCK}
-            self._seen.nondeterministic |= instead is None
+            _collect_tensors(kwargs, arguments)
+        names = _NO_NAMES.union(*[self._get(argument) for argument in arguments])
+        operation = _operation(func)
+        if operation.is_dropout or (replacement is not None and not operation.is_random):
+            names |= {_DROPOUT}
+        if operation.is_random:
+            self._trace.nondeterministic |= replacement is None
         if names:
-            self._note(kind, len(given), names)
-            made: list[torch.Tensor] = []
-            _tensors(result, made)
-            for one in made:
-                self._set(one, self._get(one) | names)
+            self._record(operation, len(arguments), names)
+            results: list[torch.Tensor] = []
+            _collect_tensors(result, results)
+            for tensor in results:
+                self._set(tensor, self._get(tensor) | names)
         return result
 
-    def _note(self, kind: _Kind, given: int, names: frozenset[str]) -> None:
-        matrices = {name for name in names if not name.startswith((_PARAMETER, _NOISE, _LUCK))}
-        if _NOISE in names:
-            self._seen.reach_dropout |= matrices
-        if _LUCK in names:
-            self._seen.reach_random |= matrices
-        for name in names - matrices - {_NOISE, _LUCK}:
-            self._seen.reach_parameter.setdefault(name.removeprefix(_PARAMETER), set()).update(matrices)
-        if kind.product and given > 1:
-            self._seen.reach_attention |= matrices
+    def _record(self, operation: _Operation, tensor_count: int, names: frozenset[str]) -> None:
+        """Add to the trace what an operation on `tensor_count` tensors with these names shows."""
+        linears = _without_marks(names)
+        if _DROPOUT in names:
+            self._trace.reach_dropout |= linears
+        for name in names - linears - {_DROPOUT}:
+            self._trace.reach_parameter.setdefault(name.removeprefix(_PARAMETER), set()).update(linears)
+        if operation.is_product and tensor_count > 1:
+            self._trace.reach_attention |= linears
 
 
-_NONE: frozenset[str] = frozenset()
+def _without_marks(names: frozenset[str]) -> frozenset[str]:
+    return frozenset(name for name in names if not name.startswith((_PARAMETER, _DROPOUT)))
 
 
-def _tensors(value: Any, found: list[torch.Tensor]) -> None:
-    """Collect the tensors of an operation's arguments, or results: there are lists and tuples of them, no more."""
+def _collect_tensors(value: Any, found: list[torch.Tensor]) -> None:
+    """Append the tensors of an operation's arguments or results to `found`; faster than torch's tree_leaves."""
     if isinstance(value, torch.Tensor):
         found.append(value)
     elif isinstance(value, (tuple, list)):
-        for one in value:
-            _tensors(one, found)
+        for item in value:
+            _collect_tensors(item, found)
     elif isinstance(value, dict):
-        for one in value.values():
-            _tensors(one, found)
+        for item in value.values():
+            _collect_tensors(item, found)
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
-    """What an operation's name says of it."""
+class _Operation:
+    """What kind of operation a torch function is: a dropout, another draw of random numbers, a batched product."""
 
-    random: bool
-    chance: bool
-    product: bool
+    is_dropout: bool
+    is_random: bool
+    is_product: bool
+
+
+_DROPOUT_WORDS = ("bernoulli", "native_dropout")
+_RANDOM_WORDS = ("rand", "normal_", "uniform_", "exponential_", "multinomial")
+_PRODUCT_WORDS = ("bmm", "baddbmm", "scaled_dot_product", "flash_attention", "efficient_attention")
 
 
 @cache
-def _kind_of(func: Any) -> _Kind:
+def _operation(func: Any) -> _Operation:
+    """Return the kind of an operation, which its name shows."""
     name = func.__name__
-    return _Kind(
-        any(word in name for word in _RANDOM),
-        any(word in name for word in _CHANCE),
-        any(word in name for word in _PRODUCTS),
+    return _Operation(
+        any(word in name for word in _DROPOUT_WORDS),
+        any(word in name for word in _RANDOM_WORDS),
+        any(word in name for word in _PRODUCT_WORDS),
     )
-
-
-_PARAMETER = "parameter:"
-_NOISE = "noise:"
-_LUCK = "luck:"
-_RANDOM = ("bernoulli", "native_dropout")
-_CHANCE = ("rand", "normal_", "uniform_", "exponential_", "multinomial")

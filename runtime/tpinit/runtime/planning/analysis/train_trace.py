@@ -1,4 +1,4 @@
-"""Seeing what a model does: on which batch, what feeds what, and where random numbers are drawn."""
+"""Traces a model in training mode, and chooses the batch to trace it on."""
 
 from __future__ import annotations
 
@@ -16,108 +16,113 @@ from tpinit.runtime.planning.analysis.trace import Trace, trace_forward
 
 __all__ = ["dry_run_inputs", "trace_training"]
 
-_LENGTHS = (8, 64, 512)  # tokens, for models that train on a multiple of some length only
+_LENGTHS = (8, 64, 512)  # in tokens: some models train only on sequences that are a multiple of some length
 
 
 def trace_training(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
-    """Return what one run of the model shows, and where it draws random numbers in training.
+    """Return the trace of the model in training mode, with dropout replaced so that nothing is dropped.
 
-    It is watched in training, once, while nothing is dropped. Where it draws other numbers, which differ from run to
-    run, or trains on no such batch, it is watched in evaluation mode. Raises PlanError for a model that can't be run,
-    or takes its seed from the system.
+    If the training forward draws random numbers that can't be replaced, or does not run on this batch, the result is
+    the trace in evaluation mode, to which `reach_dropout` of training is added: of every linear if training did not run
+    and the model has dropout.
+
+    Raises PlanError if the model does not run on the batch, or seeds its RNG with `torch.seed()`.
     """
     context = forward_context(model, training=True)
-    trained, on_these = _trained(model, inputs, context)
-    if trained is not None and on_these and not trained.nondeterministic:
-        return trained
-    seen = _trace(model, inputs, replace(context, training=False, has_dropout=False))
-    if trained is None:
-        # What it draws in evaluation mode was seen; what it drops out in training was not.
-        seen.reach_dropout |= set(seen.sources) if any(_drops_out(module) for module in context.modules) else set()
-    else:
-        seen.reach_dropout |= trained.reach_dropout
-        seen.reach_random |= trained.reach_random
-    return seen
+    training_trace, on_given_length = _trace_any_length(model, inputs, context)
+    if training_trace is not None and on_given_length and not training_trace.nondeterministic:
+        return training_trace
+    trace = _trace_or_error(model, inputs, replace(context, training=False, has_dropout=False))
+    if training_trace is not None:
+        trace.reach_dropout |= training_trace.reach_dropout
+    elif any(isinstance(module, nn.Dropout) and module.p > 0 for module in context.modules):
+        trace.reach_dropout |= set(trace.sources)  # training did not run: any linear may reach a dropout
+    return trace
 
 
 def dry_run_inputs(model: nn.Module, example: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Return the batch to rehearse on: what was given, else the first of the likely ones that the model takes."""
+    """Return the batch for traces and dry runs: `example`, else the first of `example_inputs` on which the model runs.
+
+    If the model runs on none of them, the last one is returned, so that the caller reports why. None if no batch can
+    be derived from the model.
+    """
     if example is not None:
         return example
-    likely = example_inputs(model, _device(model))
-    for inputs in likely[:-1]:
+    batches = example_inputs(model, _device(model))
+    for inputs in batches[:-1]:
         try:
             with without_hooks(model):
                 trace_forward(model, inputs)
-        except Exception:  # another batch may do; of the last one the planner tells what went wrong
+        except Exception:  # the model may run on the next batch
             continue
         return inputs
-    return likely[-1] if likely else None
+    return batches[-1] if batches else None
 
 
 def _device(model: nn.Module) -> torch.device:
+    """Return the device of the first parameter that is not on the meta device; the CPU if there is none."""
     for parameter in model.parameters():
         if not parameter.is_meta:
             return parameter.device
     return torch.device("cpu")
 
 
-def _trained(model: nn.Module, inputs: Mapping[str, Any], context: ForwardContext) -> tuple[Trace | None, bool]:
-    """Return what a run in training shows, and whether on these very inputs: some models train on longer ones only.
+def _trace_any_length(
+    model: nn.Module, inputs: Mapping[str, Any], context: ForwardContext
+) -> tuple[Trace | None, bool]:
+    """Return a trace of the first sequence length on which the model runs, and whether that is the length of `inputs`.
 
-    None where it trains on no such batch. Raises PlanError for a model that takes its seed from the system.
+    None if it runs on no length. Raises PlanError if the model seeds its RNG with `torch.seed()`.
     """
-    trained, length = None, 0
-    with _own_seeds() as seeds:
+    trace, length = None, 0
+    with _count_seed_calls() as seed_calls:
         for length in (0, *_LENGTHS):
             try:
-                trained = trace_forward(model, _of_length(inputs, length), context)
-            except Exception:  # another length may do
+                trace = trace_forward(model, _with_length(inputs, length), context)
+            except Exception:  # the model may run on the next length
                 continue
             break
-    if seeds and trained is not None:
+    if seed_calls and trace is not None:
         raise PlanError(
-            f"the forward of {type(model).__qualname__} seeds its random numbers itself, with torch.seed(), which is "
-            "another number on each rank: the ranks of a group would compute different things"
+            f"the forward of {type(model).__qualname__} calls torch.seed(), which takes another seed on each rank, so "
+            "the ranks of a TP group would draw different numbers; call torch.manual_seed() with a fixed seed instead"
         )
-    return trained, length == 0
+    return trace, length == 0
 
 
-def _trace(model: nn.Module, inputs: Mapping[str, Any], context: ForwardContext) -> Trace:
+def _trace_or_error(model: nn.Module, inputs: Mapping[str, Any], context: ForwardContext) -> Trace:
     try:
         return trace_forward(model, inputs, context)
     except Exception as error:
-        told = {name: list(one.shape) for name, one in inputs.items() if isinstance(one, torch.Tensor)}
+        shapes = {name: list(value.shape) for name, value in inputs.items() if isinstance(value, torch.Tensor)}
         raise PlanError(
-            f"the forward of {type(model).__qualname__} can't be run on a small batch {told}: "
-            f"{type(error).__name__}: {str(error)[:300]}; give keyword arguments that it takes as `example`"
+            f"the forward of {type(model).__qualname__} can't be run on a small batch of shapes {shapes}: "
+            f"{type(error).__name__}: {str(error)[:300]}; pass keyword arguments that it takes as `example`"
         ) from error
 
 
 @contextmanager
-def _own_seeds() -> Iterator[list[int]]:
-    """Yield a list with an entry for every time that a model seeds its random numbers from the system, for a time."""
+def _count_seed_calls() -> Iterator[list[int]]:
+    """Replace `torch.seed` for the time of the context. Yields a list that grows by one entry for each call."""
     original = torch.seed
-    seeds: list[int] = []
+    calls: list[int] = []
 
     def seed() -> int:
-        seeds.append(0)
+        calls.append(0)
         return 0
 
     torch.seed = seed
     try:
-        yield seeds
+        yield calls
     finally:
         torch.seed = original
 
 
-def _of_length(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
-    """Return a batch whose sequences [rows, tokens] have another length, in tokens; 0 for their own."""
+def _with_length(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """Return the batch with each tensor [rows, tokens] repeated and cut to `length` tokens; unchanged if it is 0."""
     return {
-        key: one.repeat(1, length)[:, :length] if length and isinstance(one, torch.Tensor) and one.dim() == 2 else one
-        for key, one in inputs.items()
+        key: value.repeat(1, length)[:, :length]
+        if length and isinstance(value, torch.Tensor) and value.dim() == 2
+        else value
+        for key, value in inputs.items()
     }
-
-
-def _drops_out(module: nn.Module) -> bool:
-    return isinstance(module, nn.Dropout) and module.p > 0
