@@ -16,9 +16,7 @@ from tpinit.runtime.groups.digest import digest
 __all__ = ["LayerIndexProbe", "SimilarLayers", "group_similar_layers"]
 
 _PLAIN_TYPES = (bool, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-_IntAttribute = tuple[
-    dict[str, Any], str, int
-]  # the attributes that hold it (a module's __dict__), its name, its value
+_IntAttribute = tuple[dict[str, Any], str, int]  # the module's __dict__, the attribute's name, its value
 
 
 @dataclass(slots=True)

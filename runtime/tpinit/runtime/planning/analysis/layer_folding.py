@@ -19,7 +19,7 @@ from tpinit.runtime.planning.schema import ParameterPlan, Plan
 
 __all__ = ["LayerFolding", "fold_layers"]
 
-_REMAINING = 2  # layers of each group: the first one, and the last one, whose input comes from a layer of its group
+_REMAINING = 2  # layers of each group: the first one and the last one
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class LayerFolding:
         return tuple(full_name for name in names for full_name in self.full_names(name))
 
     def full_fused_with(self, module: str, fused_with: str) -> list[str]:
-        """Return `LayerPlan.fused_with` of each layer that `module` represents: a name in the same layer of the list."""
+        """Return `LayerPlan.fused_with` for each module that `module` represents: a name in its own layer."""
         names, fused_names = self.full_names(module), self.full_names(fused_with)
         return fused_names if len(fused_names) == len(names) else [fused_with] * len(names)
 

@@ -30,8 +30,8 @@ class Trace:
 
     `sources[m]`: those whose outputs reach the input of linear m, with no other linear in between. The fields
     `reach_...` hold those whose outputs reach something before the next linear: `reach_attention` a product of two
-    activations, `reach_dropout` a dropout (a trace in evaluation mode shows none), `reach_parameter[p]` an operation with
-    parameter p, `reach_output` the output of the model.
+    activations, `reach_dropout` a dropout (a trace in evaluation mode shows none), `reach_parameter[p]` an operation
+    with parameter p, `reach_output` the output of the model.
 
     `nondeterministic`: an operation drew random numbers that no constant could replace (the rotations of hashed
     attention), so two runs differ.
