@@ -294,7 +294,7 @@ def sabotage(how: str, engine: Any) -> None:
 
         def forward(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
             return lambda x: reduce_from_tp_region(
-                functional.linear(x, layer.weight, layer.bias), layer.tp_group_handle.group
+                functional.linear(x, layer.weight, layer.bias), layer.tp_region_output.group
             )
 
         for layer in engine.module.model.layers:

@@ -1,36 +1,44 @@
-"""What a plan costs before anything runs: collectives and their bytes, and the memory of each rank.
+"""What a plan costs, computed before a run: the collectives and their bytes, and the memory of each rank.
 
-The collectives are found by one run of the model with stubs in place of its matrices: which of them read the
-same tensor, and so share a collective, is seen there, not assumed. Counts and sizes are those of one forward
-and backward, and of one update.
+Which collectives a layer issues comes from the table that the layers themselves use (`parallel.layer_kinds`); how often
+and of which size comes from one fake forward of the model, which also shows which layers read the same tensor and so
+share a collective. Counts and sizes are those of one forward and backward, and of one update.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from tpinit.runtime.parallel.loss import asks_for_it
-from tpinit.runtime.parallel.sequence import map_input, map_output
+from tpinit.runtime.parallel.collectives import RegionFunction, copy_to_tp_region
+from tpinit.runtime.parallel.layer_kinds import LAYER_REGIONS, LayerKind, layer_regions
+from tpinit.runtime.parallel.loss import LOSS_COLLECTIVE, LOSS_STATISTICS, computes_causal_loss
+from tpinit.runtime.parallel.sequence import (
+    gather_replicated_tokens,
+    gather_tokens,
+    map_input,
+    map_output,
+    split_tokens,
+)
 from tpinit.runtime.planning.analysis.fake_forward import run_fake_forward, without_hooks
 from tpinit.runtime.planning.analysis.linears import LinearInfo
-from tpinit.runtime.planning.schema import GradientRule, LayerKind, Plan, SequencePlan
+from tpinit.runtime.planning.schema import GradientRule, LayerPlan, Plan, SequencePlan
 
 __all__ = ["Collective", "Memory", "count_collectives", "memory_of", "product", "update_collectives", "wire_bytes"]
 
-_BUCKET = 1 << 25  # elements, as in gradients
+_BUCKET = 1 << 25  # elements of a gradient bucket, as in `training.gradients`
 
 
 @dataclass(frozen=True, slots=True)
 class Collective:
-    """One collective: where, in which direction, over which group, of how many numbers of how many bytes.
+    """One collective of `elements` elements of `item` bytes, which `module` issues in `phase` over the group `group`.
 
-    `kind` is "all_reduce", "all_gather" or "reduce_scatter"; `elements` are those of the whole tensor, which every
-    rank has after it, or before a reduce-scatter.
+    `kind` is "all_reduce", "all_gather" or "reduce_scatter"; `elements` counts the whole tensor, which every rank has
+    after an all-reduce or all-gather and before a reduce-scatter.
     """
 
     module: str
@@ -42,154 +50,166 @@ class Collective:
 
     @property
     def nbytes(self) -> int:
-        """The size of the tensor in bytes."""
+        """The size of the whole tensor in bytes."""
         return self.elements * self.item
 
 
-def wire_bytes(one: Collective, ranks: int) -> float:
-    """Return what a rank sends for a collective that runs as a ring: nothing in a group of one."""
-    return one.nbytes * (ranks - 1) / ranks * (2 if one.kind == "all_reduce" else 1)
+def wire_bytes(collective: Collective, ranks: int) -> float:
+    """Return the bytes that each rank sends for a collective that runs as a ring over `ranks` ranks; 0 for one rank."""
+    return collective.nbytes * (ranks - 1) / ranks * (2 if collective.kind == "all_reduce" else 1)
 
 
 def count_collectives(
     model: nn.Module, plan: Plan, inputs: Mapping[str, Any], tokens: int, item: int, labels: bool = True
 ) -> list[Collective]:
-    """Return the collectives of one forward and backward over `tokens` tokens a rank, of numbers of `item` bytes.
+    """Return the collectives of one forward and backward over `tokens` tokens a rank, with elements of `item` bytes.
 
-    `inputs` are keyword arguments of one small forward, with `input_ids` where sizes shall grow with the tokens.
-    With `labels` a causal language model computes its own loss.
+    `inputs` are the keyword arguments of one small forward; if they have `input_ids`, sizes are scaled from their
+    number of tokens to `tokens`. `labels`: the batch has labels, from which a causal language model computes its loss.
     """
-    layers = {layer.module: layer for layer in plan.layers}
     if plan.tp_size == 1:
         return []
     ids = inputs.get("input_ids")
     scale = tokens / ids.numel() if isinstance(ids, torch.Tensor) else 1.0
-    found: list[Collective] = []
-    last: list[torch.Tensor] = []
-
-    def note(module: str, phase: str, kind: str, elements: float, size: int = item) -> None:
-        found.append(Collective(module, phase, kind, "tp", round(elements * scale), size))
-
-    def enter(name: str, features: torch.Tensor) -> None:
-        # The fused_with to the cut layers: whoever reads the same tensor as the one before goes in with it.
-        if not last or last[0] is not features:
-            note(name, "backward", "all_reduce", features.numel())
-            last[:] = [features]
-
-    generator = torch.Generator().manual_seed(0)
-
-    def matrix(one: LinearInfo, features: torch.Tensor) -> torch.Tensor:
-        layer = layers.get(one.name)
-        whole = features.numel() // features.shape[-1] * one.out_features
-        if layer is not None:
-            rows = features.numel() // features.shape[-1]
-            kind = layer.kind
-            if kind in (LayerKind.COLUMN, LayerKind.COLUMN_GATHER, LayerKind.HEAD) and layer.reduce_input_grad:
-                enter(one.name, features)
-            if kind is LayerKind.COLUMN_GATHER:
-                note(one.name, "forward", "all_gather", whole)
-            elif kind is LayerKind.ROW_SPLIT:
-                note(one.name, "backward", "all_gather", features.numel())
-            if layer.scatter_output:
-                note(one.name, "forward", "reduce_scatter", whole)
-                note(one.name, "backward", "all_gather", whole)
-            elif kind in (LayerKind.ROW, LayerKind.ROW_SPLIT):
-                note(one.name, "forward", "all_reduce", whole)
-            elif kind is LayerKind.SHARED_OUTPUT:
-                note(one.name, "backward", "all_reduce", whole)
-            elif kind is LayerKind.HEAD and labels and _own_loss(model):
-                note(f"{one.name} (loss)", "forward", "all_gather", 3 * rows * plan.tp_size, 4)
-            elif kind is LayerKind.HEAD:
-                note(one.name, "forward", "all_gather", whole)
-        return torch.randn((*features.shape[:-1], one.out_features), generator=generator).to(features)
-
-    def experts(name: str, features: torch.Tensor) -> torch.Tensor:
-        if name in layers:
-            enter(name, features)
-            note(name, "forward", "all_reduce", features.numel())
-        return torch.randn(features.shape, generator=generator).to(features)
-
-    def looked_up(name: str) -> Any:
-        return lambda _, __, output: note(name, "forward", "all_reduce", output.numel())
-
-    def mixed(name: str) -> Any:
-        def seen(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            given = [*args[1:], *(one for key, one in kwargs.items() if key != "hidden_states")]
-            for one in given:
-                if isinstance(one, torch.Tensor) and one.is_floating_point():
-                    note(f"{name} (router)", "backward", "all_reduce", one.numel())
-
-        return seen
-
+    layers = {layer.module: layer for layer in plan.layers}
+    counter = _Counter(layers, plan.tp_size, scale, item, labels and computes_causal_loss(model))
     handles = []
-    with without_hooks(model):  # the hooks of others are away: ours come after
-        for sequence in plan.sequences:
-            handles += _watch_tokens(model, sequence, note)
-        for name, layer in layers.items():
-            module = model.get_submodule(name)
-            if layer.kind is LayerKind.EMBEDDING:
-                handles.append(module.register_forward_hook(looked_up(name)))
-            elif layer.kind is LayerKind.EXPERTS:
-                handles.append(module.register_forward_pre_hook(mixed(name), with_kwargs=True))
+    with without_hooks(model):  # removes the user's hooks, so the counter's are added inside
         try:
-            run_fake_forward(model, inputs, matrix, experts)
+            for sequence in plan.sequences:
+                handles += counter.watch_tokens(model, sequence)
+            for name, layer in layers.items():
+                module = model.get_submodule(name)
+                if layer.kind is LayerKind.EMBEDDING:
+                    handles.append(module.register_forward_hook(counter.embedding_hook(name)))
+                elif layer.kind is LayerKind.EXPERTS:
+                    handles.append(module.register_forward_pre_hook(counter.router_hook(name), with_kwargs=True))
+            run_fake_forward(model, inputs, counter.linear, counter.experts)
         finally:
             for handle in handles:
                 handle.remove()
-    return found
+    return counter.found
 
 
-def _watch_tokens(model: nn.Module, sequence: SequencePlan, note: Callable[[str, str, str, float], None]) -> list[Any]:
-    """Note what is sent where the tokens of a list of layers are cut and gathered. Returns the handles of the hooks."""
-    gathered: list[torch.Tensor] = []
+@dataclass(slots=True)
+class _Counter:
+    """Records the collectives of one fake forward, in the order of the forward.
 
-    def told(name: str, *sent: tuple[str, str], once: bool = False) -> Callable[[torch.Tensor], torch.Tensor]:
-        def seen(features: torch.Tensor) -> torch.Tensor:
-            if once and gathered and gathered[0] is features:  # as at the fused_with: together
+    `scale`: tokens of the run over tokens of the fake forward. `loss_parallel`: the loss is computed from sharded
+    logits. `last_copied`: the tensor that was last copied to the TP region, whose copy the next readers share.
+    """
+
+    layers: Mapping[str, LayerPlan]
+    tp_size: int
+    scale: float
+    item: int
+    loss_parallel: bool
+    found: list[Collective] = field(default_factory=list)
+    last_copied: torch.Tensor | None = None
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+
+    def add(self, module: str, phase: str, kind: str, elements: float, item: int | None = None) -> None:
+        size = self.item if item is None else item
+        self.found.append(Collective(module, phase, kind, "tp", round(elements * self.scale), size))
+
+    def add_region(self, module: str, region: RegionFunction | None, elements: int) -> None:
+        """Add the collectives of a region function whose whole tensor has `elements` elements."""
+        for phase, kind in region.collectives() if region is not None else ():
+            self.add(module, phase, kind.value, elements)
+
+    def add_input(self, module: str, region: RegionFunction | None, features: torch.Tensor) -> None:
+        """Add the collectives at a layer's input. Layers that read one tensor share its copy to the TP region."""
+        if region is copy_to_tp_region:
+            if self.last_copied is features:
+                return
+            self.last_copied = features
+        self.add_region(module, region, features.numel())
+
+    def linear(self, info: LinearInfo, features: torch.Tensor) -> torch.Tensor:
+        """Stand in for a linear: add its collectives, and return random features [..., out_features]."""
+        layer = self.layers.get(info.name)
+        if layer is not None:
+            regions = layer_regions(
+                layer.kind, reduce_input_grad=layer.reduce_input_grad, scatter_output=layer.scatter_output
+            )
+            self.add_input(info.name, regions.input, features)
+            rows = features.numel() // features.shape[-1]
+            if layer.kind is LayerKind.HEAD and self.loss_parallel:
+                statistics = LOSS_STATISTICS * rows * self.tp_size
+                self.add(f"{info.name} (loss)", "forward", LOSS_COLLECTIVE.value, statistics, torch.float32.itemsize)
+            else:
+                self.add_region(info.name, regions.output, rows * info.out_features)
+        return torch.randn((*features.shape[:-1], info.out_features), generator=self.generator).to(features)
+
+    def experts(self, name: str, features: torch.Tensor) -> torch.Tensor:
+        """Stand in for a block of experts: add its collectives, and return random features of the same shape."""
+        if name in self.layers:
+            regions = layer_regions(LayerKind.EXPERTS)
+            self.add_input(name, regions.input, features)
+            self.add_region(name, regions.output, features.numel())
+        return torch.randn(features.shape, generator=self.generator).to(features)
+
+    def embedding_hook(self, name: str) -> Any:
+        region = LAYER_REGIONS[LayerKind.EMBEDDING].output
+        return lambda _, __, output: self.add_region(name, region, output.numel())
+
+    def router_hook(self, name: str) -> Any:
+        """Return a hook that adds the collectives of every floating-point argument but the hidden states."""
+        region = LAYER_REGIONS[LayerKind.EXPERTS].input
+
+        def add_arguments(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            for value in (*args[1:], *(value for key, value in kwargs.items() if key != "hidden_states")):
+                if isinstance(value, torch.Tensor) and value.is_floating_point():
+                    self.add_region(f"{name} (router)", region, value.numel())
+
+        return add_arguments
+
+    def watch_tokens(self, model: nn.Module, sequence: SequencePlan) -> list[Any]:
+        """Add the collectives that shard and gather the tokens of a list of layers. Returns the hooks' handles."""
+        last_gathered: list[torch.Tensor] = []
+
+        def adding(name: str, region: RegionFunction, shared: bool = False) -> Callable[[torch.Tensor], torch.Tensor]:
+            def add_tokens(features: torch.Tensor) -> torch.Tensor:
+                if shared and last_gathered and last_gathered[0] is features:
+                    return features
+                if shared:
+                    last_gathered[:] = [features]
+                self.add_region(f"{name} (tokens)", region, features.numel())
                 return features
-            gathered[:] = [features]
-            for phase, kind in sent:
-                note(f"{name} (tokens)", phase, kind, features.numel())
-            return features
 
-        return seen
+            return add_tokens
 
-    join, part = ("forward", "all_gather"), ("backward", "all_gather")
-    layers = [f"{sequence.stack}.{name}" for name, _ in model.get_submodule(sequence.stack).named_children()]
-    entering = {layers[0]: told(layers[0], part)} | {name: told(name, join) for name in sequence.replicated_modules}
-    leaving = {layers[-1]: told(layers[-1], join)} | {name: told(name, part) for name in sequence.replicated_modules}
-    handles = [map_input(model.get_submodule(name), change) for name, change in entering.items()]
-    handles += [map_output(model.get_submodule(name), change) for name, change in leaving.items()]
-    for name in sequence.gather_inputs:
-        collected = told(name, join, ("backward", "reduce_scatter"), once=True)
-        handles.append(map_input(model.get_submodule(name), collected))
-    return handles
-
-
-def _own_loss(model: nn.Module) -> bool:
-    loss = getattr(model, "loss_function", None)
-    return getattr(loss, "__name__", "") == "ForCausalLMLoss" and asks_for_it(type(model).forward)
+        layers = [f"{sequence.stack}.{name}" for name, _ in model.get_submodule(sequence.stack).named_children()]
+        inputs = {layers[0]: adding(layers[0], split_tokens)}
+        inputs |= {name: adding(name, gather_replicated_tokens) for name in sequence.replicated_modules}
+        outputs = {layers[-1]: adding(layers[-1], gather_replicated_tokens)}
+        outputs |= {name: adding(name, split_tokens) for name in sequence.replicated_modules}
+        handles = [map_input(model.get_submodule(name), change) for name, change in inputs.items()]
+        handles += [map_output(model.get_submodule(name), change) for name, change in outputs.items()]
+        for name in sequence.gather_inputs:
+            handles.append(map_input(model.get_submodule(name), adding(name, gather_tokens, shared=True)))
+        return handles
 
 
 def update_collectives(plan: Plan, dp_size: int, item: int) -> list[Collective]:
-    """Return the collectives of one update: parts of gradients summed, the average over replicas, the norm.
+    """Return the collectives of one update: partial gradients summed, gradients averaged over replicas, the norm.
 
-    `item` is the size of a number of a gradient, 4 where there are fp32 masters.
+    `item` is the size of a gradient element in bytes: 4 where there are fp32 master weights.
     """
     found = []
-    parts = [one for one in plan.parameters if one.gradient_rule is GradientRule.PARTIAL]
-    if plan.tp_size > 1 and parts:
-        elements = len(parts) + sum(product(one.shape) for one in parts)
+    partial = [record for record in plan.parameters if record.gradients is GradientRule.PARTIAL]
+    if plan.tp_size > 1 and partial:
+        elements = len(partial) + sum(product(record.shape) for record in partial)
         found.append(Collective("gradients of which ranks have parts", "update", "all_reduce", "tp", elements, item))
     if dp_size > 1:
         found.append(Collective("which parameters were used", "update", "all_reduce", "dp", len(plan.parameters), 4))
         count = 0
-        for one in plan.parameters:
-            own = product(one.local_shape(plan.tp_size, plan.tp_rank))
-            if count and count + own > _BUCKET:
+        for record in plan.parameters:
+            local = product(record.local_shape(plan.tp_size, plan.tp_rank))
+            if count and count + local > _BUCKET:
                 found.append(Collective("gradients", "update", "all_reduce", "dp", count, item))
                 count = 0
-            count += own
+            count += local
         found.append(Collective("gradients", "update", "all_reduce", "dp", count, item))
     if plan.tp_size > 1:
         found.append(Collective("gradient norm", "update", "all_reduce", "tp", 1, 8))
@@ -198,7 +218,7 @@ def update_collectives(plan: Plan, dp_size: int, item: int) -> list[Collective]:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes on one rank, without activations: what the parameters, gradients, masters and optimizer states take."""
+    """The bytes on one rank of parameters, gradients, fp32 master weights and optimizer state, without activations."""
 
     parameters: int
     gradients: int
@@ -207,27 +227,28 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum in bytes."""
         return self.parameters + self.gradients + self.masters + self.optimizer
 
 
 def memory_of(plan: Plan, tp_rank: int, item: int, states: int) -> Memory:
-    """Return the memory of one rank: parameters of `item` bytes a number, `states` numbers of optimizer state each.
+    """Return the memory of one rank, for parameters of `item` bytes an element.
 
-    Parameters of 2 bytes have fp32 masters, where gradients are accumulated and states live.
+    `states` is the number of optimizer state elements for each parameter element, -1 without an optimizer. Parameters
+    of 2 bytes have fp32 master weights, and then gradients and optimizer state are fp32 too.
     """
-    numbers = sum(product(one.local_shape(plan.tp_size, tp_rank)) for one in plan.parameters)
-    low = item < 4 and states >= 0
-    wide = 4 if low else item
+    elements = sum(product(record.local_shape(plan.tp_size, tp_rank)) for record in plan.parameters)
     trained = states >= 0
+    has_masters = item < 4 and trained
+    state_item = 4 if has_masters else item
     return Memory(
-        numbers * item,
-        numbers * wide if trained else 0,
-        numbers * 4 if low else 0,
-        numbers * wide * max(states, 0),
+        elements * item,
+        elements * state_item if trained else 0,
+        elements * 4 if has_masters else 0,
+        elements * state_item * max(states, 0),
     )
 
 
 def product(shape: Iterable[int]) -> int:
-    """Return how many numbers a tensor of this shape has."""
+    """Return the number of elements of a tensor of this shape."""
     return math.prod(shape)

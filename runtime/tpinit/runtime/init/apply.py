@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.distributed import ProcessGroup
 from tpinit.runtime.parallel import (
-    ColumnParallelLinear,
+    LINEAR_CLASSES,
+    LayerKind,
     RngTracker,
-    RowParallelLinear,
     TPRegionInput,
     VocabParallelHead,
     broadcast_rng_state,
@@ -33,7 +33,7 @@ from tpinit.runtime.parallel import (
 )
 from tpinit.runtime.parallel.blocks import patch_block
 from tpinit.runtime.parallel.forward_scope import ForwardScope
-from tpinit.runtime.planning.schema import LayerKind, LayerPlan, ParameterPlan, Plan, SequencePlan
+from tpinit.runtime.planning.schema import LayerPlan, ParameterPlan, Plan, SequencePlan
 from tpinit.runtime.slicing import local_part
 
 __all__ = ["LocalPart", "apply_plan", "convert_layers"]
@@ -78,15 +78,13 @@ def apply_plan(
 
 
 def convert_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
-    """Give every module of the plan its parallel forward. Its parameters are already cut."""
+    """Make every module of the plan a parallel module. Its parameters are already sharded."""
     ForwardScope(model)
-    entry = TPRegionInput(group)
-    random = any(layer.draws_random for layer in plan.layers) or any(
-        sequence.draws_random for sequence in plan.sequences
-    )
-    streams = RngTracker(model, plan.tp_rank) if random else None
+    region_input = TPRegionInput(group)
+    draws_random = any(layer.draws_random for layer in plan.layers) or any(one.draws_random for one in plan.sequences)
+    rng = RngTracker(model, plan.tp_rank) if draws_random else None
     for layer in plan.layers:
-        _turn(model, layer, plan, group, entry, streams if layer.draws_random else None)
+        _convert(model, layer, plan, group, region_input, rng if layer.draws_random else None)
     for names in plan.fused_column_groups():
         fuse_columns([model.get_submodule(name) for name in names], group)
     for block in plan.blocks:
@@ -94,49 +92,44 @@ def convert_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
         if block.first_rank_only and plan.tp_rank:
             zero_in_forward(model.get_submodule(block.module), block.first_rank_only)
     for sequence in plan.sequences:
-        _cut_tokens(model, sequence, group, streams if sequence.draws_random else None)
+        _shard_tokens(model, sequence, group, rng if sequence.draws_random else None)
     if plan.sequences:
         refuse_hidden_states(model)
 
 
-def _cut_tokens(model: nn.Module, sequence: SequencePlan, group: ProcessGroup, streams: RngTracker | None) -> None:
+def _shard_tokens(model: nn.Module, sequence: SequencePlan, group: ProcessGroup, rng: RngTracker | None) -> None:
     layers = list(model.get_submodule(sequence.stack).children())
-    shard_tokens(layers[0], layers[-1], group, streams)
-    entry = TPRegionInput(group, gather_tokens, always=True)
+    shard_tokens(layers[0], layers[-1], group, rng)
+    gathered = TPRegionInput(group, gather_tokens)
     for name in sequence.gather_inputs:
-        map_input(model.get_submodule(name), entry)
+        map_input(model.get_submodule(name), gathered)
     for name in sequence.replicated_modules:
         gather_around(model.get_submodule(name), group)
 
 
-def _turn(
+def _convert(
     model: nn.Module,
     layer: LayerPlan,
     plan: Plan,
     group: ProcessGroup,
-    entry: TPRegionInput,
-    streams: RngTracker | None,
+    region_input: TPRegionInput,
+    rng: RngTracker | None,
 ) -> None:
+    """Make one module of the plan a parallel module. `region_input` is the input copy that all layers share."""
     module = model.get_submodule(layer.module)
-    if layer.kind is LayerKind.COLUMN:
-        convert_module(module, ColumnParallelLinear, group, entry if layer.reduce_input_grad else None, streams=streams)
-    elif layer.kind is LayerKind.ROW:
-        convert_module(module, RowParallelLinear, group, streams=streams, scatter=layer.scatter_output)
-    elif layer.kind is LayerKind.COLUMN_GATHER:
-        convert_module(module, ColumnParallelLinear, group, entry, layer.slices)
-    elif layer.kind is LayerKind.ROW_SPLIT:
-        convert_module(module, RowParallelLinear, group, ranks=layer.slices)
+    if layer.kind in LINEAR_CLASSES:
+        shared = region_input if layer.reduce_input_grad else None
+        convert_module(module, layer.kind, group, shared, layer.slices, rng, layer.scatter_output)
     elif layer.kind is LayerKind.SHARED_OUTPUT:
         reduce_output_grad(module, group)
     elif layer.kind is LayerKind.EXPERTS:
-        convert_experts(module, entry, group)
+        convert_experts(module, region_input, group)
     else:
+        assert layer.kind is LayerKind.EMBEDDING
+        assert isinstance(module, nn.Embedding)
         ((begin, length),) = layer.slices[plan.tp_rank]
-        if layer.kind is LayerKind.EMBEDDING:
-            assert isinstance(module, nn.Embedding)
-            convert_embedding(module, begin, length, group)
-        else:
-            convert_module(module, VocabParallelHead, group, entry, layer.slices)
-            assert isinstance(module, VocabParallelHead)
-            whole = sum(held for ((_, held),) in layer.slices)
-            enable_loss_parallel(model, module, begin, length, whole, group)
+        convert_embedding(module, begin, length, group)
+    if isinstance(module, VocabParallelHead):
+        ((begin, length),) = layer.slices[plan.tp_rank]
+        vocabulary = sum(size for ((_, size),) in layer.slices)
+        enable_loss_parallel(model, module, begin, length, vocabulary, group)

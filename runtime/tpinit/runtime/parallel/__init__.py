@@ -1,4 +1,4 @@
-"""The parallel modules and their collectives."""
+"""The parallel modules, their region functions and collectives, the loss over sharded logits, and RNG states."""
 
 from tpinit.runtime.parallel.collectives import (
     TPRegionInput,
@@ -7,7 +7,9 @@ from tpinit.runtime.parallel.collectives import (
     reduce_from_tp_region,
     scatter_to_tp_region,
 )
+from tpinit.runtime.parallel.layer_kinds import LAYER_REGIONS, LayerKind, LayerRegions, layer_regions
 from tpinit.runtime.parallel.linear import (
+    LINEAR_CLASSES,
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelHead,
@@ -20,27 +22,32 @@ from tpinit.runtime.parallel.rng import RngTracker, broadcast_rng_state
 from tpinit.runtime.parallel.sequence import gather_around, gather_tokens, map_input, refuse_hidden_states, shard_tokens
 
 __all__ = [
+    "LAYER_REGIONS",
+    "LINEAR_CLASSES",
     "ColumnParallelLinear",
+    "LayerKind",
+    "LayerRegions",
+    "RngTracker",
+    "RowParallelLinear",
     "TPRegionInput",
     "VocabParallelHead",
-    "RowParallelLinear",
-    "RngTracker",
-    "map_input",
-    "reduce_output_grad",
-    "copy_to_tp_region",
-    "cross_entropy",
+    "broadcast_rng_state",
     "convert_embedding",
     "convert_experts",
-    "shard_tokens",
+    "convert_module",
+    "copy_to_tp_region",
+    "cross_entropy",
+    "enable_loss_parallel",
+    "fuse_columns",
+    "gather_around",
     "gather_from_tp_region",
     "gather_tokens",
-    "enable_loss_parallel",
-    "gather_around",
-    "zero_in_forward",
-    "fuse_columns",
-    "refuse_hidden_states",
-    "broadcast_rng_state",
-    "scatter_to_tp_region",
+    "layer_regions",
+    "map_input",
     "reduce_from_tp_region",
-    "convert_module",
+    "reduce_output_grad",
+    "refuse_hidden_states",
+    "scatter_to_tp_region",
+    "shard_tokens",
+    "zero_in_forward",
 ]

@@ -1,4 +1,4 @@
-"""Blocks around cut layers: attributes and hooks that let a block work on its rank's part of the heads or features."""
+"""Blocks around parallel layers: the attributes and hooks with which a block runs on its rank's heads or features."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["LocalBlock", "patch_block"]
 class LocalBlock:
     """How a block is patched on one rank.
 
-    `attributes`: integer attributes by their path below the block (`num_heads`, `config.n_head`), with this rank's
-    value. `arguments`: tensor arguments by name or position, with the dimension along which this rank takes its heads.
-    `outputs`: modules inside the block whose output's last dimension counts heads. `num_heads` counts the heads of the
-    whole block; `heads` is the (offset, length) of this rank's heads.
+    `attributes`: this rank's value of integer attributes, by their path below the block (`num_heads`, `config.n_head`).
+    `arguments`: tensor arguments of the block's forward, by name or position, with the dimension of their heads.
+    `outputs`: modules inside the block whose output has heads as its last dimension. `num_heads`: the number of heads
+    of the unsharded block. `heads`: the (offset, length) of this rank's heads.
     """
 
     attributes: Mapping[str, int]
@@ -32,19 +32,19 @@ class LocalBlock:
 
 
 def patch_block(block: nn.Module, local: LocalBlock, undo: list[Callable[[], None]] | None = None) -> list[Any]:
-    """Set a block's attributes to this rank's values and hook what enters it whole. Parameters are not touched.
+    """Set a block's attributes to this rank's values, and slice its replicated arguments and outputs by hooks.
 
-    If an attribute belongs to a config, its module gets a copy of the config. Returns the handles of the hooks; `undo`
-    collects what restores the attributes.
+    Parameters are not touched. If an attribute belongs to a config, its module gets a copy of the config. Returns the
+    handles of the hooks; to `undo` are appended functions that restore the attributes.
     """
     for path, value in local.attributes.items():
         _set_attribute(block, path, value, undo if undo is not None else [])
     handles: list[Any] = []
     if local.arguments:
-        hook = _take_heads(local.arguments, local.num_heads, local.heads)
+        hook = _slice_arguments(local.arguments, local.num_heads, local.heads)
         handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
     handles += [
-        block.get_submodule(name).register_forward_hook(_take_last(local.num_heads, local.heads))
+        block.get_submodule(name).register_forward_hook(_slice_output(local.num_heads, local.heads))
         for name in local.outputs
     ]
     return handles
@@ -64,31 +64,33 @@ def _set_attribute(owner: Any, path: str, value: int, undo: list[Callable[[], No
     _set_attribute(inner, rest, value, undo)
 
 
-def _take_heads(arguments: Mapping[str, int], count: int, held: tuple[int, int]) -> Any:
-    def take(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        changed = dict(kwargs)
+def _slice_arguments(arguments: Mapping[str, int], num_heads: int, heads: tuple[int, int]) -> Any:
+    def hook(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        named = dict(kwargs)
         positional = list(args)
         for name, dim in arguments.items():
             if name.isdecimal():
                 if int(name) < len(positional):
-                    positional[int(name)] = _heads_of(positional[int(name)], dim, count, held)
-            elif name in changed:
-                changed[name] = _heads_of(changed[name], dim, count, held)
-        return tuple(positional), changed
+                    positional[int(name)] = _slice_heads(positional[int(name)], dim, num_heads, heads)
+            elif name in named:
+                named[name] = _slice_heads(named[name], dim, num_heads, heads)
+        return tuple(positional), named
 
-    return take
+    return hook
 
 
-def _heads_of(value: Any, dim: int, count: int, held: tuple[int, int]) -> Any:
-    """Take a rank's heads of a dimension that counts heads, or batch times heads; whatever else comes stays."""
-    if not isinstance(value, torch.Tensor) or value.dim() <= dim or value.shape[dim] % count:
+def _slice_heads(value: Any, dim: int, num_heads: int, heads: tuple[int, int]) -> Any:
+    """Return a rank's heads of a tensor whose dimension `dim` is heads, or batch times heads; any other value as it is."""
+    if not isinstance(value, torch.Tensor) or value.dim() <= dim or value.shape[dim] % num_heads:
         return value
-    split = value.reshape(*value.shape[:dim], value.shape[dim] // count, count, *value.shape[dim + 1 :])
-    return split.narrow(dim + 1, *held).flatten(dim, dim + 1)
+    split = value.reshape(*value.shape[:dim], value.shape[dim] // num_heads, num_heads, *value.shape[dim + 1 :])
+    return split.narrow(dim + 1, *heads).flatten(dim, dim + 1)
 
 
-def _take_last(count: int, held: tuple[int, int]) -> Any:
-    def take(_: nn.Module, __: Any, output: Any) -> Any:
-        return output.narrow(-1, *held) if output.shape[-1] == count else output
+def _slice_output(num_heads: int, heads: tuple[int, int]) -> Any:
+    def hook(_: nn.Module, __: Any, output: Any) -> Any:
+        return output.narrow(-1, *heads) if output.shape[-1] == num_heads else output
 
-    return take
+    return hook

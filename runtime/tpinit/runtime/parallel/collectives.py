@@ -1,15 +1,26 @@
-"""The collectives of tensor parallelism, each with its mirror under autograd.
+"""The region functions of tensor parallelism: each has one collective in the forward and one in the backward pass.
 
-Entering a cut region copies the input to the group: identity forward, all-reduce backward. Leaving it sums
-the partial results: all-reduce forward, identity backward. A region with one entry and one exit issues one
-all-reduce each way, however many sibling layers read the entry. Gathering and splitting are each the other's
-mirror too.
+A module enters and leaves the tensor-parallel region through these functions (Megatron's terms):
+
+==================  ===========================  ===========================
+function            forward                      backward
+==================  ===========================  ===========================
+`copy_to_...`       identity                     all-reduce
+`reduce_from_...`   all-reduce, in place         identity
+`gather_from_...`   all-gather, last dimension   slice, last dimension
+`scatter_to_...`    slice, last dimension        all-gather, last dimension
+==================  ===========================  ===========================
+
+`sequence` has those that move tokens. A `RegionFunction` is data as well as code: the layers call it, and the forecast
+reads from it which collectives a call issues.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
@@ -19,143 +30,193 @@ from torch.distributed import ProcessGroup
 from tpinit.runtime.slicing import Pieces, take_pieces, write_pieces
 
 __all__ = [
+    "BoundRegion",
+    "CollectiveKind",
+    "RankPieces",
+    "RegionFunction",
+    "Step",
     "TPRegionInput",
     "copy_to_tp_region",
     "gather_from_tp_region",
-    "scatter_to_tp_region",
     "reduce_from_tp_region",
+    "scatter_to_tp_region",
 ]
 
-Ranks = tuple[Pieces, ...]
+RankPieces = tuple[Pieces, ...]
+"""For each rank of the TP group, the (offset, length) pieces that it holds of a dimension."""
 
 
-class _CopyToTPRegion(torch.autograd.Function):
+class CollectiveKind(str, Enum):
+    """The collectives that the parallel modules issue."""
+
+    ALL_REDUCE = "all_reduce"
+    ALL_GATHER = "all_gather"
+    REDUCE_SCATTER = "reduce_scatter"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a region function does in one pass: `run(tensor, group, pieces)`, and the collective that `run` issues.
+
+    `collective` is None for a step without communication.
+    """
+
+    run: Callable[[torch.Tensor, ProcessGroup, RankPieces], torch.Tensor]
+    collective: CollectiveKind | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RegionFunction:
+    """A function at the border of the tensor-parallel region: one step forward, one step for the gradient."""
+
+    forward: Step
+    backward: Step
+
+    def __call__(self, tensor: torch.Tensor, group: ProcessGroup, pieces: RankPieces = ()) -> torch.Tensor:
+        """Return the result of the forward step on `tensor`, any shape and dtype.
+
+        `pieces`: which part of the last dimension each rank holds, for the functions that gather or slice it.
+        """
+        return _Border.apply(tensor, group, pieces, self)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
+
+    def collectives(self) -> list[tuple[str, CollectiveKind]]:
+        """Return the ("forward" or "backward", collective) pairs that one forward and backward issue, in order."""
+        passes = (("forward", self.forward), ("backward", self.backward))
+        return [(name, step.collective) for name, step in passes if step.collective is not None]
+
+
+class _Border(torch.autograd.Function):
+    """Runs the two steps of a region function under autograd."""
+
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-        ctx.group = group
-        # No view: the copy must not keep the tensor itself alive, see Entry.
-        return hidden.detach()
+    def forward(
+        ctx: Any, tensor: torch.Tensor, group: ProcessGroup, pieces: RankPieces, region: RegionFunction
+    ) -> torch.Tensor:
+        ctx.group, ctx.pieces, ctx.region = group, pieces, region
+        result = region.forward.run(tensor, group, pieces)
+        if result is tensor:
+            ctx.mark_dirty(tensor)
+        return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        # A copy, because autograd may hand the same tensor to a hook or to another branch.
-        total = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        return ctx.region.backward.run(grads[0], ctx.group, ctx.pieces), None, None, None
 
 
-class _ReduceFromTPRegion(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, partial: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-        # The operation that made `partial` does not save its output, so summing in place is safe.
-        ctx.mark_dirty(partial)
-        dist.all_reduce(partial, group=group)
-        return partial
-
-    @staticmethod
-    @once_differentiable
-    def backward(_: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grads[0], None
+# --- steps -----------------------------------------------------------------------------------------------
 
 
-class _GatherFromTPRegion(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, part: torch.Tensor, group: ProcessGroup, ranks: Ranks) -> torch.Tensor:
-        ctx.group, ctx.ranks = group, ranks
-        return _gather(part, group, ranks)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return take_pieces(grads[0], -1, ctx.ranks[dist.get_rank(ctx.group)]).contiguous(), None, None
+def _alias(tensor: torch.Tensor, _: ProcessGroup, __: RankPieces) -> torch.Tensor:
+    # Not a view: a view would keep `tensor` itself alive, and TPRegionInput holds the result until `tensor` dies.
+    return tensor.detach()
 
 
-class _ScatterToTPRegion(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, whole: torch.Tensor, group: ProcessGroup, ranks: Ranks) -> torch.Tensor:
-        ctx.group, ctx.ranks = group, ranks
-        return take_pieces(whole, -1, ranks[dist.get_rank(group)]).contiguous()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return _gather(grads[0], ctx.group, ctx.ranks), None, None
+def _identity(grad: torch.Tensor, _: ProcessGroup, __: RankPieces) -> torch.Tensor:
+    return grad
 
 
-def _gather(part: torch.Tensor, group: ProcessGroup, ranks: Ranks) -> torch.Tensor:
-    """Put the parts of all ranks together along the last dimension. Shorter ones are padded on the way."""
-    lengths = [sum(length for _, length in held) for held in ranks]
+def _all_reduce_in_place(partial: torch.Tensor, group: ProcessGroup, _: RankPieces) -> torch.Tensor:
+    # Safe: the operations that compute a partial result (matmul, masked_fill, clone) do not save their output.
+    dist.all_reduce(partial, group=group)
+    return partial
+
+
+def _all_reduce(grad: torch.Tensor, group: ProcessGroup, _: RankPieces) -> torch.Tensor:
+    # Out of place: autograd may pass the same gradient tensor to a hook or to another branch.
+    total = grad.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group)
+    return total
+
+
+def _slice(whole: torch.Tensor, group: ProcessGroup, pieces: RankPieces) -> torch.Tensor:
+    return take_pieces(whole, -1, pieces[dist.get_rank(group)]).contiguous()
+
+
+def _all_gather(local: torch.Tensor, group: ProcessGroup, pieces: RankPieces) -> torch.Tensor:
+    """Return the whole last dimension from the shards of all ranks. Shards of unequal length are padded to be sent."""
+    lengths = [sum(length for _, length in held) for held in pieces]
     longest = max(lengths)
-    sent = part.contiguous()
-    if part.shape[-1] < longest:
-        sent = torch.nn.functional.pad(sent, (0, longest - part.shape[-1]))
-    parts = [torch.empty_like(sent) for _ in ranks]
-    dist.all_gather(parts, sent, group=group)
-    whole = part.new_empty((*part.shape[:-1], max(offset + length for held in ranks for offset, length in held)))
-    for one, held in zip(parts, ranks, strict=True):
-        write_pieces(whole, one, -1, held)
+    sent = local.contiguous()
+    if local.shape[-1] < longest:
+        sent = torch.nn.functional.pad(sent, (0, longest - local.shape[-1]))
+    shards = [torch.empty_like(sent) for _ in pieces]
+    dist.all_gather(shards, sent, group=group)
+    whole = local.new_empty((*local.shape[:-1], max(offset + length for held in pieces for offset, length in held)))
+    for shard, held in zip(shards, pieces, strict=True):
+        write_pieces(whole, shard, -1, held)
     return whole
 
 
-def copy_to_tp_region(hidden: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-    """Return `hidden` unchanged; its gradient is summed over the group. Any shape, any float dtype."""
-    return _CopyToTPRegion.apply(hidden, group)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
+# --- region functions ------------------------------------------------------------------------------------
+
+copy_to_tp_region = RegionFunction(Step(_alias), Step(_all_reduce, CollectiveKind.ALL_REDUCE))
+"""Returns its input; the gradient is summed over the group. Any shape, any floating dtype."""
+
+reduce_from_tp_region = RegionFunction(Step(_all_reduce_in_place, CollectiveKind.ALL_REDUCE), Step(_identity))
+"""Returns the sum of its input over the group, computed in place; the gradient passes unchanged."""
+
+gather_from_tp_region = RegionFunction(Step(_all_gather, CollectiveKind.ALL_GATHER), Step(_slice))
+"""Returns [..., whole] from [..., local]; each rank takes its slice of the gradient."""
+
+scatter_to_tp_region = RegionFunction(Step(_slice), Step(_all_gather, CollectiveKind.ALL_GATHER))
+"""Returns this rank's slice [..., local] of [..., whole]; the gradients of all slices are gathered."""
 
 
-def reduce_from_tp_region(partial: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-    """Return the sum of `partial` over the group, in place; the gradient passes unchanged."""
-    return _ReduceFromTPRegion.apply(partial, group)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
+@dataclass(frozen=True, slots=True)
+class BoundRegion:
+    """A region function with its group and pieces: `tensor -> tensor`.
 
+    A copied layer trains in the same group (a process group can't be copied), so a deep copy is the object itself.
+    """
 
-def gather_from_tp_region(part: torch.Tensor, group: ProcessGroup, ranks: Ranks) -> torch.Tensor:
-    """Return the whole of [..., part]: `ranks[r]` are the (offset, length) that rank r has. Its gradient is split."""
-    return _GatherFromTPRegion.apply(part, group, ranks)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
+    region: RegionFunction
+    group: ProcessGroup
+    pieces: RankPieces = ()
 
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the region function's result for `tensor`."""
+        return self.region(tensor, self.group, self.pieces)
 
-def scatter_to_tp_region(whole: torch.Tensor, group: ProcessGroup, ranks: Ranks) -> torch.Tensor:
-    """Return this rank's part of [..., whole]; the gradients of all parts are gathered."""
-    return _ScatterToTPRegion.apply(whole, group, ranks)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
+    def __deepcopy__(self, _: dict[int, Any]) -> BoundRegion:
+        """Return the object itself."""
+        return self
 
 
 class TPRegionInput:
-    """The fused_with to the cut layers of a model: siblings that read the same tensor go in together.
+    """A region function whose result is shared by all layers that read the same tensor.
 
-    The first of them copies its input to the group; the next ones get the same copy, so that their gradients
-    meet before the one all-reduce. The copy goes when its tensor goes: nothing is kept alive, and activation
-    checkpointing, which computes its inputs anew, goes in anew. `into` is what copies, and `always` says whether it
-    has to where no gradient is asked for.
+    The first of these layers calls the region function; the others get the same result, so that autograd adds their
+    gradients before the one collective of the backward pass. The result is dropped when its input tensor is freed or
+    written to. Activation checkpointing computes a new input tensor, and so calls the region function again.
     """
 
-    def __init__(
-        self,
-        group: ProcessGroup,
-        into: Callable[[torch.Tensor, ProcessGroup], torch.Tensor] = copy_to_tp_region,
-        always: bool = False,
-    ) -> None:
+    def __init__(self, group: ProcessGroup, region: RegionFunction = copy_to_tp_region) -> None:
         self.group = group
-        self.into = into
-        self.always = always
-        self._hidden: weakref.ref[torch.Tensor] | None = None
-        self._copied: torch.Tensor | None = None
+        self.region = region
+        self._input: weakref.ref[torch.Tensor] | None = None
+        self._result: torch.Tensor | None = None
         self._version = 0
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the copy of `hidden` that is in the group; `hidden` itself where none is needed."""
-        if not (self.always or (hidden.requires_grad and torch.is_grad_enabled())):
-            return hidden
-        if self._hidden is not None and self._hidden() is hidden and self._version == hidden._version:
-            assert self._copied is not None
-            return self._copied
-        copied = self.into(hidden, self.group)
-        self._copied, self._version = copied, hidden._version
-        self._hidden = weakref.ref(hidden, self._forget)
-        return copied
+        """Return the shared result for `hidden`.
 
-    def _forget(self, gone: weakref.ref[torch.Tensor]) -> None:
-        if self._hidden is gone:
-            self._hidden = self._copied = None
+        Returns `hidden` itself where the forward step is local and no gradient is computed.
+        """
+        if self.region.forward.collective is None and not (hidden.requires_grad and torch.is_grad_enabled()):
+            return hidden
+        if self._input is not None and self._input() is hidden and self._version == hidden._version:
+            assert self._result is not None
+            return self._result
+        result = self.region(hidden, self.group)
+        self._result, self._version = result, hidden._version
+        self._input = weakref.ref(hidden, self._forget)
+        return result
+
+    def _forget(self, freed: weakref.ref[torch.Tensor]) -> None:
+        if self._input is freed:
+            self._input = self._result = None
 
     def __deepcopy__(self, _: dict[int, Any]) -> TPRegionInput:
-        """Return an entry to the same group: a copied model trains in the same one."""
-        return TPRegionInput(self.group, self.into, self.always)
+        """Return a new object for the same group: a copied model trains in the same group."""
+        return TPRegionInput(self.group, self.region)

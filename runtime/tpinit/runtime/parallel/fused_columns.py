@@ -1,6 +1,7 @@
-"""The column matrices that read one tensor, as one operation: their gradients meet before one all-reduce.
+"""Column-parallel linears that read one tensor, as one autograd operation with one all-reduce in the backward pass.
 
-And that all-reduce is hidden: while it runs, the gradients of the weights are computed, which need nothing of it.
+This is `copy_to_tp_region` fused with the linears behind it: the gradients of the input are summed locally, and while
+the all-reduce of that sum runs, the gradients of the weights, which do not depend on it, are computed.
 """
 
 from __future__ import annotations
@@ -21,19 +22,23 @@ __all__ = ["FusedColumnGroup"]
 
 
 class _FusedColumns(torch.autograd.Function):
-    """Map hidden [..., in] to [..., out_i] for each matrix i. `tensors` are weight and bias of each, in turn."""
+    """Map hidden [..., in] to a tuple of [..., out_i], one for each linear.
+
+    `tensors` are weight_0, bias_0, weight_1, bias_1, ...; `transposed[i]` says that weight_i is [in, out_i] (GPT-2's
+    Conv1D) and not [out_i, in].
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, group: ProcessGroup, turned: Sequence[bool], *tensors: torch.Tensor | None
+        ctx: Any, hidden: torch.Tensor, group: ProcessGroup, transposed: Sequence[bool], *tensors: torch.Tensor | None
     ) -> tuple[torch.Tensor, ...]:
-        ctx.set_materialize_grads(False)  # a sibling that nobody called has no gradient, and costs nothing
-        ctx.group, ctx.turned = group, turned
+        ctx.set_materialize_grads(False)  # an output that was not used has no gradient, and costs nothing
+        ctx.group, ctx.transposed = group, transposed
         weights, biases = tensors[::2], tensors[1::2]
         ctx.save_for_backward(hidden, *weights)
         return tuple(
-            functional.linear(hidden, weight.t() if turn else weight, bias)
-            for weight, bias, turn in zip(weights, biases, turned, strict=True)
+            functional.linear(hidden, weight.t() if is_transposed else weight, bias)
+            for weight, bias, is_transposed in zip(weights, biases, transposed, strict=True)
             if weight is not None
         )
 
@@ -41,70 +46,78 @@ class _FusedColumns(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
         hidden, *weights = ctx.saved_tensors
-        rows = hidden.reshape(-1, hidden.shape[-1])
-        flat = [grad.reshape(-1, grad.shape[-1]) if grad is not None else None for grad in grads]
-        total: torch.Tensor | None = None
-        for grad, weight, turn in zip(flat, weights, ctx.turned, strict=True):
-            if grad is not None:
-                matrix = weight.t() if turn else weight
-                total = grad @ matrix if total is None else total.addmm_(grad, matrix)
-        assert total is not None  # autograd comes here with a gradient of something
-        pending = dist.all_reduce(total, group=ctx.group, async_op=True)
-        found: list[torch.Tensor | None] = []
-        for place, (grad, turn) in enumerate(zip(flat, ctx.turned, strict=True)):
-            wanted, also_bias = ctx.needs_input_grad[3 + 2 * place : 5 + 2 * place]
+        flat_hidden = hidden.reshape(-1, hidden.shape[-1])
+        flat_grads = [grad.reshape(-1, grad.shape[-1]) if grad is not None else None for grad in grads]
+        hidden_grad = _hidden_grad(flat_grads, weights, ctx.transposed)
+        pending = dist.all_reduce(hidden_grad, group=ctx.group, async_op=True)
+        weight_grads: list[torch.Tensor | None] = []
+        for index, (grad, is_transposed) in enumerate(zip(flat_grads, ctx.transposed, strict=True)):
+            needs_weight, needs_bias = ctx.needs_input_grad[3 + 2 * index : 5 + 2 * index]
             weight_grad = None
-            if grad is not None and wanted:
-                weight_grad = rows.t() @ grad if turn else grad.t() @ rows
-            found += [weight_grad, grad.sum(0) if grad is not None and also_bias else None]
+            if grad is not None and needs_weight:
+                weight_grad = flat_hidden.t() @ grad if is_transposed else grad.t() @ flat_hidden
+            weight_grads += [weight_grad, grad.sum(0) if grad is not None and needs_bias else None]
         if pending is not None:
             pending.wait()
-        return total.view(hidden.shape), None, None, *found
+        return hidden_grad.view(hidden.shape), None, None, *weight_grads
+
+
+def _hidden_grad(
+    grads: Sequence[torch.Tensor | None], weights: Sequence[torch.Tensor], transposed: Sequence[bool]
+) -> torch.Tensor:
+    """Return this rank's part of the gradient of the input, [rows, in], summed over the linears."""
+    total: torch.Tensor | None = None
+    for grad, weight, is_transposed in zip(grads, weights, transposed, strict=True):
+        if grad is not None:
+            matrix = weight.t() if is_transposed else weight
+            total = grad @ matrix if total is None else total.addmm_(grad, matrix)
+    assert total is not None  # autograd calls backward with the gradient of at least one output
+    return total
 
 
 class FusedColumnGroup:
-    """The way into the group for one tensor that several column matrices read, and nothing else does.
+    """Column-parallel linears that read one tensor, which no other module reads.
 
-    The first that is called computes what all of them give; the others take theirs. What nobody takes is kept until
-    the backward is done, or the next tensor comes. One that reads another tensor, or the same one changed, gets an
-    operation of its own.
+    The first of them that is called computes the outputs of all; each of the others then returns its own. An output
+    that no layer asked for is kept until the backward pass has run or the next input comes. A layer that is called
+    with another tensor, or with the same tensor after it was written to, starts a new operation.
     """
 
     def __init__(self, group: ProcessGroup, layers: Sequence[nn.Module]) -> None:
         self.group = group
         self.layers = tuple(layers)
-        self._hidden: weakref.ref[torch.Tensor] | None = None
-        self._ready: dict[int, torch.Tensor] = {}
+        self._input: weakref.ref[torch.Tensor] | None = None
+        self._outputs: dict[int, torch.Tensor] = {}
         self._version = 0
 
     @staticmethod
     def applies_to(hidden: torch.Tensor) -> bool:
-        """Tell whether there is a gradient to collect, and the arithmetic is that of the tensors' own dtype."""
+        """Return whether `hidden` gets a gradient and autocast, which would change the dtype, is off."""
         return hidden.requires_grad and torch.is_grad_enabled() and not torch.is_autocast_enabled(hidden.device.type)
 
     def __call__(self, layer: Any, hidden: torch.Tensor) -> torch.Tensor:
-        """Return what `layer`, one of the matrices, gives for `hidden` [..., in]: [..., out]."""
-        same = self._hidden is not None and self._hidden() is hidden and self._version == hidden._version
-        if same and id(layer) in self._ready:
-            return self._ready.pop(id(layer))
-        # Called out of turn, or again: alone, so that nothing is computed for siblings that are done.
-        layers = (layer,) if same else self.layers
-        tensors = [one for each in layers for one in (each.weight, each.bias)]
-        turned = tuple(not isinstance(each, nn.Linear) for each in layers)
-        outputs = _FusedColumns.apply(hidden, self.group, turned, *tensors)  # type: ignore[no-untyped-call]  # torch leaves apply() untyped
-        if not same:
-            self._hidden, self._version = weakref.ref(hidden, self._forget), hidden._version
-            self._ready = {id(each): one for each, one in zip(layers, outputs, strict=True)}
-            return self._ready.pop(id(layer))
-        alone: torch.Tensor = outputs[0]
-        return alone
+        """Return the output [..., out / ranks] of `layer`, one of the group's layers, for `hidden` [..., in]."""
+        same_input = self._input is not None and self._input() is hidden and self._version == hidden._version
+        if same_input and id(layer) in self._outputs:
+            return self._outputs.pop(id(layer))
+        # A second call of one layer with the same input: its siblings already have their outputs.
+        layers = (layer,) if same_input else self.layers
+        tensors = [tensor for sibling in layers for tensor in (sibling.weight, sibling.bias)]
+        transposed = tuple(not isinstance(sibling, nn.Linear) for sibling in layers)
+        outputs = _FusedColumns.apply(hidden, self.group, transposed, *tensors)  # type: ignore[no-untyped-call]  # torch leaves apply() untyped
+        if not same_input:
+            self._input, self._version = weakref.ref(hidden, self._forget), hidden._version
+            self._outputs = {id(sibling): output for sibling, output in zip(layers, outputs, strict=True)}
+            return self._outputs.pop(id(layer))
+        output: torch.Tensor = outputs[0]
+        return output
 
-    def _forget(self, gone: weakref.ref[torch.Tensor]) -> None:
-        if self._hidden is gone:
-            self._hidden, self._ready = None, {}
+    def _forget(self, freed: weakref.ref[torch.Tensor]) -> None:
+        if self._input is freed:
+            self._input, self._outputs = None, {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedColumnGroup:
-        """Return a fused_with to the same group for the copies of the matrices."""
-        memo[id(self)] = twin = FusedColumnGroup(self.group, ())  # first, since the copies hold it
-        twin.layers = tuple(copy.deepcopy(one, memo) for one in self.layers)
+        """Return a group of the copied layers in the same process group."""
+        memo[id(self)] = twin = FusedColumnGroup(self.group, ())  # before the layers, whose copies refer to it
+        twin.layers = tuple(copy.deepcopy(layer, memo) for layer in self.layers)
         return twin

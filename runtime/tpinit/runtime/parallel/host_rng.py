@@ -1,4 +1,4 @@
-"""The random numbers that Python and numpy draw: some models decide with them what layers to skip or tokens to mask."""
+"""The RNG states of Python and numpy, from which some models draw which layers to skip or which tokens to mask."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import random
 import sys
 from typing import Any
 
-__all__ = ["numpy_random", "set_host_rng_states", "host_rng_states"]
+__all__ = ["host_rng_states", "numpy_random", "set_host_rng_states"]
 
 
 def numpy_random() -> Any:
-    """Return numpy's random numbers, if anything has imported numpy: without it nobody draws them. None otherwise."""
+    """Return the module `numpy.random` if numpy has been imported, else None: then nothing can draw from it."""
     return getattr(sys.modules.get("numpy"), "random", None)
 
 
 def host_rng_states() -> tuple[Any, Any]:
-    """Return the states of Python's and of numpy's random numbers, of numpy's None where it is not there."""
+    """Return the RNG states of Python and of numpy; None for numpy if it has not been imported."""
     numpy = numpy_random()
     return random.getstate(), numpy.get_state() if numpy is not None else None
 
 
-def set_host_rng_states(mine: Any, theirs: Any) -> None:
-    """Go on from states that `host_rng_states` returned, here or on another rank, where numpy may not be there."""
-    random.setstate(mine)
+def set_host_rng_states(python_state: Any, numpy_state: Any) -> None:
+    """Set RNG states that `host_rng_states` returned on this or another rank, whose numpy may not be imported."""
+    random.setstate(python_state)
     numpy = numpy_random()
-    if theirs is not None and numpy is not None:
-        numpy.set_state(theirs)
+    if numpy_state is not None and numpy is not None:
+        numpy.set_state(numpy_state)

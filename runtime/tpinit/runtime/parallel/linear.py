@@ -1,13 +1,12 @@
-"""The parallel layers: the user's own modules, with another forward and a slice of each parameter.
+"""The parallel linear layers: the user's own modules with another forward and a shard of each parameter.
 
-A layer is turned by giving the very module object a class derived from its own, so the module tree, the
-qualified names, the hooks, `isinstance` and every Parameter object stay the user's own.
+`convert_module` gives a module object a class derived from its own class, so the module tree, the qualified names, the
+hooks, `isinstance` and every Parameter object stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,139 +14,159 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 from tpinit.runtime.parallel.collectives import (
-    Ranks,
+    BoundRegion,
+    RankPieces,
+    RegionFunction,
     TPRegionInput,
-    gather_from_tp_region,
-    reduce_from_tp_region,
-    scatter_to_tp_region,
+    copy_to_tp_region,
 )
 from tpinit.runtime.parallel.fused_columns import FusedColumnGroup
+from tpinit.runtime.parallel.layer_kinds import LayerKind, layer_regions
 from tpinit.runtime.parallel.rng import RngTracker
-from tpinit.runtime.parallel.sequence import scatter_tokens
 
-__all__ = ["ColumnParallelLinear", "VocabParallelHead", "RowParallelLinear", "fuse_columns", "convert_module"]
+__all__ = [
+    "LINEAR_CLASSES",
+    "ColumnParallelLinear",
+    "RowParallelLinear",
+    "VocabParallelHead",
+    "convert_module",
+    "fuse_columns",
+]
 
-
-@dataclass(frozen=True, slots=True)
-class GroupHandle:
-    """The group that a layer belongs to. A copied layer belongs to the same one: a group itself can't be copied."""
-
-    group: ProcessGroup
-
-    def __deepcopy__(self, _: dict[int, Any]) -> GroupHandle:
-        """Return the same one."""
-        return self
+AppliedRegion = Callable[[torch.Tensor], torch.Tensor]
 
 
 class ColumnParallelLinear:
-    """A matrix that holds some of its output features, and of its bias [out / n].
+    """A linear with sharded output features: weight [out / ranks, in], bias [out / ranks].
 
-    Its input is whole. `tp_fused` multiplies it, together with those that read the same input, and collects the
-    gradient of that; `tp_region_input` collects it where others than matrices read it too; both are None where another
-    layer collects. `tp_ranks` is set where the output shall be whole too; `tp_rng` where what follows draws
-    random numbers.
+    `tp_region_input` is applied to the input, which is replicated; None if another layer sums the input's gradient.
+    `tp_fused` replaces it where sibling linears alone read the input. `tp_region_output` is applied to the output; None
+    keeps it sharded. With `tp_rng`, random numbers after this layer come from the rank's own RNG state.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     training: bool
-    tp_group_handle: GroupHandle
     tp_fused: FusedColumnGroup | None
-    tp_region_input: TPRegionInput | None
-    tp_ranks: Ranks
+    tp_region_input: AppliedRegion | None
+    tp_region_output: AppliedRegion | None
     tp_rng: RngTracker | None
 
     def forward(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
-        """Map [..., in] to [..., out / n], or to [..., out]."""
-        output = _columns(self, input)
+        """Map [..., in] to [..., out / ranks], or to [..., out] with a gathered output."""
+        output = _column_output(self, input)
         if self.tp_rng is not None and self.training:
             self.tp_rng.enter(input)
-        return gather_from_tp_region(output, self.tp_group_handle.group, self.tp_ranks) if self.tp_ranks else output
+        return _apply(self.tp_region_output, output)
 
 
 class RowParallelLinear:
-    """A matrix that holds some of its input features, and the whole bias [out], added once, after the sum.
+    """A linear with sharded input features: weight [out, in / ranks], and the whole bias [out], added after the sum.
 
-    Its input is this rank's part of the features, or the whole of them where `tp_ranks` is set. Its output is this
-    rank's part of the tokens where `tp_scatter` is set.
+    `tp_region_input` slices a replicated input; None if the input is sharded already. `tp_region_output` sums the
+    partial results, by an all-reduce or by a reduce-scatter over the tokens. With `tp_rng`, random numbers after this
+    layer come from the RNG state that the ranks share.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     training: bool
-    tp_group_handle: GroupHandle
-    tp_ranks: Ranks
-    tp_scatter: bool
+    tp_region_input: AppliedRegion | None
+    tp_region_output: AppliedRegion | None
     tp_rng: RngTracker | None
 
     def forward(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
-        """Map [..., in / n] to [..., out]: one all-reduce, or one reduce-scatter."""
+        """Map [..., in / ranks], or [..., in] with a sliced input, to [..., out]."""
         if self.tp_rng is not None and self.training:
             self.tp_rng.leave(input)
-        hidden = scatter_to_tp_region(input, self.tp_group_handle.group, self.tp_ranks) if self.tp_ranks else input
-        partial = functional.linear(hidden, _as_linear(self))
-        together = scatter_tokens if self.tp_scatter else reduce_from_tp_region
-        output = together(partial, self.tp_group_handle.group)
+        partial = functional.linear(_apply(self.tp_region_input, input), _weight(self))
+        output = _apply(self.tp_region_output, partial)
         return output if self.bias is None else output + self.bias
 
 
 class VocabParallelHead(ColumnParallelLinear):
-    """The output head, cut by vocabulary. Its logits are whole, but while the loss is computed from its part.
+    """The output head, sharded by vocabulary. Its logits are gathered unless `keep_local_logits` is set.
 
-    `keep_local_logits` says so for the forward that is running: see `loss`.
+    `loss` sets `keep_local_logits` during a forward that computes the loss from the sharded logits.
     """
 
     keep_local_logits: bool
 
     def forward(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
-        """Map [..., hidden] to the logits [..., vocabulary], or to this rank's part of them."""
-        output = _columns(self, input)
-        return (
-            output
-            if self.keep_local_logits
-            else gather_from_tp_region(output, self.tp_group_handle.group, self.tp_ranks)
-        )
+        """Map [..., hidden] to the logits [..., vocabulary], or to this rank's [..., vocabulary / ranks]."""
+        output = _column_output(self, input)
+        return output if self.keep_local_logits else _apply(self.tp_region_output, output)
 
 
-def _columns(layer: ColumnParallelLinear, input: torch.Tensor) -> torch.Tensor:
-    """Multiply the whole input [..., in] by this rank's part of the matrix."""
+def _column_output(layer: ColumnParallelLinear, input: torch.Tensor) -> torch.Tensor:
+    """Map the replicated input [..., in] to this rank's output features [..., out / ranks]."""
     if layer.tp_fused is not None and layer.tp_fused.applies_to(input):
         return layer.tp_fused(layer, input)
-    hidden = layer.tp_region_input(input) if layer.tp_region_input is not None else input
-    return functional.linear(hidden, _as_linear(layer), layer.bias)
+    return functional.linear(_apply(layer.tp_region_input, input), _weight(layer), layer.bias)
 
 
-def _as_linear(layer: ColumnParallelLinear | RowParallelLinear) -> torch.Tensor:
-    # GPT-2's Conv1D holds [in, out], every other matrix [out, in].
+def _apply(region: AppliedRegion | None, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if region is None else region(tensor)
+
+
+def _weight(layer: ColumnParallelLinear | RowParallelLinear) -> torch.Tensor:
+    """Return the weight as [out, in]: GPT-2's Conv1D stores [in, out]."""
     return layer.weight if isinstance(layer, nn.Linear) else layer.weight.t()
 
 
-_CONVERTED: dict[tuple[type, type], type] = {}
+LINEAR_CLASSES: Mapping[LayerKind, type] = {
+    LayerKind.COLUMN: ColumnParallelLinear,
+    LayerKind.COLUMN_GATHER: ColumnParallelLinear,
+    LayerKind.HEAD: VocabParallelHead,
+    LayerKind.ROW: RowParallelLinear,
+    LayerKind.ROW_SPLIT: RowParallelLinear,
+}
+"""The class that `convert_module` gives to a linear of each kind."""
+
+_DERIVED: dict[tuple[type, type], type] = {}
 
 
 def convert_module(
     module: nn.Module,
-    kind: type,
+    kind: LayerKind,
     group: ProcessGroup,
-    entry: TPRegionInput | None = None,
-    ranks: Ranks = (),
-    streams: RngTracker | None = None,
-    scatter: bool = False,
+    region_input: TPRegionInput | None = None,
+    pieces: RankPieces = (),
+    rng: RngTracker | None = None,
+    scatter_output: bool = False,
 ) -> None:
-    """Turn a matrix, whose parameters are already cut, into a layer of this kind."""
-    own = type(module)
-    if (own, kind) not in _CONVERTED:
-        _CONVERTED[own, kind] = type(f"{kind.__name__}Of{own.__name__}", (kind, own), {"__module__": __name__})
-    module.__class__ = _CONVERTED[own, kind]
-    own_state: dict[str, Any] = {"tp_group_handle": GroupHandle(group), "tp_ranks": ranks, "tp_rng": streams}
-    if kind is RowParallelLinear:
-        own_state["tp_scatter"] = scatter
-    else:
-        own_state["tp_region_input"] = entry
-        own_state["tp_fused"] = None
-    if kind is VocabParallelHead:
-        own_state["keep_local_logits"] = False
-    module.__dict__.update(own_state)
+    """Make a linear, whose parameters are already sharded, the parallel layer of this kind.
+
+    `region_input`: the copy of the input that the model's layers share; None if another layer sums the gradient of the
+    input. `pieces`: the (offset, length) pieces of each rank, for the kinds that gather or slice features.
+    `scatter_output`: the output of a row-parallel linear is reduce-scattered over the tokens.
+    """
+    parallel = LINEAR_CLASSES[kind]
+    original = type(module)
+    if (original, parallel) not in _DERIVED:
+        name = f"{parallel.__name__}Of{original.__name__}"
+        _DERIVED[original, parallel] = type(name, (parallel, original), {"__module__": __name__})
+    module.__class__ = _DERIVED[original, parallel]
+    regions = layer_regions(kind, reduce_input_grad=region_input is not None, scatter_output=scatter_output)
+
+    def bound(region: RegionFunction | None) -> AppliedRegion | None:
+        return None if region is None else BoundRegion(region, group, pieces)
+
+    shares_input = region_input is not None and region_input.region is regions.input
+    module.__dict__.update(
+        tp_region_input=region_input if shares_input else bound(regions.input),
+        tp_region_output=bound(regions.output),
+        tp_rng=rng,
+    )
+    if issubclass(parallel, ColumnParallelLinear):
+        module.__dict__["tp_fused"] = None
+    if parallel is VocabParallelHead:
+        module.__dict__["keep_local_logits"] = False
+    _set_sizes(module)
+
+
+def _set_sizes(module: nn.Module) -> None:
+    """Set the feature counts that nn.Linear and Conv1D show to those of the shard."""
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     if isinstance(module, nn.Linear):
@@ -157,7 +176,12 @@ def convert_module(
 
 
 def fuse_columns(modules: Sequence[nn.Module], group: ProcessGroup) -> None:
-    """Let layers that are turned, and that alone read one tensor, go into the group together."""
-    fused_with = FusedColumnGroup(group, modules)
+    """Fuse converted column-parallel linears that read one tensor, which no other module reads."""
     for module in modules:
-        module.__dict__["tp_fused"] = fused_with
+        region_input = module.tp_region_input
+        # The fused operation replaces a copy to the TP region, and nothing else.
+        assert isinstance(region_input, TPRegionInput)
+        assert region_input.region is copy_to_tp_region
+    fused = FusedColumnGroup(group, modules)
+    for module in modules:
+        module.__dict__["tp_fused"] = fused

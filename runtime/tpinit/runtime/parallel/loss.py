@@ -1,4 +1,4 @@
-"""Cross-entropy over logits that are cut by vocabulary: they are never gathered in training."""
+"""Cross-entropy over vocab-parallel logits: training never gathers the logits (torchtitan's loss parallel)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.nn import functional
+from tpinit.runtime.parallel.collectives import CollectiveKind
 from tpinit.runtime.parallel.linear import VocabParallelHead
 
-__all__ = ["asks_for_it", "cross_entropy", "enable_loss_parallel"]
+__all__ = ["LOSS_COLLECTIVE", "LOSS_STATISTICS", "computes_causal_loss", "cross_entropy", "enable_loss_parallel"]
+
+LOSS_STATISTICS = 3
+"""The fp32 values that a rank sends for each token: its largest logit, its sum of exponentials, the target's logit."""
+
+LOSS_COLLECTIVE = CollectiveKind.ALL_GATHER
+"""The one collective of `cross_entropy`, in the forward pass."""
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -23,44 +30,47 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, logits: torch.Tensor, target: torch.Tensor, begin: int, ignored: int, group: ProcessGroup
     ) -> torch.Tensor:
-        # Each rank's own largest logit, its sum beside that, and the target's logit where it is here: one gather.
-        largest = logits.amax(dim=-1)
-        weights = (logits - largest.unsqueeze(-1)).exp_()
-        here = (target >= begin) & (target < begin + logits.shape[-1])
-        local = torch.where(here, target - begin, 0).unsqueeze(-1)
-        found = logits.gather(-1, local).squeeze(-1).masked_fill(~here, 0)
-        own = torch.stack([largest, weights.sum(dim=-1), found])
-        every = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(every, own, group=group)
-        tops, sums, hits = torch.stack(every, dim=1)
-        top = tops.amax(dim=0)
-        total = (sums * (tops - top).exp()).sum(dim=0)
-        kept = target != ignored
-        ctx.save_for_backward(weights, (largest - top).exp() / total, local, here & kept, kept)
-        return torch.where(kept, top + total.log() - hits.sum(dim=0), 0)
+        local_max = logits.amax(dim=-1)
+        exponentials = (logits - local_max.unsqueeze(-1)).exp_()
+        is_local = (target >= begin) & (target < begin + logits.shape[-1])
+        local_target = torch.where(is_local, target - begin, 0).unsqueeze(-1)
+        target_logit = logits.gather(-1, local_target).squeeze(-1).masked_fill(~is_local, 0)
+        # [3, n] on each rank; the sum is relative to the rank's own maximum.
+        own = torch.stack([local_max, exponentials.sum(dim=-1), target_logit])
+        gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(gathered, own, group=group)
+        maxima, sums, target_logits = torch.stack(gathered, dim=1)
+        maximum = maxima.amax(dim=0)
+        total = (sums * (maxima - maximum).exp()).sum(dim=0)
+        is_counted = target != ignored
+        ctx.save_for_backward(
+            exponentials, (local_max - maximum).exp() / total, local_target, is_local & is_counted, is_counted
+        )
+        return torch.where(is_counted, maximum + total.log() - target_logits.sum(dim=0), 0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
-        weights, share, local, here, kept = ctx.saved_tensors
-        scale = torch.where(kept, grads[0], 0)
-        grad = weights * (scale * share).unsqueeze(-1)
-        grad.scatter_add_(-1, local, -(scale * here).unsqueeze(-1))
+        exponentials, to_probability, local_target, is_local, is_counted = ctx.saved_tensors
+        scale = torch.where(is_counted, grads[0], 0)
+        grad = exponentials * (scale * to_probability).unsqueeze(-1)
+        grad.scatter_add_(-1, local_target, -(scale * is_local).unsqueeze(-1))
         return grad, None, None, None, None
 
 
 def cross_entropy(
     logits: torch.Tensor, target: torch.Tensor, begin: int, group: ProcessGroup, ignore_index: int = -100
 ) -> torch.Tensor:
-    """Return the cross-entropy [n] of logits [n, vocabulary / ranks] that begin at `begin`, for targets [n].
+    """Return the cross-entropy [n] of this rank's logits [n, vocabulary / ranks] for targets [n].
 
-    One gather, of 3 n numbers of each rank, forward, none backward. A target equal to `ignore_index` gives 0.
+    `begin` is the first vocabulary index of this rank. The loss of a target equal to `ignore_index` is 0. Issues one
+    all-gather of LOSS_STATISTICS * n values a rank in the forward pass, and none in the backward pass.
     """
     return _CrossEntropy.apply(logits, target, begin, ignore_index, group)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
 
 
-def _causal_loss(original: Any, begin: int, length: int, whole: int, group: ProcessGroup) -> Any:
-    """Return transformers' loss of a causal language model, for this rank's part of the logits or the whole."""
+def _causal_loss(original: Any, begin: int, length: int, vocabulary: int, group: ProcessGroup) -> Any:
+    """Return a replacement for transformers' causal language model loss that takes sharded or whole logits."""
 
     def loss(
         logits: torch.Tensor,
@@ -71,24 +81,33 @@ def _causal_loss(original: Any, begin: int, length: int, whole: int, group: Proc
         shift_labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        if logits.shape[-1] != length or length == whole:
+        if logits.shape[-1] != length or length == vocabulary:
             return original(
                 logits, labels, vocab_size, num_items_in_batch, ignore_index, shift_labels=shift_labels, **kwargs
             )
         if shift_labels is None:
             shift_labels = functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
         target = shift_labels.reshape(-1).to(logits.device)
-        each = cross_entropy(logits.float().reshape(-1, length), target, begin, group, ignore_index)
+        losses = cross_entropy(logits.float().reshape(-1, length), target, begin, group, ignore_index)
         if num_items_in_batch is None:
-            return each.sum() / (target != ignore_index).sum()
-        return each.sum() / num_items_in_batch
+            return losses.sum() / (target != ignore_index).sum()
+        return losses.sum() / num_items_in_batch
 
     return loss
 
 
+def computes_causal_loss(model: nn.Module) -> bool:
+    """Return whether `model.forward` passes its logits to transformers' causal language model loss.
+
+    This is the loss that `enable_loss_parallel` replaces.
+    """
+    loss = getattr(model, "loss_function", None)
+    return getattr(loss, "__name__", "") == "ForCausalLMLoss" and _calls_loss_function(type(model).forward)
+
+
 @lru_cache(maxsize=256)
-def asks_for_it(forward: Callable[..., Any]) -> bool:
-    """Tell whether a model's forward hands its logits to its `loss_function`, and does not compute a loss itself."""
+def _calls_loss_function(forward: Callable[..., Any]) -> bool:
+    """Return whether the source of a forward calls `self.loss_function`; False where the source can't be read."""
     try:
         text = inspect.getsource(inspect.unwrap(forward))
     except (OSError, TypeError):
@@ -97,28 +116,27 @@ def asks_for_it(forward: Callable[..., Any]) -> bool:
 
 
 def enable_loss_parallel(
-    model: nn.Module, head: VocabParallelHead, begin: int, length: int, whole: int, group: ProcessGroup
+    model: nn.Module, head: VocabParallelHead, begin: int, length: int, vocabulary: int, group: ProcessGroup
 ) -> None:
-    """Let the model compute its own loss from this rank's logits, where it has transformers' loss and gets labels.
+    """Let the model compute its loss from this rank's logits [begin, begin + length) of the vocabulary.
 
-    Then the output has no logits. Without labels, without gradients, for a tuple and for any other loss, the
-    logits are whole.
+    Applies to transformers' causal language model loss, in a forward with labels and gradients; its output then has no
+    logits. Without labels, without gradients, with `return_dict=False` and for any other loss the logits are gathered.
     """
-    loss: Any = getattr(model, "loss_function", None)
-    if getattr(loss, "__name__", "") != "ForCausalLMLoss" or length == whole or not asks_for_it(type(model).forward):
+    if length == vocabulary or not computes_causal_loss(model):
         return
-    model.loss_function = _causal_loss(loss, begin, length, whole, group)
+    model.loss_function = _causal_loss(model.loss_function, begin, length, vocabulary, group)
     try:
         signature = inspect.signature(model.forward)
     except (TypeError, ValueError):
         return
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        given = signature.bind_partial(*args, **kwargs).arguments
-        extra = given.get("kwargs", {})
-        asked = given.get("labels", extra.get("labels")) is not None
-        plain = given.get("return_dict", extra.get("return_dict")) is not False
-        head.keep_local_logits = asked and plain and torch.is_grad_enabled()
+        arguments = signature.bind_partial(*args, **kwargs).arguments
+        extra = arguments.get("kwargs", {})
+        has_labels = arguments.get("labels", extra.get("labels")) is not None
+        returns_dict = arguments.get("return_dict", extra.get("return_dict")) is not False
+        head.keep_local_logits = has_labels and returns_dict and torch.is_grad_enabled()
 
     def leave(_: nn.Module, __: Any, ___: Any, output: Any) -> Any:
         if not head.keep_local_logits:

@@ -1,4 +1,4 @@
-"""Modules that are no single matrix: embeddings cut by vocabulary, blocks of experts, shared outputs."""
+"""Parallel modules other than single linears: vocab-parallel embeddings, blocks of experts, shared outputs."""
 
 from __future__ import annotations
 
@@ -8,85 +8,96 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed import ProcessGroup
-from tpinit.runtime.parallel.collectives import TPRegionInput, copy_to_tp_region, reduce_from_tp_region
+from tpinit.runtime.parallel.collectives import BoundRegion, RegionFunction, TPRegionInput
+from tpinit.runtime.parallel.layer_kinds import LayerKind, layer_regions
 
-__all__ = ["reduce_output_grad", "convert_embedding", "convert_experts", "zero_in_forward"]
+__all__ = ["convert_embedding", "convert_experts", "reduce_output_grad", "zero_in_forward"]
 
 
 def convert_embedding(module: nn.Embedding, begin: int, length: int, group: ProcessGroup) -> None:
-    """Turn an embedding that holds the rows [begin, begin + length) into one that looks up all of them.
+    """Make an embedding that holds the rows [begin, begin + length) a vocab-parallel embedding.
 
-    Ids of other ranks' rows give zeros here, and the sum over the group, one all-reduce, gives the rest. What
-    a derived class does with the result (a scale) is done before the sum, which it commutes with.
+    A rank returns zeros for the ids of other ranks' rows; the sum over the group, one all-reduce, is the whole output.
+    What a derived class computes from the output (a scale) runs before the sum, and must commute with it.
     """
     padding = module.padding_idx
-    # Whoever holds the row of the padding keeps its gradient zero; the others have no such row.
+    # The rank that holds the padding row keeps its gradient zero; the others have no such row.
     module.padding_idx = padding - begin if padding is not None and begin <= padding < begin + length else None
     module.num_embeddings = length
-    held: list[torch.Tensor] = []
+    reduce = _output_region(LayerKind.EMBEDDING, group)
+    masks: list[torch.Tensor] = []
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         ids = args[0] if args else kwargs["input"]
-        here = (ids >= begin) & (ids < begin + length)
-        held.append(here)
-        local = torch.where(here, ids - begin, 0)
-        return ((local, *args[1:]), kwargs) if args else (args, {**kwargs, "input": local})
+        is_local = (ids >= begin) & (ids < begin + length)
+        masks.append(is_local)
+        local_ids = torch.where(is_local, ids - begin, 0)
+        return ((local_ids, *args[1:]), kwargs) if args else (args, {**kwargs, "input": local_ids})
 
     def leave(_: nn.Module, __: Any, ___: Any, output: torch.Tensor) -> torch.Tensor:
-        here = held.pop().unsqueeze(-1)
-        return reduce_from_tp_region(output.masked_fill(~here, 0), group)
+        is_local = masks.pop().unsqueeze(-1)
+        return reduce(output.masked_fill(~is_local, 0))
 
     module.register_forward_pre_hook(enter, with_kwargs=True)
     module.register_forward_hook(leave, with_kwargs=True)
 
 
-def convert_experts(module: nn.Module, entry: TPRegionInput, group: ProcessGroup) -> None:
-    """Turn a block of experts, each cut inside, into one whose output is summed over the group.
+def convert_experts(module: nn.Module, region_input: TPRegionInput, group: ProcessGroup) -> None:
+    """Make a block of experts, each of them already sharded, one whose output is summed over the group.
 
-    The hidden states, and the weights by which the router mixes the experts, each collect their gradients.
+    The hidden states go through `region_input`, which other layers share. Every other floating-point argument (the
+    router's weights) is copied to the TP region on its own, since each rank has a part of its gradient too.
     """
+    regions = layer_regions(LayerKind.EXPERTS)
+    assert regions.input is region_input.region
+    copy_argument = BoundRegion(region_input.region, group)
+    reduce = _output_region(LayerKind.EXPERTS, group)
 
-    def collect(value: Any, fused_with: Any) -> Any:
+    def copied(value: Any, region: Any) -> Any:
         floating = isinstance(value, torch.Tensor) and value.is_floating_point() and value.requires_grad
-        return fused_with(value) if floating and torch.is_grad_enabled() else value
+        return region(value) if floating and torch.is_grad_enabled() else value
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        fused_column_groups = [entry, *([lambda value: copy_to_tp_region(value, group)] * max(0, len(args) - 1))]
-        changed = tuple(
-            collect(value, fused_with) for value, fused_with in zip(args, fused_column_groups, strict=False)
-        )
+        positional = tuple(copied(value, copy_argument if place else region_input) for place, value in enumerate(args))
         named = {
-            name: collect(value, entry if name == "hidden_states" else lambda one: copy_to_tp_region(one, group))
+            name: copied(value, region_input if name == "hidden_states" else copy_argument)
             for name, value in kwargs.items()
         }
-        return changed, named
+        return positional, named
 
     def leave(_: nn.Module, __: Any, ___: Any, output: Any) -> Any:
-        return reduce_from_tp_region(output.clone(), group)
+        return reduce(output.clone())  # a copy, because the sum is computed in place
 
     module.register_forward_pre_hook(enter, with_kwargs=True)
     module.register_forward_hook(leave, with_kwargs=True)
 
 
 def zero_in_forward(module: nn.Module, names: Sequence[str]) -> None:
-    """Let a module see zeros in place of some of its parameters whenever it runs: another rank adds them to the sum.
+    """Replace some parameters of a module by zeros during its forward, because another rank adds them to the sum.
 
-    The parameters stay what and where they are; they get no gradient from this module.
+    The Parameter objects stay as they are; this module gives them no gradient.
     """
 
     def hide(block: nn.Module, _: Any) -> None:
         for name in names:
             block.__dict__[name] = torch.zeros_like(getattr(block, name))
 
-    def show(block: nn.Module, *_: Any) -> None:
+    def restore(block: nn.Module, *_: Any) -> None:
         for name in names:
             block.__dict__.pop(name, None)
 
     module.register_forward_pre_hook(hide)
-    # Whatever ends the forward: activation checkpointing stops it as soon as it has what it came for.
-    module.register_forward_hook(show, always_call=True)
+    # Also after an exception: activation checkpointing ends a recomputed forward early with one.
+    module.register_forward_hook(restore, always_call=True)
 
 
 def reduce_output_grad(module: nn.Module, group: ProcessGroup) -> None:
-    """Let the gradient of a module's whole output be summed over the group."""
-    module.register_forward_hook(lambda _, __, output: copy_to_tp_region(output, group))
+    """Sum the gradient of a module's replicated output over the group."""
+    copy_output = _output_region(LayerKind.SHARED_OUTPUT, group)
+    module.register_forward_hook(lambda _, __, output: copy_output(output))
+
+
+def _output_region(kind: LayerKind, group: ProcessGroup) -> BoundRegion:
+    region: RegionFunction | None = layer_regions(kind).output
+    assert region is not None
+    return BoundRegion(region, group)

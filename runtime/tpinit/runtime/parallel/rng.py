@@ -1,9 +1,9 @@
-"""Random numbers under tensor parallelism: the same where activations are whole, others where they are cut.
+"""RNG states under tensor parallelism: one that the ranks of a TP group share, and one of each rank.
 
-Outside of cut regions every rank of a TP group draws from the same stream, so that whole activations stay equal.
-Inside, each rank drops out features of its own: there it draws from a stream that is seeded by a draw from the
-common one and by the rank. Activation checkpointing puts the common stream back before it computes anew, and
-so gets the same streams inside.
+Outside of tensor-parallel regions every rank of a TP group draws from the shared RNG state, so that replicated
+activations stay equal. Inside a region each rank applies dropout to features of its own, and draws from an RNG state
+that is seeded with a draw from the shared state and the rank. Activation checkpointing restores the shared state
+before it recomputes a forward, and so the rank's states inside are the same again.
 """
 
 from __future__ import annotations
@@ -19,47 +19,51 @@ from tpinit.runtime.parallel.host_rng import host_rng_states, set_host_rng_state
 __all__ = ["RngTracker", "broadcast_rng_state"]
 
 _SEEDS = 1 << 40
-_ROOM = 1 << 14  # bytes for the states of Python and numpy, which take about 6,000
+_HOST_STATE_BYTES = 1 << 14  # room for the pickled states of Python and numpy, which take about 6,000 bytes
 
 
 class RngTracker:
-    """The two streams of a model on one rank. A region is entered at its first column and left at its first row."""
+    """Switches one rank between the shared RNG state and its own.
+
+    A column-parallel layer enters a region, and the row-parallel layer behind it leaves the region.
+    """
 
     def __init__(self, model: nn.Module, tp_rank: int) -> None:
         self.tp_rank = tp_rank
-        self._outside: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        model.register_forward_pre_hook(lambda *_: self._outside.clear())  # a forward that raised left one open
+        self._shared_states: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        # A forward that raised inside a region never left it.
+        model.register_forward_pre_hook(lambda *_: self._shared_states.clear())
 
     def enter(self, hidden: torch.Tensor) -> None:
-        """Draw from this rank's own stream from now on; nothing where that is so already."""
-        if self._outside:
+        """Draw from this rank's own RNG state from now on, on the CPU and the device of `hidden`. Idempotent."""
+        if self._shared_states:
             return
         seed = int(torch.randint(_SEEDS, ()))
         cuda = torch.cuda.get_rng_state(hidden.device) if hidden.is_cuda else None
-        self._outside.append((torch.get_rng_state(), cuda))
+        self._shared_states.append((torch.get_rng_state(), cuda))
         torch.manual_seed(seed * 1024 + self.tp_rank)
 
     def leave(self, hidden: torch.Tensor) -> None:
-        """Draw from the common stream again; nothing where that is so already."""
-        if self._outside:
-            state, cuda = self._outside.pop()
+        """Draw from the shared RNG state again. Does nothing outside of a region."""
+        if self._shared_states:
+            state, cuda = self._shared_states.pop()
             torch.set_rng_state(state)
             if cuda is not None:
                 torch.cuda.set_rng_state(cuda, hidden.device)
 
 
 def broadcast_rng_state(group: ProcessGroup, device: torch.device) -> None:
-    """Give all ranks of a TP group the random states of its first one: then they drop out the same features and layers.
+    """Give every rank of a TP group the RNG states of its first rank: torch, Python and numpy, and CUDA on a GPU.
 
-    Of torch, and of Python and numpy, with which some models decide what layers to skip or what tokens to mask.
+    Some models draw from Python or numpy which layers to skip or which tokens to mask. One broadcast, two on CUDA.
     """
-    own = torch.get_rng_state()
-    outside = bytearray(pickle.dumps(host_rng_states()).ljust(_ROOM, b"\0"))
-    state = torch.cat([own, torch.frombuffer(outside, dtype=torch.uint8)]).to(device)
-    dist.broadcast(state, dist.get_process_group_ranks(group)[0], group=group)
-    shared = state.cpu()
-    torch.set_rng_state(shared[: len(own)])
-    set_host_rng_states(*pickle.loads(bytes(shared[len(own) :].tolist())))
+    torch_state = torch.get_rng_state()
+    host_states = bytearray(pickle.dumps(host_rng_states()).ljust(_HOST_STATE_BYTES, b"\0"))
+    message = torch.cat([torch_state, torch.frombuffer(host_states, dtype=torch.uint8)]).to(device)
+    dist.broadcast(message, dist.get_process_group_ranks(group)[0], group=group)
+    received = message.cpu()
+    torch.set_rng_state(received[: len(torch_state)])
+    set_host_rng_states(*pickle.loads(bytes(received[len(torch_state) :].tolist())))
     if device.type == "cuda":
         cuda = torch.cuda.get_rng_state(device).to(device)
         dist.broadcast(cuda, dist.get_process_group_ranks(group)[0], group=group)

@@ -1,8 +1,17 @@
-"""Sequence parallelism: between the cut regions each rank holds its part of the tokens, [batch, tokens / n, features].
+"""Sequence parallelism: between the tensor-parallel regions each rank holds [batch, tokens / ranks, features].
 
-Norms, dropout and what is added up between regions then cost each rank its part alone. Where a region begins the
-tokens of all ranks are gathered, where it ends the sum of the partial results is scattered over them: together as many
-bytes as the one all-reduce in their place.
+Norms, dropout and residual additions between the regions then run on 1 / ranks of the tokens. A region begins with an
+all-gather of the tokens and ends with a reduce-scatter of the partial results; together they move as many bytes as the
+all-reduce that they replace.
+
+==========================  =========================  =========================
+function                    forward                    backward
+==========================  =========================  =========================
+`gather_tokens`             all-gather                 reduce-scatter
+`reduce_scatter_tokens`     reduce-scatter             all-gather
+`gather_replicated_tokens`  all-gather                 slice
+`split_tokens`              slice                      all-gather
+==========================  =========================  =========================
 """
 
 from __future__ import annotations
@@ -13,76 +22,49 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from tpinit.runtime.errors import EngineError
+from tpinit.runtime.parallel.collectives import BoundRegion, CollectiveKind, RankPieces, RegionFunction, Step
 from tpinit.runtime.parallel.rng import RngTracker
 
 __all__ = [
+    "gather_around",
+    "gather_replicated_tokens",
+    "gather_tokens",
     "map_input",
     "map_output",
-    "shard_tokens",
-    "gather_tokens",
-    "gather_around",
+    "reduce_scatter_tokens",
     "refuse_hidden_states",
-    "scatter_tokens",
+    "shard_tokens",
+    "split_tokens",
 ]
 
-_TOKENS = 1  # the dimension of [batch, tokens, features]
+_TOKENS = 1  # the dimension of the tokens in [batch, tokens, features]
 
 
-Move = Callable[[torch.Tensor, ProcessGroup], torch.Tensor]
+# --- steps -----------------------------------------------------------------------------------------------
 
 
-class _Moved(torch.autograd.Function):
-    """Moves tokens between the ranks in one way, and their gradients in another."""
-
-    @staticmethod
-    def forward(ctx: Any, tokens: torch.Tensor, group: ProcessGroup, there: Move, back: Move) -> torch.Tensor:
-        ctx.group, ctx.back = group, back
-        return there(tokens, group)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        return ctx.back(grads[0], ctx.group), None, None, None
-
-
-def _gather(local: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+def _all_gather(local: torch.Tensor, group: ProcessGroup, _: RankPieces) -> torch.Tensor:
     sent = local.contiguous()
-    parts = [torch.empty_like(sent) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, sent, group=group)
-    return torch.cat(parts, dim=_TOKENS)
+    shards = [torch.empty_like(sent) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(shards, sent, group=group)
+    return torch.cat(shards, dim=_TOKENS)
 
 
-def _scatter(partial: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-    parts = [part.contiguous() for part in partial.chunk(dist.get_world_size(group), dim=_TOKENS)]
-    own = torch.empty_like(parts[0])
-    dist.reduce_scatter(own, parts, group=group)
-    return own
+def _reduce_scatter(partial: torch.Tensor, group: ProcessGroup, _: RankPieces) -> torch.Tensor:
+    shards = [shard.contiguous() for shard in partial.chunk(dist.get_world_size(group), dim=_TOKENS)]
+    local = torch.empty_like(shards[0])
+    dist.reduce_scatter(local, shards, group=group)
+    return local
 
 
-def _own(whole: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+def _slice(whole: torch.Tensor, group: ProcessGroup, _: RankPieces) -> torch.Tensor:
     length = whole.shape[_TOKENS] // dist.get_world_size(group)
     return whole.narrow(_TOKENS, dist.get_rank(group) * length, length).contiguous()
 
 
-def gather_tokens(local: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-    """Return the tokens [batch, n * tokens, ...] of all ranks; the gradient is summed, and each gets its part."""
-    return _Moved.apply(local, group, _gather, _scatter)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
-
-
-def scatter_tokens(partial: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-    """Return this rank's part of the tokens of the sum of [batch, tokens, ...] over the group."""
-    return _Moved.apply(partial, group, _scatter, _gather)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
-
-
-def _whole_tokens(local: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-    # What follows gives every rank the whole gradient, of which its own part is the right one.
-    return _Moved.apply(local, group, _gather, _own)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
-
-
-def _own_tokens(whole: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+def _checked_slice(whole: torch.Tensor, group: ProcessGroup, pieces: RankPieces) -> torch.Tensor:
     ranks = dist.get_world_size(group)
     if whole.dim() < 3 or whole.shape[_TOKENS] % ranks:
         raise EngineError(
@@ -90,42 +72,69 @@ def _own_tokens(whole: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
             f"{list(whole.shape)}: give sequences whose length is a multiple of {ranks} (pad them, and mask the "
             "padding), or initialize without sequence_parallel"
         )
-    return _Moved.apply(whole, group, _own, _gather)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
+    return _slice(whole, group, pieces)
 
 
-# --- on modules ------------------------------------------------------------------------------------------
+# --- region functions ------------------------------------------------------------------------------------
 
-Hook = Callable[[torch.Tensor], torch.Tensor]
+gather_tokens = RegionFunction(
+    Step(_all_gather, CollectiveKind.ALL_GATHER), Step(_reduce_scatter, CollectiveKind.REDUCE_SCATTER)
+)
+"""Returns [batch, tokens, ...] from [batch, tokens / ranks, ...], for a reader inside the tensor-parallel region:
+each rank has a partial gradient, and the backward sums these."""
+
+reduce_scatter_tokens = RegionFunction(
+    Step(_reduce_scatter, CollectiveKind.REDUCE_SCATTER), Step(_all_gather, CollectiveKind.ALL_GATHER)
+)
+"""Returns this rank's tokens of the sum of [batch, tokens, ...] over the group."""
+
+gather_replicated_tokens = RegionFunction(Step(_all_gather, CollectiveKind.ALL_GATHER), Step(_slice))
+"""Returns [batch, tokens, ...] from [batch, tokens / ranks, ...], for a reader that computes the same on every rank:
+each rank has the whole gradient, and the backward takes its slice."""
+
+split_tokens = RegionFunction(Step(_checked_slice), Step(_all_gather, CollectiveKind.ALL_GATHER))
+"""Returns this rank's tokens of [batch, tokens, features], which are equal on every rank.
+
+Raises EngineError for a number of tokens that the ranks do not divide."""
 
 
-def shard_tokens(first: nn.Module, last: nn.Module, group: ProcessGroup, streams: RngTracker | None) -> None:
-    """Let each rank have its part of the tokens from what enters `first` to what leaves `last`.
+# --- hooks on modules ------------------------------------------------------------------------------------
 
-    In between all random numbers come from the rank's own stream.
+TensorMap = Callable[[torch.Tensor], torch.Tensor]
+
+
+def shard_tokens(first: nn.Module, last: nn.Module, group: ProcessGroup, rng: RngTracker | None) -> None:
+    """Shard the tokens from the input of module `first` to the output of module `last`.
+
+    With `rng`, random numbers in between come from the rank's own RNG state while the module is in training mode.
     """
+    split, gather = BoundRegion(split_tokens, group), BoundRegion(gather_replicated_tokens, group)
 
     def enter(hidden: torch.Tensor) -> torch.Tensor:
-        if streams is not None and first.training:
-            streams.enter(hidden)
-        return _own_tokens(hidden, group)
+        if rng is not None and first.training:
+            rng.enter(hidden)
+        return split(hidden)
 
     def leave(hidden: torch.Tensor) -> torch.Tensor:
-        if streams is not None and last.training:
-            streams.leave(hidden)
-        return _whole_tokens(hidden, group)
+        if rng is not None and last.training:
+            rng.leave(hidden)
+        return gather(hidden)
 
     map_input(first, enter)
     map_output(last, leave)
 
 
 def gather_around(module: nn.Module, group: ProcessGroup) -> None:
-    """Let a module see the tokens of all ranks, and compute the same on each of them."""
-    map_input(module, lambda hidden: _whole_tokens(hidden, group))
-    map_output(module, lambda hidden: _own_tokens(hidden, group))
+    """Run a module on the tokens of all ranks, the same on each rank, between layers whose tokens are sharded."""
+    map_input(module, BoundRegion(gather_replicated_tokens, group))
+    map_output(module, BoundRegion(split_tokens, group))
 
 
-def map_input(module: nn.Module, change: Hook) -> Any:
-    """Change the hidden states that enter a module: its first argument, or `hidden_states`. Returns the hook."""
+def map_input(module: nn.Module, change: TensorMap) -> Any:
+    """Replace the hidden states that enter a module, its first argument or `hidden_states`, by `change(hidden)`.
+
+    Returns the handle of the hook.
+    """
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
@@ -136,8 +145,11 @@ def map_input(module: nn.Module, change: Hook) -> Any:
     return module.register_forward_pre_hook(enter, with_kwargs=True)
 
 
-def map_output(module: nn.Module, change: Hook) -> Any:
-    """Change the hidden states that leave a module: its output, or the first of a tuple. Returns the hook."""
+def map_output(module: nn.Module, change: TensorMap) -> Any:
+    """Replace the hidden states that a module returns, its output or the first of a tuple, by `change(hidden)`.
+
+    Returns the handle of the hook.
+    """
 
     def leave(_: nn.Module, __: Any, output: Any) -> Any:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
@@ -146,13 +158,13 @@ def map_output(module: nn.Module, change: Hook) -> Any:
 
 
 def refuse_hidden_states(model: nn.Module) -> None:
-    """Raise EngineError in a forward that is asked for the hidden states of all layers: a rank has a part of them."""
+    """Make a forward with `output_hidden_states` raise EngineError: a rank holds a part of the tokens between layers."""
 
     def check(_: nn.Module, __: Any, kwargs: Mapping[str, Any]) -> None:
-        asked = kwargs.get("output_hidden_states")
-        if asked is None:
-            asked = getattr(getattr(model, "config", None), "output_hidden_states", False)
-        if asked:
+        requested = kwargs.get("output_hidden_states")
+        if requested is None:
+            requested = getattr(getattr(model, "config", None), "output_hidden_states", False)
+        if requested:
             raise EngineError(
                 "output_hidden_states: with sequence_parallel each rank holds a part of the tokens between layers; "
                 "leave it out, or initialize without sequence_parallel"

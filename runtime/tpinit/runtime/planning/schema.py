@@ -12,6 +12,7 @@ from typing import Any
 
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.parallel.blocks import LocalBlock
+from tpinit.runtime.parallel.layer_kinds import LayerKind
 from tpinit.runtime.shards import pieces
 
 __all__ = [
@@ -53,26 +54,6 @@ class GradientRule(str, Enum):
     SHARDED = "sharded"
     REPLICATED = "replicated"
     PARTIAL = "partial"
-
-
-class LayerKind(str, Enum):
-    """Which parallel layer a module becomes.
-
-    `column`: column-parallel, the output stays sharded. `row`: row-parallel, the output is summed over the TP group.
-    `column gather`: column-parallel, and the output is gathered. `row split`: row-parallel, and the replicated input
-    is sliced first. `shared output`: the weight is replicated, and the gradient of the output is summed over the TP
-    group, because a sharded block reads that output. `embedding`, `head`: vocab-parallel. `experts`: every expert of
-    the module is sharded inside, and the output is summed over the TP group.
-    """
-
-    COLUMN = "column"
-    ROW = "row"
-    COLUMN_GATHER = "column gather"
-    ROW_SPLIT = "row split"
-    SHARED_OUTPUT = "shared output"
-    EMBEDDING = "embedding"
-    HEAD = "head"
-    EXPERTS = "experts"
 
 
 @dataclass(frozen=True, slots=True)

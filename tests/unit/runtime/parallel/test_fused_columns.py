@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from tpinit.runtime.parallel import ColumnParallelLinear, TPRegionInput, convert_module, fuse_columns
+from tpinit.runtime.parallel import LayerKind, TPRegionInput, convert_module, fuse_columns
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def pair(group: Any) -> tuple[Siblings, Siblings]:
     layers = [cut.q, cut.k, cut.v]
     entry = TPRegionInput(group)
     for layer in layers:
-        convert_module(layer, ColumnParallelLinear, group, entry)
+        convert_module(layer, LayerKind.COLUMN, group, entry)
     fuse_columns(layers, group)
     return whole, cut
 
@@ -90,9 +90,9 @@ def test_what_nobody_takes_goes_when_the_backward_is_done(pair: Any) -> None:
     cut = pair[1]
     fused_with = cut.q.tp_fused
     loss = cut(hidden(), "q")
-    assert len(fused_with._ready) == 2
+    assert len(fused_with._outputs) == 2
     loss.backward()
-    assert not fused_with._ready
+    assert not fused_with._outputs
 
 
 def test_a_tensor_that_changed_is_another_one(pair: Any) -> None:
@@ -149,7 +149,7 @@ def test_without_gradients_nothing_is_sent_or_kept(pair: Any, monkeypatch: pytes
     with torch.no_grad():
         pair[1](hidden())
     assert not sizes
-    assert not pair[1].q.tp_fused._ready
+    assert not pair[1].q.tp_fused._outputs
 
 
 def test_gradients_of_gradients_are_refused(pair: Any) -> None:
