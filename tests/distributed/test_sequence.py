@@ -67,6 +67,12 @@ def test_hidden_states_of_all_layers_are_refused(world2: Any) -> None:
         assert result["text"].startswith("EngineError: output_hidden_states")
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_tokens_that_are_split_and_gathered_at_once_are_in_the_forecast(world2: Any, name: str) -> None:
+    for result in world2.run("scenarios.sequence_parallel:sequence_cost", name=name):
+        assert result["sent"] == result["foreseen"]
+
+
 def test_it_sends_what_the_plan_foresees_and_holds_fewer_activations(world2: Any) -> None:
     for result in world2.run("scenarios.sequence_parallel:sequence_cost", name="llama"):
         assert result["sent"] == result["foreseen"]

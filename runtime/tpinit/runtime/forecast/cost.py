@@ -197,7 +197,7 @@ def update_collectives(plan: Plan, dp_size: int, item: int) -> list[Collective]:
     `item` is the size of a gradient element in bytes: 4 where there are fp32 master weights.
     """
     found = []
-    partial = [record for record in plan.parameters if record.gradients is GradientRule.PARTIAL]
+    partial = [record for record in plan.parameters if record.gradient_rule is GradientRule.PARTIAL]
     if plan.tp_size > 1 and partial:
         elements = len(partial) + sum(product(record.shape) for record in partial)
         found.append(Collective("gradients of which ranks have parts", "update", "all_reduce", "tp", elements, item))

@@ -65,9 +65,7 @@ def _set_attribute(owner: Any, path: str, value: int, undo: list[Callable[[], No
 
 
 def _slice_arguments(arguments: Mapping[str, int], num_heads: int, heads: tuple[int, int]) -> Any:
-    def hook(
-        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         named = dict(kwargs)
         positional = list(args)
         for name, dim in arguments.items():
@@ -82,7 +80,7 @@ def _slice_arguments(arguments: Mapping[str, int], num_heads: int, heads: tuple[
 
 
 def _slice_heads(value: Any, dim: int, num_heads: int, heads: tuple[int, int]) -> Any:
-    """Return a rank's heads of a tensor whose dimension `dim` is heads, or batch times heads; any other value as it is."""
+    """Slice a rank's heads of a tensor whose dimension `dim` is heads, or batch times heads."""
     if not isinstance(value, torch.Tensor) or value.dim() <= dim or value.shape[dim] % num_heads:
         return value
     split = value.reshape(*value.shape[:dim], value.shape[dim] // num_heads, num_heads, *value.shape[dim + 1 :])

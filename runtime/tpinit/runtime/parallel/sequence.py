@@ -158,7 +158,7 @@ def map_output(module: nn.Module, change: TensorMap) -> Any:
 
 
 def refuse_hidden_states(model: nn.Module) -> None:
-    """Make a forward with `output_hidden_states` raise EngineError: a rank holds a part of the tokens between layers."""
+    """Make a forward with `output_hidden_states` raise EngineError: between layers no rank holds all tokens."""
 
     def check(_: nn.Module, __: Any, kwargs: Mapping[str, Any]) -> None:
         requested = kwargs.get("output_hidden_states")
