@@ -175,13 +175,13 @@ def test_an_edited_plan_is_exact_too(world2: Any, tmp_path: Any, edit: str) -> N
 
 
 WRONG_EDITS = {
-    "one column whole": "without all of those that must be cut together",
+    "one column whole": "without all of the layers that must be sharded together",
     "another shape": "its shape is [48], not [47]",
     "another tp_size": "for a TP size of 4, and 2 was decided",
     "a gap": "no rank holds 40:60",
-    "one column uneven": "was rehearsed and computes something else",
+    "one column uneven": "the plan fails its dry run: ",
     "a sum of whole gradients": "its gradients is partial, and must be replicated",
-    "no layers": "must be replicated beside the other cuts",
+    "no layers": "must be replicated given the plan's other cuts",
 }
 
 

@@ -48,7 +48,7 @@ def test_over_two_ranks_and_two_replicas(world4: Any, name: str) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_layers_that_need_all_tokens_are_refused_before_anything_is_cut(world2: Any, name: str) -> None:
     for result in world2.run("scenarios.sequence_parallel:refused_sequence", name=name):
-        assert result["text"].startswith("PlanError: sequence_parallel: the tokens of this model can't be cut")
+        assert result["text"].startswith("PlanError: sequence_parallel: the tokens of this model can't be sharded")
         assert REFUSED[name] in result["text"]
         assert result["untouched"]
 
@@ -103,7 +103,7 @@ def test_a_model_that_no_rank_holds_whole_cuts_its_tokens_too(world2: Any) -> No
 def test_a_plan_with_cut_tokens_can_be_passed_back(world2: Any) -> None:
     for result in world2.run("scenarios.sequence_parallel:passed_sequence", name="llama"):
         assert result["same"]
-        assert result["edited"].startswith("PlanError: this plan is not one of this model:")
+        assert result["edited"].startswith("PlanError: this plan does not fit this model:")
         assert "sequence model.layers: its entries" in result["edited"]
         assert result["both"].startswith("TpinitError: sequence_parallel and plan were both given")
 

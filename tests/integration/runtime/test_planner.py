@@ -17,10 +17,11 @@ from tpinit.runtime.planning import Cut, GradientRule, LayerKind, Plan, plan_mod
 from tpinit.runtime.planning.analysis.linears import find_experts, find_linears
 from tpinit.runtime.planning.analysis.trace import trace_forward
 from tpinit.runtime.planning.analysis.train_trace import dry_run_inputs, trace_training
-from tpinit.runtime.planning.check.dry_run import BlockPatch, ShardMismatch, check_shards
+from tpinit.runtime.planning.build import PlanningTask
+from tpinit.runtime.planning.check.dry_run import check_shards
 from tpinit.runtime.planning.check.fit import fit_region
 from tpinit.runtime.planning.partition.experts import fit_experts
-from tpinit.runtime.planning.partition.regions import candidate_regions
+from tpinit.runtime.planning.partition.regions import BlockPatch, Region, ShardMismatch, candidate_regions
 from tpinit.runtime.planning.partition.shard_maps import RegionSharding, even_shard_map
 
 from families import catalogue
@@ -78,7 +79,7 @@ def test_a_plan_that_mixes_features_is_refused_by_the_rehearsal() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.down(self.norm(self.up(x)))
 
-    with pytest.raises(PlanError, match=r"up, down: its forward raises|up, down: what reaches down"):
+    with pytest.raises(PlanError, match=r"up, down: its forward raises|up, down: input of `down` on rank"):
         plan_model(Normed(), 2, 0, example={"x": torch.randn(2, 3, 8)})
 
 
@@ -100,7 +101,7 @@ class NormedInTraining(nn.Module):
 def test_what_is_trained_is_what_is_planned(dropped: float) -> None:
     example = {"x": torch.randn(2, 3, 8)}
     for now in (True, False):
-        with pytest.raises(PlanError, match=r"up, down: its forward raises|up, down: what reaches down"):
+        with pytest.raises(PlanError, match=r"up, down: its forward raises|up, down: input of `down` on rank"):
             plan_model(NormedInTraining(True, dropped).train(now), 2, 0, example=example)
         plan = plan_model(NormedInTraining(False, dropped).train(now), 2, 0, example=example)
         assert records(plan)["up.weight"].dim == 0
@@ -183,31 +184,33 @@ def test_a_likely_plan_takes_one_watching_and_one_rehearsal_for_each_rank(monkey
     assert runs("opt", 2) > 3  # it must be told its number of heads, which is found by trying
 
 
-def test_heads_folded_into_the_sequence_are_seen() -> None:
-    """OPT views its features with a fixed number of heads: fewer features fold, silently, into more tokens."""
-    model = catalogue.build("opt")
+def attention_of(name: str) -> tuple[PlanningTask, Region]:
+    """Return the planning task of a model over two ranks, and the region of its first attention."""
+    model = catalogue.build(name)
     inputs = dry_run_inputs(model, None)
     assert inputs is not None
-    matrices, seen = find_linears(model), trace_forward(model, inputs)
-    region = next(one for one in candidate_regions(matrices, seen, ("lm_head",)) if one.is_attention)
-    layout, adaptation = fit_region(model, inputs, seen, region, matrices, 2, {})
-    assert adaptation.attributes == (("num_heads", (6, 6)),)
-    check_shards(model, inputs, seen, [(region, layout, adaptation)], 2)
-    with pytest.raises(ShardMismatch, match=r"is reached by|raises"):
-        check_shards(model, inputs, seen, [(region, layout, BlockPatch())], 2)
+    task = PlanningTask(model, inputs, trace_forward(model, inputs), find_linears(model), None, 2, ("lm_head",))
+    regions = candidate_regions(task.linears, task.trace, task.head_names)
+    return task, next(region for region in regions if region.is_attention)
+
+
+def test_heads_folded_into_the_sequence_are_seen() -> None:
+    """OPT views its features with a fixed number of heads: fewer features fold, silently, into more tokens."""
+    task, region = attention_of("opt")
+    sharding, patch = fit_region(task, region, {})
+    assert patch.attributes == (("num_heads", (6, 6)),)
+    check_shards(task, [(region, sharding, patch)])
+    with pytest.raises(ShardMismatch, match=r"has shape|raises"):
+        check_shards(task, [(region, sharding, BlockPatch())])
 
 
 def test_a_cut_across_heads_is_seen() -> None:
-    model = catalogue.build("gpt2")
-    inputs = dry_run_inputs(model, None)
-    assert inputs is not None
-    matrices, seen = find_linears(model), trace_forward(model, inputs)
-    region = next(one for one in candidate_regions(matrices, seen, ("lm_head",)) if one.is_attention)
-    layout, adaptation = fit_region(model, inputs, seen, region, matrices, 2, {})
+    task, region = attention_of("gpt2")
+    sharding, patch = fit_region(task, region, {})
     # A contiguous half of [q | k | v]: all of q and half of k, which is what a careless column cut takes.
-    careless = RegionSharding(dict.fromkeys(region.columns, even_shard_map(144, 2)), layout.row, layout.heads)
+    careless = RegionSharding(dict.fromkeys(region.columns, even_shard_map(144, 2)), sharding.row, sharding.heads)
     with pytest.raises(ShardMismatch):
-        check_shards(model, inputs, seen, [(region, careless, adaptation)], 2)
+        check_shards(task, [(region, careless, patch)])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Writing a plan down: what was fitted becomes one record a parameter, a layer and a block, with notes."""
+"""Builds the plan from the shardings that were found: one record per parameter, sharded layer and patched block."""
 
 from __future__ import annotations
 
@@ -19,15 +19,20 @@ from tpinit.runtime.planning.partition.vocabulary import Vocabulary
 from tpinit.runtime.planning.requests.request import LayerRequest, PlanRequest
 from tpinit.runtime.planning.schema import BlockPlan, Cut, GradientRule, LayerKind, LayerPlan, ParameterPlan, Plan
 
-__all__ = ["PlanDraft", "PlanningTask", "plan_notes", "parameter_plans", "plan_error", "build_plan"]
+__all__ = ["PlanDraft", "PlanningTask", "build_plan", "parameter_plans", "plan_error", "plan_notes"]
 
-_BIG = 1 << 14  # elements of a replicated weight that is worth a note
-_NO_PARTNER = "it can only be cut together with layers that read it, or that it reads, and not with those that are"
+_NOTED_SIZE = 1 << 14  # a note names a replicated weight of at least so many elements
+_NAMES_IN_NOTE = 3
+_NO_PARTNER = "it can only be sharded together with the layers that feed it or read it, and not all of those are"
 
 
 @dataclass(frozen=True, slots=True)
 class PlanningTask:
-    """What the regions of a model are fitted to."""
+    """What planning one model reads: the model, its trace on `inputs` (forward keyword arguments), and the request.
+
+    `linears` are the model's linear layers by module name. `request` None leaves the choice of layers to the data flow.
+    `head_names` are the names of the output heads.
+    """
 
     model: nn.Module
     inputs: Mapping[str, Any]
@@ -40,7 +45,7 @@ class PlanningTask:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How a parameter lies over the group."""
+    """How a sharded parameter is distributed over the TP group, along dimension `dim`."""
 
     cut: Cut
     dim: int
@@ -49,7 +54,11 @@ class Placement:
 
 @dataclass(slots=True)
 class PlanDraft:
-    """A plan in the making."""
+    """The records of a plan so far.
+
+    `placements` are by the id of a parameter. `partial_gradients` are the names of the replicated parameters whose
+    gradient is partial on every rank. `reasons` says, by module name, why a module stays replicated.
+    """
 
     placements: dict[int, Placement] = field(default_factory=dict)
     layers: list[LayerPlan] = field(default_factory=list)
@@ -61,225 +70,244 @@ class PlanDraft:
 def build_plan(
     task: PlanningTask,
     draft: PlanDraft,
-    fitted: Sequence[CutRegion],
-    alone: Sequence[StandaloneShard],
-    head: Vocabulary,
+    regions: Sequence[CutRegion],
+    standalone: Sequence[StandaloneShard],
+    vocabulary: Vocabulary,
     tp_rank: int,
 ) -> Plan:
-    """Write down the plan of what was fitted: regions, matrices cut on their own, experts, and the vocabulary."""
-    model, seen, matrices, request, tp_size = task.model, task.trace, task.linears, task.request, task.tp_size
-    for region, layout, adaptation in fitted:
-        _draft_region(model, region, layout, adaptation, matrices, draft)
-    for one in alone:
-        _draft_alone(one, matrices[one.name].module, draft)
-    _draft_experts(task, draft)
-    _draft_vocabulary(head, tp_size, draft)
-    _mark_inner(seen, draft, fitted)
-    random = _randomised(model, seen, fitted, tp_size)
-    fused_column_groups = _doors(seen, draft.layers)
-    draft.layers = [
-        replace(layer, draws_random=layer.module in random, fused_with=fused_column_groups.get(layer.module, ""))
+    """Return the plan of the given regions, standalone layers and vocabulary, and of the experts that are requested.
+
+    `draft` comes with the reasons that are known so far and receives all records. Raises PlanError for a region that
+    draws dropout masks both inside and in an adapter beside it.
+    """
+    for region, sharding, patch in regions:
+        _add_region(task, draft, region, sharding, patch)
+    for shard in standalone:
+        _add_standalone(draft, shard, task.linears[shard.name].module)
+    _add_experts(task, draft)
+    _add_vocabulary(draft, vocabulary, task.tp_size)
+    _mark_partial_gradients(task.trace, draft, regions)
+    draws_random = _layers_around_dropout(task, regions)
+    fused_with = _fused_columns(task.trace, draft.layers)
+    layers = tuple(
+        replace(layer, draws_random=layer.module in draws_random, fused_with=fused_with.get(layer.module, ""))
         for layer in draft.layers
-    ]
-    source = request.source if request is not None else "structure"
-    parameters = tuple(parameter_plans(model, draft))
+    )
+    parameters = tuple(parameter_plans(task.model, draft))
     return Plan(
-        tp_size,
+        task.tp_size,
         tp_rank,
         parameters,
-        tuple(draft.layers),
+        layers,
         tuple(draft.blocks),
-        source,
-        plan_notes(parameters, draft.reasons, request),
+        task.request.source if task.request is not None else "structure",
+        plan_notes(parameters, draft.reasons, task.request),
     )
 
 
-def _draft_region(
-    model: nn.Module,
-    region: Region,
-    layout: RegionSharding,
-    adaptation: BlockPatch,
-    linears: Mapping[str, LinearInfo],
-    draft: PlanDraft,
+def _add_region(
+    task: PlanningTask, draft: PlanDraft, region: Region, sharding: RegionSharding, patch: BlockPatch
 ) -> None:
     for name in region.columns:
-        matrix, spread = linears[name], layout.columns[name]
-        draft.placements[id(matrix.module.weight)] = Placement(Cut.COLUMN, matrix.out_dim, spread)
-        bias = getattr(matrix.module, "bias", None)
+        linear, shard_map = task.linears[name], sharding.columns[name]
+        draft.placements[id(linear.module.weight)] = Placement(Cut.COLUMN, linear.out_dim, shard_map)
+        bias = getattr(linear.module, "bias", None)
         if bias is not None:
-            draft.placements[id(bias)] = Placement(Cut.COLUMN, 0, spread)
-        # What a shared matrix gives collects its gradient where it leaves that matrix: once, for all readers.
+            draft.placements[id(bias)] = Placement(Cut.COLUMN, 0, shard_map)
+        # The gradient of a shared output is all-reduced at the layer that computes it, once for all of its readers.
         draft.layers.append(LayerPlan(name, LayerKind.COLUMN, reduce_input_grad=name not in region.fed_by_shared))
     for name in region.rows:
-        matrix = linears[name]
-        draft.placements[id(matrix.module.weight)] = Placement(Cut.ROW, 1 - matrix.out_dim, layout.row)
+        linear = task.linears[name]
+        draft.placements[id(linear.module.weight)] = Placement(Cut.ROW, 1 - linear.out_dim, sharding.row)
         draft.layers.append(LayerPlan(name, LayerKind.ROW))
     draft.layers += [LayerPlan(name, LayerKind.SHARED_OUTPUT) for name in region.shared_outputs]
-    block = model.get_submodule(region.block)
-    for name in adaptation.head_parameters:
-        assert layout.heads is not None
+    block = task.model.get_submodule(region.block)
+    for name in patch.head_parameters:
+        assert sharding.heads is not None
         parameter = block.get_parameter(name)
-        spread = per_head_shard_map(parameter.shape[0], layout.heads, len(layout.heads.slices))
-        draft.placements[id(parameter)] = Placement(Cut.COLUMN, 0, spread)
-    if adaptation != BlockPatch(head_parameters=adaptation.head_parameters):
-        draft.blocks.append(block_plan(region.block, layout, adaptation))
-    for name in adaptation.head_outputs:
-        draft.partial_gradients.add(f"{region.block}.{name}.weight" if region.block else f"{name}.weight")
+        shard_map = per_head_shard_map(parameter.shape[0], sharding.heads, task.tp_size)
+        draft.placements[id(parameter)] = Placement(Cut.COLUMN, 0, shard_map)
+    if patch != BlockPatch(head_parameters=patch.head_parameters):
+        draft.blocks.append(block_plan(region.block, sharding, patch))
+    prefix = f"{region.block}." if region.block else ""
+    draft.partial_gradients.update(f"{prefix}{name}.weight" for name in patch.head_outputs)
 
 
-def _draft_alone(one: StandaloneShard, module: nn.Module, draft: PlanDraft) -> None:
-    """Cut one matrix on its own: of a gathered column the bias too, of a split row the weight alone."""
-    column = one.kind is LayerKind.COLUMN_GATHER
-    draft.placements[id(module.weight)] = Placement(Cut.COLUMN if column else Cut.ROW, one.dim, one.shard_map)
+def _add_standalone(draft: PlanDraft, shard: StandaloneShard, module: nn.Module) -> None:
+    """Shard the weight of a layer without a partner, and the bias too if the layer is column-parallel."""
+    column = shard.kind is LayerKind.COLUMN_GATHER
+    draft.placements[id(module.weight)] = Placement(Cut.COLUMN if column else Cut.ROW, shard.dim, shard.shard_map)
     bias = getattr(module, "bias", None)
     if column and bias is not None:
-        draft.placements[id(bias)] = Placement(Cut.COLUMN, 0, one.shard_map)
-    draft.layers.append(LayerPlan(one.name, one.kind, one.shard_map.slices))
+        draft.placements[id(bias)] = Placement(Cut.COLUMN, 0, shard.shard_map)
+    draft.layers.append(LayerPlan(shard.name, shard.kind, shard.shard_map.slices))
 
 
-def _mark_inner(seen: Trace, draft: PlanDraft, fitted: Sequence[CutRegion]) -> None:
-    """Mark the parameters that meet features which are cut: each rank has a part of their gradient."""
-    cut = {name for region, _, _ in fitted for name in (*region.columns, *region.shared_outputs)}
-    for name, met in seen.reach_parameter.items():
-        if met & cut:
-            draft.partial_gradients.add(name)
-
-
-_ENTERING = (LayerKind.COLUMN, LayerKind.COLUMN_GATHER, LayerKind.HEAD)
-
-
-def _doors(seen: Trace, layers: Sequence[LayerPlan]) -> dict[str, str]:
-    """Return, for each column layer that goes into the group by a fused_with, the first of those that do so together.
-
-    Those are the columns that read one tensor, the same ones in every call, beside no block of experts.
-    """
-    columns = [layer.module for layer in layers if layer.kind in _ENTERING and layer.reduce_input_grad]
-    experts = {layer.module for layer in layers if layer.kind is LayerKind.EXPERTS}
-    entering = set(columns)
-    found: dict[str, set[tuple[str, ...]]] = {}
-    for readers in seen.reader_groups:
-        together = tuple(name for name in readers if name in entering)
-        for name in together:
-            single = len(set(together)) == len(together) and not experts.intersection(readers)
-            found.setdefault(name, set()).add(together if single else ())
-    alike = {name: next(iter(every)) for name, every in found.items() if len(every) == 1}
-    return {
-        name: together[0]
-        for name, together in alike.items()
-        if all(alike.get(one) == together for one in together) and together
-    }
-
-
-def _draft_experts(task: PlanningTask, draft: PlanDraft) -> None:
-    request, tp_size = task.request, task.tp_size
-    known: dict[tuple[Any, ...], ExpertsSharding | ShardMismatch] = {}
+def _add_experts(task: PlanningTask, draft: PlanDraft) -> None:
+    """Shard every requested block of experts that can be; blocks of one type and one set of shapes are fitted once."""
+    fits: dict[tuple[Any, ...], ExpertsSharding | ShardMismatch] = {}
     for name, module in task.trace.context.experts.items():
-        if request is not None and not request.layers.get(name, LayerRequest()).experts:
+        if task.request is not None and not task.request.layers.get(name, LayerRequest()).experts:
             continue
-        key = (type(module), *(tuple(one.shape) for one in module.parameters()))
-        if key not in known:
+        key = (type(module), *(tuple(parameter.shape) for parameter in module.parameters()))
+        if key not in fits:
             try:
-                known[key] = fit_experts(module, tp_size)
+                fits[key] = fit_experts(module, task.tp_size)
             except ShardMismatch as error:
-                known[key] = error
-        found = known[key]
-        if isinstance(found, ShardMismatch):
-            draft.reasons.update({f"{name}.{one}".rpartition(".")[0]: str(found) for one in expert_weights(module)})
+                fits[key] = error
+        fit = fits[key]
+        if isinstance(fit, ShardMismatch):
+            owners = (_owner(f"{name}.{weight}") for weight in expert_weights(module))
+            draft.reasons.update(dict.fromkeys(owners, str(fit)))
             continue
-        for parameter, (cut, dim, spread) in found.placements.items():
-            draft.placements[id(module.get_parameter(parameter))] = Placement(cut, dim, spread)
+        for parameter, (cut, dim, shard_map) in fit.placements.items():
+            draft.placements[id(module.get_parameter(parameter))] = Placement(cut, dim, shard_map)
         draft.layers.append(LayerPlan(name, LayerKind.EXPERTS))
-        draft.partial_gradients.update(f"{name}.{parameter}" for parameter in found.first_rank_only)
-        if found.attributes or found.first_rank_only:
-            draft.blocks.append(BlockPlan(name, attributes=found.attributes, first_rank_only=found.first_rank_only))
+        draft.partial_gradients.update(f"{name}.{parameter}" for parameter in fit.first_rank_only)
+        if fit.attributes or fit.first_rank_only:
+            draft.blocks.append(BlockPlan(name, attributes=fit.attributes, first_rank_only=fit.first_rank_only))
 
 
-def _draft_vocabulary(head: Vocabulary, tp_size: int, draft: PlanDraft) -> None:
-    for name, parameter in head.parameters:
-        if id(parameter) not in draft.placements:
-            draft.placements[id(parameter)] = Placement(Cut.VOCABULARY, 0, even_shard_map(parameter.shape[0], tp_size))
-        del name
-    for name, kind, size in head.layers:
+def _add_vocabulary(draft: PlanDraft, vocabulary: Vocabulary, tp_size: int) -> None:
+    for _, parameter in vocabulary.parameters:
+        placement = Placement(Cut.VOCABULARY, 0, even_shard_map(parameter.shape[0], tp_size))
+        draft.placements.setdefault(id(parameter), placement)
+    for name, kind, size in vocabulary.layers:
         draft.layers.append(LayerPlan(name, kind, even_shard_map(size, tp_size).slices))
 
 
+def _mark_partial_gradients(trace: Trace, draft: PlanDraft, regions: Sequence[CutRegion]) -> None:
+    """Mark the parameters that are applied to sharded features: each rank computes a partial gradient of them."""
+    sharded = {name for region, _, _ in regions for name in (*region.columns, *region.shared_outputs)}
+    draft.partial_gradients.update(name for name, reaching in trace.reach_parameter.items() if reaching & sharded)
+
+
+_REDUCES_INPUT_GRAD = (LayerKind.COLUMN, LayerKind.COLUMN_GATHER, LayerKind.HEAD)
+
+
+def _fused_columns(trace: Trace, layers: Sequence[LayerPlan]) -> dict[str, str]:
+    """Return, for each column-parallel layer of a fused group, the first layer of its group.
+
+    A group shares one all-reduce of the gradient of its input. It consists of the layers that read one tensor, the same
+    layers in every call, where no block of experts reads that tensor too.
+    """
+    columns = {layer.module for layer in layers if layer.kind in _REDUCES_INPUT_GRAD and layer.reduce_input_grad}
+    experts = {layer.module for layer in layers if layer.kind is LayerKind.EXPERTS}
+    groups: dict[str, set[tuple[str, ...]]] = {}
+    for readers in trace.reader_groups:
+        group = tuple(name for name in readers if name in columns)
+        called_once = len(set(group)) == len(group)
+        for name in group:
+            groups.setdefault(name, set()).add(group if called_once and not experts.intersection(readers) else ())
+    group_of = {name: next(iter(found)) for name, found in groups.items() if len(found) == 1}
+    return {
+        name: group[0]
+        for name, group in group_of.items()
+        if group and all(group_of.get(other) == group for other in group)
+    }
+
+
+def _layers_around_dropout(task: PlanningTask, regions: Sequence[CutRegion]) -> set[str]:
+    """Return the layers of the regions inside which dropout masks are drawn in training.
+
+    Raises PlanError if an adapter of such a region has dropout of its own. That mask must be equal on all ranks, and it
+    is drawn between masks that must differ.
+    """
+    layers: set[str] = set()
+    problems = []
+    for region, _, _ in regions:
+        if task.trace.reach_dropout.intersection(region.columns):
+            layers.update(region.columns, region.rows)
+            block = task.model.get_submodule(region.block)
+            problems += [
+                (
+                    f"{region.block}.{name}",
+                    "this adapter has dropout, and so have the sharded features beside it; set one of the two to 0",
+                )
+                for name, module in block.named_modules()
+                if "lora_dropout" in name and isinstance(module, nn.Dropout) and module.p
+            ]
+    if problems:
+        raise plan_error(problems, task.tp_size)
+    return layers
+
+
 def parameter_plans(model: nn.Module, draft: PlanDraft) -> Iterator[ParameterPlan]:
-    """Yield the record of every parameter of the model, in its order, tied ones once."""
-    names: dict[int, list[str]] = {}
+    """Yield the record of every parameter of the model, in the model's order; tied parameters have one record."""
+    names_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    for _, parameter in model.named_parameters():
-        shape, tied = tuple(parameter.shape), tuple(names[id(parameter)])
-        lie = draft.placements.get(id(parameter))
-        if lie is None:
-            rule = GradientRule.PARTIAL if draft.partial_gradients & set(tied) else GradientRule.REPLICATED
-            why = next((draft.reasons[one] for one in _owners(tied) if one in draft.reasons), "")
-            yield ParameterPlan(tied, shape, Cut.REPLICATED, None, rule, reason=why)
+        names_of.setdefault(id(parameter), []).append(name)
+    for parameter in model.parameters():
+        names, shape = tuple(names_of[id(parameter)]), tuple(parameter.shape)
+        placement = draft.placements.get(id(parameter))
+        if placement is None:
+            rule = GradientRule.PARTIAL if draft.partial_gradients & set(names) else GradientRule.REPLICATED
+            owners = [_owner(name) for name in names]
+            reason = next((draft.reasons[owner] for owner in owners if owner in draft.reasons), "")
+            yield ParameterPlan(names, shape, Cut.REPLICATED, None, rule, reason=reason)
         else:
-            spread = lie.shard_map
-            rule = GradientRule.PARTIAL if spread.overlaps else GradientRule.SHARDED
-            slices = () if spread.unit else spread.slices
-            yield ParameterPlan(tied, shape, lie.cut, lie.dim, rule, spread.unit or 1, spread.fused_sizes, slices)
+            shard_map = placement.shard_map
+            yield ParameterPlan(
+                names,
+                shape,
+                placement.cut,
+                placement.dim,
+                GradientRule.PARTIAL if shard_map.overlaps else GradientRule.SHARDED,
+                shard_map.unit or 1,
+                shard_map.fused_sizes,
+                () if shard_map.unit else shard_map.slices,
+            )
 
 
-def _owners(names: Sequence[str]) -> list[str]:
-    return [name.rpartition(".")[0] for name in names]
+def _owner(parameter: str) -> str:
+    """Return the name of the module that holds a parameter."""
+    return parameter.rpartition(".")[0]
 
 
 def plan_notes(
-    parameters: Sequence[ParameterPlan], why: Mapping[str, str], request: PlanRequest | None
+    parameters: Sequence[ParameterPlan], reasons: Mapping[str, str], request: PlanRequest | None
 ) -> tuple[str, ...]:
-    """Return what of a plan needs words: what a source says in vain, and what stays whole; `why` is by module."""
-    return tuple(_notes(parameters, why, request))
+    """Return the notes of a plan: which parts of the request have no effect, and which weights stay replicated and why.
 
-
-def _notes(parameters: Sequence[ParameterPlan], said: Mapping[str, str], request: PlanRequest | None) -> Iterator[str]:
-    if request is not None:
-        if request.unmatched_patterns:
-            yield f"nothing in the model matches {', '.join(request.unmatched_patterns)} of {request.source}"
-        if request.unknown_styles:
-            yield f"{request.source} has unknown styles, which are ignored: {', '.join(request.unknown_styles)}"
-        yield from request.notes
-    reasons: dict[str, list[str]] = {}
-    wished = {name for name, style in request.layers.items() if style.is_sharded} if request is not None else set()
-    for record in parameters:
-        name, owner = record.name, record.name.rpartition(".")[0]
-        told = math.prod(record.shape) >= _BIG or (request is not None and request.from_user and owner in wished)
-        if len(record.shape) > 1 and told and record.dim is None:
-            why = said.get(owner, _NO_PARTNER if owner in wished else "no rule cuts it")
-            reasons.setdefault(why, []).append(name)
-    for why, found in reasons.items():
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        yield f"whole on every rank: {', '.join(found[:3])}{more}: {why}"
-
-
-def _randomised(model: nn.Module, seen: Trace, fitted: Sequence[CutRegion], tp_size: int) -> set[str]:
-    """Return the matrices of regions inside which a model in training drops out.
-
-    Raises PlanError where adapters of such a region drop out too: their dropout is outside, and drawn in between.
+    `reasons` is by module name.
     """
-    found: set[str] = set()
-    problems = []
-    for region, _, _ in fitted:
-        if seen.reach_dropout.intersection(region.columns):
-            found.update(region.columns, region.rows)
-            block = model.get_submodule(region.block)
-            problems += [
-                (f"{region.block}.{name}", "dropout of an adapter beside dropout on cut features; set one of them to 0")
-                for name, one in block.named_modules()
-                if "lora_dropout" in name and isinstance(one, nn.Dropout) and one.p
-            ]
-    if problems:
-        raise plan_error(problems, tp_size)
-    return found
+    return (*_request_notes(request), *_replication_notes(parameters, reasons, request))
+
+
+def _request_notes(request: PlanRequest | None) -> Iterator[str]:
+    if request is None:
+        return
+    if request.unmatched_patterns:
+        yield f"no module matches {', '.join(request.unmatched_patterns)} of {request.source}"
+    if request.unknown_styles:
+        yield f"{request.source} has unknown styles, which are ignored: {', '.join(request.unknown_styles)}"
+    yield from request.notes
+
+
+def _replication_notes(
+    parameters: Sequence[ParameterPlan], reasons: Mapping[str, str], request: PlanRequest | None
+) -> Iterator[str]:
+    """Yield one note per reason: which weights stay replicated for it, if they are large or a user requested them."""
+    layers = request.layers if request is not None else {}
+    requested = {name for name, layer in layers.items() if layer.is_sharded}
+    by_user = requested if request is not None and request.from_user else set()
+    names_by_reason: dict[str, list[str]] = {}
+    for record in parameters:
+        owner = _owner(record.name)
+        noted = math.prod(record.shape) >= _NOTED_SIZE or owner in by_user
+        if len(record.shape) > 1 and noted and record.dim is None:
+            reason = reasons.get(owner, _NO_PARTNER if owner in requested else "no rule shards it")
+            names_by_reason.setdefault(reason, []).append(record.name)
+    for reason, names in names_by_reason.items():
+        more = f" and {len(names) - _NAMES_IN_NOTE} more" if len(names) > _NAMES_IN_NOTE else ""
+        yield f"replicated: {', '.join(names[:_NAMES_IN_NOTE])}{more}: {reason}"
 
 
 def plan_error(problems: Sequence[tuple[str, str]], tp_size: int) -> PlanError:
-    """Return the error that tells all problems at once: (name, reason) each, names with one reason together."""
-    by_reason: dict[str, list[str]] = {}
+    """Return one error for all problems, each a pair of a name and a reason; names with one reason share a line."""
+    names_by_reason: dict[str, list[str]] = {}
     for name, reason in problems:
-        by_reason.setdefault(reason, []).append(name)
-    lines = [f"this model can't be cut over {tp_size} ranks:"]
-    for reason, names in by_reason.items():
-        lines.append(f"  {', '.join(names)}: {reason}")
+        names_by_reason.setdefault(reason, []).append(name)
+    lines = [f"this model can't be sharded over {tp_size} ranks:"]
+    lines += [f"  {', '.join(names)}: {reason}" for reason, names in names_by_reason.items()]
     return PlanError("\n".join(lines), (name for name, _ in problems))

@@ -1,4 +1,4 @@
-"""The plan of a run: the user's own, else by `partition_config`, preset, the model's tp_plan, or its structure."""
+"""The plan of a run: the user's, else that of `partition_config`, a preset, the model's tp_plan, or the data flow."""
 
 from __future__ import annotations
 
@@ -26,21 +26,30 @@ def make_plan(
     example: Mapping[str, Any] | None = None,
     sequence_parallel: bool = False,
 ) -> Plan:
-    """Return the plan of `model` over `tp_size` ranks, for rank 0. `section` is what the decision carries.
+    """Return the plan of `model` over `tp_size` ranks, for rank 0.
 
-    Raises TpinitError if a plan and `sequence_parallel` are both given, and what the source of the plan raises:
-    PlanError, ConfigError.
+    `section` is the `tensor_parallel` section that the decision carries. `example` are keyword arguments of one small
+    forward, for models whose inputs their config does not describe.
+
+    Raises TpinitError if both `user_plan` and `sequence_parallel` are given, ConfigError for a `partition_config` that
+    contradicts the decision, and PlanError for a model, request or plan that can't be sharded exactly.
     """
     if user_plan is not None:
         if sequence_parallel:
-            raise TpinitError("sequence_parallel and plan were both given: a plan says itself whether tokens are cut")
+            raise TpinitError(
+                "sequence_parallel and plan were both given, but a plan says itself whether tokens are sharded: leave "
+                "sequence_parallel out"
+            )
         return check_plan(read_plan(user_plan), model, tp_size, example)
-    head = section.get("vocab_parallel_lm_head")
+    vocab_parallel_head = section.get("vocab_parallel_lm_head")
     request = request_from_section(section, model, tp_size) if tp_size > 1 else None
-    plan = plan_model(model, tp_size, 0, request, example, head is not False, sequence_parallel=sequence_parallel)
-    if head is True and tp_size > 1 and not any(one.kind is LayerKind.HEAD for one in plan.layers):
+    plan = plan_model(
+        model, tp_size, 0, request, example, vocab_parallel_head is not False, sequence_parallel=sequence_parallel
+    )
+    has_head = any(layer.kind is LayerKind.HEAD for layer in plan.layers)
+    if vocab_parallel_head is True and tp_size > 1 and not has_head:
         raise PlanError(
-            "tensor_parallel.vocab_parallel_lm_head is true, and this model has no output head that can be cut by "
-            f"vocabulary over {tp_size} ranks: leave it out"
+            "tensor_parallel.vocab_parallel_lm_head is true, but this model has no output head that can be "
+            f"vocab-parallel over {tp_size} ranks: leave the key out"
         )
     return plan

@@ -1,13 +1,13 @@
-"""The plan of a model: request fitted to what the data flow allows, and checked by a rehearsal.
+"""Plans a model: finds the requested layers that can be sharded exactly, checked by a dry run, and builds the plan.
 
-Nothing here is a list of model names. A source (`partition_config`, a preset, the model's own `tp_plan`) says
-which layers shall be cut; without one, whatever can be cut is. How a layer is cut, what its block must be
-told, and that the cut is exact, come from the model itself: see `regions` and `rehearsal`.
+No list of model names decides. A source (`partition_config`, a preset, the model's own `tp_plan`) says which layers are
+to be sharded; without a source, every layer that can be is. How a layer is sharded, how its block is patched, and that
+the result is exact follow from the model: see `partition.regions` and `check.dry_run`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from tpinit.runtime.planning.analysis.train_trace import dry_run_inputs, trace_t
 from tpinit.runtime.planning.build import PlanDraft, PlanningTask, build_plan, parameter_plans, plan_error, plan_notes
 from tpinit.runtime.planning.check.search import fit_regions
 from tpinit.runtime.planning.check.sequence_parallel import add_sequence_parallel
+from tpinit.runtime.planning.partition.regions import CutRegion
 from tpinit.runtime.planning.partition.standalone import standalone_shards
 from tpinit.runtime.planning.partition.vocabulary import Vocabulary, find_vocabulary
 from tpinit.runtime.planning.requests.request import LayerRequest, PlanRequest
@@ -28,7 +29,10 @@ from tpinit.runtime.planning.schema import Plan
 
 __all__ = ["plan_model"]
 
-_NO_PAIR = "it has no two layers of which the outputs of one feed the other alone"
+_NO_PAIR = (
+    "no linear layer of it feeds another linear layer and nothing else, so it has no pair of a column-parallel and a "
+    "row-parallel layer"
+)
 
 
 def plan_model(
@@ -42,15 +46,16 @@ def plan_model(
 ) -> Plan:
     """Return the plan of `model` for one rank of a TP group. Reads the model, changes nothing.
 
-    `request` come from a config; without any they are the model's own `tp_plan`, and without that one whatever
-    the data flow allows is cut. `example` are keyword arguments of one small forward, for models whose inputs
-    can't be told from their config. With `sequence_parallel` tokens are cut between the regions too. With a `tp_size`
-    of 1 nothing is cut, and every model is covered.
+    `request` comes from a config. Without one the model's own `tp_plan` is the request, and without that one too every
+    layer is sharded that the data flow allows. `example` are keyword arguments of one small forward, for models whose
+    inputs their config does not describe. `vocabulary` allows a vocab-parallel embedding and output head. With
+    `sequence_parallel` the tokens are sharded between the regions too. With a `tp_size` of 1 every parameter is
+    replicated, and every model can be planned.
 
-    Raises PlanError, with everything that is wrong at once, where nothing can be cut, and for gradients or
-    storage that a cut would break.
+    Raises PlanError, with every problem at once, if nothing can be sharded, and for parameters that have a gradient or
+    share memory, which sharding would break.
     """
-    problems = list(_check_tensors(model))
+    problems = list(_tensor_problems(model))
     if problems:
         raise plan_error(problems, tp_size)
     if tp_size == 1:
@@ -60,20 +65,20 @@ def plan_model(
     inputs = dry_run_inputs(model, example)
     if inputs is None:
         raise PlanError(
-            f"nothing is known of the inputs of a {type(model).__qualname__}, which has no transformers config: "
+            f"a {type(model).__qualname__} has no transformers config that describes its inputs: "
             "give a small batch of keyword arguments as `example`"
         )
-    task = _Wanted(tp_size, tp_rank, request, inputs, vocabulary, sequence_parallel)
-    found = _plan_folded(model, task)
-    if found is None:
+    options = _Options(tp_size, tp_rank, request, inputs, vocabulary, sequence_parallel)
+    planned = _plan_folded(model, options)
+    if planned is None:
         with without_hooks(model):
-            found = _plan(model, task)
-    return found.plan
+            planned = _plan(model, options)
+    return planned.plan
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What is to be planned."""
+class _Options:
+    """The arguments of `plan_model` but for the model, with the inputs of the dry run."""
 
     tp_size: int
     tp_rank: int
@@ -85,80 +90,94 @@ class _Wanted:
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
-    """A plan, the request that it follows, and why each module stays whole that does."""
+    """A plan, the request that it follows, and the reason of every module that stays replicated, by module name."""
 
     plan: Plan
     request: PlanRequest | None
-    why: Mapping[str, str]
+    reasons: Mapping[str, str]
 
 
-def _plan_folded(model: nn.Module, wanted: _Wanted) -> _Planned | None:
-    """Plan with a few layers of each kind in place of all; None where these can't speak for the others.
+def _plan_folded(model: nn.Module, options: _Options) -> _Planned | None:
+    """Plan the model while two layers of each kind represent all of them; None if they can't.
 
-    That is where no layers are alike, where the forward reads the place of a layer, where it does not reach every
-    matrix that stayed, and where anything is wrong: of that the whole model tells better.
+    They can't if no layers are similar, if the forward reads the index of a layer, or if it does not reach every linear
+    layer that is left. After any error too the whole model is planned: its error names all layers.
     """
-    with fold_layers(model, _told(wanted.request)) as folding:
+    with fold_layers(model, _request_of(options.request)) as folding:
         if not folding.represented:
             return None
         try:
             with without_hooks(model):
-                found = _plan(model, wanted, every=True)
-        except Exception:  # whatever it is, it comes again with the whole model, or was the folding's
+                folded = _plan(model, options, must_reach_all=True)
+        except Exception:  # planning the whole model raises it again, unless the folding caused it
             return None
         if folding.index_reads:
             return None
-    plan = folding.unfold(found.plan, model)
-    why = {name: text for one, text in found.why.items() for name in folding.full_names(one)}
-    return _Planned(replace(plan, notes=plan_notes(plan.parameters, why, found.request)), found.request, why)
+    plan = folding.unfold(folded.plan, model)
+    reasons = {full_name: reason for name, reason in folded.reasons.items() for full_name in folding.full_names(name)}
+    notes = plan_notes(plan.parameters, reasons, folded.request)
+    return _Planned(replace(plan, notes=notes), folded.request, reasons)
 
 
-def _told(request: PlanRequest | None) -> Callable[[str], object]:
-    """Return what request say of a module, by its name: layers of which they say other things are not alike."""
+def _request_of(request: PlanRequest | None) -> Callable[[str], object]:
+    """Return a function from a module's name to what the request says about it; similar layers must agree in that."""
     if request is None:
         return lambda _: None
-    styles, kept, why = request.layers, request.replicated, request.reasons
-    return lambda name: (styles.get(name), name in kept, why.get(name))
+    return lambda name: (request.layers.get(name), name in request.replicated, request.reasons.get(name))
 
 
-def _plan(model: nn.Module, wanted: _Wanted, every: bool = False) -> _Planned:
-    """Plan a model as it is. `every` refuses one whose forward does not reach every matrix."""
-    request, inputs, tp_size = wanted.request, wanted.inputs, wanted.tp_size
-    seen = trace_training(model, inputs)
-    matrices = seen.context.linears
-    if every and not seen.sources.keys() >= matrices.keys():
-        raise PlanError("the forward does not reach every matrix")
-    draft = PlanDraft()
-    kept = request.replicated if request is not None else ()
-    draft.reasons.update(request.reasons if request is not None else {})
-    head = find_vocabulary(model, matrices, seen, tp_size, kept)
-    if not wanted.vocabulary:
-        head = Vocabulary(head_names=head.head_names)
-    task = PlanningTask(model, inputs, seen, matrices, request, tp_size, head.head_names)
-    fitted = fit_regions(task, draft)
-    taken = {name for region, _, _ in fitted for name in (*region.columns, *region.rows, *region.shared_outputs)}
-    # An output head that is gathered is cut by vocabulary, but for a user who says otherwise.
-    exact = request is not None and request.from_user
-    spared = () if exact and wanted.vocabulary else head.head_names
-    taken |= {name for name, _, _ in head.layers} | set(spared)
-    alone, unfit = standalone_shards(model, matrices, request, tp_size, taken)
-    draft.reasons.update(unfit)
+def _plan(model: nn.Module, options: _Options, *, must_reach_all: bool = False) -> _Planned:
+    """Plan the model with the layers that it has now. Raises PlanError.
+
+    `must_reach_all` raises it also if the forward does not reach every linear layer.
+    """
+    request = options.request
+    trace = trace_training(model, options.inputs)
+    linears = trace.context.linears
+    if must_reach_all and not trace.sources.keys() >= linears.keys():
+        raise PlanError("the forward does not reach every linear layer")
+    draft = PlanDraft(reasons=dict(request.reasons) if request is not None else {})
+    replicated = request.replicated if request is not None else ()
+    vocabulary = find_vocabulary(model, linears, trace, options.tp_size, replicated)
+    if not options.vocabulary:
+        vocabulary = Vocabulary(head_names=vocabulary.head_names)
+    task = PlanningTask(model, options.inputs, trace, linears, request, options.tp_size, vocabulary.head_names)
+    regions = fit_regions(task, draft)
+    taken = _taken(task, regions, vocabulary, options.vocabulary)
+    standalone, refused = standalone_shards(model, linears, request, options.tp_size, taken)
+    draft.reasons.update(refused)
     experts = [
-        name for name in seen.context.experts if request is None or request.layers.get(name, LayerRequest()).experts
+        name for name in trace.context.experts if request is None or request.layers.get(name, LayerRequest()).experts
     ]
-    if not fitted and not alone and not experts:
-        if request is not None and not exact:
-            # The model's own plan names nothing that can be cut: what its data flow allows still may be.
-            return _plan(model, replace(wanted, request=None), every)
-        raise plan_error(list(draft.reasons.items()) or [(type(model).__qualname__, _NO_PAIR)], tp_size)
-    plan = build_plan(task, draft, fitted, alone, head, wanted.tp_rank)
-    if wanted.sequence_parallel:
-        plan = add_sequence_parallel(task, fitted, plan)
+    if not regions and not standalone and not experts:
+        if request is not None and not request.from_user:
+            # The model's own tp_plan names nothing that can be sharded: the data flow alone may allow more.
+            return _plan(model, replace(options, request=None), must_reach_all=must_reach_all)
+        raise plan_error(list(draft.reasons.items()) or [(type(model).__qualname__, _NO_PAIR)], options.tp_size)
+    plan = build_plan(task, draft, regions, standalone, vocabulary, options.tp_rank)
+    if options.sequence_parallel:
+        plan = add_sequence_parallel(task, regions, plan)
     return _Planned(plan, request, draft.reasons)
 
 
-def _check_tensors(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield what would break under any cut: tensors that are shared, or already in use."""
+def _taken(
+    task: PlanningTask, regions: Sequence[CutRegion], vocabulary: Vocabulary, shard_vocabulary: bool
+) -> set[str]:
+    """Return the layers that are not sharded standalone: those of regions and of the vocabulary, and most output heads.
+
+    A `tp_plan` that gathers the output of the head means a vocab-parallel head. Only a user's own request shards the
+    head standalone, and only if the vocabulary may be sharded at all.
+    """
+    taken = {name for region, _, _ in regions for name in (*region.columns, *region.rows, *region.shared_outputs)}
+    taken.update(name for name, _, _ in vocabulary.layers)
+    from_user = task.request is not None and task.request.from_user
+    if not (from_user and shard_vocabulary):
+        taken.update(vocabulary.head_names)
+    return taken
+
+
+def _tensor_problems(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield the name and the problem of every parameter that has a gradient or shares memory with another one."""
     holders: dict[int, str] = {}
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
@@ -168,4 +187,4 @@ def _check_tensors(model: nn.Module) -> Iterator[tuple[str, str]]:
         if parameter.numel():
             other = holders.setdefault(parameter.untyped_storage().data_ptr(), name)
             if other != name:
-                yield name, f"it shares memory with {other} but is another Parameter: tie them by one Parameter"
+                yield name, f"it shares memory with {other} but is another Parameter: tie them by using one Parameter"

@@ -123,21 +123,21 @@ EDITS = {
         lambda p: edit(p, "mlps.0.up.weight", names=["mlps.0.upp.weight"]),
         "did you mean mlps.0.up.weight",
     ),
-    "a parameter less": (lambda p: p["parameters"].pop(), "it has nothing of head.weight"),
-    "one twice": (lambda p: p["parameters"].append(p["parameters"][0]), "embed.weight is there twice"),
+    "a parameter less": (lambda p: p["parameters"].pop(), "the plan has no record of head.weight"),
+    "one twice": (lambda p: p["parameters"].append(p["parameters"][0]), "embed.weight has two records"),
     "tied": (
         lambda p: edit(p, "embed.weight", names=["embed.weight", "head.weight"]),
-        "it is tied as embed.weight, not",
+        "its tied names are embed.weight, not",
     ),
     "another shape": (lambda p: edit(p, "embed.weight", shape=[6, 9]), r"its shape is \[9, 6\], not \[6, 9\]"),
     "a dim that is none": (lambda p: edit(p, "mlps.0.up.weight", dim=2), "along dim 2"),
-    "cut without a dim": (lambda p: edit(p, "mlps.0.up.weight", dim=None), r"it is cut \(column\) and has no dim"),
+    "cut without a dim": (lambda p: edit(p, "mlps.0.up.weight", dim=None), "its cut is column, and it has no dim"),
     "whole with a dim": (lambda p: edit(p, "embed.weight", dim=0), "cut replicated along dim 0"),
-    "out of range": (lambda p: edit(p, "mlps.0.up.weight", slices=[[[0, 5]], [[5, 6]]]), "would hold 6 from 5 of 10"),
+    "out of range": (lambda p: edit(p, "mlps.0.up.weight", slices=[[[0, 5]], [[5, 6]]]), "would hold 5:11 of 0:10"),
     "a gap": (lambda p: edit(p, "mlps.0.up.weight", slices=[[[0, 4]], [[5, 5]]]), "no rank holds 4:5"),
     "nothing for a rank": (lambda p: edit(p, "mlps.0.up.weight", slices=[[[0, 10]], []]), "rank 1 would hold nothing"),
-    "three ranks": (lambda p: edit(p, "mlps.0.up.weight", slices=[[[0, 5]]] * 3), "pairs of 2 ranks"),
-    "no pairs": (lambda p: edit(p, "mlps.0.up.weight", slices=[[0, 5], [5, 5]]), "pairs of 2 ranks"),
+    "three ranks": (lambda p: edit(p, "mlps.0.up.weight", slices=[[[0, 5]]] * 3), "one list for each of 2 ranks"),
+    "no pairs": (lambda p: edit(p, "mlps.0.up.weight", slices=[[0, 5], [5, 5]]), "one list for each of 2 ranks"),
     "units that do not fit": (lambda p: edit(p, "mlps.0.up.weight", unit=3), r"fused_sizes \[10\] in units of 3"),
     "blocks that do not fit": (
         lambda p: edit(p, "mlps.0.up.weight", fused_sizes=[4, 4]),
@@ -145,18 +145,21 @@ EDITS = {
     ),
     "another tp_size": (lambda p: p.update(tp_size=3), "for a TP size of 3, and 2 was decided"),
     "no such module": (lambda p: layer(p, "mlps.0.up", module="mlps.0.upp"), "no such module; did you mean mlps.0.up"),
-    "not that kind": (lambda p: layer(p, "mlps.0.up", kind="embedding"), "a Linear can't be cut as embedding"),
+    "not that kind": (lambda p: layer(p, "mlps.0.up", kind="embedding"), "a Linear can't be of kind embedding"),
     "no such kind": (lambda p: layer(p, "mlps.0.up", kind="colum"), "'colum' is not a valid LayerKind"),
     "no such field": (lambda p: layer(p, "mlps.0.up", kinds="row"), "unexpected keyword argument 'kinds'"),
     "a column that leaves out the all-reduce of its input's gradient": (
         lambda p: layer(p, "mlps.0.up", reduce_input_grad=False),
         "its reduce_input_grad is False, and must be True",
     ),
-    "a row that is whole": (lambda p: keep_whole(p, "mlps.0.down"), "all of those that must be cut together"),
-    "one column that is whole": (lambda p: keep_whole(p, "mlps.0.gate"), "all of those that must be cut together"),
+    "a row that is whole": (lambda p: keep_whole(p, "mlps.0.down"), "all of the layers that must be sharded together"),
+    "one column that is whole": (
+        lambda p: keep_whole(p, "mlps.0.gate"),
+        "all of the layers that must be sharded together",
+    ),
     "a layer without its weight": (
         lambda p: edit(p, "mlps.0.up.weight", cut="replicated", dim=None, gradient_rule="replicated"),
-        "cuts layers whose weights are whole",
+        "has layers whose weights are replicated",
     ),
     "a bias that is whole": (
         lambda p: edit(p, "mlps.0.up.bias", cut="replicated", dim=None, gradient_rule="replicated"),
@@ -168,11 +171,11 @@ EDITS = {
     ),
     "another part": (
         lambda p: edit(p, "mlps.0.up.weight", slices=[[[5, 5]], [[0, 5]]]),
-        "was rehearsed and computes something else",
+        r"fails its dry run: input of `mlps\.0\.down` on rank \d differs .* \(max error",
     ),
     "a block that is told too much": (
         lambda p: p["blocks"].append({"module": "mlps.0", "attributes": [["training", [0, 0]]]}),
-        "it has no number training",
+        "it has no integer attribute training",
     ),
     "a block that is told of a module that is not there": (
         lambda p: p["blocks"].append({"module": "mlps.0", "head_outputs": ["bias"]}),
@@ -184,7 +187,7 @@ EDITS = {
     ),
     "numbers of three ranks": (
         lambda p: p["blocks"].append({"module": "mlps.0", "attributes": [["width", [5, 5, 0]]]}),
-        "its numbers width are not those of 2 ranks",
+        "its attribute width needs 2 integers",
     ),
 }
 

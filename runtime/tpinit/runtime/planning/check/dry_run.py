@@ -1,152 +1,172 @@
-"""The rehearsal: is a region, on one rank's part of the features, the same computation as on all of them?
+"""The dry run: does every rank, with its slice of the features, compute its slice of the unsharded result?
 
-What lies between the column matrices and the row matrices of a region runs as the model has it, once whole
-and once for each rank, on the same random outputs of all matrices. What reaches the row matrices on a rank
-must be its part of what reached them in the whole run: then the sum over the ranks is exact.
+The model runs unsharded once, then once for every rank, on the meta device too: every linear layer returns the same
+random output in all runs, sliced where the layer is column-parallel. Everything between the column-parallel and the
+row-parallel layers of a region runs as the model has it. The input of every row-parallel layer on a rank must be its
+slice of the input in the unsharded run; then the sum over the ranks is exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
 
 import torch
 from torch import nn
 from tpinit.runtime.parallel.blocks import patch_block
 from tpinit.runtime.planning.analysis.fake_forward import HELD_PIECES, run_fake_forward
 from tpinit.runtime.planning.analysis.linears import LinearInfo
-from tpinit.runtime.planning.analysis.trace import Trace
-from tpinit.runtime.planning.partition.regions import BlockPatch, Region, ShardMismatch, block_plan
-from tpinit.runtime.planning.partition.shard_maps import RegionSharding, per_head_shard_map
+from tpinit.runtime.planning.build import PlanningTask
+from tpinit.runtime.planning.partition.regions import BlockPatch, CutRegion, ShardMismatch, block_plan
+from tpinit.runtime.planning.partition.shard_maps import Pieces, RegionSharding, per_head_shard_map
 from tpinit.runtime.slicing import take_pieces
 
-__all__ = ["check_shards", "compare", "patched_block", "replay"]
+__all__ = [
+    "check_input",
+    "check_shards",
+    "column_slices",
+    "errors_as_mismatch",
+    "patched_block",
+    "recorded_calls",
+    "row_slices",
+]
 
-_TOLERANCE = 1e-4
+_TOLERANCE = 1e-4  # of the largest absolute value of the unsharded input
+_ERROR_LENGTH = 160  # characters of a model's own error that a message repeats
 
 
-class _Seen(Exception):
-    """The row matrix of interest was reached: the rest of the forward is of no interest."""
+class _AllRowsChecked(Exception):
+    """Ends a forward: the last row-parallel layer of interest was reached."""
 
 
-def replay() -> Callable[[Mapping[str, Sequence[torch.Tensor]], str], tuple[int, torch.Tensor]]:
-    """Return a function that gives, for each name, which call of it this is and what was recorded at that call.
+def recorded_calls() -> Callable[[Mapping[str, Sequence[torch.Tensor]], str], tuple[int, torch.Tensor]]:
+    """Return a function that replays recorded tensors: from `(recorded, name)` to (index of this call, its tensor).
 
-    It raises Mismatch where there was no such call. What it gives is the record itself: clone what is handed on.
+    The function returns the recorded tensor itself: clone it before the model may write to it. It raises ShardMismatch
+    when `name` is called more often than it was recorded.
     """
     calls: dict[str, int] = {}
 
-    def again(recorded: Mapping[str, Sequence[torch.Tensor]], name: str) -> tuple[int, torch.Tensor]:
+    def next_call(recorded: Mapping[str, Sequence[torch.Tensor]], name: str) -> tuple[int, torch.Tensor]:
         call = calls.get(name, 0)
         calls[name] = call + 1
         if call >= len(recorded.get(name, ())):
-            raise ShardMismatch(f"{name} is reached another number of times than in the whole model")
+            raise ShardMismatch(f"`{name}` is called more often than in the unsharded run")
         return call, recorded[name][call]
 
-    return again
+    return next_call
 
 
-def check_shards(
-    model: nn.Module,
-    inputs: Mapping[str, Any],
-    whole: Trace,
-    cuts: Sequence[tuple[Region, RegionSharding, BlockPatch]],
-    tp_size: int,
-    only: bool = False,
-) -> None:
-    """Run the model once for each rank with the regions cut, and compare what reaches their row matrices.
+def column_slices(regions: Sequence[CutRegion], rank: int) -> dict[str, Pieces]:
+    """Return the slices of its output features that a rank holds of every column-parallel layer, by name."""
+    return {name: sharding.columns[name].slices[rank] for region, sharding, _ in regions for name in region.columns}
 
-    `only` ends each run at the last row matrix of the regions. Raises Mismatch.
+
+def row_slices(regions: Sequence[CutRegion], rank: int) -> dict[str, Pieces]:
+    """Return the slices of its input features that a rank holds of every row-parallel layer, by name."""
+    return {name: sharding.row.slices[rank] for region, sharding, _ in regions for name in region.rows}
+
+
+def check_shards(task: PlanningTask, regions: Sequence[CutRegion], *, stop_early: bool = False) -> None:
+    """Run the model once for each rank with the regions sharded, and check the input of every row-parallel layer.
+
+    `stop_early` ends each run at the last row-parallel layer of the regions. Raises ShardMismatch, which names the
+    layer, the rank and the error.
     """
-    for rank in range(tp_size):
-        _rehearse_rank(model, inputs, whole, cuts, rank, only)
+    for rank in range(task.tp_size):
+        _check_rank(task, regions, rank, stop_early)
 
 
-def _rehearse_rank(
-    model: nn.Module,
-    inputs: Mapping[str, Any],
-    whole: Trace,
-    cuts: Sequence[tuple[Region, RegionSharding, BlockPatch]],
-    rank: int,
-    only: bool,
-) -> None:
-    columns = {name: layout.columns[name].slices[rank] for region, layout, _ in cuts for name in region.columns}
-    rows = {name: layout.row.slices[rank] for region, layout, _ in cuts for name in region.rows}
-    again = replay()
-    waited = sum(len(whole.inputs[name]) for name in rows)
+def _check_rank(task: PlanningTask, regions: Sequence[CutRegion], rank: int, stop_early: bool) -> None:
+    trace = task.trace
+    columns, rows = column_slices(regions, rank), row_slices(regions, rank)
+    next_call = recorded_calls()
+    missing_calls = sum(len(trace.inputs[name]) for name in rows)
 
-    def matrix(one: LinearInfo, features: torch.Tensor) -> torch.Tensor:
-        nonlocal waited
-        call, output = again(whole.outputs, one.name)
-        if one.name in rows:
-            compare(one.name, features, take_pieces(whole.inputs[one.name][call], -1, rows[one.name]), rank)
-            waited -= 1
-            if only and not waited:
-                raise _Seen
-        return take_pieces(output, -1, columns[one.name]).clone() if one.name in columns else output.clone()
+    def run_linear(linear: LinearInfo, features: torch.Tensor) -> torch.Tensor:
+        nonlocal missing_calls
+        name = linear.name
+        call, output = next_call(trace.outputs, name)
+        if name in rows:
+            check_input(name, features, take_pieces(trace.inputs[name][call], -1, rows[name]), rank)
+            missing_calls -= 1
+            if stop_early and not missing_calls:
+                raise _AllRowsChecked
+        return take_pieces(output, -1, columns[name]).clone() if name in columns else output.clone()
 
-    def experts(name: str, _: torch.Tensor) -> torch.Tensor:
-        return again(whole.expert_outputs, name)[1].clone()
+    def run_experts(name: str, _: torch.Tensor) -> torch.Tensor:
+        return next_call(trace.expert_outputs, name)[1].clone()
 
     with ExitStack() as stack:
-        for region, layout, adaptation in cuts:
-            stack.enter_context(patched_block(model.get_submodule(region.block), layout, adaptation, rank))
-        try:
-            with suppress(_Seen):
-                run_fake_forward(model, inputs, matrix, experts, context=whole.context)
-        except (ShardMismatch, NotImplementedError):
-            raise
-        except Exception as error:  # whatever a model raises on a part of its features: this cut is none
-            raise ShardMismatch(
-                f"its forward raises {type(error).__name__}: {str(error).splitlines()[0][:160]}"
-            ) from error
-    if waited > 0:
-        raise ShardMismatch("not all of its row matrices are reached")
+        for region, sharding, patch in regions:
+            stack.enter_context(patched_block(task.model.get_submodule(region.block), sharding, patch, rank))
+        with errors_as_mismatch(), suppress(_AllRowsChecked):
+            run_fake_forward(task.model, task.inputs, run_linear, run_experts, context=trace.context)
+    if missing_calls > 0:
+        raise ShardMismatch("its row-parallel layers are called less often than in the unsharded run")
 
 
-def compare(name: str, features: torch.Tensor, expected: torch.Tensor, rank: int) -> None:
-    """Raise Mismatch unless what reaches a module on a rank is what is expected."""
+@contextmanager
+def errors_as_mismatch() -> Iterator[None]:
+    """Raise ShardMismatch for whatever a model's forward raises on a slice of its features or tokens."""
+    try:
+        yield
+    except (ShardMismatch, NotImplementedError):
+        raise
+    except Exception as error:
+        text = (str(error).splitlines() or [""])[0][:_ERROR_LENGTH]
+        raise ShardMismatch(f"its forward raises {type(error).__name__}: {text}") from error
+
+
+def check_input(name: str, features: torch.Tensor, expected: torch.Tensor, rank: int) -> None:
+    """Raise ShardMismatch unless the input of a module on a rank has the expected shape and values.
+
+    Values are compared within 1e-4 of the largest absolute expected value. On the meta device only shapes are compared.
+    """
     if features.shape != expected.shape:
         raise ShardMismatch(
-            f"{name} is reached by {list(features.shape)} on rank {rank}, not by {list(expected.shape)}"
+            f"input of `{name}` on rank {rank} has shape {list(features.shape)}, expected {list(expected.shape)}"
         )
     if features.is_meta:
         return
     scale = float(expected.abs().max()) or 1.0
-    off = float((features - expected).abs().max())
-    if not off <= _TOLERANCE * scale:
-        raise ShardMismatch(f"what reaches {name} on rank {rank} is off by {off / scale:.2g} of its largest number")
+    error = float((features - expected).abs().max())
+    if not error <= _TOLERANCE * scale:  # NaN is an error too
+        raise ShardMismatch(
+            f"input of `{name}` on rank {rank} differs from the unsharded run (max error {error / scale:.2g} x max abs)"
+        )
 
 
-# --- adapting a block ------------------------------------------------------------------------------------
+# --- patching a block ------------------------------------------------------------------------------------
 
 
 @contextmanager
-def patched_block(block: nn.Module, layout: RegionSharding, adaptation: BlockPatch, rank: int) -> Iterator[None]:
-    """Tell a block how much of it is here, for the time of a rehearsal."""
+def patched_block(block: nn.Module, sharding: RegionSharding, patch: BlockPatch, rank: int) -> Iterator[None]:
+    """Patch a block as on one rank, with the rank's slices of its per-head parameters, and undo that at the end."""
     undo: list[Callable[[], None]] = []
-    handles = patch_block(block, block_plan("", layout, adaptation).local(rank), undo)
-    for name in adaptation.head_parameters:
-        assert layout.heads is not None
-        owner, last = _owner_of(block, name)
-        whole = block.get_parameter(name).data
-        spread = per_head_shard_map(whole.shape[0], layout.heads, len(layout.heads.slices))
-        owner.__dict__[last] = take_pieces(whole, 0, spread.slices[rank])
-        owner.__dict__.setdefault(HELD_PIECES, {})[last] = spread.slices[rank]
+    handles = patch_block(block, block_plan("", sharding, patch).local(rank), undo)
+    for name in patch.head_parameters:
+        assert sharding.heads is not None
+        owner, last_name = _owner_of(block, name)
+        parameter = block.get_parameter(name).data
+        shard_map = per_head_shard_map(parameter.shape[0], sharding.heads, len(sharding.heads.slices))
+        # An entry in the module's __dict__ hides the parameter of the same name.
+        owner.__dict__[last_name] = take_pieces(parameter, 0, shard_map.slices[rank])
+        owner.__dict__.setdefault(HELD_PIECES, {})[last_name] = shard_map.slices[rank]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-        for name in adaptation.head_parameters:
-            owner, last = _owner_of(block, name)
-            owner.__dict__.pop(last, None)
+        for name in patch.head_parameters:
+            owner, last_name = _owner_of(block, name)
+            owner.__dict__.pop(last_name, None)
             owner.__dict__.pop(HELD_PIECES, None)
         for step in reversed(undo):
             step()
 
 
 def _owner_of(block: nn.Module, path: str) -> tuple[nn.Module, str]:
-    prefix, _, last = path.rpartition(".")
-    return block.get_submodule(prefix), last
+    """Return the module that holds the parameter at `path`, and the parameter's name in it."""
+    prefix, _, last_name = path.rpartition(".")
+    return block.get_submodule(prefix), last_name

@@ -1,4 +1,4 @@
-"""Fits one region: tries the ways to cut it, and keeps the first one that the dry run confirms."""
+"""Fits one region: tries the possible shardings, and takes the first one that passes the dry run."""
 
 from __future__ import annotations
 
@@ -8,109 +8,91 @@ from typing import Any
 
 from torch import nn
 from tpinit.runtime.planning.analysis.fake_forward import run_fake_forward
-from tpinit.runtime.planning.analysis.linears import LinearInfo
-from tpinit.runtime.planning.analysis.trace import Trace
-from tpinit.runtime.planning.check.dry_run import check_shards, replay
+from tpinit.runtime.planning.build import PlanningTask
+from tpinit.runtime.planning.check.dry_run import check_shards, recorded_calls
 from tpinit.runtime.planning.partition.attempts import block_sizes_note, cut_attempts, no_sharding_reason
 from tpinit.runtime.planning.partition.regions import BlockPatch, Region, ShardMismatch
 from tpinit.runtime.planning.partition.shard_maps import RegionSharding
 from tpinit.runtime.planning.requests.request import LayerRequest
 
-__all__ = ["NeedsDryRun", "fit_region", "likeliest_cut"]
+__all__ = ["NeedsDryRun", "fit_region", "likeliest_sharding"]
 
 
 class NeedsDryRun(Exception):
-    """What is likely for a region has something that it may do without."""
+    """The likeliest patch of a block may change more than it must: only a dry run decides what it needs."""
 
 
-def likeliest_cut(
-    model: nn.Module,
-    region: Region,
-    matrices: Mapping[str, LinearInfo],
-    tp_size: int,
-    fused: Mapping[str, LayerRequest],
+def likeliest_sharding(
+    task: PlanningTask, region: Region, requests: Mapping[str, LayerRequest]
 ) -> tuple[RegionSharding, BlockPatch]:
-    """Return the cut that `fit_region` tries first, without a dry run.
+    """Return the sharding and the patch that `fit_region` tries first, without a dry run.
 
     Raises ShardMismatch if no sharding fits the sizes, and NeedsDryRun if the block's patch may be larger than needed.
     """
-    found = next(cut_attempts(model, region, matrices, tp_size, fused, {}), None)
-    if found is None:
-        raise ShardMismatch(f"{no_sharding_reason(region, matrices, tp_size)}{block_sizes_note(fused)}")
-    layout, adaptation = found
-    if adaptation != BlockPatch(head_parameters=adaptation.head_parameters):
+    attempts = cut_attempts(task.model, region, task.linears, task.tp_size, requests, {})
+    attempt = next(attempts, None)
+    if attempt is None:
+        raise ShardMismatch(f"{no_sharding_reason(region, task.linears, task.tp_size)}{block_sizes_note(requests)}")
+    sharding, patch = attempt
+    if patch != BlockPatch(head_parameters=patch.head_parameters):
         raise NeedsDryRun
-    return layout, adaptation
+    return sharding, patch
 
 
 def fit_region(
-    model: nn.Module,
-    inputs: Mapping[str, Any],
-    seen: Trace,
-    region: Region,
-    matrices: Mapping[str, LinearInfo],
-    tp_size: int,
-    fused: Mapping[str, LayerRequest],
+    task: PlanningTask, region: Region, requests: Mapping[str, LayerRequest]
 ) -> tuple[RegionSharding, BlockPatch]:
-    """Return the first layout, and adaptation of the block, with which the rehearsal of a region succeeds.
+    """Return the first sharding of a region that passes the dry run, with the smallest patch of the block that does.
 
-    `fused` has what a source says of the parts that are fused in a matrix: only layouts that cut those are tried.
-    Raises Mismatch, with what the likeliest attempt ended in.
+    `requests` are the requests for the region's layers. If they name fused parts, only shardings that shard each part
+    by itself are tried. Raises ShardMismatch, with the reason of the first attempt, if no sharding passes.
     """
-    first: ShardMismatch | None = None
-    shapes = _argument_shapes(model, inputs, seen, region) if region.is_attention else {}
-    for layout, adaptation in cut_attempts(model, region, matrices, tp_size, fused, shapes):
+    first_error: ShardMismatch | None = None
+    shapes = _argument_shapes(task, region.block) if region.is_attention else {}
+    for sharding, patch in cut_attempts(task.model, region, task.linears, task.tp_size, requests, shapes):
         try:
-            check_shards(model, inputs, seen, [(region, layout, adaptation)], tp_size, only=True)
+            check_shards(task, [(region, sharding, patch)], stop_early=True)
         except ShardMismatch as error:
-            first = first or error
+            first_error = first_error or error
             continue
-        return layout, _least(model, inputs, seen, region, layout, adaptation, tp_size)
-    raise ShardMismatch(f"{first or no_sharding_reason(region, matrices, tp_size)}{block_sizes_note(fused)}") from first
+        return sharding, _smallest_patch(task, region, sharding, patch)
+    reason = first_error or no_sharding_reason(region, task.linears, task.tp_size)
+    raise ShardMismatch(f"{reason}{block_sizes_note(requests)}") from first_error
 
 
-def _least(
-    model: nn.Module,
-    inputs: Mapping[str, Any],
-    seen: Trace,
-    region: Region,
-    layout: RegionSharding,
-    adaptation: BlockPatch,
-    tp_size: int,
-) -> BlockPatch:
-    """Leave out of an adaptation, one by one, what the rehearsal succeeds without."""
+def _smallest_patch(task: PlanningTask, region: Region, sharding: RegionSharding, patch: BlockPatch) -> BlockPatch:
+    """Return the patch without the changes that the dry run does not need, removed one by one."""
     for field in ("head_arguments", "head_outputs", "attributes"):
-        for one in getattr(adaptation, field):
-            less = replace(adaptation, **{field: tuple(other for other in getattr(adaptation, field) if other != one)})
+        for change in getattr(patch, field):
+            others = tuple(other for other in getattr(patch, field) if other != change)
+            smaller = replace(patch, **{field: others})
             try:
-                check_shards(model, inputs, seen, [(region, layout, less)], tp_size, only=True)
+                check_shards(task, [(region, sharding, smaller)], stop_early=True)
             except ShardMismatch:
                 continue
-            adaptation = less
-    return adaptation
+            patch = smaller
+    return patch
 
 
-def _argument_shapes(
-    model: nn.Module, inputs: Mapping[str, Any], seen: Trace, region: Region
-) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the floating-point tensors that a block is called with, by name or place."""
-    found: dict[str, tuple[int, ...]] = {}
+def _argument_shapes(task: PlanningTask, block: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the floating-point tensors that a block is called with, by keyword or position."""
+    shapes: dict[str, tuple[int, ...]] = {}
 
-    def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for name, value in [*((str(place), one) for place, one in enumerate(args)), *kwargs.items()]:
+    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for name, value in [*((str(position), value) for position, value in enumerate(args)), *kwargs.items()]:
             if hasattr(value, "shape") and value.is_floating_point():
-                found.setdefault(name, tuple(value.shape))
+                shapes.setdefault(name, tuple(value.shape))
 
-    again = replay()
-    handle = model.get_submodule(region.block).register_forward_pre_hook(look, with_kwargs=True)
+    trace, next_call = task.trace, recorded_calls()
+    handle = task.model.get_submodule(block).register_forward_pre_hook(record, with_kwargs=True)
     try:
         run_fake_forward(
-            model,
-            inputs,
-            lambda one, _: again(seen.outputs, one.name)[1].clone(),
-            lambda name, _: again(seen.expert_outputs, name)[1].clone(),
-            context=seen.context,
+            task.model,
+            task.inputs,
+            lambda linear, _: next_call(trace.outputs, linear.name)[1].clone(),
+            lambda name, _: next_call(trace.expert_outputs, name)[1].clone(),
+            context=trace.context,
         )
     finally:
         handle.remove()
-    return found
+    return shapes

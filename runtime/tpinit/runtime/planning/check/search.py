@@ -1,163 +1,171 @@
-"""Fitting the regions that a source request for: those that are alike, alike; then all of them together."""
+"""Finds the sharding of every requested region, and checks all regions together in one dry run per rank."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from torch import nn
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.planning.analysis.fake_forward import in_mode
-from tpinit.runtime.planning.analysis.linears import LinearInfo
-from tpinit.runtime.planning.analysis.trace import Trace
 from tpinit.runtime.planning.build import PlanDraft, PlanningTask
 from tpinit.runtime.planning.check.dry_run import check_shards
-from tpinit.runtime.planning.check.fit import NeedsDryRun, fit_region, likeliest_cut
+from tpinit.runtime.planning.check.fit import NeedsDryRun, fit_region, likeliest_sharding
 from tpinit.runtime.planning.partition.regions import BlockPatch, CutRegion, Region, ShardMismatch, candidate_regions
 from tpinit.runtime.planning.partition.shard_maps import RegionSharding
 from tpinit.runtime.planning.requests.request import LayerRequest, PlanRequest
 
-__all__ = ["fit_regions", "unreached_twins"]
+__all__ = ["fit_regions", "reached_regions", "unreached_regions"]
 
 
 def fit_regions(task: PlanningTask, draft: PlanDraft) -> list[CutRegion]:
-    """Fit all regions at once, as it is likely for each; else one by one, those alike alike; else each on its own.
+    """Return the requested regions that can be sharded exactly. The reasons for the others go into `draft.reasons`.
 
-    Raises PlanError where each fits and all together do not.
+    Tries the cheapest way first: the likeliest sharding of every region; then one dry run per kind of region; then one
+    dry run per region. Each result is accepted after a dry run of all regions together.
+
+    Raises PlanError if every region passes a dry run but all of them together do not.
     """
-    stage = task.trace.context
-    with in_mode(task.model, stage.training, stage.modules):
-        return _fit_all(task, draft)
+    context = task.trace.context
+    with in_mode(task.model, context.training, context.modules):
+        with suppress(NeedsDryRun, ShardMismatch):
+            return _check_together(task, _fit_each(task, draft, with_dry_run=False, fit_similar_once=True))
+        with suppress(ShardMismatch):
+            return _check_together(task, _fit_each(task, draft, with_dry_run=True, fit_similar_once=True))
+        regions = _fit_each(task, draft, with_dry_run=True, fit_similar_once=False)
+        try:
+            return _check_together(task, regions)
+        except ShardMismatch as error:
+            raise PlanError(
+                f"this model can't be sharded over {task.tp_size} ranks: each of its blocks can, but with all of them "
+                f"sharded the ranks compute something else: {error}"
+            ) from error
 
 
-def _fit_all(task: PlanningTask, draft: PlanDraft) -> list[CutRegion]:
-    # Most regions fit as is likely: then one rehearsal of all of them is the proof for each.
-    with suppress(NeedsDryRun, ShardMismatch):
-        return _together(task, _fit_each(task, draft, rehearsing=False, alike=True))
-    with suppress(ShardMismatch):
-        return _together(task, _fit_each(task, draft, rehearsing=True, alike=True))
-    fitted = _fit_each(task, draft, rehearsing=True, alike=False)
-    try:
-        return _together(task, fitted)
-    except ShardMismatch as error:
-        raise PlanError(
-            f"this model can't be cut over {task.tp_size} ranks: each of its blocks can, but together they "
-            f"compute something else: {error}"
-        ) from error
+def reached_regions(task: PlanningTask, regions: Sequence[CutRegion]) -> list[CutRegion]:
+    """Return the regions that the forward of the trace reached."""
+    return [region for region in regions if region[0].rows[0] in task.trace.inputs]
 
 
-def _together(task: PlanningTask, fitted: list[CutRegion]) -> list[CutRegion]:
-    """Return the regions, if the ranks compute their parts with all of them cut. Raises Mismatch."""
-    called = [one for one in fitted if one[0].rows[0] in task.trace.inputs]
-    if called:
-        check_shards(task.model, task.inputs, task.trace, called, task.tp_size)
-    return fitted
+def _check_together(task: PlanningTask, regions: list[CutRegion]) -> list[CutRegion]:
+    """Return the regions if they pass a dry run with all of them sharded. Raises ShardMismatch."""
+    reached = reached_regions(task, regions)
+    if reached:
+        check_shards(task, reached)
+    return regions
 
 
-def _fit_each(task: PlanningTask, draft: PlanDraft, rehearsing: bool, alike: bool) -> list[CutRegion]:
-    """Fit every region that is wished for, the heaviest first; each as is likely where it is not rehearsed.
+def _fit_each(task: PlanningTask, draft: PlanDraft, *, with_dry_run: bool, fit_similar_once: bool) -> list[CutRegion]:
+    """Fit every requested region, the one with the most weights first; a layer belongs to one region at most.
 
-    Raises Unsure, only where it is not.
+    Without a dry run every region gets its likeliest sharding, and NeedsDryRun is raised if that one is not certain.
     """
-    model, inputs, seen, matrices = task.model, task.inputs, task.trace, task.linears
-    known: dict[tuple[Any, ...], tuple[RegionSharding, BlockPatch] | ShardMismatch] = {}
-    fitted: list[CutRegion] = []
+    fit = fit_region if with_dry_run else likeliest_sharding
+    fits: dict[tuple[Any, ...], tuple[RegionSharding, BlockPatch] | ShardMismatch] = {}
+    regions: list[CutRegion] = []
     taken: set[str] = set()
-    for region in candidate_regions(matrices, seen, task.head_names):
+    for region in candidate_regions(task.linears, task.trace, task.head_names):
         names = (*region.columns, *region.rows)
-        if taken.intersection(names) or not _wished(region, task.request):
+        if taken.intersection(names) or not _is_requested(region, task.request):
             continue
-        fused = _fused(region, task.request)
-        key = (*_likeness(model, region, matrices), *fused.values()) if alike else (region.rows,)
-        if key not in known:
+        requests = _requests_for(region, task.request)
+        key = (*_similarity(task, region), *requests.values()) if fit_similar_once else (region.rows,)
+        if key not in fits:
             try:
-                if rehearsing:
-                    known[key] = fit_region(model, inputs, seen, region, matrices, task.tp_size, fused)
-                else:
-                    known[key] = likeliest_cut(model, region, matrices, task.tp_size, fused)
+                fits[key] = fit(task, region, requests)
             except ShardMismatch as error:
-                known[key] = error
-        found = known[key]
+                fits[key] = error
+        found = fits[key]
         if isinstance(found, ShardMismatch):
             draft.reasons.update(dict.fromkeys(names, str(found)))
             continue
-        layout, adaptation = found
-        fitted.append((region, _renamed(layout, region), adaptation))
+        sharding, patch = found
+        regions.append((region, _with_names_of(region, sharding), patch))
         taken.update(names)
-    return fitted + unreached_twins(model, fitted, matrices, seen)
+    return regions + unreached_regions(task, regions)
 
 
-def _wished(region: Region, request: PlanRequest | None) -> bool:
+def _is_requested(region: Region, request: PlanRequest | None) -> bool:
+    """Return whether a request shards all layers of a region, each in the way that the region needs."""
     if request is None:
         return True
-    columns = [request.layers.get(name, LayerRequest()) for name in region.columns]
-    rows = [request.layers.get(name, LayerRequest()) for name in region.rows]
-    adapters = [".lora_" in name for name in (*region.columns, *region.rows)]
-    if any(adapters):  # the adapters of a layer follow it
+    names = (*region.columns, *region.rows)
+    if any(".lora_" in name for name in names):  # no request names adapters: they follow the layer that they adapt
         return True
-    if request.from_user and any(style.standalone for style in (*columns, *rows)):
+    requests = _requests_for(region, request)
+    if request.from_user and any(layer.standalone for layer in requests.values()):
         return False
-    return all(style.column for style in columns) and all(style.row for style in rows)
+    return all(requests[name].column for name in region.columns) and all(requests[name].row for name in region.rows)
 
 
-def _fused(region: Region, request: PlanRequest | None) -> dict[str, LayerRequest]:
-    """Return what a source says of the matrices of a region, and so of the parts that are fused in each."""
-    styles = request.layers if request is not None else {}
-    return {name: styles.get(name, LayerRequest()) for name in (*region.columns, *region.rows)}
+def _requests_for(region: Region, request: PlanRequest | None) -> dict[str, LayerRequest]:
+    """Return the request for each layer of a region; an empty one where there is none."""
+    layers = request.layers if request is not None else {}
+    return {name: layers.get(name, LayerRequest()) for name in (*region.columns, *region.rows)}
 
 
-def _likeness(model: nn.Module, region: Region, matrices: Mapping[str, LinearInfo]) -> tuple[Any, ...]:
-    """Return what two regions have in common that can be fitted alike: the block's type and numbers, and shapes."""
-    block = model.get_submodule(region.block)
+def _similarity(task: PlanningTask, region: Region) -> tuple[Any, ...]:
+    """Return a key that is equal for regions that one sharding fits: type and attributes of the block, and shapes."""
+    block = task.model.get_submodule(region.block)
     start = len(region.block) + 1 if region.block else 0
     shapes = tuple(
-        (name[start:], matrices[name].in_features, matrices[name].out_features)
+        (name[start:], task.linears[name].in_features, task.linears[name].out_features)
         for name in (*region.columns, *region.rows)
     )
-    numbers = tuple(
-        sorted((name, one) for name, one in vars(block).items() if type(one) is int and "layer" not in name)
+    attributes = tuple(
+        sorted((name, value) for name, value in vars(block).items() if type(value) is int and "layer" not in name)
     )
-    inside = tuple(sorted(name for name, _ in block.named_modules()))
-    return type(block), shapes, len(region.columns), region.is_attention, numbers, inside
+    modules = tuple(sorted(name for name, _ in block.named_modules()))
+    return type(block), shapes, len(region.columns), region.is_attention, attributes, modules
 
 
-def _renamed(layout: RegionSharding, region: Region) -> RegionSharding:
-    """Return the layout of a region that was fitted under the names of another that is like it."""
-    if set(layout.columns) == set(region.columns):
-        return layout
-    spreads = list(layout.columns.values())
-    return RegionSharding(dict(zip(region.columns, spreads, strict=True)), layout.row, layout.heads)
+def _with_names_of(region: Region, sharding: RegionSharding) -> RegionSharding:
+    """Return the sharding, which was found for a similar region, with the column names of this region."""
+    if set(sharding.columns) == set(region.columns):
+        return sharding
+    columns = dict(zip(region.columns, sharding.columns.values(), strict=True))
+    return RegionSharding(columns, sharding.row, sharding.heads)
 
 
-def unreached_twins(
-    model: nn.Module, fitted: Sequence[CutRegion], matrices: Mapping[str, LinearInfo], seen: Trace
-) -> list[CutRegion]:
-    """Return the regions of blocks that the small batch did not reach, like one that it did (experts in a list)."""
+def unreached_regions(task: PlanningTask, regions: Sequence[CutRegion]) -> list[CutRegion]:
+    """Return regions for the blocks that the trace did not reach and that equal one of `regions` but for numbers.
 
-    def pattern(name: str) -> str:
-        return re.sub(r"\d+", "*", name)
-
-    known = {(pattern(one[0].block), type(model.get_submodule(one[0].block))): one for one in fitted}
-    reached = {one[0].block for one in fitted}
+    Those are the experts of a list, of which one small batch uses only a few.
+    """
+    kinds = {
+        (_without_numbers(region.block), type(task.model.get_submodule(region.block))): (region, sharding, patch)
+        for region, sharding, patch in regions
+    }
+    blocks = {region.block for region, _, _ in regions}
     found = []
-    for name, module in model.named_modules():
-        like = known.get((pattern(name), type(module)))
-        if like is None or name in reached:
+    for name, module in task.model.named_modules():
+        similar = kinds.get((_without_numbers(name), type(module)))
+        if similar is None or name in blocks:
             continue
-        region, layout, adaptation = like
-        columns = tuple(name + one[len(region.block) :] for one in region.columns)
-        rows = tuple(name + one[len(region.block) :] for one in region.rows)
-        if any(one not in matrices or one in seen.sources for one in (*columns, *rows)):
-            continue
-        alike = all(
-            matrices[mine].out_features == matrices[theirs].out_features
-            and matrices[mine].in_features == matrices[theirs].in_features
-            for mine, theirs in zip((*columns, *rows), (*region.columns, *region.rows), strict=True)
-        )
-        if alike and not region.shared_outputs:
-            spreads = {mine: layout.columns[theirs] for mine, theirs in zip(columns, region.columns, strict=True)}
-            twin = Region(name, columns, rows, (), region.is_attention)
-            found.append((twin, RegionSharding(spreads, layout.row, layout.heads), adaptation))
+        twin = _twin(task, name, similar)
+        if twin is not None:
+            found.append(twin)
     return found
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
+
+
+def _twin(task: PlanningTask, block: str, similar: CutRegion) -> CutRegion | None:
+    """Return the region in `block` that corresponds to a similar one; None if it was reached or has other sizes."""
+    region, sharding, patch = similar
+    prefix = len(region.block)
+    columns = tuple(block + name[prefix:] for name in region.columns)
+    rows = tuple(block + name[prefix:] for name in region.rows)
+    names = (*columns, *rows)
+    if region.shared_outputs or any(name not in task.linears or name in task.trace.sources for name in names):
+        return None
+    for name, other in zip(names, (*region.columns, *region.rows), strict=True):
+        own, theirs = task.linears[name], task.linears[other]
+        if (own.out_features, own.in_features) != (theirs.out_features, theirs.in_features):
+            return None
+    by_name = {name: sharding.columns[other] for name, other in zip(columns, region.columns, strict=True)}
+    twin = Region(block, columns, rows, (), region.is_attention)
+    return twin, RegionSharding(by_name, sharding.row, sharding.heads), patch
