@@ -180,7 +180,7 @@ WRONG_EDITS = {
     "another tp_size": "for a TP size of 4, and 2 was decided",
     "a gap": "no rank holds 40:60",
     "one column uneven": "the plan fails its dry run: ",
-    "a sum of whole gradients": "its gradients is partial, and must be replicated",
+    "a sum of whole gradients": "its gradient_rule is partial, and must be replicated",
     "no layers": "must be replicated given the plan's other cuts",
 }
 
@@ -193,7 +193,7 @@ def test_a_plan_that_is_not_the_models_is_refused_on_every_rank(world2: Any, edi
 
 
 WRONG_BIASES = {
-    "a bias added by all": "its once is (), and must be ('down_proj_bias',)",
+    "a bias added by all": "its first_rank_only is (), and must be ('down_proj_bias',)",
     "a bias that is not there": "it has no parameter bias",
 }
 
@@ -223,4 +223,4 @@ def test_the_head_is_cut_by_vocabulary_or_not_as_was_said(world2: Any, said: boo
 def test_a_head_that_must_be_cut_and_is_not_there_is_refused(world2: Any) -> None:
     for result in world2.run("scenarios.user_plan:planned", name="vit", section={"vocab_parallel_lm_head": True}):
         assert (result["type"], result["untouched"]) == ("PlanError", True), result
-        assert "no output head that can be cut by vocabulary" in result["text"]
+        assert "no output head that can be vocab-parallel" in result["text"]

@@ -68,7 +68,7 @@ def test_a_peer_is_granted_ten_times_the_noise_of_the_whole_model_and_no_more():
     assert peer(*[ended(loss=5e-3, noise=1e-4)] * 2).verdict.value == "WRONG"
 
 
-TEXT = "this model can't be cut over 2 ranks:\n  model.a, model.b, model.c: it folds heads\n  model.d: it is odd"
+TEXT = "this model can't be sharded over 2 ranks:\n  model.a, model.b, model.c: it folds heads\n  model.d: it is odd"
 
 
 def test_refused_stays_refused_with_the_reason():

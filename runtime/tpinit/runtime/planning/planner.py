@@ -29,10 +29,7 @@ from tpinit.runtime.planning.schema import Plan
 
 __all__ = ["plan_model"]
 
-_NO_PAIR = (
-    "no linear layer of it feeds another linear layer and nothing else, so it has no pair of a column-parallel and a "
-    "row-parallel layer"
-)
+_NO_PAIR = "it has no column-parallel/row-parallel pair: no linear layer feeds another one and nothing else"
 
 
 def plan_model(
