@@ -199,5 +199,5 @@ def test_the_probe_refuses_what_is_not_before_anything_is_cut(world2: Any, name:
     results = world2.run("scenarios.families:probed", name=name, break_with=how)
     assert len({result["text"] for result in results}) == 1
     for result in results:
-        assert result["text"].startswith("PlanError: the sharded model is not the whole one")
+        assert result["text"].startswith("PlanError: the sharded model differs from the unsharded one")
         assert result["untouched"]

@@ -93,7 +93,7 @@ try:
 except ValueError as error:
     print(type(error).__name__, error)
 else:
-    print("row", engine.decision.row, engine.mesh.tp.group, engine.mesh.dp.group)
+    print("row", engine.decision.row, engine.groups.tp.group, engine.groups.dp.group)
     torch.distributed.destroy_process_group()
 """
 

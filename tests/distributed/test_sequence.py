@@ -111,7 +111,7 @@ def test_a_plan_with_cut_tokens_can_be_passed_back(world2: Any) -> None:
 @pytest.mark.parametrize("how", ["entry", "sum"])
 def test_the_probe_refuses_a_plan_that_leaves_something_out(world2: Any, how: str) -> None:
     for result in world2.run("scenarios.sequence_parallel:spoiled_sequence", name="llama", how=how):
-        assert result["text"].startswith("PlanError: the sharded model is not the whole one")
+        assert result["text"].startswith("PlanError: the sharded model differs from the unsharded one")
 
 
 def test_the_probe_passes_a_plan_that_is_whole(world2: Any) -> None:

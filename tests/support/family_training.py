@@ -63,7 +63,7 @@ def family(
     }
     engine, _, _, _ = initialize(model=model, config=config, **(initialize_with or {}))
     updates = torch.optim.SGD([one for one in reference.parameters() if one.requires_grad], **SGD["params"])
-    parts, mine = dist.get_world_size() // tp, engine.mesh.data_index
+    parts, mine = dist.get_world_size() // tp, engine.groups.data_index
     worst = {"loss": 0.0, "gradient": 0.0, "norm": 0.0, "weight": 0.0}
     where = {}
     counter = CollectiveCounter()
@@ -163,7 +163,7 @@ def gathered(engine: Any, held: Mapping[str, torch.Tensor | None]) -> dict[str, 
 
     One exchange for all of them: with one for each, most of the time of a test goes there.
     """
-    side, records = engine.mesh.tp, engine.plan.parameters
+    side, records = engine.groups.tp, engine.plan.parameters
     if side.group is None:
         return {record.name: held[record.name] for record in records}
     of_ranks: list[Any] = [None] * side.size

@@ -205,7 +205,8 @@ def _compare(engine: Engine, whole: nn.Module, steps: int) -> int:
     """Train the engine on every rank and the whole model on rank 0; print both losses and the verdict."""
     import torch
     import torch.distributed as dist
-    from tpinit.runtime.training.optimizers import build_optimizer, build_schedule
+    from tpinit.runtime.training.optimizers import build_optimizer
+    from tpinit.runtime.training.schedules import build_schedule
 
     first = dist.get_rank() == 0
     settings = engine.settings
@@ -246,7 +247,7 @@ def _batch(engine: Engine) -> torch.Tensor:
     import torch
     import torch.distributed as dist
 
-    parts = dist.get_world_size() // engine.mesh.tp.size
+    parts = dist.get_world_size() // engine.groups.tp.size
     shape = (parts, engine.gradient_accumulation_steps(), engine.train_micro_batch_size_per_gpu() or _MICRO, _LENGTH)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, shape, generator=generator).to(engine.device)
@@ -258,7 +259,7 @@ def _sharded_step(engine: Engine, batch: torch.Tensor) -> float:
     import torch.distributed as dist
 
     total = torch.zeros((), device=engine.device)
-    for ids in batch[engine.mesh.data_index]:
+    for ids in batch[engine.groups.data_index]:
         loss = engine(input_ids=ids, labels=ids).loss
         total += engine.backward(loss)
         engine.step()

@@ -1,7 +1,7 @@
-"""The runtime: tensor-parallel training as the contract decides it. Torch is imported on first use.
+"""The runtime: tensor-parallel training, started by the rules of the contract. Torch is imported on first use.
 
-`tp_model_init`, `initialize` and `set_autotp_mode` have DeepSpeed's signatures. The modules `topology` and
-`shards` are plain integer arithmetic and import without torch.
+`tp_model_init`, `initialize` and `set_autotp_mode` have DeepSpeed's signatures. The modules `groups.topology` and
+`shards` are integer arithmetic and import without torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
     "tp_model_init",
 ]
 
-_HOME = {
+_MODULES = {
     "AgreementError": "errors",
     "Engine": "training.engine",
     "EngineError": "errors",
@@ -51,11 +51,11 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,10 @@
-"""The errors of the runtime. Each is a `TpinitError`, and none is raised after something was cut."""
+"""The errors of the runtime. Each is a `TpinitError`, which is a ValueError.
+
+`initialize` raises them before it changes the model, so a corrected call can follow. Later come only: EngineError and
+the AgreementError of the first forward, from the engine; LoadError and AgreementError while `from_pretrained` or
+`from_config` read the weights of a model that they built themselves. What the user's own functions raise passes
+unchanged; a function that makes the lr_scheduler runs after the model was sharded.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +16,10 @@ __all__ = ["AgreementError", "EngineError", "GroupError", "LoadError", "PlanErro
 
 
 class AgreementError(TpinitError):
-    """Ranks were given different things, or some of them could not read theirs.
+    """Ranks were given different things, or some of them failed.
 
-    The text names the ranks and every field that differs, and is the same on every rank. `fields` holds
-    the names alone.
+    The text names the ranks and every field that differs, and is the same on every rank. `fields` holds the names of
+    these fields; "error" is among them if some ranks failed.
     """
 
     fields: tuple[str, ...]
@@ -24,11 +30,11 @@ class AgreementError(TpinitError):
 
 
 class GroupError(TpinitError):
-    """Process groups that can't carry the run: they do not partition the world, or do not cross exactly once."""
+    """Process groups that can't be used: of different sizes, or a TP and a DP group do not share exactly one rank."""
 
 
 class PlanError(TpinitError):
-    """A model that the plan does not cover, or that does not divide. `missing` names the parameters."""
+    """A model that can't be sharded as requested. `missing` holds the names of the parameters it is about."""
 
     missing: tuple[str, ...]
 
@@ -38,12 +44,12 @@ class PlanError(TpinitError):
 
 
 class UnsupportedError(TpinitError):
-    """Settings that this runtime does not honour. It refuses them, because ignoring them would be silent."""
+    """Settings that are legal in DeepSpeed and not implemented here. They are refused instead of ignored."""
 
 
 class EngineError(TpinitError):
-    """The engine was used out of order, or without what the call needs (no optimizer, no backward)."""
+    """The engine was used in the wrong order, or without what the call needs (no optimizer, no backward)."""
 
 
 class LoadError(TpinitError):
-    """Weights that can't be had: a checkpoint that is damaged or of another model, a model that can't be drawn."""
+    """Weights that can't be loaded: a damaged checkpoint, one of another model, or a model that can't be drawn."""

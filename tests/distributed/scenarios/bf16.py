@@ -84,9 +84,9 @@ def _orders(tp: int) -> tuple[int, ...]:
 
 @contextmanager
 def _spoiled(how: str) -> Iterator[None]:
-    import tpinit.runtime.init.api as api
+    import tpinit.runtime.init.launch as launch
 
-    original = api.prepare
+    original = launch.prepare
 
     def spoiled(given: Any, report: Any) -> Any:
         ready = original(given, report)
@@ -100,11 +100,11 @@ def _spoiled(how: str) -> Iterator[None]:
             layers[last] = replace(layers[last], reduce_input_grad=False, fused_with="")
         return replace(ready, plan=replace(ready.plan, layers=tuple(layers)))
 
-    api.prepare = spoiled
+    launch.prepare = spoiled
     try:
         yield
     finally:
-        api.prepare = original
+        launch.prepare = original
 
 
 def _batch(name: str, model: torch.nn.Module, seed: int) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _sharded_step(name: str, engine: Any, batch: dict[str, Any]) -> Step:
 
 def _gathered(engine: Any, part_of: Callable[[Any], torch.Tensor | None]) -> Together:
     """Put together what the ranks hold of what the optimizer updates: fp32 masters."""
-    wholes = gathered(engine, {slot.record.name: part_of(slot.target) for slot in engine._slots})
+    wholes = gathered(engine, {state.record.name: part_of(state.target) for state in engine._param_states})
     return Together({name: one for name, one in wholes.items() if one is not None})
 
 

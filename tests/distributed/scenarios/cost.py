@@ -30,7 +30,7 @@ def costed(rank: int, name: str, tp: int, **overrides: Any) -> dict[str, Any]:
     tokens = batch["input_ids"].numel()
     ids = example_inputs(whole, torch.device("cpu"))[0]
     passes = count_collectives(whole, engine.plan, ids, tokens, 4)
-    update = update_collectives(engine.plan, engine.mesh.dp.size, 4)
+    update = update_collectives(engine.plan, engine.groups.dp.size, 4)
     with torch.no_grad():
         engine(**batch)  # the first call compares the inputs
     counted = {"passes": CollectiveCounter(), "update": CollectiveCounter()}

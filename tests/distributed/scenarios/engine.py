@@ -122,13 +122,13 @@ def replicas(rank: int) -> dict[str, Any]:
     model = build()
     engine, _, _, _ = initialize(model=model, config=config(bf16={"enabled": True}, tensor_parallel={"autotp_size": 2}))
     for step in range(3):
-        ids = tokens(10 * step + engine.mesh.data_index)
+        ids = tokens(10 * step + engine.groups.data_index)
         engine.backward(engine(input_ids=ids, labels=ids).loss)
         engine.step()
     named = dict(engine.module.named_parameters())
     unequal = []
     for record in engine.plan.parameters:
-        group = engine.mesh.dp.group if record.dim is not None else None
+        group = engine.groups.dp.group if record.dim is not None else None
         size = dist.get_world_size(group)
         copies = [torch.empty_like(named[record.name]) for _ in range(size)]
         dist.all_gather(copies, named[record.name].detach(), group=group)
@@ -219,7 +219,7 @@ def data(rank: int) -> dict[str, Any]:
             engine.backward(engine(**batch).loss)
             engine.step()
             seen += [tuple(row.tolist()) for row in batch["input_ids"]]
-        loaders.append((engine.mesh.tp.ranks, seen, engine.global_steps))
+        loaders.append((engine.groups.tp.ranks, seen, engine.global_steps))
     return {"loaders": loaders, "all": sorted(tuple(one["input_ids"].tolist()) for one in dataset)}
 
 

@@ -147,7 +147,7 @@ def lora(rank: int, name: str, targets: list[str]) -> dict[str, Any]:
 
 def probed(rank: int, name: str, break_with: str = "", **overrides: Any) -> dict[str, Any]:
     """Initialize with the probe; return what it said. `break_with` spoils the plan behind the rehearsal's back."""
-    import tpinit.runtime.init.api as api
+    import tpinit.runtime.init.launch as launch
     from tpinit.reference.errors import TpinitError
 
     model = catalogue.build(name, **overrides).train()
@@ -157,7 +157,7 @@ def probed(rank: int, name: str, break_with: str = "", **overrides: Any) -> dict
         "optimizer": SGD,
         "tensor_parallel": {"autotp_size": dist.get_world_size()},
     }
-    original = api.prepare
+    original = launch.prepare
 
     def spoiled(given: Any, report: Any) -> Any:
         ready = original(given, report)
@@ -174,14 +174,14 @@ def probed(rank: int, name: str, break_with: str = "", **overrides: Any) -> dict
             blocks = tuple(replace(one, first_rank_only=()) for one in blocks)
         return replace(ready, plan=replace(ready.plan, layers=layers, blocks=blocks))
 
-    api.prepare = spoiled
+    launch.prepare = spoiled
     text = ""
     try:
         initialize(model=model, config=config, verify="probe")
     except TpinitError as error:
         text = f"{type(error).__name__}: {error}"
     finally:
-        api.prepare = original
+        launch.prepare = original
     same = all(torch.equal(before[key], one) for key, one in model.named_parameters() if one.shape == before[key].shape)
     whole = all(one.shape == before[key].shape for key, one in model.named_parameters())
     return {"text": text, "untouched": same and whole}

@@ -114,8 +114,8 @@ def _beside(
         "storage": all(one.untyped_storage().nbytes() == one.numel() * one.element_size() for one in mine.values()),
     }
     apart = 0.0
-    mine_of = engine.mesh.data_index
-    parts = dist.get_world_size() // engine.mesh.tp.size
+    mine_of = engine.groups.data_index
+    parts = dist.get_world_size() // engine.groups.tp.size
     for step in range(steps):
         batch = family_batch(name, reference.module, step, 2 * parts, False)
         part = {

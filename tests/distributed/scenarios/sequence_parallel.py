@@ -144,10 +144,10 @@ def passed_sequence(rank: int, name: str) -> dict[str, Any]:
 
 def spoiled_sequence(rank: int, name: str, how: str) -> dict[str, Any]:
     """Initialize with the probe, a part of the plan left out behind the rehearsal's back; return what was said."""
-    import tpinit.runtime.init.api as api
+    import tpinit.runtime.init.launch as launch
     from tpinit.runtime.planning.schema import GradientRule
 
-    original = api.prepare
+    original = launch.prepare
 
     def spoiled(given: Any, report: Any) -> Any:
         ready = original(given, report)
@@ -160,10 +160,10 @@ def spoiled_sequence(rank: int, name: str, how: str) -> dict[str, Any]:
             )
         return replace(ready, plan=plan)
 
-    api.prepare = spoiled
+    launch.prepare = spoiled
     try:
         ids = torch.arange(24).reshape(2, 12) % 11
         text = _said(lambda: _start(catalogue.build(name).train(), verify="probe", example={"input_ids": ids}))
     finally:
-        api.prepare = original
+        launch.prepare = original
     return {"text": text}

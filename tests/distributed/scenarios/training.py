@@ -152,7 +152,7 @@ def source_arguments(source: str, model: nn.Module, tp: int, rank: int, config: 
 
 def whole(local: torch.Tensor, record: Any, engine: Any) -> torch.Tensor:
     """Put a cut tensor together again, from the plan and nothing else."""
-    side = engine.mesh.tp
+    side = engine.groups.tp
     if record.dim is None or side.group is None:
         return local.detach().clone()
     parts = [torch.empty(record.local_shape(side.size, place), dtype=local.dtype) for place in range(side.size)]
@@ -208,9 +208,9 @@ def compare(
     }
     engine, _, _, _ = initialize(model=model, **source_arguments(source, model, tp, rank, config))
     sabotage(break_with, engine)
-    parts, mine = dist.get_world_size() // engine.mesh.tp.size, engine.mesh.data_index
+    parts, mine = dist.get_world_size() // engine.groups.tp.size, engine.groups.data_index
     if source.startswith("row2"):
-        parts = engine.mesh.dp.size
+        parts = engine.groups.dp.size
     optimizer_of_reference = make_optimizer(OPTIMIZERS[optimizer], reference)
     worst = {"loss": 0.0, "gradient": 0.0, "norm": 0.0, "weight": 0.0}
     counter = CollectiveCounter()
@@ -248,8 +248,8 @@ def compare(
         **worst,
         "losses": losses,
         "row": engine.decision.row,
-        "tp_ranks": engine.mesh.tp.ranks,
-        "dp_ranks": engine.mesh.dp.ranks,
+        "tp_ranks": engine.groups.tp.ranks,
+        "dp_ranks": engine.groups.dp.ranks,
         "calls": counter.calls,
         "steps": engine.global_steps,
         "tied": len(engine.plan.parameters) < len(list(engine.module.named_parameters(remove_duplicate=False))),
@@ -285,11 +285,11 @@ def sabotage(how: str, engine: Any) -> None:
         for layer in (attention.q_proj, attention.k_proj, attention.v_proj):
             layer.tp_fused = layer.tp_region_input = None
     elif how == "averages-over-tp":
-        engine.mesh = replace(engine.mesh, dp=engine.mesh.tp)
+        engine.groups = replace(engine.groups, dp=engine.groups.tp)
     elif how == "counts-replicated-per-rank":
-        for slot in engine._slots:
-            if slot.record.dim is None:
-                slot.record = replace(slot.record, dim=0)
+        for state in engine._param_states:
+            if state.record.dim is None:
+                state.record = replace(state.record, dim=0)
     elif how == "bias-per-rank":
 
         def forward(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:

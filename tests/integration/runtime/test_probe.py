@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from tpinit.runtime.init.probe import _trains_alike
+from tpinit.runtime.init.probe import _is_deterministic_in_training
 from tpinit.runtime.planning.analysis.dropout_off import DropoutDisabled, preserved_rng
 
 
@@ -41,4 +41,4 @@ def test_a_model_is_probed_in_training_where_it_does_the_same_twice(
     more: Callable[[torch.Tensor], torch.Tensor], alike: bool
 ) -> None:
     with preserved_rng(), DropoutDisabled():
-        assert _trains_alike(Trained(more), {"x": torch.randn(2, 3, 8)}) is alike
+        assert _is_deterministic_in_training(Trained(more), {"x": torch.randn(2, 3, 8)}) is alike

@@ -1,1 +1,1 @@
-"""Process groups of a run: topology, meshes, and the agreement of ranks."""
+"""Process groups of a run: topology, device meshes, tensor digests, and the agreement of ranks."""

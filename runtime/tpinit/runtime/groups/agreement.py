@@ -1,7 +1,7 @@
-"""Ranks agree before anything is cut: one gather over the world, then the same verdict on every rank.
+"""Ranks compare what they were given before the model is changed, and raise the same error if they differ.
 
-Each rank reports what it was given, as fields with plain values, and what went wrong there, if anything did.
-Whatever happens on a rank, it comes to this gather, so no other rank waits for it in vain.
+Each rank reports what it was given, as fields with plain values, and its error if it failed. A rank that fails still
+takes part in this gather, so that the other ranks do not wait for it forever.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from tpinit.runtime.groups.world import local_device
 
 __all__ = ["RankReport", "check_reports", "check_replicas", "gather_reports", "flatten", "describe_error"]
 
-_SHOWN = 12
-_LONG = 160
+_SHOWN = 12  # differing fields in an error
+_LONG = 160  # characters of a value in an error
 
 
 @dataclass(slots=True)
 class RankReport:
-    """What one rank brings: fields that must be equal on all, groups that need not be, and its error.
+    """What one rank reports: fields that must be equal on all ranks, its groups, and its error, if it failed.
 
-    `replica` holds fields that only ranks which average together must have in common: in row 2 another
-    kind of model parallelism may have given other ranks another part of the model.
+    `replica` holds the fields that must be equal only on the ranks of one DP group: in row 2 another kind of model
+    parallelism may have given the ranks different parts of the model. `tp_ranks` and `dp_ranks` are the global ranks of
+    the groups that this rank was given.
     """
 
     fields: dict[str, object] = field(default_factory=dict)
@@ -40,9 +41,9 @@ class RankReport:
 
 
 def gather_reports(report: RankReport, group: ProcessGroup | None = None) -> list[RankReport]:
-    """Return the reports of all ranks, in rank order. Every rank of the group must call this.
+    """Return the reports of all ranks of a group (default: the world), in rank order. All of its ranks must call this.
 
-    Ranks that agree in everything, as they should, send each other no more than a hash of it.
+    The ranks first gather a hash of the report, 32 bytes each. Only if the hashes differ do they gather the reports.
     """
     text = json.dumps(
         {
@@ -54,65 +55,72 @@ def gather_reports(report: RankReport, group: ProcessGroup | None = None) -> lis
         },
         default=_plain,
     )
-    ranks = dist.get_world_size(group)
-    if _all_have(text, group):
-        return [_read(text)] * ranks
-    gathered: list[str] = [""] * ranks
+    size = dist.get_world_size(group)
+    if _all_equal(text, group):
+        return [_from_json(text)] * size
+    gathered: list[str] = [""] * size
     dist.all_gather_object(gathered, text, group=group)
-    return [_read(one) for one in gathered]
+    return [_from_json(other) for other in gathered]
 
 
-def _all_have(text: str, group: ProcessGroup | None) -> bool:
-    """Tell whether every rank of the group has this text, by one gather of 32 bytes of each."""
-    digest = hashlib.sha256(text.encode()).digest()
-    own = torch.tensor(list(digest), dtype=torch.uint8, device=local_device(group))
-    every = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(every, own, group=group)
-    return all(torch.equal(one, own) for one in every)
+def _all_equal(text: str, group: ProcessGroup | None) -> bool:
+    """Return whether every rank of the group has this text, by one all-gather of its SHA-256."""
+    sha256 = hashlib.sha256(text.encode()).digest()
+    local = torch.tensor(list(sha256), dtype=torch.uint8, device=local_device(group))
+    gathered = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(gathered, local, group=group)
+    return all(torch.equal(other, local) for other in gathered)
 
 
 def check_reports(reports: Sequence[RankReport], ranks: Sequence[int] | None = None) -> None:
-    """Raise AgreementError, equal on every rank, unless all reports have equal fields and equal errors.
+    """Raise AgreementError, with the same text on every rank, unless all reports have equal fields and equal errors.
 
-    `ranks` are the global ranks of the reports (default: 0, 1, ...). Where all ranks have the same error
-    this passes: the caller raises its own.
+    `ranks` are the global ranks of the reports (default: 0, 1, ...). If all ranks have the same error this returns, and
+    each rank raises its own.
     """
-    if all(report is reports[0] for report in reports):  # as `gather_reports` gives them where all ranks agree
+    if all(report is reports[0] for report in reports):  # so `gather_reports` returns them if all ranks agree
         return
-    numbers = list(ranks) if ranks is not None else list(range(len(reports)))
-    failed = len({report.error for report in reports}) > 1
-    if not failed and len({json.dumps(report.fields) for report in reports}) == 1:
+    ranks = list(ranks) if ranks is not None else list(range(len(reports)))
+    errors_differ = len({report.error for report in reports}) > 1
+    if not errors_differ and len({json.dumps(report.fields) for report in reports}) == 1:
         return
-    names = list(dict.fromkeys(name for report in reports for name in report.fields))
-    if any(report.error is not None for report in reports):
-        # A rank that failed stopped reporting where it failed: only what all have can be compared.
-        names = [name for name in names if all(name in report.fields for report in reports)]
-    differing = [name for name in names if len({_canonical(report.fields, name) for report in reports}) > 1]
-    if not failed and not differing:
+    differing = _differing_fields(reports)
+    if not errors_differ and not differing:
         return
     lines = ["ranks disagree, and nothing was changed:"]
     lines += [
-        f"  {name}: {_by_value([_canonical(report.fields, name) for report in reports], numbers)}"
+        f"  {name}: {_by_value([_canonical(report.fields, name) for report in reports], ranks)}"
         for name in differing[:_SHOWN]
     ]
     if len(differing) > _SHOWN:
         lines.append(f"  and {len(differing) - _SHOWN} more fields")
-    if failed:
-        lines += [
-            f"  rank {number}: {report.error}"
-            for number, report in zip(numbers, reports, strict=True)
-            if report.error is not None
-        ]
-        fine = [number for number, report in zip(numbers, reports, strict=True) if report.error is None]
-        if fine:
-            lines.append(f"  {_ranks(fine)}: no error")
-    raise AgreementError("\n".join(lines), [*differing, *(["error"] if failed else [])])
+    if errors_differ:
+        lines += _error_lines(reports, ranks)
+    raise AgreementError("\n".join(lines), [*differing, *(["error"] if errors_differ else [])])
+
+
+def _differing_fields(reports: Sequence[RankReport]) -> list[str]:
+    names = list(dict.fromkeys(name for report in reports for name in report.fields))
+    if any(report.error is not None for report in reports):
+        # A rank that failed has no fields from then on: only those that all ranks reported can be compared.
+        names = [name for name in names if all(name in report.fields for report in reports)]
+    return [name for name in names if len({_canonical(report.fields, name) for report in reports}) > 1]
+
+
+def _error_lines(reports: Sequence[RankReport], ranks: Sequence[int]) -> list[str]:
+    lines = [
+        f"  rank {rank}: {report.error}"
+        for rank, report in zip(ranks, reports, strict=True)
+        if report.error is not None
+    ]
+    succeeded = [rank for rank, report in zip(ranks, reports, strict=True) if report.error is None]
+    return [*lines, f"  {_rank_names(succeeded)}: no error"] if succeeded else lines
 
 
 def check_replicas(reports: Sequence[RankReport], groups: Sequence[Sequence[int]]) -> bool:
-    """Raise AgreementError, equal on every rank, unless the ranks of each group hold the same replica.
+    """Raise AgreementError, with the same text on every rank, unless `replica` is equal on the ranks of each group.
 
-    Returns whether all groups hold the same one.
+    Returns whether it is equal on all ranks.
     """
     for ranks in groups:
         check_reports([RankReport(reports[rank].replica) for rank in ranks], ranks)
@@ -120,18 +128,18 @@ def check_replicas(reports: Sequence[RankReport], groups: Sequence[Sequence[int]
 
 
 def describe_error(error: Exception) -> str:
-    """Return an error's words without what differs between ranks by nature: groups, addresses of objects."""
+    """Return an error's text without what always differs between ranks: process groups, addresses of objects."""
     if isinstance(error, DecisionError):
         codes = ", ".join(violation.code.value for violation in error.decision.violations)
         return f"DecisionError: row {error.decision.row}: {codes}"
     if isinstance(error, ConfigError):
-        problems = "; ".join(f"{one.path}: {one.message}" for one in error.problems)
+        problems = "; ".join(f"{problem.path}: {problem.message}" for problem in error.problems)
         return f"ConfigError: {problems}"
     return f"{type(error).__name__}: {error}"
 
 
 def flatten(value: object, path: str) -> dict[str, object]:
-    """Return the leaves of nested mappings and sequences, by dotted path: so a difference has an address."""
+    """Return the leaves of nested mappings and sequences by dotted path, so that an error can name what differs."""
     if isinstance(value, Mapping) and value:
         leaves: dict[str, object] = {}
         for key, inner in value.items():
@@ -146,11 +154,11 @@ def flatten(value: object, path: str) -> dict[str, object]:
 
 
 def _plain(value: object) -> str:
-    # Objects compare by type: their identities, and so their reprs, differ between processes.
+    # Objects are compared by type: their addresses, and so their reprs, differ between processes.
     return f"<{type(value).__qualname__}>"
 
 
-def _read(text: str) -> RankReport:
+def _from_json(text: str) -> RankReport:
     raw = json.loads(text)
     tp_ranks, dp_ranks = raw["tp_ranks"], raw["dp_ranks"]
     return RankReport(
@@ -166,16 +174,18 @@ def _canonical(fields: Mapping[str, object], name: str) -> str:
     return json.dumps(fields[name], sort_keys=True) if name in fields else "absent"
 
 
-def _by_value(values: Sequence[str], numbers: Sequence[int]) -> str:
-    holders: dict[str, list[int]] = {}
-    for value, number in zip(values, numbers, strict=True):
-        holders.setdefault(value if len(value) <= _LONG else value[:_LONG] + "...", []).append(number)
-    if len(holders) == 1:
-        return "values that differ after their first characters, on " + _ranks(list(numbers))
+def _by_value(values: Sequence[str], ranks: Sequence[int]) -> str:
+    """Return which ranks have which value, in words; long values are cut to `_LONG` characters."""
+    ranks_by_value: dict[str, list[int]] = {}
+    for value, rank in zip(values, ranks, strict=True):
+        ranks_by_value.setdefault(value if len(value) <= _LONG else value[:_LONG] + "...", []).append(rank)
+    if len(ranks_by_value) == 1:
+        return f"values on {_rank_names(ranks)} that differ after their first {_LONG} characters"
     return "; ".join(
-        f"{_ranks(ranks)} {'has' if len(ranks) == 1 else 'have'} {value}" for value, ranks in holders.items()
+        f"{_rank_names(holders)} {'has' if len(holders) == 1 else 'have'} {value}"
+        for value, holders in ranks_by_value.items()
     )
 
 
-def _ranks(numbers: Sequence[int]) -> str:
-    return ("rank " if len(numbers) == 1 else "ranks ") + ", ".join(map(str, numbers))
+def _rank_names(ranks: Sequence[int]) -> str:
+    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))

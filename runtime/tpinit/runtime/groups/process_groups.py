@@ -1,7 +1,7 @@
-"""The process groups of a run: the one that shards and the one that averages gradients.
+"""The process groups of a run: the TP group, which shards, and the DP group, which averages gradients.
 
-The decision names the TP group. The groups of all ranks, as lists of ranks, are gathered before anything is
-made, so what is refused here is refused on every rank, with the same words.
+The decision names the source of the TP group. The groups of all ranks, as lists of ranks, are gathered before any
+group is created, so that every rank raises the same error, with the same text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Ranks = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class GroupView:
-    """One group of this rank: its ranks, this rank's position, and the process group (None for a group of one)."""
+    """One group of this rank: its global ranks, this rank's position, and the process group (None for one rank)."""
 
     ranks: Ranks
     position: int
@@ -31,16 +31,16 @@ class GroupView:
 
     @property
     def size(self) -> int:
-        """How many ranks."""
+        """The number of ranks."""
         return len(self.ranks)
 
 
 @dataclass(frozen=True, slots=True)
 class GroupLayout:
-    """All groups of the world: which ranks shard together, and which average together.
+    """All TP groups and all DP groups of the world, as global ranks.
 
-    `tp_groups` is empty without AutoTP (row 2). `tp_given` and `dp_given` say that the user's own process
-    groups are used; the others are made.
+    `tp_groups` is empty without tensor parallelism (row 2). `tp_given` and `dp_given` are true if the user's own
+    process groups are used; the other groups are created.
     """
 
     tp_groups: tuple[Ranks, ...]
@@ -51,9 +51,9 @@ class GroupLayout:
 
 @dataclass(frozen=True, slots=True)
 class ParallelGroups:
-    """The groups of one rank: `tp` shards, `dp` averages gradients, `data_index` picks this rank's data.
+    """The groups of one rank: `tp` shards the model, `dp` averages gradients, `data_index` selects the rank's data.
 
-    `data_index` is equal on all ranks of a TP group, so that they see the same batch.
+    `data_index` is equal on all ranks of a TP group, so that they read the same batch.
     """
 
     tp: GroupView
@@ -62,59 +62,65 @@ class ParallelGroups:
 
 
 def group_size(group: object) -> int:
-    """Return the number of ranks of a process group, or of a list of ranks. Raises TpinitError for anything else.
+    """Return the number of ranks of a process group, or of a list of ranks.
 
-    A group that this rank is not a member of is refused too: it can't shard here.
+    Raises TpinitError for anything else, and for the group of which this rank is not a member.
     """
     if isinstance(group, (list, tuple)) and all(type(rank) is int for rank in group):
         return len(group)
     if not isinstance(group, ProcessGroup):
         raise TpinitError(
-            f"a {type(group).__qualname__} is not a torch process group that this rank is a member of: "
+            f"a {type(group).__qualname__} is not a torch process group with this rank as a member: "
             "give the group that torch.distributed.new_group returned on this rank"
         )
     return dist.get_world_size(group)
 
 
 def ranks_of(group: object) -> Ranks | None:
-    """Return the global ranks of a process group in its order, or of a list in ascending order; None without."""
+    """Return the global ranks of a process group, in its order, or of a list, ascending; None for anything else."""
     if isinstance(group, (list, tuple)):
         return tuple(sorted(group))
     return tuple(dist.get_process_group_ranks(group)) if isinstance(group, ProcessGroup) else None
 
 
 def plan_groups(decision: Decision, tp: Sequence[Ranks | None], dp: Sequence[Ranks | None]) -> GroupLayout:
-    """Return the groups of the world for a decision that every rank shares.
+    """Return the groups of the world for a decision that is equal on every rank.
 
-    `tp` and `dp` hold, for each rank, the ranks of the TP group and of the mpu's data-parallel group that it
-    was given. Raises AgreementError where they do not partition the world, GroupError where the mpu's two groups do not
-    cross exactly once, or where row 2 has no group to average over.
+    `tp` and `dp` hold, for each rank, the ranks of the TP group and of the mpu's data-parallel group that it was given;
+    None if it was given none. Raises AgreementError if these groups do not partition the world, GroupError if they have
+    different sizes, if a TP and a DP group do not share exactly one rank, or if row 2 has no group to average over.
     """
     world = decision.world_size
-    averaging = _agreed("the mpu's data-parallel group", dp) if any(ranks is not None for ranks in dp) else None
+    dp_groups = None
+    if any(ranks is not None for ranks in dp):
+        dp_groups = _checked_partition("the mpu's data-parallel group", dp)
     if decision.tp_size.value is None:
-        if averaging is None:
+        if dp_groups is None:
             raise GroupError(
-                "row 2: no tensor parallelism, and the mpu has no data-parallel group to average gradients over: "
-                "give it get_data_parallel_group"
+                "row 2: there is no tensor parallelism, and the mpu has no data-parallel group to average gradients "
+                "over: give the mpu a method get_data_parallel_group"
             )
-        return GroupLayout((), averaging, tp_given=False, dp_given=True)
+        return GroupLayout((), dp_groups, tp_given=False, dp_given=True)
     if decision.tp_group.source is Source.CREATED:
-        sharding = topology.tp_groups(world, decision.tp_size.value)
-        return GroupLayout(sharding, topology.dp_groups(world, decision.tp_size.value), tp_given=False, dp_given=False)
-    sharding = _agreed(f"the TP group ({_source(decision)})", tp)
-    if averaging is None:
-        return GroupLayout(sharding, topology.orthogonal_groups(sharding), tp_given=True, dp_given=False)
-    if not topology.crosses_once(sharding, averaging):
+        tp_groups = topology.tp_groups(world, decision.tp_size.value)
+        created_dp = topology.dp_groups(world, decision.tp_size.value)
+        return GroupLayout(tp_groups, created_dp, tp_given=False, dp_given=False)
+    tp_groups = _checked_partition(f"the TP group ({_source(decision)})", tp)
+    if dp_groups is None:
+        return GroupLayout(tp_groups, topology.orthogonal_groups(tp_groups), tp_given=True, dp_given=False)
+    if not topology.crosses_once(tp_groups, dp_groups):
         raise GroupError(
             "the mpu's groups do not cross exactly once: every tensor-parallel group must share exactly one rank "
-            f"with every data-parallel group; tensor-parallel {_show(sharding)}, data-parallel {_show(averaging)}"
+            f"with every data-parallel group; tensor-parallel {_show(tp_groups)}, data-parallel {_show(dp_groups)}"
         )
-    return GroupLayout(sharding, averaging, tp_given=True, dp_given=True)
+    return GroupLayout(tp_groups, dp_groups, tp_given=True, dp_given=True)
 
 
-def _agreed(what: str, given: Sequence[Ranks | None]) -> tuple[Ranks, ...]:
-    """Return the distinct groups, by first rank, if every rank is in its own and all say the same."""
+def _checked_partition(group_name: str, given: Sequence[Ranks | None]) -> tuple[Ranks, ...]:
+    """Return the distinct groups, ordered by rank, if all members of each were given the same and they fill the world.
+
+    Raises AgreementError if not, GroupError if their sizes differ.
+    """
     wrong = [
         f"rank {rank} has {list(ranks) if ranks is not None else 'none'}"
         for rank, ranks in enumerate(given)
@@ -123,12 +129,12 @@ def _agreed(what: str, given: Sequence[Ranks | None]) -> tuple[Ranks, ...]:
     groups = tuple(sorted({ranks for ranks in given if ranks is not None}))
     if wrong or not topology.partitions(groups, len(given)):
         raise AgreementError(
-            f"{what} does not partition the world of {len(given)} ranks: every rank must be in exactly one group, "
-            f"and all members must hold the same one; {', '.join(wrong) or _show(groups)}",
-            [what],
+            f"{group_name} does not partition the world of {len(given)} ranks: every rank must be in exactly one "
+            f"group, and all members must hold the same one; {', '.join(wrong) or _show(groups)}",
+            [group_name],
         )
     if len({len(ranks) for ranks in groups}) > 1:
-        raise GroupError(f"{what} has different sizes on different ranks: {_show(groups)}")
+        raise GroupError(f"{group_name} must have one size on all ranks: {_show(groups)}")
     return groups
 
 
@@ -141,17 +147,18 @@ def _show(groups: Sequence[Ranks]) -> str:
 
 
 def create_groups(layout: GroupLayout, decision: Decision, rank: int) -> ParallelGroups:
-    """Return this rank's groups, making those that nobody gave: every rank makes all of them, in one order."""
+    """Return this rank's groups, creating those that were not given. Every rank creates all of them, in one order."""
     given_tp = decision.tp_group.value.handle if decision.tp_group.value is not None else None
     given_dp = decision.dp_group.handle if decision.dp_group is not None else None
-    alone = GroupView((rank,), 0, None)
-    tp = _side(layout.tp_groups, given_tp if layout.tp_given else None, rank) if layout.tp_groups else alone
-    dp = _side(layout.dp_groups, given_dp if layout.dp_given else None, rank)
+    tp = GroupView((rank,), 0, None)
+    if layout.tp_groups:
+        tp = _group_view(layout.tp_groups, given_tp if layout.tp_given else None, rank)
+    dp = _group_view(layout.dp_groups, given_dp if layout.dp_given else None, rank)
     index = next((i for i, ranks in enumerate(layout.tp_groups) if rank in ranks), dp.position)
     return ParallelGroups(tp, dp, index)
 
 
-def _side(groups: Sequence[Ranks], given: object, rank: int) -> GroupView:
+def _group_view(groups: Sequence[Ranks], given: object, rank: int) -> GroupView:
     mine = next(ranks for ranks in groups if rank in ranks)
     if len(mine) == 1:
         return GroupView(mine, 0, None)
@@ -159,5 +166,5 @@ def _side(groups: Sequence[Ranks], given: object, rank: int) -> GroupView:
         return GroupView(mine, dist.get_rank(given), given)
     if len(groups) == 1 and mine == tuple(range(dist.get_world_size())):
         return GroupView(mine, rank, dist.group.WORLD)
-    made = [dist.new_group(list(ranks)) for ranks in groups]
-    return GroupView(mine, mine.index(rank), made[groups.index(mine)])
+    created = [dist.new_group(list(ranks)) for ranks in groups]
+    return GroupView(mine, mine.index(rank), created[groups.index(mine)])

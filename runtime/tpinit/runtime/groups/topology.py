@@ -1,8 +1,8 @@
 """Which rank belongs to which group: integer arithmetic, no torch, no dependencies (contract, section 6, item 8).
 
-A created TP group is a run of `tp_size` neighbouring ranks; a DP group takes every `tp_size`-th rank. So a
-rank is one pair (dp_rank, tp_rank). For groups that somebody else made, the DP groups are derived by
-position: the i-th ranks of all TP groups average together.
+A created TP group is `tp_size` neighbouring ranks; a DP group takes every `tp_size`-th rank. So each rank has one
+pair (dp_rank, tp_rank). For TP groups that the user gives, the DP groups are derived by position: the i-th ranks of
+all TP groups form a DP group.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ def tp_rank(rank: int, tp_size: int) -> int:
 
 
 def dp_rank(rank: int, tp_size: int) -> int:
-    """Return which created TP group `rank` is in, which is also its position in its DP group."""
+    """Return the index of the created TP group of `rank`, which is also its position in its DP group."""
     return rank // tp_size
 
 
 def rank_at(dp_rank: int, tp_rank: int, tp_size: int) -> int:
-    """Return the rank at (dp_rank, tp_rank): the inverse of the two functions above."""
+    """Return the rank at (dp_rank, tp_rank): the inverse of `dp_rank` and `tp_rank`."""
     return dp_rank * tp_size + tp_rank
 
 
 def dp_size(world_size: int, tp_size: int) -> int:
-    """Return how many created TP groups a world has. `tp_size` divides `world_size`."""
+    """Return the number of created TP groups of a world. `tp_size` divides `world_size`."""
     return world_size // tp_size
 
 
@@ -52,7 +52,7 @@ def tp_group(index: int, tp_size: int) -> Ranks:
 
 
 def dp_group(position: int, world_size: int, tp_size: int) -> Ranks:
-    """Return the ranks at `position` of every created TP group, in order: a stride of tp_size."""
+    """Return the ranks at `position` of every created TP group, in order: one rank in `tp_size`."""
     return tuple(rank_at(index, position, tp_size) for index in range(dp_size(world_size, tp_size)))
 
 
@@ -67,15 +67,15 @@ def dp_groups(world_size: int, tp_size: int) -> tuple[Ranks, ...]:
 
 
 def partitions(groups: Sequence[Ranks], world_size: int) -> bool:
-    """Say whether the groups hold every rank of the world exactly once."""
+    """Return whether the groups hold every rank of the world exactly once."""
     return sorted(rank for group in groups for rank in group) == list(range(world_size))
 
 
 def orthogonal_groups(groups: Sequence[Ranks]) -> tuple[Ranks, ...]:
-    """Return the groups that cross groups of one size exactly once: the ranks at each position, group by group."""
+    """Return, for groups of one size, the groups of the ranks at each position: each crosses every given group once."""
     return tuple(zip(*groups, strict=True))
 
 
 def crosses_once(tp_groups: Sequence[Ranks], dp_groups: Sequence[Ranks]) -> bool:
-    """Say whether every TP group has exactly one rank in common with every DP group."""
-    return all(len(set(one) & set(other)) == 1 for one in tp_groups for other in dp_groups)
+    """Return whether every TP group has exactly one rank in common with every DP group."""
+    return all(len(set(tp) & set(dp)) == 1 for tp in tp_groups for dp in dp_groups)

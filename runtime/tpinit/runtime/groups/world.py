@@ -1,4 +1,4 @@
-"""The world: torch.distributed, started from what torchrun put in the environment, and this rank's device."""
+"""Start torch.distributed from the environment that torchrun sets, and choose this rank's device."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from tpinit.reference.errors import TpinitError
 
 __all__ = ["local_device", "start"]
 
-_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
+_REQUIRED = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
 
 
 def start(distributed_port: int, dist_init_required: bool | None) -> None:
-    """Start torch.distributed unless it runs already; the backend follows the device (nccl, else gloo).
+    """Start torch.distributed unless it runs already: with nccl if CUDA is available, else with gloo.
 
-    Rank and world come from the environment that torchrun sets; `distributed_port` is used where MASTER_PORT
-    is not set. A process without that environment is refused, not made a world of its own: N processes that
-    forgot torchrun would otherwise each train alone. `dist_init_required=False` says that the caller has
-    already started it.
+    The rank and the world size come from the environment that torchrun sets; `distributed_port` is the port if
+    MASTER_PORT is not set. Without that environment this raises instead of making a world of one rank: N processes
+    started without torchrun would otherwise train N separate models. `dist_init_required=False` means that the caller
+    has already started torch.distributed.
 
-    Raises TpinitError when there is neither an environment nor a process group.
+    Raises TpinitError if there is neither a process group nor torchrun's environment.
     """
     if not dist.is_available():
-        raise TpinitError("this build of torch has no torch.distributed: install one that has")
+        raise TpinitError("this build of torch has no torch.distributed: install a build that has it")
     if dist.is_initialized():
         return
     if dist_init_required is False:
@@ -33,11 +33,11 @@ def start(distributed_port: int, dist_init_required: bool | None) -> None:
             "dist_init_required=False, but torch.distributed is not initialised: call "
             "torch.distributed.init_process_group first, or leave dist_init_required out"
         )
-    missing = [name for name in _NEEDED if name not in os.environ]
+    missing = [name for name in _REQUIRED if name not in os.environ]
     if missing:
         raise TpinitError(
-            f"no process group, and the environment lacks {', '.join(missing)}: start the program with "
-            "torchrun (one process: torchrun --nproc-per-node 1 program.py), or call "
+            f"torch.distributed is not initialised, and the environment lacks {', '.join(missing)}: start the program "
+            "with torchrun (one process: torchrun --nproc-per-node 1 program.py), or call "
             "torch.distributed.init_process_group before initialize"
         )
     cuda = torch.cuda.is_available()
@@ -48,7 +48,7 @@ def start(distributed_port: int, dist_init_required: bool | None) -> None:
 
 
 def local_device(group: ProcessGroup | None = None) -> torch.device:
-    """Return this rank's device: its CUDA device under an nccl process group (default: the world), else the CPU."""
+    """Return this rank's device: its CUDA device if the group's backend is nccl (default: the world), else the CPU."""
     if "nccl" in str(dist.get_backend(group)):
         torch.cuda.set_device(_local_index(dist.get_rank()))
         return torch.device("cuda", torch.cuda.current_device())

@@ -1,1 +1,1 @@
-"""`tp_model_init` and `initialize`: read, decide, plan, agree, apply."""
+"""`tp_model_init` and `initialize`: read the config, decide, plan, compare the ranks, apply the plan."""

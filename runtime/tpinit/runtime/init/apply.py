@@ -1,7 +1,7 @@
-"""Carry out a plan on a model: cut the data of each parameter, turn the layers, adapt the blocks.
+"""Apply a plan to a model: replace the data of each parameter by this rank's part, and convert the layers and blocks.
 
-Every Parameter object survives with its name, its `requires_grad`, its ties and its hooks: only its data is
-replaced. So optimizers built over the whole parameters go on to hold the right ones.
+Every Parameter object keeps its identity, name, `requires_grad`, ties and hooks: only its data is replaced. So an
+optimizer that was built over the full parameters holds the sharded ones afterwards.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def apply_plan(
     device: torch.device,
     part_of: LocalPart | None = None,
 ) -> None:
-    """Cut `model` in place by `plan`, cast its floating-point parameters to `dtype`, move it to `device`.
+    """Shard `model` in place by `plan`, cast its floating-point parameters to `dtype`, move it to `device`.
 
-    `dtype` None keeps each parameter's own. Buffers keep theirs: a rotary table in half precision is another
-    model. `part_of` gives this rank's part of a parameter, in memory of its own; without it the part is taken
-    from the parameter itself. Nothing here can be refused: the plan was checked before. One collective is issued:
-    the ranks of a TP group go on with the random state of its first one.
+    `dtype` None keeps each parameter's dtype. Buffers keep theirs: rotary tables in half precision would change what
+    the model computes. `part_of` returns this rank's part of a parameter, in memory of its own; without it the part is
+    sliced from the parameter. The plan was checked before, so no user error is raised here. The ranks of the TP group
+    continue with the RNG state of its first rank: one broadcast on a CPU, two on CUDA.
     """
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -67,10 +67,10 @@ def apply_plan(
             if dtype is not None and parameter.is_floating_point():
                 part = part.to(dtype)
             if record.dim is not None and part_of is None:
-                # A slice of its own, so that the whole can be freed.
+                # A copy: a view would keep the memory of the full parameter.
                 part = part.clone(memory_format=torch.contiguous_format)
             parameter.data = part
-    if any(one.device != device for one in (*parameters.values(), *model.buffers())):
+    if any(tensor.device != device for tensor in (*parameters.values(), *model.buffers())):
         model.to(device)
     if group is not None:
         convert_layers(model, plan, group)
@@ -98,6 +98,7 @@ def convert_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
 
 
 def _shard_tokens(model: nn.Module, sequence: SequencePlan, group: ProcessGroup, rng: RngTracker | None) -> None:
+    """Shard the tokens between the sharded regions of one stack of layers (sequence parallelism)."""
     layers = list(model.get_submodule(sequence.stack).children())
     shard_tokens(layers[0], layers[-1], group, rng)
     gathered = TPRegionInput(group, gather_tokens)
@@ -127,9 +128,9 @@ def _convert(
     else:
         assert layer.kind is LayerKind.EMBEDDING
         assert isinstance(module, nn.Embedding)
-        ((begin, length),) = layer.slices[plan.tp_rank]
-        convert_embedding(module, begin, length, group)
+        ((offset, length),) = layer.slices[plan.tp_rank]
+        convert_embedding(module, offset, length, group)
     if isinstance(module, VocabParallelHead):
-        ((begin, length),) = layer.slices[plan.tp_rank]
+        ((offset, length),) = layer.slices[plan.tp_rank]
         vocabulary = sum(size for ((_, size),) in layer.slices)
-        enable_loss_parallel(model, module, begin, length, vocabulary, group)
+        enable_loss_parallel(model, module, offset, length, vocabulary, group)

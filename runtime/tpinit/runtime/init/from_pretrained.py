@@ -1,4 +1,4 @@
-"""`from_pretrained` and `from_config`: `initialize` for a model that no rank ever holds whole."""
+"""`from_pretrained` and `from_config`: `initialize` for a model that no rank ever holds unsharded."""
 
 from __future__ import annotations
 
@@ -9,20 +9,14 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 from tpinit.reference.errors import TpinitError
 from tpinit.reference.spellings import show
-from tpinit.runtime.init.api import launch
+from tpinit.runtime.init.launch import PORT, Started, launch
 from tpinit.runtime.init.prepare import InitArgs
 from tpinit.runtime.loading.open_model import open_config, open_pretrained
-from tpinit.runtime.loading.weight_loading import WeightSource
-from tpinit.runtime.training.engine import Engine
+from tpinit.runtime.planning import UserPlan
 
 __all__ = ["from_config", "from_pretrained"]
-
-_PORT = 29500
-_FLOATS = ("F64", "F32", "F16", "BF16")
-Started = tuple[Engine, Optimizer | None, DataLoader[Any] | None, Any]
 
 
 def from_pretrained(
@@ -35,7 +29,7 @@ def from_pretrained(
     model_parameters: Callable[[nn.Module], Iterable[Any]] | None = None,
     training_data: Any = None,
     lr_scheduler: Any = None,
-    distributed_port: int = _PORT,
+    distributed_port: int = PORT,
     mpu: Any = None,
     dist_init_required: bool | None = None,
     collate_fn: Callable[..., Any] | None = None,
@@ -43,41 +37,28 @@ def from_pretrained(
     mesh_param: Any = None,
     config_params: str | Mapping[str, Any] | None = None,
     example: Mapping[str, Any] | None = None,
-    plan: Any = None,
+    plan: UserPlan | None = None,
     sequence_parallel: bool = False,
 ) -> Started:
-    """Load a transformers model from a directory of safetensors, each rank its own slices alone.
+    """Load a transformers model from a directory of safetensors, each rank its own slices only, and shard it.
 
-    What comes back, and the keywords, are those of `initialize`; the TP size and the dtype come from the config,
-    the mpu or the mesh, since there is no model to call `tp_model_init` for. `model_parameters` is a function of
-    the model here, and an `optimizer` one of parameters. `model_class` and `model_config` stand in for what the
-    directory's config.json says. The model is in training mode. Stored numbers are converted to the dtype of
-    the decision while they are read.
+    The result and the keywords are those of `initialize`. The TP size and the dtype come from the config, the mpu or
+    the mesh, because there is no model for which to call `tp_model_init`. Here `model_parameters` is a function of the
+    model, and `optimizer` one of its parameters. `model_class` and `model_config` replace what the directory's
+    config.json says. The model is in training mode. Weights are converted to the dtype of the decision while they are
+    read.
 
-    No rank holds more at once than its own parameters and a few megabytes. Every file is checked, on every
-    rank, before anything is cut. Raises what `initialize` raises, and LoadError for a checkpoint that is
-    damaged, incomplete, in torch's own format, quantized, or of another model; the same on every rank.
+    A rank never holds more than its own parameters and a few megabytes. Every file is checked on every rank before
+    weights are read. Raises what `initialize` raises, and LoadError, the same on every rank, for a checkpoint that is
+    damaged, incomplete, in torch's own format, quantized, or of another model.
     """
-    folder = Path(directory)
-
-    def bring() -> WeightSource:
-        return open_pretrained(folder, model_class, model_config)
-
-    given = InitArgs(
-        args=args,
-        optimizer=optimizer,
-        model_parameters=model_parameters,
-        training_data=training_data,
-        lr_scheduler=lr_scheduler,
-        mpu=mpu,
-        config=config,
-        mesh_param=mesh_param,
-        config_params=config_params,
-        example=example,
-        plan=plan,
-        sequence_parallel=sequence_parallel,
+    return launch(
+        InitArgs.from_locals(locals()),
+        distributed_port=distributed_port,
+        dist_init_required=dist_init_required,
+        collate_fn=collate_fn,
+        open_weights=lambda: open_pretrained(Path(directory), model_class, model_config),
     )
-    return launch(given, distributed_port, dist_init_required, collate_fn, bring=bring)
 
 
 def from_config(
@@ -90,7 +71,7 @@ def from_config(
     model_parameters: Callable[[nn.Module], Iterable[Any]] | None = None,
     training_data: Any = None,
     lr_scheduler: Any = None,
-    distributed_port: int = _PORT,
+    distributed_port: int = PORT,
     mpu: Any = None,
     dist_init_required: bool | None = None,
     collate_fn: Callable[..., Any] | None = None,
@@ -98,36 +79,24 @@ def from_config(
     mesh_param: Any = None,
     config_params: str | Mapping[str, Any] | None = None,
     example: Mapping[str, Any] | None = None,
-    plan: Any = None,
+    plan: UserPlan | None = None,
     sequence_parallel: bool = False,
 ) -> Started:
-    """Start a model with random weights, the very numbers of `torch.manual_seed(seed); model_class(model_config)`.
+    """Build a model with random weights, those of `torch.manual_seed(seed); model_class(model_config)`, and shard it.
 
-    `model_config` is a transformers config, or a function without arguments that builds any model. Each rank
-    draws every number in order and keeps its own slices: no rank holds more at once than these and one other
-    parameter, or a few megabytes where that is drawn at once. The caller's random state is left alone.
+    `model_config` is a transformers config, or a function without arguments that builds any model. Each rank draws all
+    weights in order and keeps its own slices, so it never holds more than these and one other parameter, or a few
+    megabytes if a parameter must be drawn at once. The caller's RNG state is unchanged.
 
-    What comes back, and the other keywords, are those of `from_pretrained`. Raises what `initialize` raises, and
-    LoadError for a model whose parameters can't be drawn one by one.
+    The result and the other keywords are those of `from_pretrained`. Raises what `initialize` raises, LoadError for a
+    model whose parameters can't be drawn one by one, and TpinitError for a seed that is not an integer.
     """
     if type(seed) is not int:
         raise TpinitError(f"seed is {show(seed)}, and must be an integer")
-
-    def bring() -> WeightSource:
-        return open_config(model_config, model_class, seed)
-
-    given = InitArgs(
-        args=args,
-        optimizer=optimizer,
-        model_parameters=model_parameters,
-        training_data=training_data,
-        lr_scheduler=lr_scheduler,
-        mpu=mpu,
-        config=config,
-        mesh_param=mesh_param,
-        config_params=config_params,
-        example=example,
-        plan=plan,
-        sequence_parallel=sequence_parallel,
+    return launch(
+        InitArgs.from_locals(locals()),
+        distributed_port=distributed_port,
+        dist_init_required=dist_init_required,
+        collate_fn=collate_fn,
+        open_weights=lambda: open_config(model_config, model_class, seed),
     )
-    return launch(given, distributed_port, dist_init_required, collate_fn, bring=bring)

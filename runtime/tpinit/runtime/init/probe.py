@@ -1,9 +1,9 @@
-"""The probe: one small forward and backward of the whole model against the sharded one, before anything is cut.
+"""The probe: compare one small forward and backward of the unsharded model with the sharded one, before sharding.
 
-The rehearsal of a plan compares what reaches the row layers of each cut region. The probe compares the result:
-the output, and the gradient of every parameter. It works on two copies of the model, in fp32 and in training while
-nothing is dropped, so it needs the memory of two more, and leaves the model alone. A model that draws other numbers in
-training, or trains on no such batch, is probed in evaluation mode.
+The dry run of a plan compares the inputs of the row-parallel layers of each sharded region. The probe compares the
+result: the output, and the gradient of every parameter. It runs on two fp32 copies of the model, so it needs the memory
+of both, and leaves the model itself unchanged. The copies run in training mode with dropout disabled, or in evaluation
+mode if two runs in training mode differ or the small batch can't be trained on.
 """
 
 from __future__ import annotations
@@ -23,84 +23,100 @@ from tpinit.runtime.planning.analysis.fake_forward import without_hooks
 from tpinit.runtime.planning.analysis.train_trace import dry_run_inputs
 from tpinit.runtime.planning.schema import Plan
 from tpinit.runtime.slicing import local_part
-from tpinit.runtime.training.gradients import sum_parts
-from tpinit.runtime.training.optimizers import make_param_states
+from tpinit.runtime.training.gradients import sum_partial
+from tpinit.runtime.training.param_state import ParamState, make_param_states
 
 __all__ = ["VERIFY_MODES", "probe"]
 
 VERIFY_MODES = ("rehearsal", "probe")
-_TOLERANCE = 1e-4  # of a gradient's norm, in fp32, over two orders of summation
+_TOLERANCE = 1e-4  # relative, in fp32, between two orders of summation
 
 
 def probe(
-    model: nn.Module, plan: Plan, mesh: ParallelGroups, device: torch.device, example: Mapping[str, Any] | None = None
+    model: nn.Module, plan: Plan, groups: ParallelGroups, device: torch.device, example: Mapping[str, Any] | None = None
 ) -> str | None:
-    """Return what a sharded copy of `model` computes otherwise than a whole copy, in words; None where nothing.
+    """Return the first difference between a sharded copy of `model` and an unsharded one, in words; None if equal.
 
-    `example` are the keyword arguments of one small forward, by default made from the model's config. Every
-    rank of the TP group must call this: the sharded copy takes its collectives.
+    `example` are the keyword arguments of one small forward; by default they are made from the model's config. Every
+    rank of the TP group must call this: the forward of the sharded copy issues collectives.
     """
-    given = dry_run_inputs(model, example)
-    assert given is not None, "a model that was planned has inputs"
-    inputs = {**_labels(model, given), **given}
-    inputs = {key: one.to(device) if isinstance(one, torch.Tensor) else one for key, one in inputs.items()}
+    forward_inputs = dry_run_inputs(model, example)
+    assert forward_inputs is not None, "a model with a plan has example inputs"
+    inputs = {**_labels(model, forward_inputs), **forward_inputs}
+    inputs = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
     with preserved_rng(), DropoutDisabled():
-        whole = _copy(model)
-        whole.to(device)
-        training = _trains_alike(whole, inputs)
-        whole.train(training)
-        expected = _backward(whole, inputs)
-        gradients = {name: one.grad for name, one in whole.named_parameters()}
-        del whole
-        cut = _copy(model).train(training)
-        apply_plan(cut, plan, mesh.tp.group, None, device)
-        got = _backward(cut, inputs)
-        slots = make_param_states(cut, plan, None)
-        sum_parts(slots, mesh.tp, device)
-    if not abs(got - expected) <= _TOLERANCE * max(1.0, abs(expected)):
-        return f"its output is {got:.6g} where the whole model's is {expected:.6g}"
-    largest = max([float(one.norm()) for one in gradients.values() if one is not None], default=0.0)
-    for slot in slots:
-        whole_grad, grad = gradients[slot.record.name], slot.parameter.grad
-        if whole_grad is None and grad is None:
+        unsharded = _fp32_copy(model)
+        unsharded.to(device)
+        training = _is_deterministic_in_training(unsharded, inputs)
+        unsharded.train(training)
+        expected = _backward(unsharded, inputs)
+        gradients = {name: parameter.grad for name, parameter in unsharded.named_parameters()}
+        del unsharded
+        sharded = _fp32_copy(model).train(training)
+        apply_plan(sharded, plan, groups.tp.group, None, device)
+        actual = _backward(sharded, inputs)
+        states = make_param_states(sharded, plan, None)
+        sum_partial(states, groups.tp, device)
+    if not abs(actual - expected) <= _TOLERANCE * max(1.0, abs(expected)):
+        return f"the output of the sharded model is {actual:.6g}, of the unsharded model {expected:.6g}"
+    return _different_gradient(states, gradients, plan)
+
+
+def _different_gradient(
+    states: list[ParamState], gradients: Mapping[str, torch.Tensor | None], plan: Plan
+) -> str | None:
+    """Return which gradient of the sharded model differs from its part of the unsharded one, in words."""
+    largest = max([float(grad.norm()) for grad in gradients.values() if grad is not None], default=0.0)
+    for state in states:
+        full, actual = gradients[state.record.name], state.parameter.grad
+        if full is None and actual is None:
             continue
-        right = torch.zeros(slot.record.shape, device=device) if whole_grad is None else whole_grad
-        right = local_part(right, slot.record, plan.tp_size, plan.tp_rank)
-        off = float((right - (torch.zeros_like(right) if grad is None else grad)).norm())
-        if not off <= _TOLERANCE * (float(right.norm()) + 0.01 * largest):
-            return f"the gradient of {slot.record.name} is off by {off / (float(right.norm()) or 1.0):.2g} of its norm"
+        if full is None:
+            full = torch.zeros(state.record.shape, device=state.parameter.device)
+        expected = local_part(full, state.record, plan.tp_size, plan.tp_rank)
+        error = float((expected - (torch.zeros_like(expected) if actual is None else actual)).norm())
+        norm = float(expected.norm())
+        # A gradient that is tiny beside the largest one may be rounding error alone.
+        if not error <= _TOLERANCE * (norm + 0.01 * largest):
+            return (
+                f"the gradient of `{state.record.name}` differs from the unsharded model's "
+                f"(error {error / (norm or 1.0):.2g} x its norm)"
+            )
     return None
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def _fp32_copy(model: nn.Module) -> nn.Module:
     with without_hooks(model):
         return copy.deepcopy(model).float()
 
 
-def _trains_alike(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
-    """Tell whether two runs in training, with other random numbers, come out the same. Every rank tells the same."""
-    found = []
+def _is_deterministic_in_training(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Return whether two forwards in training mode with different seeds give one result. It is equal on every rank.
+
+    Leaves the model in training mode.
+    """
+    results = []
     model.train()
     for seed in (1, 2):
         torch.manual_seed(seed)
         try:
             with torch.no_grad(), fixed_host_rng():
-                found.append(float(_loss(model, inputs)))
-        except Exception:  # it trains on longer batches, or on none: evaluation mode tells
+                results.append(float(_loss(model, inputs)))
+        except Exception:  # the model may need longer batches in training; evaluation mode then still compares
             return False
-    return abs(found[0] - found[1]) <= _TOLERANCE * max(1.0, abs(found[0]))
+    return abs(results[0] - results[1]) <= _TOLERANCE * max(1.0, abs(results[0]))
 
 
 def _labels(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a causal language model its own tokens as labels, so that its loss is probed too."""
+    """Return the tokens as labels for a causal language model, so that its loss is compared too; nothing for others."""
     _, inner = unwrap_adapters(model)
     causal = type(inner).__name__.endswith("ForCausalLM") and "input_ids" in inputs
     return {"labels": inputs["input_ids"]} if causal else {}
 
 
 def _backward(model: nn.Module, inputs: Mapping[str, Any]) -> float:
-    """Run forward and backward from one number that depends on all of the output; return it."""
-    torch.manual_seed(0)  # whatever is drawn all the same is drawn by both models
+    """Run a forward and a backward from a scalar that depends on all of the output; return the scalar."""
+    torch.manual_seed(0)  # so that both models draw the same random numbers, if they still draw any
     with fixed_host_rng():
         loss: Any = _loss(model, inputs)
         loss.backward()
@@ -108,14 +124,14 @@ def _backward(model: nn.Module, inputs: Mapping[str, Any]) -> float:
 
 
 def _loss(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
-    """Run a forward; return one number that depends on all of the output."""
+    """Run a forward; return the model's loss, or a scalar that depends on every floating-point output."""
     output = model(**inputs)
     loss: torch.Tensor | None = getattr(output, "loss", None)
     if loss is None:
         loss = torch.zeros((), device=next(model.parameters()).device)
         values = output.values() if isinstance(output, Mapping) else [output]
-        for one in tree_leaves(list(values)):
-            if isinstance(one, torch.Tensor) and one.is_floating_point():
-                weights = torch.linspace(-1, 1, one.numel(), device=one.device).sin().view(one.shape)
-                loss = loss + (one * weights).mean()
+        for leaf in tree_leaves(list(values)):
+            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+                weights = torch.linspace(-1, 1, leaf.numel(), device=leaf.device).sin().view(leaf.shape)
+                loss = loss + (leaf * weights).mean()
     return loss

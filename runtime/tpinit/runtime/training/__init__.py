@@ -1,1 +1,1 @@
-"""The engine: gradients, optimizers, schedules, loss scaling, data."""
+"""Training: the engine, gradients over ranks, optimizers, learning-rate schedules, loss scaling, data loading."""

@@ -1,4 +1,4 @@
-"""The data loader: each data-parallel rank its own part of the data, all ranks of a TP group the same."""
+"""The data loader: each data-parallel rank reads its own part of the data, all ranks of a TP group the same part."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["make_loader"]
 
 
 def make_loader(
-    dataset: Any, settings: Settings, parts: int, index: int, collate_fn: Callable[..., Any] | None
+    dataset: Any, settings: Settings, replicas: int, index: int, collate_fn: Callable[..., Any] | None
 ) -> DataLoader[Any]:
-    """Return a loader of micro batches over part `index` of `parts` of a map-style dataset, shuffled by epoch."""
-    sampler: DistributedSampler[Any] = DistributedSampler(dataset, num_replicas=parts, rank=index)
+    """Return a loader of micro batches over part `index` of `replicas` of a map-style dataset, shuffled by epoch."""
+    sampler: DistributedSampler[Any] = DistributedSampler(dataset, num_replicas=replicas, rank=index)
     return DataLoader(
         dataset,
         batch_size=settings.batch.micro,

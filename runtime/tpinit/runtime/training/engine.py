@@ -1,4 +1,4 @@
-"""The engine: forward, backward, step, with accumulation, averaging, clipping and loss scaling."""
+"""The engine: forward, backward and step, with gradient accumulation, averaging, clipping and loss scaling."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from tpinit.runtime.groups.digest import digest_inputs
 from tpinit.runtime.groups.process_groups import ParallelGroups
 from tpinit.runtime.planning.schema import Plan
 from tpinit.runtime.settings import Settings
-from tpinit.runtime.training.gradients import average, global_norm, scale, sum_parts
-from tpinit.runtime.training.optimizers import LossScaler, ParamState
+from tpinit.runtime.training.gradients import average, global_norm, scale, sum_partial
+from tpinit.runtime.training.loss_scaler import LossScaler
+from tpinit.runtime.training.param_state import ParamState
 from tpinit.spec.vocabulary import Decision
 
 __all__ = ["Engine"]
@@ -24,18 +25,20 @@ __all__ = ["Engine"]
 class Engine:
     """A model in training, as `initialize` returns it.
 
-    `module` is the user's own model, cut in place; `plan` says what each parameter is; `decision` why. The
-    loop is `loss = engine(**batch).loss; engine.backward(loss); engine.step()` for every micro batch.
+    `module` is the user's own model, sharded in place; `plan` has a record for each parameter; `decision` is the
+    resolved contract; `groups` are this rank's process groups. The training loop calls, for every micro batch,
+    `loss = engine(**batch).loss; engine.backward(loss); engine.step()`.
     """
 
     def __init__(
         self,
         module: nn.Module,
+        *,
         decision: Decision,
         plan: Plan,
-        mesh: ParallelGroups,
+        groups: ParallelGroups,
         settings: Settings,
-        slots: list[ParamState],
+        param_states: list[ParamState],
         optimizer: Optimizer | None,
         lr_scheduler: Any,
         device: torch.device,
@@ -43,7 +46,7 @@ class Engine:
         self.module = module
         self.decision = decision
         self.plan = plan
-        self.mesh = mesh
+        self.groups = groups
         self.settings = settings
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -51,64 +54,64 @@ class Engine:
         self.micro_steps = 0
         self.global_steps = 0
         self.skipped_steps = 0
-        self._slots = slots
-        half = any(slot.parameter.dtype is torch.float16 for slot in slots)
-        self._scaler = LossScaler(settings.scaling, half)
+        self._param_states = param_states
+        fp16 = any(state.parameter.dtype is torch.float16 for state in param_states)
+        self._scaler = LossScaler(settings.scaling, fp16)
         self._norm: torch.Tensor | None = None
-        self._owed = False  # a backward whose step has not come yet
-        self._inputs_checked = mesh.tp.group is None
+        self._awaits_step = False  # backward was called, and step not yet
+        self._inputs_checked = groups.tp.group is None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model's forward on this rank's batch.
 
-        The first call compares the inputs over the TP group and raises AgreementError on all of its ranks
-        if they differ: the ranks of one group work on one batch.
+        All ranks of a TP group must pass the same batch. The first call compares the tensors among the arguments over
+        the TP group, and raises AgreementError on all of its ranks if they differ.
         """
         if not self._inputs_checked:
             report = RankReport(digest_inputs(args, kwargs))
-            check_reports(gather_reports(report, self.mesh.tp.group), self.mesh.tp.ranks)
+            check_reports(gather_reports(report, self.groups.tp.group), self.groups.tp.ranks)
             self._inputs_checked = True
         return self.module(*args, **kwargs)
 
     forward = __call__
 
     def backward(self, loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> torch.Tensor:
-        """Accumulate gradients of a scalar loss; at the boundary, average them over the data-parallel ranks.
+        """Add the gradients of a scalar loss; at an accumulation boundary, average them over the data-parallel ranks.
 
-        Returns the loss divided by the number of accumulation steps (unless `scale_wrt_gas` is false).
-        Raises EngineError without an optimizer, or when the step of the backward before has not come.
+        Returns the loss, divided by the number of accumulation steps unless `scale_wrt_gas` is false. Raises
+        EngineError if there is no optimizer, or if `step` was not called after the previous backward.
         """
         if self.optimizer is None:
             raise EngineError("backward needs an optimizer: name one in the config or pass one to initialize")
-        if self._owed:
+        if self._awaits_step:
             raise EngineError("backward was called twice without step between: call engine.step() after each backward")
         scaled = loss / self.settings.batch.accumulation if scale_wrt_gas else loss
         (scaled * self._scaler.scale if self._scaler.active else scaled).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
-        for slot in self._slots:
-            slot.collect()
+        for state in self._param_states:
+            state.accumulate()
         if self.is_gradient_accumulation_boundary():
-            sum_parts(self._slots, self.mesh.tp, self.device)
-            average(self._slots, self.mesh.dp, self.device)
-        self._owed = True
+            sum_partial(self._param_states, self.groups.tp, self.device)
+            average(self._param_states, self.groups.dp, self.device)
+        self._awaits_step = True
         return scaled.detach()
 
     def step(self) -> None:
-        """End a micro batch: at the accumulation boundary clip, update, advance the schedule, drop gradients.
+        """End a micro batch; at an accumulation boundary clip, update, advance the schedule and drop the gradients.
 
-        An fp16 step whose gradients overflow is skipped on every rank, and the loss scale falls. Raises
-        EngineError without a backward since the last step.
+        An fp16 update whose gradients overflow is skipped on every rank, and the loss scale may be halved. Raises
+        EngineError if `backward` was not called since the last step.
         """
-        if not self._owed:
+        if not self._awaits_step:
             raise EngineError("step was called without a backward before it")
         if self.is_gradient_accumulation_boundary():
             self._update()
-        self._owed = False
+        self._awaits_step = False
         self.micro_steps += 1
 
     def _update(self) -> None:
         assert self.optimizer is not None
-        # Where nothing depends on the norm, the update does not wait for it.
-        norm = global_norm(self._slots, self.mesh.tp, self.device)
+        # Without clipping and loss scaling the update does not depend on the norm, and does not wait for it.
+        norm = global_norm(self._param_states, self.groups.tp, self.device)
         overflow = self._scaler.active and not bool(torch.isfinite(norm()))
         if overflow:
             self.skipped_steps += 1
@@ -116,8 +119,8 @@ class Engine:
             if self._scaler.active or self.settings.clipping:
                 self._clip(norm() / self._scaler.scale)
             self.optimizer.step()
-            for slot in self._slots:
-                slot.publish()
+            for state in self._param_states:
+                state.copy_back()
             if self.lr_scheduler is not None:
                 self.lr_scheduler.step()
         self._norm = norm() / self._scaler.scale
@@ -129,20 +132,20 @@ class Engine:
         factor = torch.ones_like(norm) / self._scaler.scale
         if self.settings.clipping:
             factor = factor * (self.settings.clipping / (norm + 1e-6)).clamp(max=1.0)
-        scale(self._slots, factor)
+        scale(self._param_states, factor)
 
     def zero_grad(self) -> None:
         """Drop every gradient."""
-        for slot in self._slots:
-            slot.parameter.grad = None
-            slot.target.grad = None
+        for state in self._param_states:
+            state.parameter.grad = None
+            state.target.grad = None
 
     def is_gradient_accumulation_boundary(self) -> bool:
-        """Say whether the current micro batch is the last one before an update."""
+        """Return whether the current micro batch is the last one before an update."""
         return (self.micro_steps + 1) % self.settings.batch.accumulation == 0
 
     def get_global_grad_norm(self) -> float | None:
-        """Return the norm of the whole model's gradient at the last update, before clipping; None before one."""
+        """Return the 2-norm of the whole model's gradient at the last update, before clipping; None before any."""
         return None if self._norm is None else float(self._norm)
 
     def train(self, mode: bool = True) -> Engine:
@@ -173,17 +176,17 @@ class Engine:
         return self._scaler.scale
 
     def get_lr(self) -> list[float]:
-        """Return the learning rates, one a parameter group; empty without an optimizer."""
+        """Return the learning rate of each parameter group; empty without an optimizer."""
         return [group["lr"] for group in self.optimizer.param_groups] if self.optimizer is not None else []
 
     def train_batch_size(self) -> int | None:
-        """Return the samples in one update over all ranks; None where nobody gave a batch size."""
+        """Return the number of samples in one update over all ranks; None without a batch size."""
         return self.settings.batch.train
 
     def train_micro_batch_size_per_gpu(self) -> int | None:
-        """Return the samples in one micro batch of a data-parallel rank; None where nobody gave a batch size."""
+        """Return the number of samples in a micro batch of one data-parallel rank; None without a batch size."""
         return self.settings.batch.micro
 
     def gradient_accumulation_steps(self) -> int:
-        """Return how many micro batches make one update."""
+        """Return the number of micro batches in one update."""
         return self.settings.batch.accumulation

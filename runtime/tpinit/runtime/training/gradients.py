@@ -1,4 +1,4 @@
-"""Gradients over ranks: the average over the data-parallel group, and the norm that the plan defines."""
+"""Gradients over ranks: sums over the TP group, means over the data-parallel group, the norm of the whole gradient."""
 
 from __future__ import annotations
 
@@ -10,75 +10,78 @@ import torch.distributed as dist
 from tpinit.runtime.groups.process_groups import GroupView
 from tpinit.runtime.planning.schema import GradientRule
 from tpinit.runtime.slicing import local_part, write_part
-from tpinit.runtime.training.optimizers import ParamState
+from tpinit.runtime.training.param_state import ParamState
 
-__all__ = ["average", "global_norm", "scale", "sum_parts"]
+__all__ = ["average", "global_norm", "scale", "sum_partial"]
 
 _BUCKET = 1 << 25  # elements in one all-reduce: large enough to be bandwidth-bound, small beside a model
 
 
-def sum_parts(slots: Sequence[ParamState], side: GroupView, device: torch.device) -> None:
-    """Sum over the TP group the gradients of what several of its ranks hold, each having a part, in place.
+def sum_partial(states: Sequence[ParamState], tp: GroupView, device: torch.device) -> None:
+    """Sum the gradients of PARTIAL parameters over the TP group, in place: each rank has computed one addend.
 
-    One all-reduce for each dtype. A parameter that no rank used stays without a gradient.
+    One all-reduce for each dtype. A parameter that no rank used keeps no gradient.
     """
-    parts = [
-        slot for slot in slots if slot.record.gradient_rule is GradientRule.PARTIAL and slot.parameter.requires_grad
-    ]
-    if side.group is None or not parts:
+    partial = [state for state in states if state.record.gradient_rule is GradientRule.PARTIAL]
+    partial = [state for state in partial if state.parameter.requires_grad]
+    if tp.group is None or not partial:
         return
-    for dtype in dict.fromkeys(slot.target.dtype for slot in parts):
-        alike = [slot for slot in parts if slot.target.dtype == dtype]
-        used = torch.tensor([slot.target.grad is not None for slot in alike], dtype=dtype, device=device)
-        wholes = [_whole(slot, side) for slot in alike]
-        flat = torch.cat([used, *(whole.reshape(-1) for whole in wholes)])
-        dist.all_reduce(flat, group=side.group)
-        summed = torch.split(flat[len(alike) :], [whole.numel() for whole in wholes])
-        for slot, whole, total, count in zip(alike, wholes, summed, flat[: len(alike)].tolist(), strict=True):
-            if count:
-                slot.target.grad = local_part(total.view_as(whole), slot.record, side.size, side.position).clone(
-                    memory_format=torch.contiguous_format
-                )
+    for dtype in dict.fromkeys(state.target.dtype for state in partial):
+        _sum_one_dtype([state for state in partial if state.target.dtype == dtype], tp, device)
 
 
-def _whole(slot: ParamState, side: GroupView) -> torch.Tensor:
-    """Return a gradient in the place that its part has in the whole, with zeros around it."""
-    grad, record = slot.target.grad, slot.record
-    whole = torch.zeros(record.shape, dtype=slot.target.dtype, device=slot.target.device)
+def _sum_one_dtype(states: Sequence[ParamState], tp: GroupView, device: torch.device) -> None:
+    dtype = states[0].target.dtype
+    used = torch.tensor([state.target.grad is not None for state in states], dtype=dtype, device=device)
+    full = [_full_size_gradient(state, tp) for state in states]
+    flat = torch.cat([used, *(grad.reshape(-1) for grad in full)])
+    dist.all_reduce(flat, group=tp.group)
+    sums = torch.split(flat[len(states) :], [grad.numel() for grad in full])
+    for state, grad, total, users in zip(states, full, sums, flat[: len(states)].tolist(), strict=True):
+        if users:
+            state.target.grad = local_part(total.view_as(grad), state.record, tp.size, tp.position).clone(
+                memory_format=torch.contiguous_format
+            )
+
+
+def _full_size_gradient(state: ParamState, tp: GroupView) -> torch.Tensor:
+    """Return this rank's gradient in a tensor of the parameter's full shape, with zeros outside this rank's slice."""
+    grad, record = state.target.grad, state.record
+    full = torch.zeros(record.shape, dtype=state.target.dtype, device=state.target.device)
     if grad is not None and record.dim is None:
-        whole.copy_(grad)
+        full.copy_(grad)
     elif grad is not None:
-        write_part(whole, grad, record, side.size, side.position)
-    return whole
+        write_part(full, grad, record, tp.size, tp.position)
+    return full
 
 
-def average(slots: Sequence[ParamState], side: GroupView, device: torch.device) -> None:
+def average(states: Sequence[ParamState], dp: GroupView, device: torch.device) -> None:
     """Replace every gradient by its mean over the data-parallel group, in place.
 
-    A parameter without a gradient on this rank counts as zero where another rank has one, and stays
-    without one where none has: so ranks that used different parameters neither hang nor mix them up.
+    A parameter that has a gradient on some ranks counts as zero on the others. A parameter that has a gradient on no
+    rank keeps none. So ranks that used different parameters all-reduce the same tensors.
     """
-    if side.group is None:
+    if dp.group is None:
         return
-    live = torch.tensor([slot.target.grad is not None for slot in slots], dtype=torch.int32, device=device)
-    dist.all_reduce(live, op=dist.ReduceOp.MAX, group=side.group)
-    used = [slot for slot, flag in zip(slots, live.tolist(), strict=True) if flag]
-    for slot in used:
-        if slot.target.grad is None:
-            slot.target.grad = torch.zeros_like(slot.target)
+    has_grad = torch.tensor([state.target.grad is not None for state in states], dtype=torch.int32, device=device)
+    dist.all_reduce(has_grad, op=dist.ReduceOp.MAX, group=dp.group)
+    used = [state for state, flag in zip(states, has_grad.tolist(), strict=True) if flag]
+    for state in used:
+        if state.target.grad is None:
+            state.target.grad = torch.zeros_like(state.target)
     for grads in _buckets(used):
         flat = torch.cat([grad.reshape(-1) for grad in grads])
-        dist.all_reduce(flat, group=side.group)
-        flat /= side.size
-        for grad, part in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
-            grad.copy_(part.view_as(grad))
+        dist.all_reduce(flat, group=dp.group)
+        flat /= dp.size
+        for grad, mean in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
+            grad.copy_(mean.view_as(grad))
 
 
-def _buckets(slots: Sequence[ParamState]) -> Iterator[list[torch.Tensor]]:
-    """Yield the gradients in runs of one dtype and bounded size, in the plan's order."""
+def _buckets(states: Sequence[ParamState]) -> Iterator[list[torch.Tensor]]:
+    """Yield the gradients in lists of one dtype and at most `_BUCKET` elements, in the plan's order."""
     bucket: list[torch.Tensor] = []
     count = 0
-    for grad in _grads(slots):
+    for grad in _gradients(states):
         if bucket and (grad.dtype != bucket[0].dtype or count + grad.numel() > _BUCKET):
             yield bucket
             bucket, count = [], 0
@@ -88,53 +91,43 @@ def _buckets(slots: Sequence[ParamState]) -> Iterator[list[torch.Tensor]]:
         yield bucket
 
 
-def _grads(slots: Sequence[ParamState]) -> Iterator[torch.Tensor]:
-    for slot in slots:
-        if slot.target.grad is not None:
-            yield slot.target.grad
+def _gradients(states: Sequence[ParamState]) -> Iterator[torch.Tensor]:
+    for state in states:
+        if state.target.grad is not None:
+            yield state.target.grad
 
 
-def global_norm(slots: Sequence[ParamState], side: GroupView, device: torch.device) -> Callable[[], torch.Tensor]:
-    """Return what waits for the 2-norm of the whole model's gradient, a float64 scalar, equal on every rank.
+def global_norm(states: Sequence[ParamState], tp: GroupView, device: torch.device) -> Callable[[], torch.Tensor]:
+    """Start the 2-norm of the whole model's gradient; return a function that waits for it.
 
-    Slices count on each rank of the TP group and are summed over it; gradients that are the same on all of
-    them count once. One all-reduce of one number, which is on its way when this returns: the gradients may change.
+    The result is a float64 scalar tensor, equal on every rank of the TP group. Sharded gradients are summed over the
+    group; a replicated gradient counts once. The one all-reduce, of one number, has started when this returns, so the
+    caller may change the gradients before it waits.
     """
-    own = _square([_counted(slot, side) for slot in slots if slot.record.dim is not None], device)
-    same = _square([slot.target.grad for slot in slots if slot.record.dim is None], device)
-    pending = dist.all_reduce(own, group=side.group, async_op=True) if side.group is not None else None
+    sharded = _sum_of_squares([_counted_gradient(state) for state in states if state.record.dim is not None], device)
+    replicated = _sum_of_squares([state.target.grad for state in states if state.record.dim is None], device)
+    pending = dist.all_reduce(sharded, group=tp.group, async_op=True) if tp.group is not None else None
 
     @cache
     def norm() -> torch.Tensor:
         if pending is not None:
             pending.wait()
-        return (own + same).sqrt()
+        return (sharded + replicated).sqrt()
 
     return norm
 
 
-def _counted(slot: ParamState, side: GroupView) -> torch.Tensor | None:
-    """Return what of a slice's gradient this rank counts: all that no rank before it holds too."""
-    grad, record = slot.target.grad, slot.record
-    if grad is None or record.gradient_rule is not GradientRule.PARTIAL:
+def _counted_gradient(state: ParamState) -> torch.Tensor | None:
+    """Return the elements of a sharded gradient that this rank adds to the norm, the sharded dimension first."""
+    grad = state.target.grad
+    if grad is None or state.counted is None:
         return grad
-    assert record.dim is not None
-    before = {
-        place
-        for rank in range(side.position)
-        for offset, length in record.pieces_of(side.size, rank)
-        for place in range(offset, offset + length)
-    }
-    held = [
-        place
-        for offset, length in record.pieces_of(side.size, side.position)
-        for place in range(offset, offset + length)
-    ]
-    kept = torch.tensor([place not in before for place in held], device=grad.device)
-    return grad.transpose(0, record.dim)[kept]
+    assert state.record.dim is not None
+    return grad.transpose(0, state.record.dim)[state.counted]
 
 
-def _square(grads: Sequence[torch.Tensor | None], device: torch.device) -> torch.Tensor:
+def _sum_of_squares(grads: Sequence[torch.Tensor | None], device: torch.device) -> torch.Tensor:
+    """Return the sum of the squares of all elements, a float64 scalar; each norm is taken in at least fp32."""
     norms = [
         torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
         for grad in grads
@@ -145,7 +138,7 @@ def _square(grads: Sequence[torch.Tensor | None], device: torch.device) -> torch
     return torch.stack([norm.double() for norm in norms]).square().sum()
 
 
-def scale(slots: Sequence[ParamState], factor: torch.Tensor) -> None:
-    """Multiply every gradient by a scalar, in place."""
-    for grad in _grads(slots):
+def scale(states: Sequence[ParamState], factor: torch.Tensor) -> None:
+    """Multiply every gradient by a scalar tensor, in place."""
+    for grad in _gradients(states):
         grad.mul_(factor.to(grad.dtype))

@@ -87,7 +87,7 @@ def _tpinit() -> TrainingLibrary:
 
     def input_check(engine: Any) -> Callable[[dict[str, Any]], None] | None:
         def check(inputs: dict[str, Any]) -> None:
-            engine._inputs_checked = engine.mesh.tp.group is None
+            engine._inputs_checked = engine.groups.tp.group is None
             with torch.no_grad():
                 engine(**inputs)
 
@@ -97,7 +97,7 @@ def _tpinit() -> TrainingLibrary:
         return {
             **_batch(engine),
             "tp_size": engine.decision.tp_size.value,
-            "dp_world_size": engine.mesh.dp.size,
+            "dp_world_size": engine.groups.dp.size,
             "row": engine.decision.row,
         }
 

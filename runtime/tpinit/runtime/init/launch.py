@@ -1,0 +1,154 @@
+"""Start a run: prepare on each rank, compare the ranks, create the groups, apply the plan, build the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from tpinit.reference.errors import TpinitError
+from tpinit.runtime.errors import PlanError, UnsupportedError
+from tpinit.runtime.groups import world
+from tpinit.runtime.groups.agreement import (
+    RankReport,
+    check_replicas,
+    check_reports,
+    describe_error,
+    gather_reports,
+)
+from tpinit.runtime.groups.process_groups import GroupLayout, ParallelGroups, create_groups, plan_groups
+from tpinit.runtime.init.apply import apply_plan
+from tpinit.runtime.init.call_registry import consume_call
+from tpinit.runtime.init.prepare import InitArgs, Prepared, prepare
+from tpinit.runtime.init.probe import VERIFY_MODES, probe
+from tpinit.runtime.loading.weight_loading import WeightSource, load_weights
+from tpinit.runtime.training.data import make_loader
+from tpinit.runtime.training.engine import Engine
+from tpinit.runtime.training.param_state import make_param_states
+from tpinit.runtime.training.schedules import build_schedule
+from tpinit.spec.vocabulary import DType
+
+__all__ = ["PORT", "Started", "launch"]
+
+PORT = 29500  # the default of DeepSpeed and of torchrun
+_TORCH_DTYPES = {DType.FP32: torch.float32, DType.FP16: torch.float16, DType.BF16: torch.bfloat16}
+Started = tuple[Engine, Optimizer | None, DataLoader[Any] | None, Any]
+
+
+def launch(
+    init_args: InitArgs,
+    *,
+    distributed_port: int,
+    dist_init_required: bool | None,
+    collate_fn: Callable[..., Any] | None,
+    verify: str = "rehearsal",
+    open_weights: Callable[[], WeightSource] | None = None,
+) -> Started:
+    """Do what `initialize` documents.
+
+    `open_weights` builds the model on the meta device and returns it with the source of its weights, which are read
+    after the ranks agreed; without it `init_args` has the model.
+    """
+    if verify not in VERIFY_MODES:
+        raise TpinitError(f"verify is {verify!r}, and must be one of {', '.join(VERIFY_MODES)}")
+    if type(init_args.sequence_parallel) is not bool:
+        raise TpinitError(f"sequence_parallel is {init_args.sequence_parallel!r}, and must be True or False")
+    world.start(distributed_port, dist_init_required)
+    device = world.local_device()
+    init_args, prepared, reports = _prepare_and_compare(init_args, open_weights)
+    layout = plan_groups(
+        prepared.decision, [report.tp_ranks for report in reports], [report.dp_ranks for report in reports]
+    )
+    if not check_replicas(reports, layout.dp_groups) and prepared.settings.clipping:
+        raise UnsupportedError(
+            "row 2: the DP groups hold different models, and a gradient norm over different models is not implemented: "
+            "set gradient_clipping to 0"
+        )
+    groups = create_groups(layout, prepared.decision, dist.get_rank())
+    if verify == "probe" and groups.tp.group is not None:
+        _check_probe(prepared, groups, device, init_args.example)
+    return _build_engine(prepared, init_args, layout, groups, device, collate_fn)
+
+
+def _prepare_and_compare(
+    init_args: InitArgs, open_weights: Callable[[], WeightSource] | None
+) -> tuple[InitArgs, Prepared, list[RankReport]]:
+    """Prepare on this rank and compare its report with those of all ranks. Raises on all ranks if one rank failed."""
+    report = RankReport()
+    prepared: Prepared | None = None
+    failure: Exception | None = None
+    try:
+        if open_weights is not None:
+            weights = open_weights()
+            init_args = replace(init_args, model=weights.model, weights=weights)
+        prepared = prepare(init_args, report)
+    except Exception as error:  # any error: the other ranks wait for this rank's report
+        failure = error
+        report.error = describe_error(error)
+    reports = gather_reports(report)
+    check_reports(reports)
+    if failure is not None:
+        raise failure
+    assert prepared is not None
+    return init_args, prepared, reports
+
+
+def _check_probe(
+    prepared: Prepared, groups: ParallelGroups, device: torch.device, example: Mapping[str, Any] | None
+) -> None:
+    """Raise PlanError, with the same text on every rank, if the probe finds a difference on any rank."""
+    plan = replace(prepared.plan, tp_rank=groups.tp.position)
+    difference = probe(prepared.model, plan, groups, device, example)
+    reports = gather_reports(RankReport(error=difference))
+    differences = [f"rank {rank}: {report.error}" for rank, report in enumerate(reports) if report.error is not None]
+    if differences:
+        raise PlanError(
+            "the sharded model differs from the unsharded one, and nothing was changed: " + "; ".join(differences)
+        )
+
+
+def _build_engine(
+    prepared: Prepared,
+    init_args: InitArgs,
+    layout: GroupLayout,
+    groups: ParallelGroups,
+    device: torch.device,
+    collate_fn: Callable[..., Any] | None,
+) -> Started:
+    """Shard the model and build the parameter states, the schedule, the data loader and the engine."""
+    model, optimizer, settings = prepared.model, prepared.optimizer, prepared.settings
+    plan = replace(prepared.plan, tp_rank=groups.tp.position)
+    dtype = _TORCH_DTYPES[prepared.decision.dtype.value] if prepared.decision.dtype.value is not None else None
+    if init_args.weights is None:
+        apply_plan(model, plan, groups.tp.group, dtype, device)
+    else:
+        load_weights(init_args.weights, plan, layout.dp_groups, dtype)
+        # Every parameter already holds its part in the right dtype: only the modules are left to convert.
+        apply_plan(model, plan, groups.tp.group, None, device, lambda _, parameter: parameter.data)
+    states = make_param_states(model, plan, optimizer)
+    scheduler = init_args.lr_scheduler
+    if optimizer is not None and scheduler is None and settings.scheduler is not None:
+        scheduler = build_schedule(settings.scheduler, optimizer)
+    elif optimizer is not None and callable(scheduler) and not hasattr(scheduler, "step"):
+        scheduler = scheduler(optimizer)
+    loader = None
+    if init_args.training_data is not None:
+        replicas = len(layout.tp_groups) or groups.dp.size
+        loader = make_loader(init_args.training_data, settings, replicas, groups.data_index, collate_fn)
+    engine = Engine(
+        model,
+        decision=prepared.decision,
+        plan=plan,
+        groups=groups,
+        settings=settings,
+        param_states=states,
+        optimizer=optimizer,
+        lr_scheduler=scheduler,
+        device=device,
+    )
+    consume_call(model)
+    return engine, optimizer, loader, scheduler
