@@ -54,10 +54,10 @@ def test_train_fails_where_the_models_differ(tmp_path: Path) -> None:
     script.write_text(
         "import sys\n"
         "from tpinit.cli.main import main\n"
-        "from tpinit.runtime.parallel import Entry\n"
-        "from tpinit.runtime.parallel.fused_columns import Door\n"
-        "Entry.__call__ = lambda _, hidden: hidden\n"
-        "Door.applies_to = lambda *_: False\n"
+        "from tpinit.runtime.parallel import TPRegionInput\n"
+        "from tpinit.runtime.parallel.fused_columns import FusedColumnGroup\n"
+        "TPRegionInput.__call__ = lambda _, hidden: hidden\n"
+        "FusedColumnGroup.applies_to = lambda *_: False\n"
         "status = main(['train', '--steps', '3'])\n"
         "print('status', status)\n"
     )
