@@ -215,8 +215,8 @@ def _experts_in_parts(module: Any, parts: int) -> Callable[..., torch.Tensor]:
         outputs = []
         for part in reversed(range(parts)):
             held: dict[str, Any] = {
-                key: take_pieces(module.get_parameter(key), dim, spread.slices[part])
-                for key, (_, dim, spread) in found.placements.items()
+                key: take_pieces(module.get_parameter(key), placed.dim, placed.shard_map.slices[part])
+                for key, placed in found.placements.items()
             }
             held |= {key: torch.zeros_like(module.get_parameter(key)) for key in found.first_rank_only if part}
             held |= {path: ranks[part] for path, ranks in found.attributes}

@@ -13,7 +13,7 @@ from tpinit.runtime.planning.analysis.linears import LinearInfo, expert_weights
 from tpinit.runtime.planning.analysis.trace import Trace
 from tpinit.runtime.planning.partition.experts import ExpertsSharding, fit_experts
 from tpinit.runtime.planning.partition.regions import BlockPatch, CutRegion, Region, ShardMismatch, block_plan
-from tpinit.runtime.planning.partition.shard_maps import RegionSharding, ShardMap, even_shard_map, per_head_shard_map
+from tpinit.runtime.planning.partition.shard_maps import Placement, RegionSharding, even_shard_map, per_head_shard_map
 from tpinit.runtime.planning.partition.standalone import StandaloneShard
 from tpinit.runtime.planning.partition.vocabulary import Vocabulary
 from tpinit.runtime.planning.requests.request import LayerRequest, PlanRequest
@@ -41,15 +41,6 @@ class PlanningTask:
     request: PlanRequest | None
     tp_size: int
     head_names: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """How a sharded parameter is distributed over the TP group, along dimension `dim`."""
-
-    cut: Cut
-    dim: int
-    shard_map: ShardMap
 
 
 @dataclass(slots=True)
@@ -160,8 +151,8 @@ def _add_experts(task: PlanningTask, draft: PlanDraft) -> None:
             owners = (_owner(f"{name}.{weight}") for weight in expert_weights(module))
             draft.reasons.update(dict.fromkeys(owners, str(fit)))
             continue
-        for parameter, (cut, dim, shard_map) in fit.placements.items():
-            draft.placements[id(module.get_parameter(parameter))] = Placement(cut, dim, shard_map)
+        for parameter, placement in fit.placements.items():
+            draft.placements[id(module.get_parameter(parameter))] = placement
         draft.layers.append(LayerPlan(name, LayerKind.EXPERTS))
         draft.partial_gradients.update(f"{name}.{parameter}" for parameter in fit.first_rank_only)
         if fit.attributes or fit.first_rank_only:

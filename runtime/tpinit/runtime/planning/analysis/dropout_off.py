@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from tpinit.runtime.internals.torch_private import PlainDispatchMode, named_arguments
 from tpinit.runtime.parallel.host_rng import host_rng_states, numpy_random, set_host_rng_states
 
 __all__ = ["DropoutDisabled", "fixed_host_rng", "preserved_rng", "without_dropout"]
@@ -30,16 +30,8 @@ def without_dropout(func: Any, args: Any, kwargs: Any) -> Callable[..., Any] | N
     return _REPLACEMENTS.get(func)
 
 
-class DropoutDisabled(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves the base untyped
+class DropoutDisabled(PlainDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its base untyped
     """A dispatch mode under which no operation of torch drops anything."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # the same
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Return False: the guard that hides a mode from the compiler costs more than this mode's work."""
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return (without_dropout(func, args, kwargs) or func)(*args, **(kwargs or {}))
@@ -90,15 +82,11 @@ def _high_between(low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
 
 def _has_attention_dropout(func: Any, args: Any, kwargs: Any) -> bool:
     """Return whether `func` is a fused attention whose argument `dropout_p` is above 0."""
-    return "attention" in func.__name__ and bool(_named_arguments(func, args, kwargs or {}).get("dropout_p", 0.0))
-
-
-def _named_arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    return {**dict(zip([argument.name for argument in func._schema.arguments], args, strict=False)), **kwargs}
+    return "attention" in func.__name__ and bool(named_arguments(func, args, kwargs).get("dropout_p", 0.0))
 
 
 def _without_attention_dropout(func: Any) -> Callable[..., Any]:
-    return lambda *args, **kwargs: func(**_named_arguments(func, args, kwargs) | {"dropout_p": 0.0})
+    return lambda *args, **kwargs: func(**named_arguments(func, args, kwargs) | {"dropout_p": 0.0})
 
 
 def _high_rand(shape: Any, *_: Any, **options: Any) -> torch.Tensor:

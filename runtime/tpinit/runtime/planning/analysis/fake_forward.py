@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from tpinit.runtime.internals.torch_private import FORWARD_HOOKS, buffers_of, children_of, is_batch_norm, parameters_of
 from tpinit.runtime.planning.analysis.dropout_off import DropoutDisabled, fixed_host_rng, preserved_rng
 from tpinit.runtime.planning.analysis.linears import LinearInfo, find_experts, find_linears
 
@@ -74,19 +74,19 @@ def _replacements(modules: Sequence[nn.Module], stubbed: set[int]) -> list[Repla
     generator = torch.Generator().manual_seed(1)
     replacements = []
     for module in modules:
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is None or id(tensor) in stubbed:
-                    continue
-                is_vector = tensors is module._parameters and tensor.dim() == 1 and not module._modules
-                if tensors is module._buffers and isinstance(module, _NormBase) and not tensor.is_meta:
-                    replacements.append(Replacement(module, name, tensor, tensor))  # a run in training writes to it
-                elif tensor.is_meta or is_vector:
-                    values = torch.zeros(tensor.shape, dtype=tensor.dtype)
-                    if tensor.is_floating_point():
-                        values.normal_(generator=generator)
-                    values = values if tensor.is_meta else values.to(tensor.device)
-                    replacements.append(Replacement(module, name, tensor, values))
+        parameters, buffers = parameters_of(module), buffers_of(module)
+        for name, tensor in [*parameters.items(), *buffers.items()]:
+            if tensor is None or id(tensor) in stubbed:
+                continue
+            is_vector = name in parameters and tensor.dim() == 1 and not children_of(module)
+            if name in buffers and is_batch_norm(module) and not tensor.is_meta:
+                replacements.append(Replacement(module, name, tensor, tensor))  # a run in training writes to it
+            elif tensor.is_meta or is_vector:
+                values = torch.zeros(tensor.shape, dtype=tensor.dtype)
+                if tensor.is_floating_point():
+                    values.normal_(generator=generator)
+                values = values if tensor.is_meta else values.to(tensor.device)
+                replacements.append(Replacement(module, name, tensor, values))
     return replacements
 
 
@@ -149,7 +149,7 @@ def _stubbed(
 def _values_for_run(replacement: Replacement) -> torch.Tensor:
     """Return the values of one tensor for one run: a copy of a buffer, which the run may write to; a rank's pieces."""
     module, name, values = replacement.module, replacement.name, replacement.values
-    if name not in module._parameters:
+    if name not in parameters_of(module):
         values = values.clone()
     pieces = module.__dict__.get(HELD_PIECES, {}).get(name)
     return values if pieces is None else torch.cat([values.narrow(0, *piece) for piece in pieces])
@@ -176,8 +176,7 @@ def _embedding_forward(module: nn.Embedding) -> Callable[[torch.Tensor], torch.T
 @contextmanager
 def without_hooks(model: nn.Module) -> Iterator[None]:
     """Remove the forward hooks of all modules, and restore them and all RNG states when the context ends."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
-    originals = [(module, kind, getattr(module, kind)) for module in model.modules() for kind in kinds]
+    originals = [(module, kind, getattr(module, kind)) for module in model.modules() for kind in FORWARD_HOOKS]
     for module, kind, hooks in originals:
         module.__dict__[kind] = type(hooks)()
     try:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from tpinit.runtime.groups.digest import digest
+from tpinit.runtime.internals.torch_private import children_of, empty_module_state, parameters_of
 
 __all__ = ["LayerIndexProbe", "SimilarLayers", "group_similar_layers"]
 
@@ -89,16 +90,16 @@ def _fingerprint(
                 integers.append((attributes, key, value))
             elif kind is bool or value is None or kind is str or kind is float:
                 fingerprint += (kind, value)
-            elif key == "_modules":
+            elif value is children_of(module):
                 fingerprint.append(list(value))
-            elif key == "_parameters":
+            elif value is parameters_of(module):
                 fingerprint += [(parameter_name, _parameter_token(held)) for parameter_name, held in value.items()]
             elif key not in _HOOKS or value:  # in this order: the truth of a LayerIndexProbe must not be read
                 fingerprint.append(_token(value, submodules))
     return fingerprint, integers
 
 
-_HOOKS = frozenset(key for key in nn.Module().__dict__ if "hook" in key)
+_HOOKS = frozenset(key for key in empty_module_state() if "hook" in key)
 
 
 def _parameter_token(parameter: torch.Tensor | None) -> object:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
+from tpinit.runtime.internals.torch_private import children_of, empty_module_state, parameters_of
 from tpinit.runtime.planning.analysis.layer_dedup import LayerIndexProbe, SimilarLayers, group_similar_layers
 from tpinit.runtime.planning.schema import ParameterPlan, Plan
 
@@ -155,7 +156,7 @@ def _fold(
         last_output = _LastOutput(layers[first].forward)
         set_item(layers[first].__dict__, "forward", last_output.record)
         for index in group.indices[1:-1]:
-            set_item(layers.__dict__["_modules"], str(index), _placeholder(layers[index], last_output))
+            set_item(children_of(layers), str(index), _placeholder(layers[index], last_output))
         for index in (first, last):
             for position in group.index_like:
                 attributes, name, value = group.integers[index][position]
@@ -184,7 +185,7 @@ def _placeholder(layer: nn.Module, last_output: _LastOutput) -> nn.Module:
     """Return a module of the layer's type and with its attributes, without submodules, parameters, buffers or hooks."""
     placeholder = object.__new__(type(layer))
     placeholder.__dict__.update(layer.__dict__)
-    for key, value in nn.Module().__dict__.items():
+    for key, value in empty_module_state().items():
         if key != "training":
             placeholder.__dict__[key] = value
     placeholder.__dict__["forward"] = last_output
@@ -195,10 +196,9 @@ def _shared_ids(model: nn.Module) -> set[int]:
     """Return the ids of the modules and parameters that more than one module of the model holds."""
     counts: dict[int, int] = {}
     for module in model.modules():
-        for children in (module._parameters, module._modules):
-            for child in children.values():
-                if child is not None:
-                    counts[id(child)] = counts.get(id(child), 0) + 1
+        for child in (*parameters_of(module).values(), *children_of(module).values()):
+            if child is not None:
+                counts[id(child)] = counts.get(id(child), 0) + 1
     return {key for key, count in counts.items() if count > 1}
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from tpinit.runtime.internals.torch_private import parameters_of
+from tpinit.runtime.internals.transformers_private import is_conv1d
 
 __all__ = ["LinearInfo", "expert_weights", "find_experts", "find_linears", "flat_expert_shapes"]
 
@@ -46,7 +48,7 @@ def find_linears(model: nn.Module) -> dict[str, LinearInfo]:
         if isinstance(module, nn.Linear):
             if type(module).forward is nn.Linear.forward or _computes_linear(module):
                 linears[name] = LinearInfo(name, module, 0)
-        elif type(module).__module__ == "transformers.pytorch_utils" and type(module).__qualname__ == "Conv1D":
+        elif is_conv1d(module):
             linears[name] = LinearInfo(name, module, 1)
     return linears
 
@@ -97,7 +99,7 @@ def find_experts(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _has_stacked_experts(module: nn.Module) -> bool:
-    parameters = module._parameters
+    parameters = parameters_of(module)
     present = {key for key, parameter in parameters.items() if parameter is not None}
     return {"gate_up_proj", "down_proj"} <= present and all(
         parameter is None or parameter.dim() == 3 for key, parameter in parameters.items() if key.endswith("_proj")
@@ -111,7 +113,7 @@ def flat_expert_shapes(module: nn.Module) -> tuple[tuple[int, int], ...]:
     [experts * width, hidden], where experts, width and hidden are integer attributes of the module. Empty for any
     other module.
     """
-    if any(parameter is not None for parameter in module._parameters.values()) or not any(module.children()):
+    if any(parameter is not None for parameter in parameters_of(module).values()) or not any(module.children()):
         return ()
     attributes = {value for value in vars(module).values() if type(value) is int and value > 1}
     shapes: list[tuple[int, ...]] = []

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
+from tpinit.runtime.internals.torch_private import storage_key, tree_leaves
 from tpinit.runtime.planning.analysis.dropout_off import DropoutDisabled, without_dropout
 from tpinit.runtime.planning.analysis.fake_forward import ForwardContext, forward_context, run_fake_forward
 from tpinit.runtime.planning.analysis.linears import LinearInfo
@@ -146,12 +146,11 @@ class _NameTracker(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch l
         return _without_marks(self._get(tensor))
 
     def _get(self, tensor: torch.Tensor) -> frozenset[str]:
-        return self._names.get(tensor.untyped_storage()._cdata, _NO_NAMES)
+        return self._names.get(storage_key(tensor), _NO_NAMES)
 
     def _set(self, tensor: torch.Tensor, names: frozenset[str]) -> None:
-        storage = tensor.untyped_storage()
-        self._storages.append(storage)
-        self._names[storage._cdata] = names
+        self._storages.append(tensor.untyped_storage())
+        self._names[storage_key(tensor)] = names
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._paused:

@@ -1,4 +1,4 @@
-"""Every way to cut a region that fits its sizes, the likeliest first, with the patch that its block may need."""
+"""The attempts to shard a region: every sharding that fits its sizes, with every patch that its block may need."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from torch import nn
+from tpinit.runtime.internals.transformers_private import is_conv1d
 from tpinit.runtime.planning.analysis.example_inputs import BATCH
 from tpinit.runtime.planning.analysis.linears import LinearInfo
 from tpinit.runtime.planning.partition.regions import BlockPatch, Region
@@ -26,100 +27,107 @@ from tpinit.runtime.shards import shard_length
 
 __all__ = ["block_sizes_note", "cut_attempts", "head_arguments", "no_sharding_reason"]
 
-_MANY = 5  # how many doubtful numbers of a block are tried in all combinations
+_MAX_COMBINED = 5  # the most uncertain changes of a patch that are tried in all combinations
 
 
 def cut_attempts(
     model: nn.Module,
     region: Region,
-    matrices: Mapping[str, LinearInfo],
+    linears: Mapping[str, LinearInfo],
     tp_size: int,
-    fused: Mapping[str, LayerRequest],
+    requested: Mapping[str, LayerRequest],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Iterator[tuple[RegionSharding, BlockPatch]]:
-    """Yield every way to cut a region that fits its sizes, with what its block may have to be told, likely ones first.
+    """Yield every sharding of a region that fits its sizes, with every patch of its block, the likeliest first.
 
-    `shapes` are those of the tensors that the block is called with.
+    `requested` are the requests for the region's layers, by name: only shardings that respect their fused blocks are
+    yielded. `shapes` are those of the tensors that the block is called with, by name or position.
     """
     block = model.get_submodule(region.block)
-    width = matrices[region.rows[0]].in_features
-    for heads, layout in _layouts(block, region, matrices, tp_size, fused):
-        for adaptation in _adaptations(block, width, heads, shapes, tp_size):
-            yield layout, adaptation
+    width = linears[region.rows[0]].in_features
+    for heads, sharding in _shardings(block, region, linears, tp_size, requested):
+        for patch in _patches(block, width, heads, shapes, tp_size):
+            yield sharding, patch
 
 
-def no_sharding_reason(region: Region, matrices: Mapping[str, LinearInfo], tp_size: int) -> str:
+def no_sharding_reason(region: Region, linears: Mapping[str, LinearInfo], tp_size: int) -> str:
     """Return why no sharding of a region fits its sizes, for an error."""
     kind = "attention heads" if region.is_attention else "features"
-    width = matrices[region.rows[0]].in_features
-    sizes = ", ".join(f"{name.rpartition('.')[2]} {matrices[name].out_features}" for name in region.columns)
+    width = linears[region.rows[0]].in_features
+    sizes = ", ".join(f"{name.rpartition('.')[2]} {linears[name].out_features}" for name in region.columns)
     return f"no way to cut its {kind} over {tp_size} ranks fits its sizes ({sizes}; the row's input {width})"
 
 
-def block_sizes_note(fused: Mapping[str, LayerRequest]) -> str:
-    """Return which fused block sizes were requested, for an error; empty if none were."""
-    said = [f"{name.rpartition('.')[2]} {list(one.blocks)}" for name, one in fused.items() if one.blocks]
-    return f", with the parts that were said to be fused in {', '.join(said)}" if said else ""
+def block_sizes_note(requested: Mapping[str, LayerRequest]) -> str:
+    """Return which fused blocks were requested, for an error; empty if none were."""
+    blocks = [f"{name.rpartition('.')[2]} {list(layer.blocks)}" for name, layer in requested.items() if layer.blocks]
+    return f", with the fused blocks that were requested for {', '.join(blocks)}" if blocks else ""
 
 
-def _layouts(
+def _shardings(
     block: nn.Module,
     region: Region,
-    matrices: Mapping[str, LinearInfo],
+    linears: Mapping[str, LinearInfo],
     tp_size: int,
-    fused: Mapping[str, LayerRequest],
+    requested: Mapping[str, LayerRequest],
 ) -> Iterator[tuple[HeadSharding | None, RegionSharding]]:
-    columns = {name: matrices[name].out_features for name in region.columns}
-    width = matrices[region.rows[0]].in_features
-    blocks = {name: one.blocks for name, one in fused.items() if one.blocks}
-    rows = {blocks[name] for name in region.rows if name in blocks}
-    if len(rows) > 1:
+    """Yield every sharding of a region that fits its sizes and respects the requested blocks, and that of its heads."""
+    columns = {name: linears[name].out_features for name in region.columns}
+    width = linears[region.rows[0]].in_features
+    fused_sizes = {name: layer.blocks for name, layer in requested.items() if layer.blocks}
+    row_requests = {fused_sizes[name] for name in region.rows if name in fused_sizes}
+    if len(row_requests) > 1:
         return
-    (row,) = rows or {()}
-    if not region.is_attention:
-        found: Iterator[tuple[HeadSharding | None, RegionSharding]] = (
-            (None, one) for one in feature_shardings(columns, width, tp_size, blocks, row)
-        )
+    (row_fused_sizes,) = row_requests or {()}
+    shardings: Iterator[tuple[HeadSharding | None, RegionSharding]]
+    if region.is_attention:
+        shardings = iter(head_shardings(columns, width, _head_counts(block), tp_size, fused_sizes))
     else:
-        found = iter(head_shardings(columns, width, _head_numbers(block), tp_size, blocks))
-    for heads, layout in found:
-        spreads = {**layout.columns, **dict.fromkeys(region.rows, layout.row)}
-        if all(respects_blocks(spreads[name], one.blocks, one.unit) for name, one in fused.items() if one.blocks):
-            yield heads, layout
+        by_feature = feature_shardings(columns, width, tp_size, fused_sizes, row_fused_sizes)
+        shardings = ((None, sharding) for sharding in by_feature)
+    for heads, sharding in shardings:
+        shard_maps = {**sharding.columns, **dict.fromkeys(region.rows, sharding.row)}
+        if all(
+            respects_blocks(shard_maps[name], layer.blocks, layer.unit)
+            for name, layer in requested.items()
+            if layer.blocks
+        ):
+            yield heads, sharding
 
 
-# --- numbers of a block ----------------------------------------------------------------------------------
+# --- integer attributes of a block ---------------------------------------------------------------------------
 
 
-def _numbers(owner: Any) -> dict[str, int]:
+def _int_attributes(owner: Any) -> dict[str, int]:
+    """Return the positive integer attributes of a module or a config that may count heads or features."""
     values = owner if isinstance(owner, dict) else vars(owner)
     return {
         name: value
         for name, value in values.items()
-        if type(value) is int and value > 0 and not name.startswith("_") and name not in _NEVER
+        if type(value) is int and value > 0 and not name.startswith("_") and name not in _NEVER_SIZES
     }
 
 
-# Numbers of a module or a config that say nothing about the features of a layer.
-_NEVER = {"training", "layer_idx", "layer_id", "pad_token_id", "bos_token_id", "eos_token_id", "vocab_size"}
+_NEVER_SIZES = {"training", "layer_idx", "layer_id", "pad_token_id", "bos_token_id", "eos_token_id", "vocab_size"}
 
 
-def _head_numbers(block: nn.Module) -> list[int]:
-    """Return the numbers that may count heads, the likely ones first: those whose names say so."""
-    found: list[tuple[int, int]] = []
-    for _, owner, _ in _owners(block):
-        for name, value in _numbers(owner).items():
-            counts = "head" in name and not re.search(r"dim|size|width", name)
-            unlikely = 2 - counts + (counts and bool(re.search(r"kv|key|value|group", name)))
-            found.append((unlikely if counts else 3, value))
-    return list(dict.fromkeys(value for _, value in sorted(found, key=lambda one: one[0])))
+def _head_counts(block: nn.Module) -> list[int]:
+    """Return the integers that may count heads, the likeliest first: an attribute's name shows how likely it is."""
+    ranked: list[tuple[int, int]] = []
+    for _, owner, _ in _attribute_owners(block):
+        for name, value in _int_attributes(owner).items():
+            is_count = "head" in name and not re.search(r"dim|size|width", name)
+            is_kv_count = is_count and bool(re.search(r"kv|key|value|group", name))
+            rank = 1 + is_kv_count if is_count else 3
+            ranked.append((rank, value))
+    return list(dict.fromkeys(value for _, value in sorted(ranked, key=lambda pair: pair[0])))
 
 
-def _owners(block: nn.Module) -> Iterator[tuple[str, Any, frozenset[str] | None]]:
-    """Yield what has numbers: the block and the modules inside, each with its config (and what of that is read)."""
+def _attribute_owners(block: nn.Module) -> Iterator[tuple[str, Any, frozenset[str] | None]]:
+    """Yield the modules of a block and their configs: path prefix, object, and the names that are read of a config."""
     for name, module in block.named_modules():
         prefix = f"{name}." if name else ""
-        if isinstance(module, (nn.Linear, nn.Embedding)) or type(module).__qualname__ == "Conv1D":
+        if isinstance(module, (nn.Linear, nn.Embedding)) or is_conv1d(module):
             continue
         yield prefix, module, None
         config = getattr(module, "config", None)
@@ -129,7 +137,7 @@ def _owners(block: nn.Module) -> Iterator[tuple[str, Any, frozenset[str] | None]
 
 @lru_cache(maxsize=256)
 def _config_names(forward: Any) -> frozenset[str]:
-    """Return the entries of its config that a block's own forward reads."""
+    """Return the names of the config entries that a forward reads, from its source."""
     try:
         text = inspect.getsource(forward)
     except (OSError, TypeError):
@@ -137,15 +145,18 @@ def _config_names(forward: Any) -> frozenset[str]:
     return frozenset(re.findall(r"self\.config\.(\w+)", text))
 
 
-def _adaptations(
+# --- patches of a block --------------------------------------------------------------------------------------
+
+
+def _patches(
     block: nn.Module,
     width: int,
     heads: HeadSharding | None,
     shapes: Mapping[str, tuple[int, ...]],
     tp_size: int,
 ) -> Iterator[BlockPatch]:
-    """Yield what a block may have to be told, nothing first, then everything that has a number of the whole."""
-    numbers = _whole_numbers(block, width, heads, tp_size)
+    """Yield the patches that a block may need: the smallest first, then the largest, then those in between."""
+    attributes = _patched_attributes(block, width, heads, tp_size)
     arguments: list[tuple[str, int]] = []
     base = BlockPatch()
     if heads is not None:
@@ -153,83 +164,91 @@ def _adaptations(
         base = BlockPatch(
             head_outputs=tuple(
                 name
-                for name, one in block.named_modules()
-                if isinstance(one, nn.Embedding) and one.embedding_dim == heads.num_heads
+                for name, module in block.named_modules()
+                if isinstance(module, nn.Embedding) and module.embedding_dim == heads.num_heads
             ),
             head_parameters=tuple(
                 name
-                for name, one in block.named_parameters()
-                if one.dim()
-                and one.shape[0] in (heads.num_heads, heads.num_kv_heads if "." in name else heads.num_heads)
-                and ("." not in name or _per_head(block.get_submodule(name.rpartition(".")[0]), one))
+                for name, parameter in block.named_parameters()
+                if parameter.dim()
+                and parameter.shape[0] in (heads.num_heads, heads.num_kv_heads if "." in name else heads.num_heads)
+                and ("." not in name or _is_per_head_norm(block.get_submodule(name.rpartition(".")[0]), parameter))
             ),
         )
-    for chosen in _subsets(numbers):
-        for taken in _subsets(arguments):
-            yield replace(base, attributes=tuple(chosen), head_arguments=tuple(taken))
+    for chosen_attributes in _subsets(attributes):
+        for chosen_arguments in _subsets(arguments):
+            yield replace(base, attributes=tuple(chosen_attributes), head_arguments=tuple(chosen_arguments))
 
 
-def _per_head(module: nn.Module, parameter: nn.Parameter) -> bool:
-    """Tell whether a parameter inside a block may have a row for each head: a norm's, with one of each feature too."""
-    return parameter.dim() == 2 and not isinstance(module, (nn.Linear, nn.Embedding)) and "norm" in _kind(module)
+def _is_per_head_norm(module: nn.Module, parameter: nn.Parameter) -> bool:
+    """Return whether a parameter of a submodule may have a row for each head: the weight [heads, features] of a norm.
 
-
-def _kind(module: nn.Module) -> str:
-    return type(module).__qualname__.lower()
+    A weight [features] of a norm is shared by all heads, even if its length is the number of heads.
+    """
+    is_norm = "norm" in type(module).__qualname__.lower()
+    return parameter.dim() == 2 and not isinstance(module, (nn.Linear, nn.Embedding)) and is_norm
 
 
 def _subsets(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """Yield none, all, and then all other choices, the larger ones first; of many, not all choices."""
+    """Yield the empty subset, then all items, then, if there are few, every subset in between, larger ones first."""
     yield ()
     if items:
         yield tuple(items)
-    if 1 < len(items) <= _MANY:
+    if 1 < len(items) <= _MAX_COMBINED:
         for size in range(len(items) - 1, 0, -1):
             yield from itertools.combinations(items, size)
 
 
-def _whole_numbers(
+def _patched_attributes(
     block: nn.Module, width: int, heads: HeadSharding | None, tp_size: int
 ) -> list[tuple[str, tuple[int, ...]]]:
-    """Return the numbers of a block that may count what it has of the whole, with each rank's."""
-    locals_of: dict[int, tuple[int, ...]] = {}
+    """Return the integer attributes of a block that may count sharded heads or features, with each rank's value."""
     if heads is not None:
-        ranks = [heads.local(rank) for rank in range(tp_size)]
-        size, group = width // heads.num_heads, heads.num_heads // heads.num_kv_heads
-        # A later entry does not replace an earlier one: a number of heads is likelier than a size.
-        for value, local in (
-            (heads.num_heads, tuple(count for count, _ in ranks)),
-            (heads.num_kv_heads, tuple(kv for _, kv in ranks)),
-            (width, tuple(count * size for count, _ in ranks)),
-            (heads.num_kv_heads * size, tuple(kv * size for _, kv in ranks)),
-            (width + 2 * heads.num_kv_heads * size, tuple((count + 2 * kv) * size for count, kv in ranks)),
-        ):
-            locals_of.setdefault(value, local)
-        groups = tuple(count // kv for count, kv in ranks)
-        if groups != (group,) * tp_size:
-            locals_of.setdefault(group, groups)
-        locals_of.pop(size, None) if size not in (heads.num_heads, heads.num_kv_heads) else None
-        locals_of = {value: local for value, local in locals_of.items() if local != (value,) * tp_size}
+        local_values = _local_head_values(width, heads, tp_size)
     else:
-        locals_of[width] = tuple(shard_length(width, tp_size, rank) for rank in range(tp_size))
-        locals_of[2 * width] = tuple(2 * one for one in locals_of[width])
-    found = []
-    for prefix, owner, read in _owners(block):
-        for name, value in _numbers(owner).items():
-            sized = re.search(r"head_dim|head_size|per_head|hidden_per", name)
-            if value in locals_of and not sized and (read is None or name in read):
-                found.append((f"{prefix}{name}", locals_of[value]))
-    return found
+        lengths = tuple(shard_length(width, tp_size, rank) for rank in range(tp_size))
+        local_values = {width: lengths, 2 * width: tuple(2 * length for length in lengths)}
+    patched = []
+    for prefix, owner, read_names in _attribute_owners(block):
+        for name, value in _int_attributes(owner).items():
+            is_head_size = re.search(r"head_dim|head_size|per_head|hidden_per", name)
+            if value in local_values and not is_head_size and (read_names is None or name in read_names):
+                patched.append((f"{prefix}{name}", local_values[value]))
+    return patched
 
 
-# --- arguments that come in whole ---
+def _local_head_values(width: int, heads: HeadSharding, tp_size: int) -> dict[int, tuple[int, ...]]:
+    """Return the integers that may count heads or features of a whole attention block, with each rank's value.
+
+    Two quantities may have the same value; then the one listed first counts.
+    """
+    local_values: dict[int, tuple[int, ...]] = {}
+    ranks = [heads.local(rank) for rank in range(tp_size)]
+    head_size, group = width // heads.num_heads, heads.num_heads // heads.num_kv_heads
+    for value, local in (
+        (heads.num_heads, tuple(count for count, _ in ranks)),
+        (heads.num_kv_heads, tuple(kv for _, kv in ranks)),
+        (width, tuple(count * head_size for count, _ in ranks)),
+        (heads.num_kv_heads * head_size, tuple(kv * head_size for _, kv in ranks)),
+        (width + 2 * heads.num_kv_heads * head_size, tuple((count + 2 * kv) * head_size for count, kv in ranks)),
+    ):
+        local_values.setdefault(value, local)
+    local_groups = tuple(count // kv for count, kv in ranks)
+    if local_groups != (group,) * tp_size:
+        local_values.setdefault(group, local_groups)
+    if head_size not in (heads.num_heads, heads.num_kv_heads):
+        local_values.pop(head_size, None)
+    return {value: local for value, local in local_values.items() if local != (value,) * tp_size}
 
 
-def head_arguments(shapes: Mapping[str, tuple[int, ...]], count: int) -> list[tuple[str, int]]:
-    """Return the arguments, by name or position, whose shape has a dimension that counts heads; at most three."""
+def head_arguments(shapes: Mapping[str, tuple[int, ...]], num_heads: int) -> list[tuple[str, int]]:
+    """Return the arguments, at most three, that have a dimension of heads, or of batch times heads, and the dimension.
+
+    `shapes` are those of a block's tensor arguments by name or position; the last dimension counts features.
+    """
     return [
         (name, dim)
         for name, shape in shapes.items()
         for dim, size in enumerate(shape[:-1])
-        if size in (count, BATCH * count)
+        if size in (num_heads, BATCH * num_heads)
     ][:3]

@@ -1,4 +1,4 @@
-"""Regions: which matrices are cut together, read from the data flow."""
+"""Regions: groups of linear layers that are sharded together, found in the data flow of the model."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """What is cut together: the column matrices, the row matrices that read what they lead to, the block around.
+    """Column layers, and the row layers that read what the column layers' outputs become, inside one block.
 
-    `shared` are matrices whose whole output enters the block too, beside being read by its columns `fed` (the
-    rotary key of latent attention).
+    `block` is the innermost module that contains them all. `shared_outputs` are linear layers that stay replicated
+    although the region reads their outputs, both directly and through the column layers `fed_by_shared` (latent
+    attention: the rotary key and the compressed key/value are one output). `is_attention`: the outputs of column
+    layers are multiplied with each other.
     """
 
     block: str
@@ -40,12 +42,10 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class BlockPatch:
-    """What a block must be told so that it works on a part.
+    """What must change in a block so that it computes on one rank's heads or features.
 
-    `numbers`: paths below the block (`num_heads`, `config.n_head`) and the number for each rank. `arguments`:
-    tensor arguments, by name, of which a rank takes its heads, with the dimension. `outputs`: modules inside
-    whose output's last dimension counts heads; `parameters`: parameters inside with one row for each head, or key/value
-    head.
+    `attributes`, `head_arguments` and `head_outputs` are as in BlockPlan. `head_parameters` are parameters inside the
+    block, by their path below it, with one row for each head or key/value head; they are sharded with the heads.
     """
 
     attributes: tuple[tuple[str, tuple[int, ...]], ...] = ()
@@ -58,54 +58,54 @@ CutRegion = tuple[Region, RegionSharding, BlockPatch]
 
 
 class ShardMismatch(Exception):
-    """A rank would compute something else than its part; the text says what."""
+    """A rank would not compute its part of the unsharded result, or a sharding does not fit the sizes; says why."""
 
 
-def candidate_regions(matrices: Mapping[str, LinearInfo], seen: Trace, heads: Sequence[str] = ()) -> list[Region]:
+def candidate_regions(linears: Mapping[str, LinearInfo], trace: Trace, heads: Sequence[str] = ()) -> list[Region]:
     """Return the regions that the data flow allows, those with the most weights first. They may overlap.
 
-    A region is a set of row matrices that all read the same column matrices, whose outputs go nowhere else.
-    A matrix that such a block reads and others read too is shared, if those others are columns of the block.
-    `heads` are output heads, which end the model and are no rows.
+    The row layers of a region all read the same column layers, and nothing else reads these. A linear layer whose
+    output also goes elsewhere is a shared output, if its other readers are column layers of the region. `heads` are
+    the output heads of the model, which are no row layers.
     """
     readers: dict[str, set[str]] = {}
-    for name, sources in seen.sources.items():
+    for name, sources in trace.sources.items():
         for source in sources:
             readers.setdefault(source, set()).add(name)
-    for name in seen.reach_output:
-        readers.setdefault(name, set()).add("")
-    by_sources: dict[frozenset[str], list[str]] = {}
-    for name, sources in seen.sources.items():
+    for name in trace.reach_output:
+        readers.setdefault(name, set()).add("")  # the output of the model, which is no linear layer
+    rows_by_sources: dict[frozenset[str], list[str]] = {}
+    for name, sources in trace.sources.items():
         if sources and name not in heads:
-            by_sources.setdefault(sources, []).append(name)
-    found = []
-    for sources, rows in by_sources.items():
-        columns = sorted(name for name in sources if readers[name] <= set(rows) and name in matrices)
+            rows_by_sources.setdefault(sources, []).append(name)
+    regions = []
+    for sources, rows in rows_by_sources.items():
+        columns = sorted(name for name in sources if readers[name] <= set(rows) and name in linears)
         shared = sorted(sources - set(columns))
-        legal = all(readers[name] <= {*rows, *columns} and name in matrices for name in shared)
-        fed = tuple(name for name in columns if seen.sources[name] & set(shared))
-        legal = legal and all(seen.sources[name] <= set(shared) for name in fed)
-        if columns and legal and len({matrices[name].in_features for name in rows}) == 1:
-            attends = any(name in seen.reach_attention for name in columns)
-            found.append(
-                Region(common_block([*columns, *rows]), tuple(columns), tuple(rows), tuple(shared), attends, fed)
-            )
-    return sorted(found, key=lambda region: -_weight(region, matrices))
+        legal = all(readers[name] <= {*rows, *columns} and name in linears for name in shared)
+        fed = tuple(name for name in columns if trace.sources[name] & set(shared))
+        legal = legal and all(trace.sources[name] <= set(shared) for name in fed)
+        if columns and legal and len({linears[name].in_features for name in rows}) == 1:
+            is_attention = any(name in trace.reach_attention for name in columns)
+            block = common_block([*columns, *rows])
+            regions.append(Region(block, tuple(columns), tuple(rows), tuple(shared), is_attention, fed))
+    return sorted(regions, key=lambda region: -_weight_count(region, linears))
 
 
-def _weight(region: Region, matrices: Mapping[str, LinearInfo]) -> int:
-    return sum(matrices[name].in_features * matrices[name].out_features for name in (*region.columns, *region.rows))
+def _weight_count(region: Region, linears: Mapping[str, LinearInfo]) -> int:
+    """Return the number of elements of the weights of a region."""
+    return sum(linears[name].in_features * linears[name].out_features for name in (*region.columns, *region.rows))
 
 
 def common_block(names: Sequence[str]) -> str:
-    """Return the innermost module in which all of these modules lie, by its name."""
-    split = [name.split(".")[:-1] for name in names]
-    same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False))
-    return ".".join(parts[0] for parts in same)
+    """Return the name of the innermost module that contains all these modules; empty for the model itself."""
+    parents = [name.split(".")[:-1] for name in names]
+    common = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False))
+    return ".".join(parts[0] for parts in common)
 
 
-def block_plan(name: str, layout: RegionSharding, adaptation: BlockPatch) -> BlockPlan:
-    """Return what a block must be told, as a record of the plan."""
-    heads = layout.heads
-    count, ranks = (heads.num_heads, tuple(held for held, _ in heads.slices)) if heads is not None else (0, ())
-    return BlockPlan(name, count, ranks, adaptation.attributes, adaptation.head_arguments, adaptation.head_outputs)
+def block_plan(name: str, sharding: RegionSharding, patch: BlockPatch) -> BlockPlan:
+    """Return the plan's record for the block `name` of a region."""
+    heads = sharding.heads
+    num_heads, slices = (heads.num_heads, tuple(held for held, _ in heads.slices)) if heads is not None else (0, ())
+    return BlockPlan(name, num_heads, slices, patch.attributes, patch.head_arguments, patch.head_outputs)

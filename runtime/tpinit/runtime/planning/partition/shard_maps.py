@@ -1,7 +1,7 @@
-"""How the matrices of one region may lie over the ranks: whole heads, fused parts, single features.
+"""Shard maps: which output features of the column layers and input features of the row layers each rank may hold.
 
-A layout says for each column matrix which of its output features, and for the row matrices which of their
-input features, a rank holds. The shapes allow several; which of them is right, the rehearsal tells.
+The sizes of a region's layers allow several shardings: whole heads, fused matrices, single features. This module
+yields them all, the likeliest first; the dry run finds the one that is right.
 """
 
 from __future__ import annotations
@@ -10,29 +10,34 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from tpinit.runtime.planning.schema import Cut
 from tpinit.runtime.shards import aligned_shard, pieces, shard
 
 __all__ = [
     "HeadSharding",
     "Pieces",
+    "Placement",
     "RegionSharding",
     "ShardMap",
-    "head_shardings",
+    "even_shard_map",
     "feature_shardings",
-    "respects_blocks",
-    "per_head_shard_map",
+    "head_shardings",
     "legal_sizes",
+    "per_head_shard_map",
+    "respects_blocks",
 ]
 
 Pieces = tuple[tuple[int, int], ...]
 
+_HEADS, _KV_HEADS = 0, 1  # indices into an element of HeadSharding.slices
+
 
 @dataclass(frozen=True, slots=True)
 class ShardMap:
-    """How one dimension lies over the ranks: `ranks[r]` are the (offset, length) of what rank r holds, in order.
+    """How one dimension is distributed over the ranks: `slices[r]` lists the (offset, length) that rank r holds.
 
-    `unit` and `blocks` say the same in short where they can (see `shards.pieces`), else `unit` is 0. `shared`
-    says that some of it is held by more than one rank.
+    If `unit` is not 0, `unit` and `fused_sizes` describe the same slices as `shards.pieces` does: each fused matrix is
+    sharded on its own in whole units. `overlaps`: two ranks hold the same element.
     """
 
     slices: tuple[Pieces, ...]
@@ -42,22 +47,38 @@ class ShardMap:
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """How a parameter is sharded: the kind of cut, the dimension, and the slices of the ranks."""
+
+    cut: Cut
+    dim: int
+    shard_map: ShardMap
+
+
+@dataclass(frozen=True, slots=True)
 class HeadSharding:
-    """Attention heads: how many there are, and how many key/value heads they share; and what each rank has."""
+    """How attention heads are distributed over the ranks.
+
+    `num_heads` query heads share `num_kv_heads` key/value heads. `slices[r]` is the (offset, length) of rank r's
+    query heads, and that of its key/value heads; two ranks may hold the same key/value head.
+    """
 
     num_heads: int
     num_kv_heads: int
     slices: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
 
     def local(self, rank: int) -> tuple[int, int]:
-        """Return how many heads, and key/value heads, a rank has."""
+        """Return how many query heads and how many key/value heads a rank holds."""
         (_, heads), (_, kv_heads) = self.slices[rank]
         return heads, kv_heads
 
 
 @dataclass(frozen=True, slots=True)
 class RegionSharding:
-    """One way to cut a region: the output features of each column matrix, the input features of the row ones."""
+    """One way to shard a region: the output features of each column layer, and the input features of its row layers.
+
+    `heads` is None for a region without attention.
+    """
 
     columns: Mapping[str, ShardMap]
     row: ShardMap
@@ -68,200 +89,235 @@ def feature_shardings(
     columns: Mapping[str, int],
     width: int,
     tp_size: int,
-    blocks: Mapping[str, tuple[int, ...]] | None = None,
-    row_blocks: tuple[int, ...] = (),
+    fused_sizes: Mapping[str, tuple[int, ...]] | None = None,
+    row_fused_sizes: tuple[int, ...] = (),
 ) -> Iterator[RegionSharding]:
-    """Yield the layouts of a region without attention: `columns` gives output features, `width` the row's input.
+    """Yield the shardings of a region without attention, by single features.
 
-    Features are cut one by one. A column of twice the width is two fused parts, one after the other or in turn.
-    `blocks` and `row_blocks` are the parts that a source says are fused: a column has those of the row, once or
-    more often.
+    `columns` are the output features of the column layers, `width` the input features of the row layers. A column
+    layer with `2 * width` features is two fused matrices, one after the other or interleaved. If `fused_sizes` or
+    `row_fused_sizes` name the lengths of fused matrices, only shardings of these are yielded; a column layer then
+    has the matrices of the row layers once or several times.
     """
     if width < tp_size:
         return
-    if row_blocks or any(len(one) > 1 for one in (blocks or {}).values()):
-        base = row_blocks or (width,)
-        told = {name: (blocks or {}).get(name, base) for name in columns}
-        if all(one == base * (len(one) // len(base)) for one in told.values()):
-            spreads = {name: _regular(one, 1, tp_size) for name, one in told.items()}
-            yield RegionSharding(spreads, _regular(base, 1, tp_size))
+    if row_fused_sizes or any(len(sizes) > 1 for sizes in (fused_sizes or {}).values()):
+        row_sizes = row_fused_sizes or (width,)
+        requested = {name: (fused_sizes or {}).get(name, row_sizes) for name in columns}
+        if all(sizes == row_sizes * (len(sizes) // len(row_sizes)) for sizes in requested.values()):
+            shard_maps = {name: _fused_shard_map(sizes, 1, tp_size) for name, sizes in requested.items()}
+            yield RegionSharding(shard_maps, _fused_shard_map(row_sizes, 1, tp_size))
         return
-    row = _regular((width,), 1, tp_size)
-    plain = {name: row for name, size in columns.items() if size == width}
-    fused = [name for name, size in columns.items() if size == 2 * width]
-    if len(plain) + len(fused) != len(columns):
+    row = _fused_shard_map((width,), 1, tp_size)
+    single = {name: row for name, features in columns.items() if features == width}
+    double = [name for name, features in columns.items() if features == 2 * width]
+    if len(single) + len(double) != len(columns):
         return
-    yield RegionSharding({**plain, **{name: _regular((width, width), 1, tp_size) for name in fused}}, row)
-    if fused:
-        yield RegionSharding({**plain, **{name: _regular((2 * width,), 2, tp_size) for name in fused}}, row)
+    yield RegionSharding({**single, **dict.fromkeys(double, _fused_shard_map((width, width), 1, tp_size))}, row)
+    if double:
+        yield RegionSharding({**single, **dict.fromkeys(double, _fused_shard_map((2 * width,), 2, tp_size))}, row)
 
 
 def head_shardings(
     columns: Mapping[str, int],
     width: int,
-    numbers: Sequence[int],
+    head_counts: Sequence[int],
     tp_size: int,
-    blocks: Mapping[str, tuple[int, ...]] | None = None,
+    fused_sizes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Iterator[tuple[HeadSharding, RegionSharding]]:
-    """Yield the layouts of an attention region. `numbers` are those among which its numbers of heads may be.
+    """Yield the shardings of an attention region, by whole heads.
 
-    Query, key and value may be matrices of their own, or fused: one after the other, or head by head, or
-    group by group. Where there are fewer key/value heads than ranks, or they do not divide, several ranks may
-    hold one. `blocks` are the parts that a source says are fused in a column, in order.
+    `columns` are the output features of the column layers, `width` the input features of the row layers, and
+    `head_counts` the numbers that may count heads or key/value heads, the likeliest first. Query, key and value are
+    column layers of their own, or fused: one after the other, or interleaved by key/value head. `fused_sizes` names
+    the lengths of fused matrices, in order. If there are fewer key/value heads than ranks, or their number does not
+    divide, several ranks may hold the same one.
     """
-    for count in dict.fromkeys(number for number in numbers if number > 0 and width % number == 0):
-        for kv_count in dict.fromkeys([count, *(one for one in numbers if one > 0 and count % one == 0), 1]):
-            heads = _heads_of(count, kv_count, tp_size)
+    for num_heads in dict.fromkeys(count for count in head_counts if count > 0 and width % count == 0):
+        divisors = [count for count in head_counts if count > 0 and num_heads % count == 0]
+        for num_kv_heads in dict.fromkeys([num_heads, *divisors, 1]):
+            heads = _shard_heads(num_heads, num_kv_heads, tp_size)
             if heads is None:
                 continue
-            for found in _spreads(columns, width, heads, tp_size, blocks or {}):
-                yield heads, RegionSharding(found, _spread(width // count, [(0, count, 0)], heads, tp_size), heads)
+            row = _per_head_shard_map(width // num_heads, [(0, num_heads, _HEADS)], heads, tp_size)
+            for shard_maps in _column_shard_maps(columns, width, heads, tp_size, fused_sizes or {}):
+                yield heads, RegionSharding(shard_maps, row, heads)
 
 
-def legal_sizes(width: int, count: int, kv_count: int, largest: int) -> list[int]:
-    """Return the TP sizes up to `largest` for which the heads of a region, or its features, can be cut."""
-    if not count:
+def legal_sizes(width: int, num_heads: int, num_kv_heads: int, largest: int) -> list[int]:
+    """Return the TP sizes up to `largest` over which a region can be sharded.
+
+    It has `num_heads` heads, or, if that is 0, no attention and `width` features.
+    """
+    if not num_heads:
         return list(range(1, min(width, largest) + 1))
-    return [size for size in range(1, largest + 1) if _heads_of(count, kv_count, size) is not None]
+    return [size for size in range(1, largest + 1) if _shard_heads(num_heads, num_kv_heads, size) is not None]
 
 
-def _heads_of(count: int, kv_count: int, tp_size: int) -> HeadSharding | None:
-    """Give each rank whole heads and the key/value heads that those read, each read by equally many; None if not."""
-    group = count // kv_count
-    if tp_size > count:
+def _shard_heads(num_heads: int, num_kv_heads: int, tp_size: int) -> HeadSharding | None:
+    """Give each rank whole heads, and the key/value heads that these read; None if there is no such sharding.
+
+    On each rank, every key/value head is read by the same number of heads, because attention modules assume so.
+    """
+    group = num_heads // num_kv_heads
+    if tp_size > num_heads:
         return None
-    if kv_count >= tp_size:
-        kv = [shard(kv_count, tp_size, rank) for rank in range(tp_size)]
-        return HeadSharding(
-            count, kv_count, tuple(((begin * group, held * group), (begin, held)) for begin, held in kv)
-        )
-    even_shard_map = [shard(count, tp_size, rank) for rank in range(tp_size)]
-    read = [(begin // group, (begin + held - 1) // group) for begin, held in even_shard_map]
-    if all(first == last for first, last in read):
-        return HeadSharding(
-            count, kv_count, tuple((one, (kv[0], 1)) for one, kv in zip(even_shard_map, read, strict=True))
-        )
-    # Each key/value head gets ranks of its own, so that all heads of a rank read the same one.
-    ranks = []
-    for place in range(kv_count):
-        _, helpers = shard(tp_size, kv_count, place)
-        if helpers > group:
+    if num_kv_heads >= tp_size:
+        kv_slices = [shard(num_kv_heads, tp_size, rank) for rank in range(tp_size)]
+        slices = tuple(((begin * group, length * group), (begin, length)) for begin, length in kv_slices)
+        return HeadSharding(num_heads, num_kv_heads, slices)
+    even_slices = [shard(num_heads, tp_size, rank) for rank in range(tp_size)]
+    kv_read = [(begin // group, (begin + length - 1) // group) for begin, length in even_slices]
+    if all(first == last for first, last in kv_read):
+        slices = tuple((held, (kv_head, 1)) for held, (kv_head, _) in zip(even_slices, kv_read, strict=True))
+        return HeadSharding(num_heads, num_kv_heads, slices)
+    # An even cut would split the group of a key/value head: each key/value head gets some ranks of its own instead.
+    ranks: list[tuple[tuple[int, int], tuple[int, int]]] = []
+    for kv_head in range(num_kv_heads):
+        _, rank_count = shard(tp_size, num_kv_heads, kv_head)
+        if rank_count > group:
             return None
-        for index in range(helpers):
-            begin, held = shard(group, helpers, index)
-            ranks.append(((place * group + begin, held), (place, 1)))
-    return HeadSharding(count, kv_count, tuple(ranks))
+        for index in range(rank_count):
+            begin, length = shard(group, rank_count, index)
+            ranks.append(((kv_head * group + begin, length), (kv_head, 1)))
+    return HeadSharding(num_heads, num_kv_heads, tuple(ranks))
 
 
-def respects_blocks(spread: ShardMap, blocks: Sequence[int], unit: int = 1) -> bool:
-    """Tell whether each rank holds one piece of each fused block, in whole units: what a source says of a cut."""
-    for held in spread.slices:
+def respects_blocks(shard_map: ShardMap, fused_sizes: Sequence[int], unit: int = 1) -> bool:
+    """Return whether each rank holds one contiguous piece of each fused matrix, in whole units."""
+    for held in shard_map.slices:
         if any(offset % unit or length % unit for offset, length in held):
             return False
         start = 0
-        for length in blocks:
+        for size in fused_sizes:
             inside = [
-                (max(offset, start), min(offset + taken, start + length))
-                for offset, taken in held
-                if offset < start + length and offset + taken > start
+                (max(offset, start), min(offset + length, start + size))
+                for offset, length in held
+                if offset < start + size and offset + length > start
             ]
             if not inside or any(end != begin for (_, end), (begin, _) in itertools.pairwise(inside)):
                 return False
-            start += length
+            start += size
     return True
 
 
-def _spreads(
+def _column_shard_maps(
     columns: Mapping[str, int],
     width: int,
     heads: HeadSharding,
     tp_size: int,
-    blocks: Mapping[str, tuple[int, ...]],
+    fused_sizes: Mapping[str, tuple[int, ...]],
 ) -> Iterator[dict[str, ShardMap]]:
-    count, kv_count = heads.num_heads, heads.num_kv_heads
-    size = width // count
-    group = count // kv_count
-    if any(len(one) > 1 for one in blocks.values()):
-        told = {name: _told(blocks.get(name, (features,)), width, heads) for name, features in columns.items()}
-        found = {name: spread for name, spread in told.items() if spread is not None}
-        if len(found) == len(told):
-            yield found
+    """Yield the shard maps of the column layers of an attention region, for one sharding of its heads."""
+    num_heads, num_kv_heads = heads.num_heads, heads.num_kv_heads
+    head_size = width // num_heads
+    if any(len(sizes) > 1 for sizes in fused_sizes.values()):
+        requested = {
+            name: _requested_shard_map(fused_sizes.get(name, (features,)), width, heads)
+            for name, features in columns.items()
+        }
+        fitting = {name: shard_map for name, shard_map in requested.items() if shard_map is not None}
+        if len(fitting) == len(requested):
+            yield fitting
         return
-    if set(columns.values()) == {width + 2 * kv_count * size}:
-        # Fused: one matrix, or that and what adapts it.
-        ways = [(size, [(0, count, 0), (count, kv_count, 1), (count + kv_count, kv_count, 1)])]
-        ways.insert(0 if group == 1 else 1, ((group + 2) * size, [(0, kv_count, 1)]))
-        for unit, parts in ways:
-            yield dict.fromkeys(columns, _spread(unit, parts, heads, tp_size))
+    if set(columns.values()) == {width + 2 * num_kv_heads * head_size}:
+        # Query, key and value are fused in one layer; a second layer of this size is its adapter.
+        for unit, runs in _fused_attention_ways(head_size, num_heads, num_kv_heads):
+            yield dict.fromkeys(columns, _per_head_shard_map(unit, runs, heads, tp_size))
         return
-    found = {}
+    shard_maps = {}
     for name, features in columns.items():
-        if features == width or (features != kv_count * size and features % count == 0):
-            found[name] = _spread(features // count, [(0, count, 0)], heads, tp_size)
-        elif features % kv_count == 0:
-            found[name] = _spread(features // kv_count, [(0, kv_count, 1)], heads, tp_size)
+        if features == width or (features != num_kv_heads * head_size and features % num_heads == 0):
+            shard_maps[name] = _per_head_shard_map(features // num_heads, [(0, num_heads, _HEADS)], heads, tp_size)
+        elif features % num_kv_heads == 0:
+            runs = [(0, num_kv_heads, _KV_HEADS)]
+            shard_maps[name] = _per_head_shard_map(features // num_kv_heads, runs, heads, tp_size)
         else:
             return
-    yield found
+    yield shard_maps
+
+
+def _fused_attention_ways(
+    head_size: int, num_heads: int, num_kv_heads: int
+) -> list[tuple[int, list[tuple[int, int, int]]]]:
+    """Return the ways to fuse query, key and value, the likelier first, as arguments of `_per_head_shard_map`.
+
+    One after the other, in units of a head; or interleaved, in units of a key/value head with its query heads.
+    """
+    group = num_heads // num_kv_heads
+    in_sequence = [
+        (0, num_heads, _HEADS),
+        (num_heads, num_kv_heads, _KV_HEADS),
+        (num_heads + num_kv_heads, num_kv_heads, _KV_HEADS),
+    ]
+    ways = [(head_size, in_sequence)]
+    ways.insert(0 if group == 1 else 1, ((group + 2) * head_size, [(0, num_kv_heads, _KV_HEADS)]))
+    return ways
 
 
 def per_head_shard_map(size: int, heads: HeadSharding, tp_size: int) -> ShardMap:
-    """Return how what there is one of for each head, or each key/value head, lies: `size` says which."""
-    which = 0 if size == heads.num_heads else 1
-    return _spread(1, [(0, size, which)], heads, tp_size)
+    """Return the shard map of a dimension with one element for each head, or for each key/value head, by its `size`."""
+    kind = _HEADS if size == heads.num_heads else _KV_HEADS
+    return _per_head_shard_map(1, [(0, size, kind)], heads, tp_size)
 
 
-def _told(blocks: Sequence[int], width: int, heads: HeadSharding) -> ShardMap | None:
-    """Give each rank its heads of every block that a source says is fused; None where one does not hold heads."""
-    count, kv_count = heads.num_heads, heads.num_kv_heads
-    size = width // count
-    parts = []
-    for length in blocks:
-        if length == width or (length != kv_count * size and length % count == 0):
-            parts.append((count, 0, length // count))
-        elif length % kv_count == 0:
-            parts.append((kv_count, 1, length // kv_count))
+def _requested_shard_map(fused_sizes: Sequence[int], width: int, heads: HeadSharding) -> ShardMap | None:
+    """Give each rank its heads of every fused matrix; None if the size of one is not that of heads."""
+    num_heads, num_kv_heads = heads.num_heads, heads.num_kv_heads
+    head_size = width // num_heads
+    matrices = []  # (which heads, features of each)
+    for size in fused_sizes:
+        if size == width or (size != num_kv_heads * head_size and size % num_heads == 0):
+            matrices.append((_HEADS, size // num_heads))
+        elif size % num_kv_heads == 0:
+            matrices.append((_KV_HEADS, size // num_kv_heads))
         else:
             return None
-    ranks = []
+    slices = []
     for held in heads.slices:
-        start, found = 0, []
-        for (_, which, unit), length in zip(parts, blocks, strict=True):
-            first, taken = held[which]
-            found.append((start + first * unit, taken * unit))
-            start += length
-        ranks.append(tuple(found))
-    covered = sum(length for held in ranks for _, length in held)
-    return ShardMap(tuple(ranks), overlaps=covered > sum(blocks))
+        start, rank_pieces = 0, []
+        for (kind, unit), size in zip(matrices, fused_sizes, strict=True):
+            first, count = held[kind]
+            rank_pieces.append((start + first * unit, count * unit))
+            start += size
+        slices.append(tuple(rank_pieces))
+    return ShardMap(tuple(slices), overlaps=_total_length(slices) > sum(fused_sizes))
 
 
-def _spread(unit: int, blocks: Sequence[tuple[int, int, int]], heads: HeadSharding, tp_size: int) -> ShardMap:
-    """Give each rank its heads of each block: (first head, heads, 0 for heads and 1 for key/value heads)."""
-    ranks = []
+def _per_head_shard_map(unit: int, runs: Sequence[tuple[int, int, int]], heads: HeadSharding, tp_size: int) -> ShardMap:
+    """Return the shard map that gives each rank its heads of each run, with `unit` features for each head.
+
+    A run is (index of its first head, number of heads, `_HEADS` or `_KV_HEADS`).
+    """
+    slices = []
     for held in heads.slices:
-        found = []
-        for begin, _, which in blocks:
-            first, length = held[which]
-            found.append(((begin + first) * unit, length * unit))
-        ranks.append(tuple(found))
-    total = sum(count for _, count, _ in blocks) * unit
-    covered = sum(length for held in ranks for _, length in held)
-    lengths = tuple(count * unit for _, count, _ in blocks)
+        rank_pieces = []
+        for begin, _, kind in runs:
+            first, count = held[kind]
+            rank_pieces.append(((begin + first) * unit, count * unit))
+        slices.append(tuple(rank_pieces))
+    sizes = tuple(count * unit for _, count, _ in runs)
     group = heads.num_heads // heads.num_kv_heads
     for width in (unit, unit * group):
-        if all(length % width == 0 for length in lengths):
-            short = tuple(pieces(lengths, width, tp_size, rank) for rank in range(tp_size))
-            if short == tuple(ranks):
-                return ShardMap(short, width, lengths if len(lengths) > 1 else ())
-    return ShardMap(tuple(ranks), overlaps=covered > total)
+        if all(size % width == 0 for size in sizes):
+            regular = tuple(pieces(sizes, width, tp_size, rank) for rank in range(tp_size))
+            if regular == tuple(slices):
+                return ShardMap(regular, width, sizes if len(sizes) > 1 else ())
+    return ShardMap(tuple(slices), overlaps=_total_length(slices) > sum(sizes))
 
 
-def _regular(blocks: tuple[int, ...], unit: int, tp_size: int) -> ShardMap:
-    ranks = tuple(pieces(blocks, unit, tp_size, rank) for rank in range(tp_size))
-    return ShardMap(ranks, unit, blocks if len(blocks) > 1 else ())
+def _total_length(slices: Sequence[Pieces]) -> int:
+    """Return the sum of the lengths on all ranks: more than the dimension's length if ranks hold the same elements."""
+    return sum(length for held in slices for _, length in held)
+
+
+def _fused_shard_map(sizes: tuple[int, ...], unit: int, tp_size: int) -> ShardMap:
+    """Shard each of the fused matrices on its own, in whole units."""
+    slices = tuple(pieces(sizes, unit, tp_size, rank) for rank in range(tp_size))
+    return ShardMap(slices, unit, sizes if len(sizes) > 1 else ())
 
 
 def even_shard_map(length: int, tp_size: int, unit: int = 1) -> ShardMap:
-    """Cut one dimension in units, the first ranks one longer where it does not divide."""
-    ranks = tuple((aligned_shard(length, unit, tp_size, rank),) for rank in range(tp_size))
-    return ShardMap(ranks, unit)
+    """Shard one dimension in whole units; where their number does not divide, the first ranks hold one unit more."""
+    slices = tuple((aligned_shard(length, unit, tp_size, rank),) for rank in range(tp_size))
+    return ShardMap(slices, unit)

@@ -1,11 +1,13 @@
-"""Matrices that are cut on their own, with whole features on both sides: gathered columns, split rows."""
+"""Linear layers that are sharded without a partner: a column layer gathers its output, a row layer slices its input."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import nn
+from tpinit.runtime.internals.torch_private import parameters_of
 from tpinit.runtime.planning.analysis.linears import LinearInfo
 from tpinit.runtime.planning.partition.shard_maps import ShardMap
 from tpinit.runtime.planning.requests.request import LayerRequest, PlanRequest
@@ -17,7 +19,7 @@ __all__ = ["StandaloneShard", "standalone_shards"]
 
 @dataclass(frozen=True, slots=True)
 class StandaloneShard:
-    """One matrix that is cut on its own: what becomes of it, and how the cut dimension lies over the ranks."""
+    """One linear layer that is sharded without a partner: its kind, and the dimension of the weight that is sharded."""
 
     name: str
     kind: LayerKind
@@ -27,45 +29,46 @@ class StandaloneShard:
 
 def standalone_shards(
     model: nn.Module,
-    matrices: Mapping[str, LinearInfo],
+    linears: Mapping[str, LinearInfo],
     request: PlanRequest | None,
     tp_size: int,
     taken: Collection[str],
 ) -> tuple[list[StandaloneShard], dict[str, str]]:
-    """Return what of `request` is cut on its own, and by name why the rest of it is not. `taken` is cut already.
+    """Return the shards of the layers requested as standalone, and by name why a requested one can't be sharded.
 
-    The output of a column is gathered, the input of a row is split: exact wherever they stand, at the price of
-    moving the features between the ranks. Of a matrix that is tied to another nothing is cut.
+    `taken` are the layers that are sharded already. A standalone layer is exact anywhere in the model, at the cost
+    of moving its features between the ranks. A layer whose parameter is tied to another layer is refused.
     """
-    holders: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                holders[id(parameter)] = holders.get(id(parameter), 0) + 1
-    found, why = [], {}
-    for name, style in (request.layers if request is not None else {}).items():
-        if name in taken or name not in matrices or not style.standalone:
+    holders = Counter(
+        id(parameter)
+        for module in model.modules()
+        for parameter in parameters_of(module).values()
+        if parameter is not None
+    )
+    shards, reasons = [], {}
+    for name, layer in (request.layers if request is not None else {}).items():
+        if name in taken or name not in linears or not layer.standalone:
             continue
-        matrix = matrices[name]
-        parameters = [one for one in matrix.module._parameters.values() if one is not None]
-        if any(holders[id(one)] > 1 for one in parameters):
-            why[name] = "it is tied to another layer, which has no such cut"
+        linear = linears[name]
+        parameters = [parameter for parameter in parameters_of(linear.module).values() if parameter is not None]
+        if any(holders[id(parameter)] > 1 for parameter in parameters):
+            reasons[name] = "its weight is tied to another layer, which would have to be sharded the same way"
             continue
-        dim = matrix.out_dim if style.column else 1 - matrix.out_dim
-        features = matrix.out_features if style.column else matrix.in_features
-        spread = _spread(style, features, tp_size)
-        if spread is None:
-            why[name] = f"of its {features} features, not every one of {tp_size} ranks can have some"
+        dim = linear.out_dim if layer.column else 1 - linear.out_dim
+        features = linear.out_features if layer.column else linear.in_features
+        shard_map = _shard_map(layer, features, tp_size)
+        if shard_map is None:
+            reasons[name] = f"not every one of {tp_size} ranks would hold some of its {features} features"
             continue
-        found.append(
-            StandaloneShard(name, LayerKind.COLUMN_GATHER if style.column else LayerKind.ROW_SPLIT, dim, spread)
-        )
-    return found, why
+        kind = LayerKind.COLUMN_GATHER if layer.column else LayerKind.ROW_SPLIT
+        shards.append(StandaloneShard(name, kind, dim, shard_map))
+    return shards, reasons
 
 
-def _spread(style: LayerRequest, features: int, tp_size: int) -> ShardMap | None:
-    blocks = style.blocks or (features,)
-    if any(length % style.unit or length // style.unit < tp_size for length in blocks):
+def _shard_map(layer: LayerRequest, features: int, tp_size: int) -> ShardMap | None:
+    """Return the shard map of each requested block, in whole units; None if a rank would hold nothing of a block."""
+    sizes = layer.blocks or (features,)
+    if any(size % layer.unit or size // layer.unit < tp_size for size in sizes):
         return None
-    ranks = tuple(pieces(blocks, style.unit, tp_size, rank) for rank in range(tp_size))
-    return ShardMap(ranks, style.unit, blocks if len(blocks) > 1 else ())
+    slices = tuple(pieces(sizes, layer.unit, tp_size, rank) for rank in range(tp_size))
+    return ShardMap(slices, layer.unit, sizes if len(sizes) > 1 else ())
