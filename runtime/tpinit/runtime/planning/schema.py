@@ -63,10 +63,10 @@ class ParameterPlan:
     `names` are its fully qualified names, more than one if it is tied; `shape` is the shape of the whole tensor.
     `dim` is the dimension that is sharded, None for a replicated parameter. The slices of the ranks are given in one
     of two ways. If `slices` is not empty, `slices[r]` lists the (offset, length) along `dim` that rank r holds, and
-    two ranks may hold the same elements. Otherwise `fused_sizes` are the lengths of the matrices that are fused along
+    two ranks may hold the same elements. Otherwise `fused_sizes` are the lengths of the parts that are fused along
     `dim` (q, k, v; gate, up; empty for one matrix), and each of these is sharded on its own, in whole units of `unit`
-    elements (the size of a head; 1 if any length is legal), see `shards.pieces`. `reason` says why the
-    layer of a replicated parameter is not sharded; it is empty if no cut of it was tried.
+    elements (the size of a head; 1 if any length is legal), see `shards.pieces`. `reason` says why the layer of a
+    replicated parameter is not sharded; it is empty if nothing was tried.
     """
 
     names: tuple[str, ...]

@@ -13,7 +13,7 @@ from tpinit.runtime.planning.partition.shard_maps import (
     even_shard_map,
     feature_shardings,
     head_shardings,
-    respects_blocks,
+    respects_fused_sizes,
 )
 from tpinit.runtime.planning.requests.layer_specs import Spec, SpecError, fused_parts
 from tpinit.runtime.planning.requests.partition_config import request_from_section
@@ -285,7 +285,7 @@ def test_a_shape_that_can_not_be_meant_is_refused_with_the_reason(case):
 
 def test_a_bad_shape_names_the_spec_and_the_layer():
     assert "layer_specs[0] for layers.0.up: its shape [3, -1] splits 16" in refusal({**COLUMN, "shape": [3, -1]})
-    assert request({**COLUMN, "shape": [2, -1]}).layers["layers.0.up"] == LayerRequest(column=True, blocks=(8, 8))
+    assert request({**COLUMN, "shape": [2, -1]}).layers["layers.0.up"] == LayerRequest(column=True, fused_sizes=(8, 8))
 
 
 def test_layouts_cut_every_part_that_was_said_to_be_fused():
@@ -299,10 +299,12 @@ def test_layouts_cut_every_part_that_was_said_to_be_fused():
 
 
 def test_a_spread_follows_parts_where_a_rank_has_one_piece_of_each():
-    assert respects_blocks(even_shard_map(8, 2), (8,))
-    assert not respects_blocks(even_shard_map(8, 2), (4, 4))  # a rank has the first part, and nothing of the second
-    assert respects_blocks(even_shard_map(8, 2, 4), (8,), 4)
-    assert not respects_blocks(even_shard_map(8, 4, 2), (8,), 4)
+    assert respects_fused_sizes(even_shard_map(8, 2), (8,))
+    assert not respects_fused_sizes(
+        even_shard_map(8, 2), (4, 4)
+    )  # a rank has the first part, and nothing of the second
+    assert respects_fused_sizes(even_shard_map(8, 2, 4), (8,), 4)
+    assert not respects_fused_sizes(even_shard_map(8, 4, 2), (8,), 4)
 
 
 # --- presets -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import nn
 from tpinit.runtime.planning.analysis.fake_forward import run_fake_forward
 from tpinit.runtime.planning.build import PlanningTask
 from tpinit.runtime.planning.check.dry_run import check_shards, recorded_calls
-from tpinit.runtime.planning.partition.attempts import block_sizes_note, cut_attempts, no_sharding_reason
+from tpinit.runtime.planning.partition.attempts import cut_attempts, fused_sizes_note, no_sharding_reason
 from tpinit.runtime.planning.partition.regions import BlockPatch, Region, ShardMismatch
 from tpinit.runtime.planning.partition.shard_maps import RegionSharding
 from tpinit.runtime.planning.requests.request import LayerRequest
@@ -32,7 +32,7 @@ def likeliest_sharding(
     attempts = cut_attempts(task.model, region, task.linears, task.tp_size, requests, {})
     attempt = next(attempts, None)
     if attempt is None:
-        raise ShardMismatch(f"{no_sharding_reason(region, task.linears, task.tp_size)}{block_sizes_note(requests)}")
+        raise ShardMismatch(f"{no_sharding_reason(region, task.linears, task.tp_size)}{fused_sizes_note(requests)}")
     sharding, patch = attempt
     if patch != BlockPatch(head_parameters=patch.head_parameters):
         raise NeedsDryRun
@@ -57,7 +57,7 @@ def fit_region(
             continue
         return sharding, _smallest_patch(task, region, sharding, patch)
     reason = first_error or no_sharding_reason(region, task.linears, task.tp_size)
-    raise ShardMismatch(f"{reason}{block_sizes_note(requests)}") from first_error
+    raise ShardMismatch(f"{reason}{fused_sizes_note(requests)}") from first_error
 
 
 def _smallest_patch(task: PlanningTask, region: Region, sharding: RegionSharding, patch: BlockPatch) -> BlockPatch:

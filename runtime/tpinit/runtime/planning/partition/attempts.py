@@ -20,12 +20,12 @@ from tpinit.runtime.planning.partition.shard_maps import (
     RegionSharding,
     feature_shardings,
     head_shardings,
-    respects_blocks,
+    respects_fused_sizes,
 )
 from tpinit.runtime.planning.requests.request import LayerRequest
 from tpinit.runtime.shards import shard_length
 
-__all__ = ["block_sizes_note", "cut_attempts", "head_arguments", "no_sharding_reason"]
+__all__ = ["fused_sizes_note", "cut_attempts", "head_arguments", "no_sharding_reason"]
 
 _MAX_COMBINED = 5  # the most uncertain changes of a patch that are tried in all combinations
 
@@ -40,7 +40,7 @@ def cut_attempts(
 ) -> Iterator[tuple[RegionSharding, BlockPatch]]:
     """Yield every sharding of a region that fits its sizes, with every patch of its block, the likeliest first.
 
-    `requested` are the requests for the region's layers, by name: only shardings that respect their fused blocks are
+    `requested` are the requests for the region's layers, by name: only shardings that respect their fused parts are
     yielded. `shapes` are those of the tensors that the block is called with, by name or position.
     """
     block = model.get_submodule(region.block)
@@ -55,13 +55,16 @@ def no_sharding_reason(region: Region, linears: Mapping[str, LinearInfo], tp_siz
     kind = "attention heads" if region.is_attention else "features"
     width = linears[region.rows[0]].in_features
     sizes = ", ".join(f"{name.rpartition('.')[2]} {linears[name].out_features}" for name in region.columns)
-    return f"no way to cut its {kind} over {tp_size} ranks fits its sizes ({sizes}; the row's input {width})"
+    sizes = f"{sizes}; the row's input {width}"
+    return f"its {kind} can't be sharded over {tp_size} ranks: no sharding fits its sizes ({sizes})"
 
 
-def block_sizes_note(requested: Mapping[str, LayerRequest]) -> str:
-    """Return which fused blocks were requested, for an error; empty if none were."""
-    blocks = [f"{name.rpartition('.')[2]} {list(layer.blocks)}" for name, layer in requested.items() if layer.blocks]
-    return f", with the fused blocks that were requested for {', '.join(blocks)}" if blocks else ""
+def fused_sizes_note(requested: Mapping[str, LayerRequest]) -> str:
+    """Return which fused parts were requested, for an error; empty if none were."""
+    parts = [
+        f"{name.rpartition('.')[2]} {list(layer.fused_sizes)}" for name, layer in requested.items() if layer.fused_sizes
+    ]
+    return f", with the fused parts that were requested for {', '.join(parts)}" if parts else ""
 
 
 def _shardings(
@@ -71,10 +74,10 @@ def _shardings(
     tp_size: int,
     requested: Mapping[str, LayerRequest],
 ) -> Iterator[tuple[HeadSharding | None, RegionSharding]]:
-    """Yield every sharding of a region that fits its sizes and respects the requested blocks, and that of its heads."""
+    """Yield every sharding of a region that fits its sizes and the requested fused parts, after that of its heads."""
     columns = {name: linears[name].out_features for name in region.columns}
     width = linears[region.rows[0]].in_features
-    fused_sizes = {name: layer.blocks for name, layer in requested.items() if layer.blocks}
+    fused_sizes = {name: layer.fused_sizes for name, layer in requested.items() if layer.fused_sizes}
     row_requests = {fused_sizes[name] for name in region.rows if name in fused_sizes}
     if len(row_requests) > 1:
         return
@@ -88,9 +91,9 @@ def _shardings(
     for heads, sharding in shardings:
         shard_maps = {**sharding.columns, **dict.fromkeys(region.rows, sharding.row)}
         if all(
-            respects_blocks(shard_maps[name], layer.blocks, layer.unit)
+            respects_fused_sizes(shard_maps[name], layer.fused_sizes, layer.unit)
             for name, layer in requested.items()
-            if layer.blocks
+            if layer.fused_sizes
         ):
             yield heads, sharding
 

@@ -1,6 +1,6 @@
 """Shard maps: which output features of the column layers and input features of the row layers each rank may hold.
 
-The sizes of a region's layers allow several shardings: whole heads, fused matrices, single features. This module
+The sizes of a region's layers allow several shardings: whole heads, fused parts, single features. This module
 yields them all, the likeliest first; the dry run finds the one that is right.
 """
 
@@ -24,7 +24,7 @@ __all__ = [
     "head_shardings",
     "legal_sizes",
     "per_head_shard_map",
-    "respects_blocks",
+    "respects_fused_sizes",
 ]
 
 Pieces = tuple[tuple[int, int], ...]
@@ -36,7 +36,7 @@ _HEADS, _KV_HEADS = 0, 1  # indices into an element of HeadSharding.slices
 class ShardMap:
     """How one dimension is distributed over the ranks: `slices[r]` lists the (offset, length) that rank r holds.
 
-    If `unit` is not 0, `unit` and `fused_sizes` describe the same slices as `shards.pieces` does: each fused matrix is
+    If `unit` is not 0, `unit` and `fused_sizes` describe the same slices as `shards.pieces` does: each fused part is
     sharded on its own in whole units. `overlaps`: two ranks hold the same element.
     """
 
@@ -95,9 +95,9 @@ def feature_shardings(
     """Yield the shardings of a region without attention, by single features.
 
     `columns` are the output features of the column layers, `width` the input features of the row layers. A column
-    layer with `2 * width` features is two fused matrices, one after the other or interleaved. If `fused_sizes` or
-    `row_fused_sizes` name the lengths of fused matrices, only shardings of these are yielded; a column layer then
-    has the matrices of the row layers once or several times.
+    layer with `2 * width` features is two fused parts, one after the other or interleaved. If `fused_sizes` or
+    `row_fused_sizes` name the lengths of fused parts, only shardings of these are yielded; a column layer then
+    has the parts of the row layers once or several times.
     """
     if width < tp_size:
         return
@@ -130,7 +130,7 @@ def head_shardings(
     `columns` are the output features of the column layers, `width` the input features of the row layers, and
     `head_counts` the numbers that may count heads or key/value heads, the likeliest first. Query, key and value are
     column layers of their own, or fused: one after the other, or interleaved by key/value head. `fused_sizes` names
-    the lengths of fused matrices, in order. If there are fewer key/value heads than ranks, or their number does not
+    the lengths of fused parts, in order. If there are fewer key/value heads than ranks, or their number does not
     divide, several ranks may hold the same one.
     """
     for num_heads in dict.fromkeys(count for count in head_counts if count > 0 and width % count == 0):
@@ -183,8 +183,8 @@ def _shard_heads(num_heads: int, num_kv_heads: int, tp_size: int) -> HeadShardin
     return HeadSharding(num_heads, num_kv_heads, tuple(ranks))
 
 
-def respects_blocks(shard_map: ShardMap, fused_sizes: Sequence[int], unit: int = 1) -> bool:
-    """Return whether each rank holds one contiguous piece of each fused matrix, in whole units."""
+def respects_fused_sizes(shard_map: ShardMap, fused_sizes: Sequence[int], unit: int = 1) -> bool:
+    """Return whether each rank holds one contiguous piece of each fused part, in whole units."""
     for held in shard_map.slices:
         if any(offset % unit or length % unit for offset, length in held):
             return False
@@ -262,21 +262,21 @@ def per_head_shard_map(size: int, heads: HeadSharding, tp_size: int) -> ShardMap
 
 
 def _requested_shard_map(fused_sizes: Sequence[int], width: int, heads: HeadSharding) -> ShardMap | None:
-    """Give each rank its heads of every fused matrix; None if the size of one is not that of heads."""
+    """Give each rank its heads of every fused part; None if the size of one is not that of heads."""
     num_heads, num_kv_heads = heads.num_heads, heads.num_kv_heads
     head_size = width // num_heads
-    matrices = []  # (which heads, features of each)
+    parts = []  # (which heads, features of each)
     for size in fused_sizes:
         if size == width or (size != num_kv_heads * head_size and size % num_heads == 0):
-            matrices.append((_HEADS, size // num_heads))
+            parts.append((_HEADS, size // num_heads))
         elif size % num_kv_heads == 0:
-            matrices.append((_KV_HEADS, size // num_kv_heads))
+            parts.append((_KV_HEADS, size // num_kv_heads))
         else:
             return None
     slices = []
     for held in heads.slices:
         start, rank_pieces = 0, []
-        for (kind, unit), size in zip(matrices, fused_sizes, strict=True):
+        for (kind, unit), size in zip(parts, fused_sizes, strict=True):
             first, count = held[kind]
             rank_pieces.append((start + first * unit, count * unit))
             start += size
@@ -312,7 +312,7 @@ def _total_length(slices: Sequence[Pieces]) -> int:
 
 
 def _fused_shard_map(sizes: tuple[int, ...], unit: int, tp_size: int) -> ShardMap:
-    """Shard each of the fused matrices on its own, in whole units."""
+    """Shard each fused part on its own, in whole units."""
     slices = tuple(pieces(sizes, unit, tp_size, rank) for rank in range(tp_size))
     return ShardMap(slices, unit, sizes if len(sizes) > 1 else ())
 

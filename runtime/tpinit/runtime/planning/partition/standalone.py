@@ -66,8 +66,8 @@ def standalone_shards(
 
 
 def _shard_map(layer: LayerRequest, features: int, tp_size: int) -> ShardMap | None:
-    """Return the shard map of each requested block, in whole units; None if a rank would hold nothing of a block."""
-    sizes = layer.blocks or (features,)
+    """Return the shard map of each fused part, in whole units; None if a rank would hold nothing of a part."""
+    sizes = layer.fused_sizes or (features,)
     if any(size % layer.unit or size // layer.unit < tp_size for size in sizes):
         return None
     slices = tuple(pieces(sizes, layer.unit, tp_size, rank) for rank in range(tp_size))

@@ -64,7 +64,7 @@ def from_partition_config(
     defaults_name: str = "",
     vocab_parallel_head: bool = False,
 ) -> PlanRequest:
-    """Return what a `partition_config` requests for `names`: the linear layers and blocks of experts of a model.
+    """Return what a `partition_config` requests for `names`: the linear layers and expert modules of a model.
 
     `defaults` are the specs of a preset; they apply where no spec of the config matches. With `vocab_parallel_head` the
     output head is vocab-parallel: specs for it are ignored, and it needs none.
@@ -235,7 +235,7 @@ def _match_linear(matching: _Matching, name: str, linear: LinearInfo, matched_we
         return
     matched_weights.add(id(linear.module.weight))
     try:
-        blocks, unit = fused_parts(spec, linear)
+        fused_sizes, unit = fused_parts(spec, linear)
     except SpecError as error:
         matching.problems.append(f"{spec.location} for {name}: {error}")
         return
@@ -244,7 +244,9 @@ def _match_linear(matching: _Matching, name: str, linear: LinearInfo, matched_we
     standalone = spec.gather_output if column else head
     if head and not column:
         matching.replicated.add(name)  # not vocab-parallel: the spec shards the head's input features
-    matching.layers[name] = LayerRequest(column=column, row=not column, standalone=standalone, blocks=blocks, unit=unit)
+    matching.layers[name] = LayerRequest(
+        column=column, row=not column, standalone=standalone, fused_sizes=fused_sizes, unit=unit
+    )
 
 
 def _match_experts(matching: _Matching, name: str) -> None:
@@ -308,7 +310,7 @@ def _report_unmatched(matching: _Matching, matched_weights: set[int], shardable:
 
 
 def _weight_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules that a spec could match: those with a `weight` of two dimensions, and blocks of experts."""
+    """Yield the modules that a spec could match: those with a `weight` of two dimensions, and expert modules."""
     experts = find_experts(model)
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")

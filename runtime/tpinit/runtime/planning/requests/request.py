@@ -12,17 +12,17 @@ __all__ = ["LayerRequest", "PlanRequest"]
 class LayerRequest:
     """What a source requests for one layer.
 
-    `column` shards the output features, `row` the input features; `experts` shards every expert of a block. With
-    `standalone` the layer has no partner: a column-parallel layer gathers its output, a row-parallel layer splits its
-    input. `blocks` are the lengths, in features, of the parts that are fused along the sharded dimension; each part is
-    sharded by itself, in multiples of `unit` features. `blocks` is empty if the source does not name the parts.
+    `column` shards the output features, `row` the input features; `experts` shards every expert of an expert module.
+    With `standalone` the layer has no partner: a column-parallel layer gathers its output, a row-parallel layer splits
+    its input. `fused_sizes` are the lengths, in features, of the parts fused along the sharded dimension; each part is
+    sharded by itself, in multiples of `unit` features. `fused_sizes` is empty if the source does not name the parts.
     """
 
     column: bool = False
     row: bool = False
     standalone: bool = False
     experts: bool = False
-    blocks: tuple[int, ...] = ()
+    fused_sizes: tuple[int, ...] = ()
     unit: int = 1
 
     @property
@@ -33,7 +33,7 @@ class LayerRequest:
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What one source requests: `layers` maps the names of linear layers and blocks of experts to their requests.
+    """What one source requests: `layers` maps the names of linear layers and expert modules to their requests.
 
     `source` names the source in messages. `unknown_styles` are the `tp_plan` styles that this release does not know;
     `unmatched_patterns` are the patterns that match no module of the model. `from_user` is true if a user wrote the
