@@ -1,4 +1,4 @@
-"""Run real DeepSpeed (or our runtime, in the same way) and write what was found.
+"""Run real DeepSpeed (or tpinit's runtime, in the same way), compare it with the contract, and write the findings.
 
 python -m studies.deepspeed [--smoke] [--implementation tpinit] [--document FILE] [--known FILE]
 """
@@ -24,7 +24,10 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run, print a summary, write what was asked for. Returns 0 where every departure belongs to a finding."""
+    """Run, print a summary and write the files.
+
+    Returns 0 if every departure belongs to a finding, 1 if not, 4 if the implementation does not start.
+    """
     options = _parser().parse_args(argv)
     try:
         campaign = _run(options)
@@ -42,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.known.write_text(text + "\n", encoding="utf-8")
     if options.document is not None:
         outputs = {} if options.reproductions is None else reproduce(found, options.reproductions, python_of())
-        own = None if options.own is None else _kept(options.own) or run(_own(), say=_say)
+        own = None if options.own is None else _saved(options.own) or run(_own(), say=_say)
         older = None
         if options.older is not None:
-            older = _kept(options.older) or run(_deepspeed(options.older), parts=("rows",), say=_say)
+            older = _saved(options.older) or run(_deepspeed(options.older), parts=("rows",), say=_say)
         options.document.write_text(
             document(campaign, found, left, DocumentInputs(outputs, own, older)), encoding="utf-8"
         )
@@ -53,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> Campaign:
-    kept = _kept(options.load)
-    if kept is not None:
-        return kept
+    saved = _saved(options.load)
+    if saved is not None:
+        return saved
     if options.load is not None:
         raise Broken(f"--load {options.load}: no such file")
     adapter = _own() if options.implementation == "tpinit" else _deepspeed("")
@@ -63,12 +66,12 @@ def _run(options: argparse.Namespace) -> Campaign:
     return run(adapter, smoke=options.smoke, parts=parts, say=_say)
 
 
-def _kept(path: str | None) -> Campaign | None:
-    """A result that --save has kept; only ever one's own, because it is a pickle."""
+def _saved(path: str | None) -> Campaign | None:
+    """Load a result written by --save. It is a pickle: never load one from somebody else."""
     if path is None or not Path(path).is_file():
         return None
-    kept: Campaign = pickle.loads(Path(path).read_bytes())
-    return kept
+    campaign: Campaign = pickle.loads(Path(path).read_bytes())
+    return campaign
 
 
 def _own() -> RankServerAdapter:
@@ -76,7 +79,7 @@ def _own() -> RankServerAdapter:
 
 
 def _deepspeed(before: str) -> RankServerAdapter:
-    """`before` is a folder with another release, put before the interpreter's own."""
+    """`before` is a folder with another release of DeepSpeed, which precedes the installed one on the path."""
     return RankServerAdapter("deepspeed", python_of, choices=CHOICES, extra_path=before)
 
 
@@ -88,15 +91,17 @@ def _say(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m studies.deepspeed", description=__doc__)
     parser.add_argument("--implementation", choices=("deepspeed", "tpinit"), default="deepspeed")
-    parser.add_argument("--smoke", action="store_true", help="a minute's part of the run")
-    parser.add_argument("--rows", action="store_true", help="the twelve rows only")
-    parser.add_argument("--save", type=Path, help="keep the raw result in this file")
-    parser.add_argument("--load", help="take a kept result instead of running")
-    parser.add_argument("--known", type=Path, help="write the known failures here")
-    parser.add_argument("--document", type=Path, help="write the document here")
+    parser.add_argument("--smoke", action="store_true", help="a part of the run that takes minutes")
+    parser.add_argument("--rows", action="store_true", help="only the twelve rows")
+    parser.add_argument("--save", type=Path, help="write the raw result to this file")
+    parser.add_argument("--load", help="read a saved result instead of running")
+    parser.add_argument("--known", type=Path, help="write the known failures to this file")
+    parser.add_argument("--document", type=Path, help="write the document to this file")
     parser.add_argument("--reproductions", type=Path, help="run the scripts of this folder for the document")
-    parser.add_argument("--own", nargs="?", const="run", help="our own runtime too, for the document: run, or kept")
-    parser.add_argument("--older", help="the twelve rows with the older release in this folder, or kept")
+    parser.add_argument(
+        "--own", nargs="?", const="run", help="add tpinit's own runtime to the document: run it, or a saved result"
+    )
+    parser.add_argument("--older", help="add the twelve rows with the release in this folder, or a saved result")
     return parser
 
 

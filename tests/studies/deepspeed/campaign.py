@@ -1,4 +1,4 @@
-"""The whole run: every vector that real ranks can run, what people write, and programs of several calls."""
+"""The whole run: every vector that real ranks can run, the inputs of the catalogue, and programs of several calls."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SMOKE_PROGRAMS = ("two-models-4-2", "second-mpu", "record-outlives")
 
 @dataclass(slots=True)
 class Campaign:
-    """What one run found: the kit's own report of the vectors, and every case with its departures."""
+    """The result of one run: the kit's report on the vectors, and every case with its departures."""
 
     who: Implementation
     report: Report | None = None
@@ -47,8 +47,8 @@ class Campaign:
         return [*self.vectors, *self.written, *self.programs]
 
 
-class _Watched:
-    """An adapter that keeps what it saw of every case, in the order in which it was asked."""
+class _NotingAdapter:
+    """An adapter that passes each case, its observation and its answer to `note`, in the order of the cases."""
 
     def __init__(self, adapter: RankServerAdapter, note: Callable[[Any, Observation | None, Any], None]) -> None:
         self._adapter = adapter
@@ -66,7 +66,7 @@ class _Watched:
         return answer
 
     def stop(self) -> None:
-        """The campaign goes on with the same server."""
+        """Do nothing: the campaign continues with the same server."""
 
 
 def _who(adapter: RankServerAdapter) -> Implementation:
@@ -81,7 +81,7 @@ def run(
     parts: Sequence[str] = ("vectors", "written", "programs"),
     say: Callable[[str], None] = lambda _: None,
 ) -> Campaign:
-    """Run everything (or the smoke part) through one fork server. Raises Broken where it does not start."""
+    """Run all parts (or their smoke subset) with one fork server. Raises Broken if it does not start."""
     begun = time.monotonic()
     who = adapter.start()
     campaign = Campaign(who)
@@ -93,7 +93,7 @@ def run(
         assert adapter.server is not None
         if "rows" in parts or "written" in parts:
             _written(campaign, adapter.server, smoke, "written" not in parts)
-            say(f"{len(campaign.written)} inputs as people write them after {time.monotonic() - begun:.0f} s")
+            say(f"{len(campaign.written)} inputs of the catalogue after {time.monotonic() - begun:.0f} s")
         if "programs" in parts:
             _programs(campaign, adapter.server, smoke)
             say(f"{len(campaign.programs)} programs after {time.monotonic() - begun:.0f} s")
@@ -116,7 +116,7 @@ def _vectors(campaign: Campaign, adapter: RankServerAdapter, smoke: bool) -> Non
         campaign.vectors.append(StudiedCase(vector.id, vector.why["effect"], _judged(vector, seen)))
 
     settings = RunOptions(passes=1, timeout=_TIMEOUT, give_up=10**6, spelled=campaign.who.name)
-    campaign.report = conform(lambda: _Watched(adapter, note), vectors, settings)
+    campaign.report = conform(lambda: _NotingAdapter(adapter, note), vectors, settings)
 
 
 def _key(case: Any) -> str:

@@ -1,6 +1,6 @@
-"""What people really write: configs, calls, mpus and meshes beyond the vectors, each with what the contract says.
+"""A catalogue of inputs as users write them: configs, calls, mpus and meshes beyond the vectors.
 
-Nothing here holds an expected value: the reference reads the same input and decides.
+It holds no expected values: the reference reads the same input and decides.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ _WATCH = ("numbers", "sharding", "averaging", "check")
 
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
-    """One input as a user has it. `section` and `call` hold JSON with `$group` and `$dtype` for objects.
+    """One input as a user writes it. `section` and `call` hold JSON with `$group` and `$dtype` for objects.
 
-    `layout` gives the ranks of the group "g"; `mpu` passes an mpu over it. `only` names the one implementation that
-    can be asked this, where it is about something that others refuse. With `warm` the first batch is one that all ranks
-    share, so that a check of the first batch finds nothing.
+    `layout` gives the ranks of the group "g"; with `mpu` an mpu over it is passed. `more` are further settings of the
+    config, `text` passes the config as base64 text, `samples` is the required number of samples per update. `only`
+    names the one implementation that accepts the input. With `warm` all ranks share the first batch, so that a check of
+    the first batch passes.
     """
 
     id: str
@@ -59,7 +60,7 @@ class CatalogueEntry:
 
 
 class _Handle:
-    """A group as the reference needs it: an object with a size."""
+    """A group for the reference: an object with a size in ranks."""
 
     def __init__(self, ranks: int) -> None:
         self._ranks = ranks
@@ -84,7 +85,7 @@ def _objects(given: Any, handle: _Handle | None) -> Any:
 
 
 def decide(entry: CatalogueEntry) -> Decision:
-    """Let the reference read and decide. Raises ConfigError for what it can't read."""
+    """Return the reference's decision. Raises ConfigError for a malformed config."""
     handle = None if entry.layout is None else _Handle(len(entry.layout[0]))
     call = None
     if entry.call is not None:
@@ -95,12 +96,12 @@ def decide(entry: CatalogueEntry) -> Decision:
 
 
 def expected_of(entry: CatalogueEntry) -> Expected:
-    """What the contract says of an entry."""
+    """Return what the contract requires of an entry."""
     try:
         decision = decide(entry)
     except ConfigError as error:
-        words = {problem.path.split(".")[-1].split("[")[0] for problem in error.problems}
-        return Expected(Outcome.ERROR, malformed=True, mentions=tuple(sorted(words)))
+        keys = {problem.path.split(".")[-1].split("[")[0] for problem in error.problems}
+        return Expected(Outcome.ERROR, malformed=True, mentions=tuple(sorted(keys)))
     codes = tuple(violation.code.value for violation in decision.violations)
     if codes:
         return Expected(Outcome.ERROR, codes)
@@ -119,8 +120,8 @@ def expected_of(entry: CatalogueEntry) -> Expected:
     )
 
 
-def _fed(entry: CatalogueEntry, expected: Expected) -> Partition:
-    """The groups that a user who wrote this feeds alike: those given, else blocks of the first size given."""
+def _intended(entry: CatalogueEntry, expected: Expected) -> Partition:
+    """Return the TP groups that the entry's author intends: the given ones, else contiguous ones of the first size."""
     if expected.tp_groups is not None or entry.layout is not None:
         return expected.tp_groups or entry.layout or []
     section = entry.section if isinstance(entry.section, Mapping) else {}
@@ -130,7 +131,7 @@ def _fed(entry: CatalogueEntry, expected: Expected) -> Partition:
 
 
 def job_of_entry(entry: CatalogueEntry, timeout: float) -> dict[str, Any]:
-    """Return the job of an entry: its data goes to the groups that it calls for."""
+    """Return the job of an entry; ranks of the same intended TP group get the same data."""
     groups: dict[str, Any] = {} if entry.layout is None else {"g": entry.layout, "d": orthogonal(entry.layout)}
     initialize: dict[str, Any] = {"op": "initialize", "model": "m", "config": "c", "mesh": entry.mesh}
     if entry.mpu:
@@ -138,7 +139,7 @@ def job_of_entry(entry: CatalogueEntry, timeout: float) -> dict[str, Any]:
     call = [] if entry.call is None else [{"op": "call", "model": "m", **entry.call}]
     config = {"$text": entry.config} if entry.text else entry.config
     order = ("sharding", "numbers", "averaging", "check") if entry.warm else _WATCH
-    watch = observations(_fed(entry, expected_of(entry)), order)
+    watch = observations(_intended(entry, expected_of(entry)), order)
     return {
         "id": entry.id,
         "world": entry.world,
@@ -155,7 +156,7 @@ _G = {"$group": "g"}
 
 
 def rows() -> Iterator[CatalogueEntry]:
-    """The twelve rows in their plainest form, in a world of 4 with groups of 2, contiguous and not."""
+    """Yield the twelve rows in their simplest form, in a world of 4 with contiguous and with strided groups of 2."""
     section = {"autotp_size": 2}
     call = {"tp_size": 2, "dtype": _FP32}
     facts = {

@@ -1,7 +1,7 @@
-"""What is behind the departures: each finding once, with its kind, what it breaks, and the script that shows it.
+"""The findings behind the departures: each with its kind, the clause that it breaks, and a script that shows it.
 
-A departure belongs to the first finding whose pattern its line matches; one that belongs to none is listed as
-unexplained, and fails the run.
+A departure belongs to the first finding whose pattern matches its line. A departure that matches no finding is listed
+as unexplained and makes the run fail.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["DEEPSPEED", "StudiedCase", "Finding", "FindingEvidence", "sort"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One finding. `pattern` is searched in `id | aspect | expected | observed`; `script` is a file of the docs."""
+    """One finding. `pattern` is searched in `id | aspect | expected | observed`; `script` is in docs/reproductions."""
 
     slug: str
     kind: DepartureKind
@@ -30,7 +30,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class StudiedCase:
-    """One thing that was asked (a vector, an entry, a program) and its departures; `answered` is false for a skip."""
+    """One case of the study (a vector, a catalogue entry, a program) with its departures; `answered`: not skipped."""
 
     id: str
     title: str
@@ -41,14 +41,14 @@ class StudiedCase:
 
 @dataclass(slots=True)
 class FindingEvidence:
-    """A finding with the cases that showed it."""
+    """A finding with the cases that show it."""
 
     finding: Finding
     cases: list[tuple[StudiedCase, Departure]] = field(default_factory=list)
 
     @property
     def ids(self) -> list[str]:
-        """The ids of the cases, once each."""
+        """The distinct ids of the cases."""
         return list(dict.fromkeys(case.id for case, _ in self.cases))
 
 
@@ -58,7 +58,7 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "config-changed",
         _L,
-        "The caller's config object is written to, also by an `initialize` that then raises",
+        "`initialize` writes to the caller's config object, even if it then raises",
         "D10",
         2,
         "config_changed.py",
@@ -67,9 +67,9 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "second-model-mpu",
         _W,
-        "A second model with an mpu moves the gradient averaging of the first, sharded one: gradients of different "
-        "shards are averaged",
-        "D9: calls for different models never touch each other",
+        "A second model with an mpu changes the gradient averaging of the first, sharded model: gradients of "
+        "different shards are averaged",
+        "D9: calls for different models are independent",
         4,
         "second_mpu.py",
         r"^second-mpu",
@@ -77,10 +77,10 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "two-models-size",
         _W,
-        "The second model of a process is sharded over the group of the first, whatever its own `autotp_size` says. "
-        "Data that is right for it is refused by the check of the first batch, and is trained on wrongly where that "
-        "batch passes",
-        "D9: calls for different models never touch each other",
+        "The second model of a process is sharded over the group of the first, whatever its own `autotp_size` is. "
+        "The check of the first batch refuses data that is right for the second model; if the first batch passes "
+        "the check, training goes wrong",
+        "D9: calls for different models are independent",
         4,
         "two_models.py",
         r"^two-models-[24]",
@@ -88,7 +88,8 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "mesh-tuple",
         _W,
-        "`mesh_param=(4, 1)` beside `autotp_size: 2` averages gradients of different shards; nothing compares the two",
+        "`mesh_param=(4, 1)` with `autotp_size: 2` averages gradients of different shards; the two settings are "
+        "not compared",
         "P3 (a disagreement on group size is an error)",
         4,
         "mesh.py",
@@ -97,8 +98,9 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "mpu-group-ignored",
         _W,
-        "The mpu's tensor-parallel group does not shard: parameters are always cut over neighbours. Data that is right "
-        "for the mpu is refused by the check of the first batch, and is trained on wrongly where that batch passes",
+        "The mpu's tensor-parallel group is ignored: parameters are always sharded over contiguous ranks. The "
+        "check of the first batch refuses data that is right for the mpu; if the first batch passes the check, "
+        "training goes wrong",
         "rows 4, 6 and 8: the TP group is the mpu's",
         4,
         "mpu_group.py",
@@ -107,9 +109,9 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "group-not-printable",
         _C,
-        "Any `tp_group`, from the call or from the config, ends in a TypeError on rank 0, which prints its config as "
-        "JSON, while the other ranks return an engine",
-        "rows 9 and 11, and rows 3, 4, 7 and 8 with a config group: none of them can be used",
+        "Any `tp_group`, from the call or the config, leads to a TypeError on rank 0, which prints its config as "
+        "JSON; the other ranks return an engine",
+        "rows 9 and 11, and rows 3, 4, 7 and 8 with a config group: none of them works",
         4,
         "tp_group.py",
         r"ProcessGroup is not JSON serializable",
@@ -117,8 +119,8 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "dtype-not-printable",
         _C,
-        "A torch dtype in `tensor_parallel.dtype` ends in a TypeError on rank 0, which prints its config as JSON; the "
-        "other ranks have an engine",
+        "A torch dtype in `tensor_parallel.dtype` leads to a TypeError on rank 0, which prints its config as "
+        "JSON; the other ranks return an engine",
         "D8",
         2,
         "section_dtype.py",
@@ -127,7 +129,7 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "size-not-dividing",
         _C,
-        "A size that does not divide the world gives some ranks an engine and the others an IndexError",
+        "A size that does not divide the world size gives some ranks an engine and the others an IndexError",
         "SIZE_NOT_DIVIDING_WORLD",
         4,
         "not_dividing.py",
@@ -136,7 +138,7 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "size-beyond-world",
         _C,
-        "A size larger than the world is an AssertionError without a message",
+        "A size larger than the world size raises an AssertionError without a message",
         "SIZE_NOT_DIVIDING_WORLD",
         2,
         "beyond_world.py",
@@ -145,8 +147,8 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "call-size-invalid",
         _C,
-        "A size of `tp_model_init` that is no size (0, negative, a text, a float, a bool) fails later, on arithmetic, "
-        "a tensor's shape or its memory",
+        "An invalid size in `tp_model_init` (0, negative, a string, a float, a bool) fails later with an error of "
+        "arithmetic, of a tensor's shape or of memory",
         "SIZE_INVALID, D7",
         2,
         "negative_call.py",
@@ -155,7 +157,8 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "auto",
         _C,
-        '`autotp_size: "auto"` is compared with 0 (TypeError), and beside a call it is a conflict instead of a gap',
+        '`autotp_size: "auto"` is compared with 0 (TypeError); with a call it is a conflict, although it means '
+        "that the value is absent",
         "D3",
         2,
         "auto.py",
@@ -164,7 +167,7 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "section-no-object",
         _C,
-        "A null section, and one that is no object, is an AttributeError",
+        "A section that is null or not an object raises an AttributeError",
         "D1, D8",
         2,
         "null.py",
@@ -173,7 +176,7 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "size-of-other-type",
         _C,
-        "A text or a list as `autotp_size` is a TypeError from a comparison, which names no key",
+        "A string or a list as `autotp_size` raises a TypeError from a comparison, which names no key",
         "D7",
         2,
         "loose_values.py",
@@ -182,7 +185,8 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "call-dtype-ignored",
         _I,
-        "The dtype of `tp_model_init` does nothing: without a matching bf16 or fp16 section the parameters keep theirs",
+        "The dtype of `tp_model_init` is ignored: without a matching bf16 or fp16 section the parameters keep "
+        "their dtype",
         "rows 6 to 8: dtype from the call where the config has none",
         2,
         "call_dtype.py",
@@ -191,19 +195,19 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "nested-size-ignored",
         _I,
-        "`tp.tp_size` alone enables nothing: the model trains unsharded, without a word",
+        "`tp.tp_size` alone enables nothing: the model trains unsharded, without an error or a warning",
         "D5",
         2,
         "nested_size.py",
-        r"\| tp_size \| \d+ \| parameters cut in 1$",
+        r"\| tp_size \| \d+ \| parameters sharded 1-way$",
     ),
     Finding(
         "batch",
         _I,
-        "`train_batch_size` is not kept: without an mpu the tensor-parallel ranks count as data-parallel ones, so an "
-        "update uses `train_batch_size / autotp_size` samples (with an mpu it is kept)",
-        "DeepSpeed's own definition, the samples that lead to one update (which it also gives as micro batch x "
-        "accumulation x number of GPUs: the two differ here)",
+        "`train_batch_size` is not kept: without an mpu the tensor-parallel ranks count as data-parallel ranks, "
+        "so an update uses `train_batch_size / autotp_size` samples (with an mpu it is kept)",
+        "DeepSpeed's own definition, the number of samples per update (DeepSpeed also defines it as micro batch x "
+        "accumulation steps x number of GPUs; the two differ here)",
         4,
         "batch_size.py",
         r"\| batch arithmetic \|",
@@ -212,7 +216,7 @@ DEEPSPEED: tuple[Finding, ...] = (
         "sharded-then-whole",
         _L,
         "After a sharded model, a model that is not sharded can't be initialized in the same process (AttributeError)",
-        "D9: calls for different models never touch each other",
+        "D9: calls for different models are independent",
         2,
         "sharded_then_whole.py",
         r"^sharded-then-whole|get_model_parallel_rank",
@@ -220,8 +224,8 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "record-outlives",
         _L,
-        "The record of `tp_model_init` belongs to the process and is never used up: it shards, or stops, models that "
-        "never had a call",
+        "The record of `tp_model_init` belongs to the process and stays after its use: it shards, or makes fail, "
+        "later models without a call",
         "D9",
         2,
         "record_outlives.py",
@@ -230,8 +234,8 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "calls-compared",
         _E,
-        "Two calls are compared across models, and their groups by size only: two models can't have two sizes, and "
-        "another group of the same size passes",
+        "Two calls are compared across models, and their groups by size only: two models can't have two sizes, "
+        "and another group of the same size is accepted",
         "D9",
         4,
         "two_calls.py",
@@ -240,7 +244,7 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "section-dtype-refused",
         _E,
-        "`tensor_parallel.dtype` takes no name of a dtype at all (`bf16`, `float32`), though the merge with a call "
+        "`tensor_parallel.dtype` accepts no name of a dtype (`bf16`, `float32`), although the merge with a call "
         "reads `fp16`, `bf16` and `fp32`",
         "D8",
         2,
@@ -250,7 +254,7 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "row-1",
         _D,
-        "Row 1 (nothing given) is no error but plain data parallelism: what DeepSpeed is without AutoTP",
+        "Row 1 (nothing given) is not an error but plain data parallelism, which is DeepSpeed without AutoTP",
         "row 1, NO_TP_INTENT",
         2,
         "row_1.py",
@@ -259,7 +263,7 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "row-5",
         _E,
-        "Row 5 (a call alone) is no error: a group is created, on purpose, for the Hugging Face Trainer",
+        "Row 5 (a call alone) is not an error: a group is created, deliberately, for the Hugging Face Trainer",
         "row 5, NO_GROUP_SOURCE",
         2,
         "row_5.py",
@@ -268,7 +272,7 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "call-dtype-unchecked",
         _E,
-        "`tp_model_init` takes any dtype, also one that does not exist",
+        "`tp_model_init` accepts any dtype, even one that does not exist",
         "D8",
         2,
         "call_dtype_nonsense.py",
@@ -277,7 +281,7 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "size-below-one",
         _E,
-        "A negative `autotp_size`, or none at all in a section, and any bad `tp.tp_size` beside it, mean plain data "
+        "A negative `autotp_size`, a section without a size, and any invalid `tp.tp_size` mean plain data "
         "parallelism instead of an error",
         "SIZE_INVALID, SIZE_MISSING, D5",
         2,
@@ -287,8 +291,8 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "loose-types",
         _E,
-        'Values of another type are taken silently: `2.0` and `true` as sizes, `"2"` inside `tp`, `"true"` and `1` as '
-        "`bf16.enabled`",
+        'Values of a wrong type are accepted silently: `2.0` and `true` as sizes, `"2"` in `tp`, `"true"` and `1` '
+        "as `bf16.enabled`",
         "D7, D8",
         2,
         "loose_values.py",
@@ -297,7 +301,7 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "mpu-size-unchecked",
         _E,
-        "The size of the mpu's group is never compared with `autotp_size` or with the call's size",
+        "The size of the mpu's group is not compared with `autotp_size` or with the size of the call",
         "GROUP_SIZE_MISMATCH",
         4,
         "mpu_size.py",
@@ -306,7 +310,7 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "nested-size-1",
         _E,
-        "`tp.tp_size` is compared with `autotp_size` only where it is not 1, and only where something is sharded",
+        "`tp.tp_size` is compared with `autotp_size` only if it is not 1, and only if the model is sharded",
         "SIZE_MISMATCH, D5",
         2,
         "nested_one.py",
@@ -315,7 +319,7 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "tp-mpu",
         _E,
-        "`tp.mpu` takes anything, and nothing reads it",
+        "`tp.mpu` accepts any value, and nothing reads it",
         "D11",
         2,
         "mpu_inside.py",
@@ -324,7 +328,7 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "null-field",
         _E,
-        "A null field (`dtype`, `autotp_size`, `tp`, `tp_size`) is a validation error and not an absent one",
+        "A null field (`dtype`, `autotp_size`, `tp`, `tp_size`) is a validation error instead of an absent field",
         "D1, D3",
         2,
         "section_dtype.py",
@@ -333,7 +337,8 @@ DEEPSPEED: tuple[Finding, ...] = (
     Finding(
         "mesh-torch",
         _C,
-        "A torch DeviceMesh as `mesh_param` is a TypeError: meshes are tuples, and have no tensor-parallel dimension",
+        "A torch DeviceMesh as `mesh_param` raises a TypeError: DeepSpeed's meshes are tuples without a tensor- "
+        "parallel dimension",
         "D4, P6",
         4,
         "mesh.py",
@@ -349,12 +354,12 @@ def sort(
     found: Mapping[str, FindingEvidence] = {finding.slug: FindingEvidence(finding) for finding in findings}
     left = []
     for case in cases:
-        for one in case.departures:
-            line = f"{case.id} | {one.aspect.value} | {one.expected} | {one.observed}"
+        for departure in case.departures:
+            line = f"{case.id} | {departure.aspect.value} | {departure.expected} | {departure.observed}"
             finding = next((finding for finding in findings if re.search(finding.pattern, line)), None)
             if finding is None:
-                left.append((case, one))
+                left.append((case, departure))
             else:
-                found[finding.slug].cases.append((case, one))
+                found[finding.slug].cases.append((case, departure))
     worst_first = sorted(found.values(), key=lambda each: list(DepartureKind).index(each.finding.kind))
     return [each for each in worst_first if each.cases], left

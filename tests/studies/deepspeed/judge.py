@@ -1,4 +1,4 @@
-"""Where what was observed departs from what the contract says, and of what kind each departure is."""
+"""Compare an observation with what the contract requires, and classify each departure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DepartureKind(str, Enum):
 
 
 class Aspect(str, Enum):
-    """What was compared."""
+    """The compared property of an observation."""
 
     OUTCOME = "outcome"
     TP_SIZE = "tp_size"
@@ -44,7 +44,7 @@ class Aspect(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """One departure: its kind, what was compared, and both sides in words."""
+    """One departure: its kind, the compared property, and the expected and observed values as text."""
 
     kind: DepartureKind
     aspect: Aspect
@@ -54,10 +54,11 @@ class Departure:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What must happen: an error (with its codes, or `malformed` for an input that can't be read), or an engine.
+    """What the contract requires: an error (with `codes`, or `malformed` for an unreadable input), or an engine.
 
-    `tp_groups` are the ranks that must shard together, None without tensor parallelism; `dp_groups` those that must
-    average; `samples` how many samples one update must use, where the config says so.
+    `mentions` are the keys that an error about a malformed input may name. `tp_groups` are the groups that must shard,
+    None without tensor parallelism; `dp_groups` the groups that must average gradients; `samples` the number of samples
+    per update, None if the config does not give it.
     """
 
     outcome: Outcome
@@ -72,7 +73,7 @@ class Expected:
 
     @staticmethod
     def of(answer: Mapping[str, Any], world: int, partitions: Mapping[str, Partition], mpu: str | None) -> Expected:
-        """From the expected answer of a vector, its world, the ranks of its handles and its mpu's handle."""
+        """Convert the expected answer of a vector, given its world size, its handles' ranks and its mpu's handle."""
         outcome = Outcome(answer["outcome"])
         if outcome is Outcome.ERROR:
             return Expected(outcome, tuple(answer["violations"]))
@@ -83,7 +84,7 @@ class Expected:
 
 
 def judge(expected: Expected, seen: Observation) -> list[Departure]:
-    """Return every departure of what was seen from what was expected; [] where they agree."""
+    """Return every departure of the observation from what is expected; empty if they agree."""
     found = list(_error(expected, seen) if expected.outcome is Outcome.ERROR else _engine(expected, seen))
     if seen.changed:
         paths = ", ".join(seen.changed)
@@ -92,7 +93,7 @@ def judge(expected: Expected, seen: Observation) -> list[Departure]:
 
 
 def _stopped(seen: Observation, should: str) -> list[Departure]:
-    """Departures of ranks that did not all come out the same way."""
+    """Return the departure for ranks that hang, die or disagree."""
     if seen.ended is StartStatus.HANG:
         frames = next(iter(seen.where.values()), [])
         at = f", in {frames[0]}" if frames else ""
@@ -118,7 +119,7 @@ def _error(expected: Expected, seen: Observation) -> Sequence[Departure]:
         return _stopped(seen, should)
     if set(seen.codes) & set(expected.codes):
         return []
-    # A malformed input is well refused where the message at least names the key that is wrong.
+    # An error about a malformed input is accepted if its message names the wrong key.
     if expected.malformed and any(word in seen.message for word in expected.mentions):
         return []
     kind = DepartureKind.ERROR if seen.codes else DepartureKind.CRASH
@@ -128,7 +129,7 @@ def _error(expected: Expected, seen: Observation) -> Sequence[Departure]:
 def _engine(expected: Expected, seen: Observation) -> Sequence[Departure]:
     should = f"{expected.outcome.value}, tp_size {expected.tp_size}, {expected.dtype or 'the dtype it has'}"
     if seen.ended is StartStatus.ERROR:
-        # A validation error that names the field is about the matter, though it refuses what is legal.
+        # A validation error that names the field is not a crash, although it refuses a legal value.
         about = bool(seen.codes) or "ValidationError" in seen.message
         kind = DepartureKind.ERROR if about else DepartureKind.CRASH
         return [Departure(kind, Aspect.OUTCOME, should, seen.message)]
@@ -142,7 +143,10 @@ def _settings(expected: Expected, seen: Observation) -> list[Departure]:
     if expected.tp_size is not None and set(seen.degrees) != {expected.tp_size}:
         found.append(
             Departure(
-                DepartureKind.IGNORED, Aspect.TP_SIZE, f"{expected.tp_size}", f"parameters cut in {max(seen.degrees)}"
+                DepartureKind.IGNORED,
+                Aspect.TP_SIZE,
+                f"{expected.tp_size}",
+                f"parameters sharded {max(seen.degrees)}-way",
             )
         )
     dtype = _TORCH.get(expected.dtype or "fp32", "float32")
@@ -161,7 +165,7 @@ def _settings(expected: Expected, seen: Observation) -> list[Departure]:
 
 
 def _groups(expected: Expected, seen: Observation) -> list[Departure]:
-    """Only where the size is right: with another size, other groups are what must follow."""
+    """Compare the groups, but only if the TP size is right: another size implies other groups."""
     if expected.tp_size is not None and set(seen.degrees) != {expected.tp_size}:
         return []
     harm = DepartureKind.WRONG_TRAINING if seen.training.wrong else DepartureKind.IGNORED

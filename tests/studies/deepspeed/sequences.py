@@ -1,7 +1,7 @@
-"""Several calls in one process: repeats, two models, a failure and then a good call, one config for two models.
+"""Programs of several calls in one process: repeats, two models, a failed call before a good one, a shared config.
 
-The contract says of them: calls for one model agree (D9), calls for different models never touch each other (D9), a
-config is never changed (D10); and one `initialize` decides by its own inputs and by nothing that came before.
+The contract requires that calls for one model agree (D9), that calls for different models are independent (D9), that a
+config is never changed (D10), and that an `initialize` depends on its own inputs only.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _WATCH = ("numbers", "sharding", "averaging", "check")
 
 @dataclass(frozen=True, slots=True)
 class CallSequence:
-    """One program. `engines` says what each model's engine must be; `errors` which steps must raise, and with which
-    codes (any error will do where none is named), `fine` which must not.
+    """One program. `engines` has the expected result for each model; `errors` the steps that must raise, with the
+    legal codes (empty: any error); `fine` the steps that must not raise.
     """
 
     id: str
@@ -39,7 +39,7 @@ class CallSequence:
 
 
 def job_of_sequence(sequence: CallSequence, timeout: float) -> dict[str, Any]:
-    """Return the job of a sequence: its steps, whatever they raise."""
+    """Return the job of a sequence; it continues after a step that raises on all ranks."""
     return {
         "id": sequence.id,
         "world": sequence.world,
@@ -57,7 +57,7 @@ def judge_sequence(sequence: CallSequence, report: Mapping[str, Any]) -> list[De
     for number, codes in sequence.errors.items():
         found += _error(report, number, codes)
     for number in sequence.fine:
-        seen = _alone(report, number)
+        seen = _step(report, number)
         if seen.errors:
             found.append(
                 Departure(DepartureKind.ERROR, Aspect.OUTCOME, f"step {number + 1} raises nothing", seen.message)
@@ -70,8 +70,8 @@ def judge_sequence(sequence: CallSequence, report: Mapping[str, Any]) -> list[De
             )
             continue
         found += [
-            Departure(one.kind, one.aspect, f"model {model}: {one.expected}", one.observed)
-            for one in judge(expected, seen)
+            Departure(departure.kind, departure.aspect, f"model {model}: {departure.expected}", departure.observed)
+            for departure in judge(expected, seen)
         ]
     return found
 
@@ -81,7 +81,7 @@ def _error(report: Mapping[str, Any], number: int, codes: tuple[str, ...]) -> li
     should = f"step {number + 1} raises {' or '.join(codes)}"
     if all(note.get("ok") for note in notes):
         return [Departure(DepartureKind.ERROR, Aspect.OUTCOME, should, "no error")]
-    seen = _alone(report, number)
+    seen = _step(report, number)
     if all(note.get("ok") is False for note in notes) and (not codes or set(seen.codes) & set(codes)):
         return []
     return [
@@ -94,8 +94,8 @@ def _error(report: Mapping[str, Any], number: int, codes: tuple[str, ...]) -> li
     ]
 
 
-def _alone(report: Mapping[str, Any], number: int) -> Observation:
-    """What one step of a program did on all ranks."""
+def _step(report: Mapping[str, Any], number: int) -> Observation:
+    """Return the observation of one step of a program on all ranks."""
     notes = [rank["steps"][number] if number < len(rank["steps"]) else {} for rank in report["ranks"]]
     return observe({**report, "ranks": [{"steps": [note]} for note in notes]}, notes[0].get("model", "m"))
 

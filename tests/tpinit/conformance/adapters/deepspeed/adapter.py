@@ -1,4 +1,4 @@
-"""An implementation that shards real models, as the kit's runner sees it: a world of forked ranks for every case."""
+"""The adapter for implementations that shard real models: every case runs in a new world of forked ranks."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tpinit.conformance.protocol import (
 
 __all__ = ["RankServerAdapter", "answer_of_observation", "run_job"]
 
-_SHORTEST = 20.0  # seconds: four ranks that share two cores with others need more than a pure function does
+_SHORTEST = 20.0  # seconds: the least time limit that four ranks on two busy cores keep
 _DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-_NOT_HERE = "is not supported on your device"  # fp16 on a CPU: the machine's limit, and no answer
+_UNSUPPORTED = "is not supported on your device"  # DeepSpeed's error for fp16 on a CPU: the case is skipped
 
 
 class RankServerAdapter:
-    """Asks every case in a world of its own. `last` is what the ranks of the last case were seen to do."""
+    """Runs every case in a world of its own. `last` is the Observation of the last case, None if it was skipped."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class RankServerAdapter:
         self._count = 0
 
     def start(self) -> Implementation:
-        """Start the fork server. Raises Broken where there is none to start."""
+        """Start the fork server. Raises Broken if it does not start."""
         self.server = RankServer(self.implementation, self.python(), self.extra_path)
         try:
             self.server.start()
@@ -60,11 +60,11 @@ class RankServerAdapter:
         return Implementation(self.server.name, self.server.version, "Python", choices=self.choices, isolated=True)
 
     def dialect(self, name: str) -> bool:
-        """It speaks `documented`."""
+        """Return whether the dialect is `documented`."""
         return name == "documented"
 
     def run(self, case: Case, timeout: float) -> Answer:
-        """Ask one case; a limit below 20 s is taken as 20 s."""
+        """Run one case; a time limit below 20 s counts as 20 s."""
         self._count += 1
         self.last = None
         try:
@@ -82,35 +82,35 @@ class RankServerAdapter:
         return answer_of_observation(case, job["partitions"], seen)
 
     def stop(self) -> None:
-        """End the server and its forks."""
+        """End the server and its ranks."""
         if self.server is not None:
             self.server.stop()
             self.server = None
 
 
 def run_job(server: RankServer, job: Mapping[str, Any], model: str = "m") -> Observation:
-    """Run a job; where training stopped it, run it again without training, to see the groups all the same."""
+    """Run a job. If its training raised or hung, run it again without training to observe the groups too."""
     seen = observe(server.run(job), model)
-    broke = seen.ended is StartStatus.ENGINE and (seen.training.raised is not None or bool(seen.hung))
-    if not broke or seen.sharding is not None:
+    failed = seen.ended is StartStatus.ENGINE and (seen.training.raised is not None or bool(seen.hung))
+    if not failed or seen.sharding is not None:
         return seen
     steps = [step for step in job["steps"] if step.get("what") != "numbers"]
-    again = observe(server.run({**job, "steps": steps}), model)
-    if again.ended is not StartStatus.ENGINE:
+    untrained = observe(server.run({**job, "steps": steps}), model)
+    if untrained.ended is not StartStatus.ENGINE:
         return seen
     return Observation(
         **{
             **{name: getattr(seen, name) for name in Observation.__dataclass_fields__},
-            "sharding": again.sharding,
-            "averaging": again.averaging,
-            "divisor": again.divisor,
-            "checking": again.checking,
+            "sharding": untrained.sharding,
+            "averaging": untrained.averaging,
+            "divisor": untrained.divisor,
+            "checking": untrained.checking,
         }
     )
 
 
 def answer_of_observation(case: Case, partitions: Mapping[str, Any], seen: Observation) -> Answer:
-    """Turn what was seen into an answer of the protocol: only what shows in behaviour, and no sources."""
+    """Turn an observation into an answer of the protocol; sources of values can't be observed and are left out."""
     observed = _evidence(seen)
     if seen.ended is StartStatus.HANG:
         return TimedOut(f"ranks {list(seen.hung)} hang", str(dict(seen.where)))
@@ -120,13 +120,13 @@ def answer_of_observation(case: Case, partitions: Mapping[str, Any], seen: Obser
         others = [rank for rank in range(len(seen.steps)) if rank not in seen.errors]
         return Errored(f"{seen.message}, while ranks {others} return an engine")
     if seen.ended is StartStatus.ERROR:
-        if _NOT_HERE in seen.message:
+        if _UNSUPPORTED in seen.message:
             return Skipped(f"{seen.message}")
         if not seen.codes:
             return Errored(seen.message)
-        # One that stops at its first violation can't tell all of them: then none is answered.
-        all_of_them = {"violations": list(seen.codes)} if "codes" in next(iter(seen.errors.values())) else {}
-        return Result({"outcome": "error", **all_of_them}, {**observed, "says": list(seen.codes)})
+        # Only an error with `codes` lists all violations; a message names the first one, so `violations` is left out.
+        violations = {"violations": list(seen.codes)} if "codes" in next(iter(seen.errors.values())) else {}
+        return Result({"outcome": "error", **violations}, {**observed, "says": list(seen.codes)})
     if seen.training.wrong or seen.training.hung:
         how = "hangs in training" if seen.training.hung else "then trains another model than the unsharded one"
         return Errored(f"it returns an engine that {how}")
@@ -149,7 +149,7 @@ def _evidence(seen: Observation) -> dict[str, Any]:
 
 def _engine_answer(case: Case, partitions: Mapping[str, Any], seen: Observation) -> dict[str, Any]:
     degree = max(seen.degrees)
-    # A size of 1 shows in nothing that is done: what was asked for is then what happened.
+    # A TP size of 1 has no observable effect: count the model as sharded if a size of 1 was requested.
     section, call = case["section"] or {}, case["call"] or {}
     sharded = degree > 1 or 1 in (section.get("autotp_size"), section.get("tp_size"), call.get("tp_size"))
     if not sharded:
@@ -167,5 +167,5 @@ def _engine_answer(case: Case, partitions: Mapping[str, Any], seen: Observation)
 def _dtype(case: Case, seen: Observation) -> dict[str, Any]:
     given = [case["precision"], case["section"] and case["section"]["dtype"], case["call"] and case["call"]["dtype"]]
     if not any(given) and list(seen.dtypes) == ["float32"]:
-        return {"value": None}  # the model kept its own
+        return {"value": None}  # the model kept its own dtype
     return {"value": _DTYPES.get("/".join(seen.dtypes))}

@@ -1,4 +1,4 @@
-"""The kit's side of the fork server: start it under another interpreter, give it jobs, end it."""
+"""The client of the fork server: it starts the server under another interpreter, sends it jobs, and ends it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ __all__ = ["PYTHON_VARIABLE", "RankServer", "ServerError"]
 
 PYTHON_VARIABLE = "TPINIT_DEEPSPEED_PYTHON"
 _START = 400.0  # seconds: the import of torch and DeepSpeed, and one small C++ build
-_MARGIN = 15.0  # seconds beyond a job's own limit before the server itself is taken for lost
+_MARGIN = 15.0  # seconds beyond a job's own limit after which the server counts as lost
 
 
 class ServerError(Exception):
-    """The fork server does not start or has gone away; the text has the end of what it printed."""
+    """The fork server does not start or has ended; the text has the end of its log."""
 
 
 class RankServer:
     """One fork server, for one implementation, under one interpreter.
 
-    The server and its forks live in a session of their own, and everything they write in a folder of their own: the
-    JIT builds of one run are shared with no other, and go with it.
+    The server and its forks run in a session of their own. Everything that they write, JIT builds included, is in a
+    temporary folder that `stop` removes.
     """
 
     def __init__(self, implementation: str, python: str, extra_path: str = "") -> None:
@@ -45,7 +45,7 @@ class RankServer:
         self._log: Path | None = None
 
     def start(self) -> None:
-        """Start the server and wait until it has imported the implementation. Raises ServerError where it can't."""
+        """Start the server and wait until it has imported the implementation. Raises ServerError if that fails."""
         self._home = tempfile.mkdtemp(prefix="tpinit-ranks-")
         self._log = Path(self._home) / "log"
         with self._log.open("wb") as log:
@@ -70,7 +70,7 @@ class RankServer:
     def _environment(self, home: str) -> dict[str, str]:
         keep = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LOCAL_SIZE")}
         roots = [str(Path(next(iter(tpinit.conformance.__path__))).parent.parent), self.extra_path]
-        # Ninja, which the one C++ build of DeepSpeed needs, lies beside the interpreter.
+        # DeepSpeed's C++ build needs ninja, which is installed beside the interpreter.
         path = os.pathsep.join([str(Path(self.python).parent), keep.get("PATH", os.defpath)])
         return {
             **keep,
@@ -86,7 +86,7 @@ class RankServer:
         }
 
     def run(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        """Do one job in fresh processes and return its report. Raises ServerError where the server is lost."""
+        """Run one job in new processes and return its report. Raises ServerError if the server does not answer."""
         if self._process is None or self._process.stdin is None:
             raise ServerError("the server is not running")
         self._process.stdin.write(json.dumps(job).encode() + b"\n")
@@ -109,7 +109,7 @@ class RankServer:
         return answer
 
     def stop(self) -> None:
-        """End the server, all that it forked, and what they wrote. May be called twice."""
+        """End the server and its ranks, and remove their folder. May be called twice."""
         if self._process is not None:
             if self._process.stdin is not None:
                 with contextlib.suppress(BrokenPipeError):

@@ -1,4 +1,4 @@
-"""A vector's input becomes a job: groups get ranks, facts become the calls and the config that a user would write."""
+"""Jobs for the fork server: from the input of a vector to real groups, calls and a config as a user writes them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 
 Partition = list[list[int]]
 WORLDS = (2, 4)
-# No clipping and one sample a rank: what is left to differ is what this is about.
+# Without clipping and with one sample per rank, updates differ only by the groups that shard and average.
 BASE: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": 0.0}
 _PRECISION: dict[str, dict[str, Any]] = {
     "bf16": {"bf16": {"enabled": True}},
@@ -31,24 +31,24 @@ _PRECISION: dict[str, dict[str, Any]] = {
 
 
 def blocks(world: int, size: int) -> Partition:
-    """Groups of neighbours: [0, 1], [2, 3]."""
+    """Return contiguous groups: [0, 1], [2, 3]."""
     return [list(range(first, first + size)) for first in range(0, world, size)]
 
 
 def strides(world: int, size: int) -> Partition:
-    """Groups that are not contiguous: [0, 2], [1, 3]."""
+    """Return strided groups: [0, 2], [1, 3]."""
     return [list(range(first, world, world // size)) for first in range(world // size)]
 
 
 def orthogonal(partition: Partition) -> Partition:
-    """The groups that cross every one of these exactly once: the data-parallel side of an mpu."""
+    """Return the groups with one rank of each given group: the DP groups that belong to these TP groups."""
     return [sorted(ranks) for ranks in zip(*partition, strict=True)]
 
 
 def materialise(case: Case) -> dict[str, Partition]:
-    """Give every handle its ranks: blocks (the mesh's first), and strides for a second group of the same size.
+    """Return the ranks of every handle: contiguous groups (the mesh's first), strided for a second one of a size.
 
-    Raises Skip for a group that can't tile the world: no such groups can hold every rank.
+    Raises Skip for a group whose size does not divide the world size.
     """
     world, sizes = case["world_size"], case["groups"]
     partitions: dict[str, Partition] = {}
@@ -69,19 +69,19 @@ def positions_of(partition: Partition) -> list[int]:
 
 
 def data_of(partition: Partition) -> list[int]:
-    """Return which data each rank is fed: one index a tensor-parallel group."""
+    """Return the data index of each rank: the number of its TP group."""
     index = {rank: number for number, ranks in enumerate(partition) for rank in ranks}
     return [index[rank] for rank in sorted(index)]
 
 
 def observations(partition: Partition, what: Iterable[str], model: str = "m") -> list[dict[str, Any]]:
-    """Return the steps that watch an engine whose data goes to these tensor-parallel groups."""
+    """Return the steps that observe an engine whose data is equal within these TP groups."""
     extra = {"data": data_of(partition), "positions": positions_of(partition)}
-    return [{"op": "observe", "model": model, "what": one, **(extra if one == "numbers" else {})} for one in what]
+    return [{"op": "observe", "model": model, "what": name, **(extra if name == "numbers" else {})} for name in what]
 
 
 def _intended(case: Case, partitions: Mapping[str, Partition]) -> Partition:
-    """The groups that a user who wrote this case feeds alike: those of a group given, else blocks of a size given."""
+    """Return the TP groups that the case's author intends: a given group's, else contiguous ones of a given size."""
     call, section, mpu, world = case["call"], case["section"], case["mpu"], case["world_size"]
     handles = [
         call and call["tp_group"],
@@ -98,9 +98,9 @@ def _intended(case: Case, partitions: Mapping[str, Partition]) -> Partition:
 
 
 def job_of(case: Case, name: str, timeout: float, *, meshes: bool) -> dict[str, Any]:
-    """Return the job for the input of a vector. Raises Skip where no real ranks can be given it.
+    """Return the job for the input of a vector. Raises Skip if real ranks can't run it.
 
-    With `meshes` a mesh group is made as the tensor-parallel dimension of a torch DeviceMesh.
+    With `meshes` a mesh group becomes the TP dimension of a torch DeviceMesh.
     """
     world = case["world_size"]
     if world not in WORLDS:

@@ -1,4 +1,4 @@
-"""What a world of ranks did in one job, put together from the reports of its ranks."""
+"""The observation of one job: what the ranks of a world did, put together from their reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tpinit.conformance.adapters.deepspeed.jobs import Partition
 
 __all__ = ["StartStatus", "Observation", "Training", "observe"]
 
-# What DeepSpeed's own words for a violation are, by the part that does not change.
+# DeepSpeed's error messages, by their constant part, and the violations that they report.
 _WORDS: tuple[tuple[str, str], ...] = (
     (r"Conflicting tp_model_init arguments", "CONFLICTING_CALLS"),
     (r"must not receive mpu", "GROUP_AND_MPU"),
@@ -22,12 +22,12 @@ _WORDS: tuple[tuple[str, str], ...] = (
     (r"Conflicting tensor_parallel\.tp\.tp_group in config", "GROUP_IDENTITY_MISMATCH"),
     (r"Conflicting (dtype|tensor_parallel\.dtype)", "DTYPE_MISMATCH"),
 )
-# Weights are of the order of 1 after four updates; what rounding alone does stays below these.
+# The largest error of a weight from rounding alone after four updates; weights are of the order of 1.
 _TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}
 
 
 class StartStatus(str, Enum):
-    """How the ranks came out of `initialize` (or of a call before it)."""
+    """How `initialize` (or a call before it) ended on all ranks."""
 
     ENGINE = "engine"
     ERROR = "error"
@@ -38,7 +38,7 @@ class StartStatus(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Four updates beside the unsharded model: the largest error of a weight, and the first error raised instead."""
+    """Four updates compared with the unsharded model: the largest weight error `off_by`, or the first exception."""
 
     off_by: float | None = None
     updates: Sequence[Mapping[str, Any]] = ()
@@ -48,13 +48,13 @@ class Training:
 
     @property
     def wrong(self) -> bool:
-        """Whether weights went another way than the unsharded model's."""
+        """Whether a weight differs from the unsharded model's by more than the tolerance."""
         return self.off_by is not None and not self.off_by <= self.tolerance
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One job as it went: the outcome, the error of each rank, and what the engines did."""
+    """One job: its outcome, the error of each rank, and the observed behaviour of the engines."""
 
     ended: StartStatus
     errors: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Observation:
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """The violations that an error names, by its `codes` or by DeepSpeed's words."""
+        """The violations that an error names, from its `codes` or from DeepSpeed's message."""
         for error in self.errors.values():
             if error.get("codes"):
                 return tuple(error["codes"])
@@ -89,8 +89,8 @@ class Observation:
         if not self.errors:
             return f"ranks {list(self.hung)} hang" if self.hung else ""
         error = next(iter(self.errors.values()))
-        same = [other for other, told in self.errors.items() if told["type"] == error["type"]]
-        # Pydantic ends with a link to its own version's pages.
+        same = [rank for rank, other in self.errors.items() if other["type"] == error["type"]]
+        # Drop the link to pydantic's documentation, which contains its version.
         text = " ".join(str(error["message"]).split()).partition(" For further information")[0]
         who = "all ranks" if len(same) == len(self.steps) else f"rank{'s' * (len(same) > 1)} {_listed(same)}"
         return f"{who}: {error['type']}: {text[:220] or '(no message)'}"
@@ -101,7 +101,7 @@ def _listed(ranks: Sequence[int]) -> str:
 
 
 def observe(report: Mapping[str, Any], model: str = "m") -> Observation:
-    """Put together what one job's ranks report of one model."""
+    """Return the observation of one model from the reports of a job's ranks."""
     ranks: Sequence[Mapping[str, Any]] = report["ranks"]
     steps = [[note for note in rank["steps"] if note.get("model") == model] for rank in ranks]
     changed: dict[str, str] = {}
@@ -150,12 +150,12 @@ def _notes(steps: Sequence[Sequence[Mapping[str, Any]]], what: str) -> list[Mapp
 
 
 def _gathered(steps: Sequence[Sequence[Mapping[str, Any]]], what: str, key: str) -> Partition | None:
-    """The groups of all ranks as a partition, or as they are where they are none; None where one did not tell."""
-    told = [note.get(key) for note in _notes(steps, what) if note.get("ok")]
-    if len(told) < len(steps) or any(group is None for group in told):
+    """Return the distinct groups that the ranks report (not always a partition), None if a rank reports none."""
+    reported = [note.get(key) for note in _notes(steps, what) if note.get("ok")]
+    if len(reported) < len(steps) or any(group is None for group in reported):
         return None
     groups: Partition = []
-    for group in told:
+    for group in reported:
         if group is not None and group not in groups:
             groups.append(group)
     return sorted(groups)
@@ -169,5 +169,5 @@ def _training(steps: Sequence[Sequence[Mapping[str, Any]]], dtypes: Sequence[str
     unfinished = [rank for rank, note in enumerate(notes) if "ok" not in note and rank in hung]
     if raised is not None or unfinished or not updates or not all(updates):
         return Training(raised=raised, tolerance=tolerance, hung=unfinished)
-    worst = max((rank for rank in updates), key=lambda rank: max(one["weights_off_by"] for one in rank))
-    return Training(max(one["weights_off_by"] for one in worst), worst, tolerance)
+    worst = max(updates, key=lambda rank: max(update["weights_off_by"] for update in rank))
+    return Training(max(update["weights_off_by"] for update in worst), worst, tolerance)

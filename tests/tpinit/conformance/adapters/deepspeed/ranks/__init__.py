@@ -1,5 +1,6 @@
-"""What runs under the implementation's own interpreter: a fork server, and the ranks that it forks.
+"""The code that runs under the implementation's own interpreter: a fork server and the ranks that it forks.
 
-Nothing here imports the rest of tpinit: the interpreter that has DeepSpeed need not have us. The kit's side is the
-package above; between the two go JSON lines.
+It needs no installed tpinit: the client (`host`) puts the kit's folder on the path of that interpreter. The modules
+here import no other part of the kit; their parent packages, which Python imports too, need the standard library only.
+Client and server exchange JSON lines.
 """

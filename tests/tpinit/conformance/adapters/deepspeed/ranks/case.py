@@ -1,4 +1,4 @@
-"""One job on one rank: make its groups, do its steps, and note what every step did."""
+"""One job on one rank: make its groups, run its steps, and record the result of every step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PATH = re.compile(r"(?:/[^\s'\"(),:]+)+/(?=[^/\s'\"]+)")
 
 
 class MpuObject:
-    """A model-parallel unit with DeepSpeed's six methods over two given groups; `named` picks Megatron's names."""
+    """A model-parallel unit with DeepSpeed's six methods for two groups; `megatron` selects Megatron's names."""
 
     def __init__(self, tp: Any, dp: Any, megatron: bool = False) -> None:
         side = "tensor_model_parallel" if megatron else "model_parallel"
@@ -40,7 +40,7 @@ class MpuObject:
 
 @dataclass
 class RankState:
-    """What one rank has before it during one job: its objects by name, and the report that it writes."""
+    """The state of one rank during one job: its objects by name, and the report that it writes."""
 
     implementation: TrainingLibrary
     template: nn.Module
@@ -56,13 +56,13 @@ class RankState:
     steps: list[dict[str, Any]] = field(default_factory=list)
 
     def model(self, name: str) -> nn.Module:
-        """Return the model of that name: a copy of the template, made on first use."""
+        """Return the model with this name: a copy of the template, made on first use."""
         if name not in self.models:
             self.models[name] = copy.deepcopy(self.template)
         return self.models[name]
 
     def value(self, given: Any) -> Any:
-        """Turn JSON into what a user would hand over: groups, dtypes and floats that JSON has no word for."""
+        """Convert JSON to the arguments of a user: `$group`, `$dtype`, `$tuple` and `$text` become objects."""
         if isinstance(given, Mapping):
             if "$group" in given:
                 return self.groups[given["$group"]]
@@ -77,7 +77,7 @@ class RankState:
 
 
 def run_job(job: Mapping[str, Any], state: RankState) -> None:
-    """Do the steps of a job in turn and leave the report in a file. Stops where the ranks no longer agree."""
+    """Run the steps of a job and write the report to a file. Stops after a step that failed on some ranks only."""
     for handle, partition in job["groups"].items():
         if isinstance(partition, Mapping):
             shape = (state.world // partition["mesh"], partition["mesh"])
@@ -99,7 +99,7 @@ def run_job(job: Mapping[str, Any], state: RankState) -> None:
             note.update(_OPERATIONS[step["op"]](state, step))
             note["ok"] = True
         except Exception as error:
-            note.update(ok=False, error=_told(error))
+            note.update(ok=False, error=_error_report(error))
         note["seconds"] = round(time.monotonic() - begun, 2)
         _write(state)
         store.set(f"{number}.{state.rank}", "1" if note["ok"] else "0")
@@ -107,7 +107,7 @@ def run_job(job: Mapping[str, Any], state: RankState) -> None:
             note["disagree"] = True
             break
         if not note["ok"] and step["op"] != "observe" and not job.get("goes_on"):
-            break  # as the user's program would
+            break  # as an exception ends the user's program
     _write(state, done=True)
 
 
@@ -117,21 +117,21 @@ def _write(state: RankState, done: bool = False) -> None:
     partial.rename(state.home / f"report.{state.rank}.json")
 
 
-def _told(error: BaseException) -> dict[str, Any]:
-    """An error as plain data: type, text without the paths of this machine, and where it was raised."""
+def _error_report(error: BaseException) -> dict[str, Any]:
+    """Return an error as plain data: its type, its text without folders, and where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{'/'.join(Path(frames[-1].filename).parts[-2:])}:{frames[-1].name}" if frames else ""
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         "type": type(error).__qualname__,
         "message": _PATH.sub("", str(error))[:1500],
         "where": where,
     }
     decision = getattr(error, "decision", None)
     if decision is not None:
-        told["codes"] = [violation.code.value for violation in decision.violations]
+        report["codes"] = [violation.code.value for violation in decision.violations]
     elif isinstance(getattr(error, "code", None), str):
-        told["codes"] = [error.code]  # type: ignore[attr-defined] # looked at in the line above
-    return told
+        report["codes"] = [error.code]  # type: ignore[attr-defined] # the line above checks it
+    return report
 
 
 def _call(state: RankState, step: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _initialize(state: RankState, step: Mapping[str, Any]) -> dict[str, Any]:
         state.checks[step["model"]] = state.implementation.input_check(engine)
         note["claims"] = state.implementation.claims(engine)
         note["shards"] = observe.shards(engine.module, dict(state.template.named_parameters()))
-        note["trained_by_optimizer"] = _trained(engine)
+        note["trained_by_optimizer"] = _optimized_parameters(engine)
     finally:
         after = _flat(config)
         changed = sorted(path for path in {*before, *after} if before.get(path) != after.get(path))
@@ -171,7 +171,7 @@ def _initialize(state: RankState, step: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mesh(state: RankState, given: Any) -> Any:
-    """A torch DeviceMesh for {"shape", "names"}, the one a group was made from, else DeepSpeed's own tuple."""
+    """Return a DeviceMesh for {"shape", "names"} or {"of_group"}, and any other value as it is (DeepSpeed's tuple)."""
     if isinstance(given, Mapping) and "of_group" in given:
         return state.meshes[given["of_group"]]
     if isinstance(given, Mapping) and "shape" in given:
@@ -181,13 +181,13 @@ def _mesh(state: RankState, given: Any) -> Any:
     return state.value(given)
 
 
-def _trained(engine: Any) -> int:
+def _optimized_parameters(engine: Any) -> int:
     optimizer = engine.optimizer
     return sum(len(group["params"]) for group in optimizer.param_groups) if optimizer is not None else 0
 
 
 def _flat(value: Any, path: str = "") -> dict[str, str]:
-    """A config as {path: text}: enough to see any change of a value or a key."""
+    """Return a config as {path: repr of the value}, so that two of them show any change of a key or a value."""
     if isinstance(value, dict):
         flat = {path: "{}"} if not value else {}
         for key, inner in value.items():
@@ -212,7 +212,7 @@ def _observe(state: RankState, step: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _keep(state: RankState, step: Mapping[str, Any]) -> dict[str, Any]:
-    """Note the state of a config object, as a user's own code would find it."""
+    """Record the present content of a config object."""
     return {"config": _flat(state.configs[step["config"]])}
 
 

@@ -1,4 +1,4 @@
-"""The implementations that a rank can drive, behind one shape. Each is imported once, before the ranks are forked."""
+"""The libraries that a rank can run, with one interface. The server imports one before it forks the ranks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _CHECK = "check_dataloader_inputs_same_across_ranks"
 
 @dataclass(frozen=True, slots=True)
 class TrainingLibrary:
-    """One implementation: its two functions, and how to see its effects.
+    """One library: its two functions, and access to what its engine does.
 
-    `initialize(**arguments)` returns the engine. `input_check(engine)` returns a function that runs the engine's own
-    first-batch check on the inputs it is given and raises where that refuses them, or None where there is no check.
-    `claims(engine)` returns what the engine says about itself. `loss_scale(engine)` is what a gradient is now
-    multiplied by. `prepare` runs once, before the ranks are forked.
+    `initialize(**arguments)` returns the engine. `input_check(engine)` returns a function that runs the engine's check
+    of the first batch on its argument and raises if the check does, or None if the engine has no check.
+    `claims(engine)` returns the batch and world sizes that the engine reports. `loss_scale(engine)` is the present
+    factor of the gradients. `prepare` runs once, before the ranks are forked.
     """
 
     name: str
@@ -37,14 +37,14 @@ class TrainingLibrary:
 
 
 def _deepspeed() -> TrainingLibrary:
-    # Not an import statement: the kit's own environment has no DeepSpeed, and must not need it to be read.
+    # `import_module`, because the environment in which this file is type-checked has no DeepSpeed.
     deepspeed = importlib.import_module("deepspeed")
 
     def initialize(**arguments: Any) -> Any:
         return deepspeed.initialize(**arguments)[0]
 
     def prepare() -> None:
-        # The one operator that gloo worlds compile: built here once, its module is inherited by every fork.
+        # The only operator that gloo worlds compile: build it once here, before the ranks are forked.
         backend = importlib.import_module("deepspeed.comm.torch")
         if hasattr(backend, "build_shm_op"):
             backend.build_shm_op()
@@ -59,7 +59,7 @@ def _deepspeed() -> TrainingLibrary:
         }
 
     def shard_at_once(*arguments: Any, **named: Any) -> Any:
-        # Releases whose call shards, and does not only record, need their own backend before it.
+        # Releases whose `tp_model_init` shards at once need DeepSpeed's own backend first.
         deepspeed.init_distributed(verbose=False)
         return deepspeed.tp_model_init(*arguments, **named)
 
@@ -71,7 +71,7 @@ def _deepspeed() -> TrainingLibrary:
 
 
 def _deepspeed_check(engine: Any) -> Callable[[dict[str, Any]], None] | None:
-    """Find the hook before the first forward: it takes itself away when it has passed once."""
+    """Return DeepSpeed's forward pre-hook that compares the first batch; it removes itself after it has passed."""
     hooks = [hook for hook in engine.module._forward_pre_hooks.values() if getattr(hook, "__name__", "") == _CHECK]
     if not hooks:
         return None

@@ -1,4 +1,4 @@
-"""The tiny model that every case trains, its data, and its training without any parallelism."""
+"""The tiny model that every case trains, its data, and its training without parallelism."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VOCABULARY = 32
 
 
 def build(seed: int = 0) -> nn.Module:
-    """Return a one-layer Llama in fp32 with the same random weights in every process. It divides by 2 and by 4."""
+    """Return a one-layer fp32 Llama with the same random weights in every process, divisible over 2 and 4 ranks."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -39,14 +39,14 @@ def build(seed: int = 0) -> nn.Module:
 
 
 def batch(step: int, index: int) -> dict[str, torch.Tensor]:
-    """Return one sample of 8 tokens with its labels; another for every step and data index."""
+    """Return one sample, `input_ids` and `labels` [1, 8] int64, which depends on the step and the data index."""
     generator = torch.Generator().manual_seed(1000 * (step + 1) + index)
     tokens = torch.randint(0, _VOCABULARY, (1, _LENGTH), generator=generator)
     return {"input_ids": tokens, "labels": tokens}
 
 
 class Dense:
-    """The unsharded model in fp32, trained by plain SGD on the mean over all data: what the numbers must equal."""
+    """The unsharded fp32 model, trained by plain SGD on the mean loss over all data: the reference for the weights."""
 
     def __init__(self, template: nn.Module) -> None:
         self.model = copy.deepcopy(template).float()

@@ -1,4 +1,4 @@
-"""What an engine does, read from its tensors and its communication and never from what it says."""
+"""Observations of an engine from its tensors and its communication, not from what it reports about itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COLUMN = "self_attn.q_proj.weight"
 _ROW = "self_attn.o_proj.weight"
 _DIFFERENT_STEPS = (0, 1)
 _EQUAL_STEPS = (2, 3)
-_SCALES = 8  # how often a dynamic fp16 loss scale may fall before an update is done
+_SCALES = 8  # steps that a dynamic fp16 loss scale may skip before the first update
 
 
 def _named(model: nn.Module, ending: str) -> nn.Parameter:
@@ -23,10 +23,10 @@ def _named(model: nn.Module, ending: str) -> nn.Parameter:
 
 
 def shards(model: nn.Module, full: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Say how the parameters were cut: the degree, which slice this rank holds, and the dtypes they have.
+    """Return how the parameters are sharded: the degree, which slice this rank holds, and their dtypes.
 
-    `slice` is the index of the original weight's slice that the column-parallel weight equals, None for no slice at
-    all; `foreign` names the parameters that equal no slice of the original weights.
+    `slice` is the index of the slice of the original weight that the column-parallel weight equals, None if it equals
+    none; `foreign` names the parameters that equal no slice of their original weight.
     """
     dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
     foreign, positions, degree = [], {}, 1
@@ -59,27 +59,27 @@ def _same(local: torch.Tensor, full: torch.Tensor) -> bool:
 
 
 def sharding_group(engine: Any, world: int, rank: int) -> list[int]:
-    """Return the ranks whose weights reach this rank's output: each rank in turn spoils its row-parallel weight."""
+    """Return the ranks whose weights affect this rank's output: each rank in turn changes its row-parallel weight."""
     weight = _named(engine.module, _ROW)
     inputs = {"input_ids": batch(99, 0)["input_ids"]}
     with torch.no_grad():
         before = engine.module(**inputs).logits.float().clone()
         group = []
-        for spoiler in range(world):
+        for changed_rank in range(world):
             kept = weight.detach().clone()
-            if spoiler == rank:
+            if changed_rank == rank:
                 weight.add_(3.0)
             if not torch.equal(engine.module(**inputs).logits.float(), before):
-                group.append(spoiler)
+                group.append(changed_rank)
             weight.copy_(kept)
     return group
 
 
 def averaging_group(engine: Any, world: int, rank: int, loss_scale: Callable[[Any], float]) -> dict[str, Any]:
-    """Return the ranks whose gradients reach this rank's sharded weight in one update, and the divisor.
+    """Return the ranks whose gradients are averaged into this rank's sharded weight, and the divisor of the average.
 
-    The gradient of each rank is replaced by a one at the rank's own place and zeros elsewhere: what the update
-    subtracts is then one over the divisor at the place of every rank that took part.
+    A hook replaces the gradient on each rank by 1 at the index of the rank and 0 elsewhere. The update then subtracts
+    1 / divisor (times the learning rate) at the index of every rank that took part.
     """
     weight = _named(engine.module, _COLUMN)
 
@@ -111,12 +111,12 @@ def _train_step(engine: Any, inputs: dict[str, torch.Tensor], accumulation: int 
 
 
 def check_group(check: Callable[[dict[str, Any]], None], world: int, rank: int) -> list[int]:
-    """Return the ranks whose differing inputs the engine's check refuses on this rank."""
+    """Return the ranks in this rank's input check: those whose different input makes the check raise here."""
 
     def refuses(odd: int) -> bool:
         try:
             check({"input_ids": batch(97, int(rank == odd))["input_ids"]})
-        except Exception:  # whatever it raises is its refusal
+        except Exception:  # any exception is a refusal
             return True
         return False
 
@@ -124,11 +124,11 @@ def check_group(check: Callable[[dict[str, Any]], None], world: int, rank: int) 
 
 
 def numbers(engine: Any, dense: Dense, data: Sequence[int], rank: int, position: int) -> dict[str, Any]:
-    """Train four updates, two on data that differs and two on data that is equal, beside the unsharded model.
+    """Train four updates beside the unsharded model, two on different data per TP group and two on equal data.
 
-    `data` holds the data index of every rank (equal within a TP group); `position` is this rank's place in it.
-    Returns, for each update, this rank's loss and the one it should have, the largest difference of a weight to its
-    slice of the unsharded model, and where that is.
+    `data` holds the data index of every rank (equal within a TP group); `position` is this rank's index in its TP
+    group. Returns for each update this rank's loss and the expected one, the largest difference of a weight from its
+    slice of the unsharded model, and the name of that weight.
     """
     updates = []
     accumulation = int(engine.gradient_accumulation_steps())
@@ -149,16 +149,16 @@ def numbers(engine: Any, dense: Dense, data: Sequence[int], rank: int, position:
             }
         )
     skipped = int(getattr(engine, "skipped_steps", 0))
-    # Updates that a dynamic loss scale left out are no fault, but nothing can be said of the others then.
+    # A dynamic loss scale may skip updates; then the weights can't be compared with the unsharded model's.
     return {"skipped_updates": skipped} if skipped else {"updates": updates}
 
 
 def _worst(model: nn.Module, dense: Dense, position: int) -> tuple[str, float]:
-    """Return the parameter that is farthest from its slice of the unsharded model, and by how much."""
+    """Return the name of the parameter with the largest error from its unsharded slice, and the error."""
     off = {}
-    whole = dense.weights()
+    unsharded = dense.weights()
     for name, parameter in model.named_parameters():
-        full, local = whole[name], parameter.detach().float()
+        full, local = unsharded[name], parameter.detach().float()
         for dim in range(local.dim()):
             if local.shape[dim] != full.shape[dim]:
                 count = full.shape[dim] // local.shape[dim]

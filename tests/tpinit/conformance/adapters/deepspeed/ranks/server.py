@@ -1,7 +1,7 @@
-"""A fork server: imports an implementation once, then forks the ranks of every job it is given, one world at a time.
+"""A fork server: it imports a library once, then forks the ranks of each job, one world at a time.
 
-Jobs come as JSON lines on stdin, reports go as JSON lines to stdout. A job has its own processes, its own process
-groups and a time limit; when it is over nothing of it is left but its report.
+It reads jobs as JSON lines from stdin and writes reports as JSON lines to stdout. Each job has its own processes,
+process groups and time limit, and leaves nothing but its report.
 """
 
 from __future__ import annotations
@@ -34,40 +34,40 @@ __all__ = ["main"]
 
 _GRACE = 2.0  # seconds between the stack dump of a rank that hangs and its end
 _DEATH = 1  # PR_SET_PDEATHSIG
-_MEMORY = 6 << 30  # bytes of address space: a size that nobody checked must not take the machine with it
+_MEMORY = 6 << 30  # bytes of address space per rank: an unchecked size must not exhaust the machine
 
 
 def main() -> None:
-    """Serve until stdin ends. The arguments: the implementation's name, and the folder that this server may fill."""
+    """Serve until stdin ends. The arguments are the name of the library and the folder for temporary files."""
     signal.signal(signal.SIGTERM, _end)
-    ctypes.CDLL(None).prctl(_DEATH, signal.SIGTERM)  # who started this server may be killed in the middle of a build
+    ctypes.CDLL(None).prctl(_DEATH, signal.SIGTERM)  # the client may be killed during a build
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what an implementation prints must not get between the answers
+    os.dup2(2, 1)  # output of the library must not mix with the reports
     implementation = IMPLEMENTATIONS[sys.argv[1]]()
     torch.set_num_threads(1)
     template = build()
     implementation.prepare()
     gc.collect()
     gc.freeze()
-    _say(answers, {"ready": True, "name": implementation.name, "version": implementation.version})
+    _send(answers, {"ready": True, "name": implementation.name, "version": implementation.version})
     for line in sys.stdin:
-        _say(answers, _serve(json.loads(line), implementation, template))
+        _send(answers, _serve(json.loads(line), implementation, template))
     shutil.rmtree(sys.argv[2], ignore_errors=True)
 
 
 def _end(*_: object) -> None:
-    """End this server, its compilers and, by their own wish, its ranks; leave nothing in the file system."""
+    """End this server, its compilers and (by PR_SET_PDEATHSIG) its ranks, and remove its folder."""
     shutil.rmtree(sys.argv[2], ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 
 
-def _say(answers: Any, message: Mapping[str, Any]) -> None:
+def _send(answers: Any, message: Mapping[str, Any]) -> None:
     answers.write(json.dumps(message, default=str) + "\n")
     answers.flush()
 
 
 def _serve(job: Mapping[str, Any], implementation: TrainingLibrary, template: Any) -> dict[str, Any]:
-    """Run one job in a world of forks and return what its ranks reported."""
+    """Run one job in a world of forked ranks and return their reports."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tpinit-case-") as folder:
         home = Path(folder)
@@ -86,12 +86,12 @@ def _serve(job: Mapping[str, Any], implementation: TrainingLibrary, template: An
 
 
 def _rank(job: Mapping[str, Any], state: RankState) -> None:
-    """Be one rank, and never return."""
+    """Run one rank in the forked process; it exits and never returns."""
     code = 1
     try:
         os.setpgid(0, 0)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        # Whatever ends the server ends its ranks.
+        # The end of the server, for any reason, ends its ranks.
         ctypes.CDLL(None).prctl(_DEATH, signal.SIGKILL)
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
         log = os.open(state.home / f"log.{state.rank}", os.O_WRONLY | os.O_CREAT, 0o600)
@@ -99,10 +99,10 @@ def _rank(job: Mapping[str, Any], state: RankState) -> None:
         os.dup2(log, 2)
         stack = (state.home / f"stack.{state.rank}").open("w", encoding="utf-8")
         faulthandler.dump_traceback_later(max(job["timeout"] - _GRACE, 0.1), file=stack)
-        place = {"RANK": state.rank, "LOCAL_RANK": state.rank, "WORLD_SIZE": state.world, "MASTER_PORT": 1}
-        os.environ.update({name: str(number) for name, number in place.items()}, MASTER_ADDR="127.0.0.1")
+        launch = {"RANK": state.rank, "LOCAL_RANK": state.rank, "WORLD_SIZE": state.world, "MASTER_PORT": 1}
+        os.environ.update({name: str(number) for name, number in launch.items()}, MASTER_ADDR="127.0.0.1")
         store = FileStore(str(state.home / "store"), state.world)
-        limit = timedelta(seconds=job["timeout"] * 2)  # a collective that waits for ever is ours to end, as a hang
+        limit = timedelta(seconds=job["timeout"] * 2)  # `_wait` ends a hanging rank before this
         dist.init_process_group("gloo", store=store, rank=state.rank, world_size=state.world, timeout=limit)
         run_job(job, state)
         code = 0
@@ -117,7 +117,7 @@ def _rank(job: Mapping[str, Any], state: RankState) -> None:
 
 
 def _wait(ranks: dict[int, int], deadline: float) -> dict[int, str]:
-    """Wait for these processes; end those that are late. Returns how each rank ended."""
+    """Wait for these processes and kill them at the deadline. Returns per rank "done", "hung" or its exit code."""
     ends: dict[int, str] = {}
     running = dict(ranks)
     while running and time.monotonic() < deadline:
@@ -148,7 +148,7 @@ def _report(home: Path, rank: int) -> dict[str, Any]:
 
 
 def _frame(line: str) -> str:
-    """A line of a stack dump as file:function, without the folders of this machine."""
+    """Return a line of a stack dump as file:function, without folders."""
     file, _, function = line.strip().removeprefix("File ").partition(" in ")
     return f"{'/'.join(Path(file.split(chr(34))[1]).parts[-2:])}:{function}"
 
