@@ -1,1 +1,1 @@
-"""The same training step under every implementation of tensor parallelism, side by side: `make bench`."""
+"""A benchmark of the same training step with several implementations of tensor parallelism: `make bench`."""

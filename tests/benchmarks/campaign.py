@@ -1,4 +1,4 @@
-"""The measuring itself: all peers alive, blocks of steps in rotation, every loss held against the unsharded one."""
+"""The measurement: all peers run at once, take blocks of steps in rotation, and their losses are compared."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ from typing import Any
 
 from benchmarks.host import RankProcesses, RanksLost
 from benchmarks.roster import UNSHARDED, PeerSpec
-from benchmarks.sizes import AGREEMENT, COMPARED, Size
+from benchmarks.sizes import AGREEMENT, ALLOCATOR_VARIABLES, COMPARED, Size
 
 __all__ = ["SizeMeasurement", "BenchmarkRun", "PeerMeasurement", "measure"]
 
-_START, _WORK = 180.0, 240.0  # seconds: for imports by everyone at once, and for one order
+_START, _WORK = 180.0, 240.0  # seconds: the imports of all ranks at once, and one command
 
 
 @dataclass
 class PeerMeasurement:
-    """What was seen of one peer at one size. `blocks` has the seconds of each step, the slowest rank's, by rotation."""
+    """The measurements of one peer at one model size.
+
+    `blocks` has one list per rotation with the seconds of each step (the slowest rank's). `shard` and `load` are in
+    seconds, `off` is the largest relative difference of a loss from the unsharded model's. `reason` says why the peer
+    does not run, empty if it does.
+    """
 
     peer: PeerSpec
     reason: str = ""
@@ -39,7 +44,7 @@ class PeerMeasurement:
 
     @property
     def wrong(self) -> bool:
-        """Whether its losses are not those of the unsharded model. A loss that is not a number is wrong too."""
+        """Whether a loss differs from the unsharded model's by more than AGREEMENT, or is not finite."""
         return self.off is not None and not self.off <= AGREEMENT
 
     @property
@@ -48,14 +53,14 @@ class PeerMeasurement:
         return statistics.median(second for block in self.blocks for second in block) if self.blocks else None
 
     def to_ideal(self, unsharded: PeerMeasurement) -> list[float]:
-        """One ratio a rotation: this peer's median step over half of the unsharded one in the same rotation."""
+        """Return one ratio per rotation: the median step over half of the unsharded model's median step."""
         pairs = zip(self.blocks, unsharded.blocks, strict=False)
-        return [statistics.median(own) / (statistics.median(whole) / 2) for own, whole in pairs]
+        return [statistics.median(own) / (statistics.median(reference) / 2) for own, reference in pairs]
 
 
 @dataclass
 class SizeMeasurement:
-    """One size: a row for every peer asked for, the unsharded model first."""
+    """The measurements at one model size: one row per peer, the unsharded model first."""
 
     size: Size
     rows: list[PeerMeasurement]
@@ -63,14 +68,18 @@ class SizeMeasurement:
 
 @dataclass
 class BenchmarkRun:
-    """Everything of one run."""
+    """The result of one run and its conditions.
 
-    outcomes: list[SizeMeasurement]
+    `allocator` has the values of ALLOCATOR_VARIABLES under which all ranks ran, None for one that was not set.
+    """
+
+    sizes: list[SizeMeasurement]
     versions: dict[str, str]
     backend: str
     cores: int
     steps: int
     rotations: int
+    allocator: dict[str, str | None] = field(default_factory=dict)
 
 
 def measure(
@@ -83,7 +92,7 @@ def measure(
     loads: int,
     say: Callable[[str], None],
 ) -> BenchmarkRun:
-    """Start everybody, measure every size, end everybody. A peer that can't run is a row with a reason."""
+    """Start all ranks, measure every size, end all ranks. A peer that can't run gets a row with a reason."""
     (home / "path").mkdir()
     (home / "path" / "benchmarks").symlink_to(Path(__file__).parent, target_is_directory=True)
     versions: dict[str, str] = {}
@@ -91,7 +100,7 @@ def measure(
         backends = set()
         for name, ranks in list(alive.items()):
             try:
-                hello = ranks.hear(_START)[0]
+                hello = ranks.receive(_START)[0]
             except RanksLost as lost:
                 del alive[name]
                 reasons[name] = str(lost)
@@ -100,15 +109,16 @@ def measure(
             backends.add(hello["backend"])
         if UNSHARDED.name not in alive:
             raise RanksLost(f"the unsharded model does not run: {reasons[UNSHARDED.name]}")
-        outcomes = [_size(peers, size, alive, reasons, home, (steps, rotations, loads), say) for size in sizes]
-    outcomes.sort(key=lambda outcome: -outcome.size.parameters)
+        measured = [_size(peers, size, alive, reasons, home, (steps, rotations, loads), say) for size in sizes]
+    measured.sort(key=lambda measurement: -measurement.size.parameters)
     return BenchmarkRun(
-        outcomes,
+        measured,
         versions,
-        "/".join(sorted(one for one in backends if one)),
+        "/".join(sorted(backend for backend in backends if backend)),
         len(os.sched_getaffinity(0)),
         steps,
         rotations,
+        {name: os.environ.get(name) for name in ALLOCATOR_VARIABLES},
     )
 
 
@@ -116,7 +126,7 @@ def measure(
 def _alive(
     peers: Sequence[PeerSpec], home: Path, say: Callable[[str], None]
 ) -> Iterator[tuple[dict[str, RankProcesses], dict[str, str]]]:
-    """Start all ranks of all peers at once; end them however this is left."""
+    """Start all ranks of all peers at once, and end them when the block ends, also by an exception."""
     alive: dict[str, RankProcesses] = {}
     reasons: dict[str, str] = {}
     try:
@@ -126,7 +136,7 @@ def _alive(
             except RanksLost as lost:
                 reasons[peer.name] = str(lost)
                 continue
-            alive[peer.name].tell(do="start")
+            alive[peer.name].send(do="start")
         say(f"starting {sum(len(ranks.processes) for ranks in alive.values())} processes")
         yield alive, reasons
     finally:
@@ -144,7 +154,7 @@ def _size(
     say: Callable[[str], None],
 ) -> SizeMeasurement:
     steps, rotations, loads = counts
-    steps, loads = steps * size.turns, loads * size.turns
+    steps, loads = steps * size.repeats, loads * size.repeats
     folder = home / f"model-{size.name}"
     parameters = alive[UNSHARDED.name].ask(_WORK, do="prepare", size=size.name, folder=str(folder))[0]["parameters"]
     assert parameters == size.parameters, (parameters, size.parameters)
@@ -157,7 +167,7 @@ def _size(
                     what(rows[name], alive[name])
                 except RanksLost as lost:
                     if name == UNSHARDED.name:
-                        raise  # without it there is neither an ideal nor a right answer
+                        raise  # without the unsharded model there is no ideal time and no reference loss
                     del alive[name]
                     reasons[name] = str(lost)
 
@@ -166,7 +176,7 @@ def _size(
     each(lambda row, ranks: _prepare(row, ranks, size, folder, loads), names)
     begun = time.monotonic()
     for rotation in range(rotations):
-        # Nobody always follows the same neighbour: every rotation starts with somebody else.
+        # Every rotation starts with another peer.
         start = rotation % len(names)
         each(lambda row, ranks: _block(row, ranks, steps), names[start:] + names[:start])
         say(f"{size.name}: rotation {rotation + 1} of {rotations} ({time.monotonic() - begun:.0f} s)")
@@ -186,7 +196,7 @@ def _prepare(row: PeerMeasurement, ranks: RankProcesses, size: Size, folder: Pat
     row.own_slices = answers[0]["own_slices"]
     row.missing = answers[0]["missing"]
     row.load_peak = _largest([answer["peak"] for answer in answers])
-    taken = ranks.ask(_WORK, do="steps", count=COMPARED)  # the warm-up too
+    taken = ranks.ask(_WORK, do="steps", count=COMPARED)  # these steps are the warm-up too
     row.losses = taken[0]["losses"]
     if any(answer["losses"] != row.losses for answer in taken):
         row.missing.append("its ranks return different losses")
@@ -210,6 +220,6 @@ def _largest(peaks: list[dict[str, int | None]]) -> dict[str, int | None]:
 
 
 def _off(losses: list[float], right: list[float]) -> float:
-    """The largest relative difference; infinite where a loss is not a number."""
-    differences = [abs(one - other) / abs(other) for one, other in zip(losses, right, strict=True)]
+    """Return the largest relative difference of two lists of losses; infinite if a loss is not finite."""
+    differences = [abs(loss - expected) / abs(expected) for loss, expected in zip(losses, right, strict=True)]
     return max(difference if math.isfinite(difference) else math.inf for difference in differences)

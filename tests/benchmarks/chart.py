@@ -1,4 +1,4 @@
-"""The plot, drawn by hand: one bar a peer and size, as a multiple of the ideal. Readable on light and on dark."""
+"""The SVG plot: one bar per peer and size, as a multiple of the ideal, with colours for light and dark pages."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ text { fill: #e6edf3 } .small { fill: #9198a1 } .peer { fill: #656c76 } .ours { 
 
 
 def draw(result: BenchmarkRun) -> str:
-    """The run as an SVG document."""
+    """Return the plot of a run as an SVG document."""
     top, parts = 0, []
-    for outcome in result.outcomes:
-        drawn, height = _panel(outcome, top)
+    for measurement in result.sizes:
+        drawn, height = _panel(measurement, top)
         parts += drawn
         top += height
     return (
@@ -35,16 +35,18 @@ def draw(result: BenchmarkRun) -> str:
     )
 
 
-def _panel(outcome: SizeMeasurement, top: int) -> tuple[list[str], int]:
-    """One size: its title, its bars and the line of the ideal. Returns the elements and their height."""
-    unsharded = outcome.rows[0]
-    ratios = {row.peer.name: row.to_ideal(unsharded) for row in outcome.rows if row.step is not None}
+def _panel(measurement: SizeMeasurement, top: int) -> tuple[list[str], int]:
+    """Return the elements of one size (title, bars, the line of the ideal) and their height in pixels."""
+    unsharded = measurement.rows[0]
+    ratios = {row.peer.name: row.to_ideal(unsharded) for row in measurement.rows if row.step is not None}
     middles = {name: statistics.median(values) for name, values in ratios.items() if values}
     scale = (_WIDTH - _LEFT - _RIGHT) / max([1.0, *middles.values()])
-    title = f"{outcome.size.name}, {outcome.size.parameters / 1e6:.1f} M parameters: step time / (unsharded / 2)"
+    title = (
+        f"{measurement.size.name}, {measurement.size.parameters / 1e6:.1f} M parameters: step time / (unsharded / 2)"
+    )
     parts = [f'<text class="title" x="12" y="{top + 24}">{escape(title)}</text>']
     y = top + _HEAD
-    for row in outcome.rows:
+    for row in measurement.rows:
         middle = y + _BAR - 5
         parts.append(f'<text x="{_LEFT - 10}" y="{middle}" text-anchor="end">{escape(row.peer.label)}</text>')
         ratio = middles.get(row.peer.name)

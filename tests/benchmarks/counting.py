@@ -1,4 +1,4 @@
-"""Every collective of one step, whoever issues it: seen at torch's dispatcher, below all of the peers' code."""
+"""Count every collective of one step at torch's dispatcher, below the code of all peers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _SILENT = ("barrier", "wait_tensor", "_wrap_tensor_autograd", "monitored_barrier
 
 @dataclass
 class Tally:
-    """Calls by name, over groups of more than one rank; `alone` counts those over a group of one.
+    """Collectives by name over groups of more than one rank; `alone` counts those over groups of one rank.
 
-    `sent` is what a rank sends when the collective runs as a ring: 2 (n - 1) / n of an all-reduce's tensor,
-    (n - 1) / n of the whole tensor of a gather or a scattered reduction.
+    `sent` is in bytes, what one rank sends if the collective runs as a ring: 2 (n - 1) / n of an all-reduce's tensor,
+    (n - 1) / n of the full tensor of an all-gather or a reduce-scatter. `largest` is the largest tensor in bytes.
     """
 
     calls: Counter[str] = field(default_factory=Counter)
@@ -43,14 +43,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # the distributed tensor takes its turn, and its local operations come back here
+            return NotImplemented  # DTensor runs first, and its local operations are dispatched here again
         if func.namespace in _SPACES:
             _count(self.tally, func._schema.name.split("::")[1], [*args, *(kwargs or {}).values()])
         return func(*args, **(kwargs or {}))
 
 
 def tally(step: Callable[[], object]) -> Tally:
-    """Run one step and return its collectives."""
+    """Run one step and return the count of its collectives."""
     watch = _Watch()
     with watch:
         step()
@@ -64,11 +64,11 @@ def _count(into: Tally, name: str, arguments: list[Any]) -> None:
     if ranks == 1:
         into.alone += 1
         return
-    tensors = [sum(one.nbytes for one in _tensors(argument)) for argument in arguments[:2]]
+    tensors = [sum(tensor.nbytes for tensor in _tensors(argument)) for argument in arguments[:2]]
     size = max(tensors)
     kind = name.strip("_").replace("_", "")
     if "gather" in kind and "_into_tensor" in name:
-        size *= ranks  # the functional form shows its input only
+        size *= ranks  # the functional form has its input only as an argument
     into.calls[_plain(kind)] += 1
     into.largest = max(into.largest, size)
     share = {
@@ -107,5 +107,5 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one)
+        for item in value:
+            yield from _tensors(item)

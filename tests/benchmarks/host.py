@@ -1,4 +1,4 @@
-"""The ranks of one peer, from outside: started, given orders all at once, ended when they are late."""
+"""The processes of one peer's ranks: start them, send them commands, receive replies, end them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["RanksLost", "RankProcesses"]
 
 
 class RanksLost(Exception):
-    """The peer can't go on; the text is the reason, without anything of this machine in it."""
+    """The peer can't continue; the text is the reason, without folders of this machine."""
 
 
 class RankProcesses:
-    """The processes of one peer, each in a session of its own so that its children end with it."""
+    """The processes of one peer, each in a session of its own, so that `kill` ends its children too."""
 
     def __init__(self, peer: PeerSpec, home: Path) -> None:
         self.peer = peer
@@ -32,9 +32,9 @@ class RankProcesses:
         self.processes: list[subprocess.Popen[bytes]] = []
         python = os.environ.get(peer.wants, "") if peer.wants else sys.executable
         if not python:
-            raise RanksLost(f"{peer.wants} names no interpreter")
+            raise RanksLost(f"{peer.wants} is not set; it must name the peer's Python interpreter")
         if not Path(python).exists():
-            raise RanksLost(f"{peer.wants} names an interpreter that is not there")
+            raise RanksLost(f"{peer.wants} names an interpreter that does not exist")
         try:
             self._start(python)
         except BaseException:
@@ -60,9 +60,9 @@ class RankProcesses:
         keep = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LOCAL_SIZE")}
         return {
             **keep,
-            # Only where this package lies: a peer with its own interpreter must not find ours.
+            # Only the folder of this package: a peer with its own interpreter must not import tpinit.
             "PYTHONPATH": os.pathsep.join(
-                one for one in (str(self.home / "path"), os.environ.get(self.peer.path)) if one
+                folder for folder in (str(self.home / "path"), os.environ.get(self.peer.path)) if folder
             ),
             "PATH": os.pathsep.join([str(Path(python).parent), keep.get("PATH", os.defpath)]),
             "TMPDIR": str(self.home),
@@ -75,24 +75,24 @@ class RankProcesses:
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(self.peer.ranks),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": "1",  # never used: the ranks meet at a file
+            "MASTER_PORT": "1",  # unused: the ranks rendezvous through a file
         }
 
-    def ask(self, limit: float, **order: Any) -> list[dict[str, Any]]:
-        """Give every rank the order and return their answers. Raises RanksLost, and ends the ranks, where one fails."""
-        self.tell(**order)
-        return self.hear(limit)
+    def ask(self, limit: float, **command: Any) -> list[dict[str, Any]]:
+        """Send every rank the command and return their replies. If one fails, end all and raise RanksLost."""
+        self.send(**command)
+        return self.receive(limit)
 
-    def tell(self, **order: Any) -> None:
-        """Give every rank the order, and do not wait."""
+    def send(self, **command: Any) -> None:
+        """Send every rank the command without waiting for replies."""
         for process in self.processes:
             assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # `hear` says what became of it
-                process.stdin.write(json.dumps(order).encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError):  # `receive` reports a process that has ended
+                process.stdin.write(json.dumps(command).encode() + b"\n")
                 process.stdin.flush()
 
-    def hear(self, limit: float) -> list[dict[str, Any]]:
-        """Return every rank's answer to the last order."""
+    def receive(self, limit: float) -> list[dict[str, Any]]:
+        """Return every rank's reply to the last command within `limit` seconds. Raises RanksLost."""
         deadline = time.monotonic() + limit
         answers: dict[int, dict[str, Any]] = {}
         with selectors.DefaultSelector() as selector:
@@ -105,18 +105,18 @@ class RankProcesses:
                     self.fail(f"no answer in {limit:.0f} s")
                 for key, _ in ready:
                     line = self.processes[key.data].stdout.readline()
-                    answer = json.loads(line) if line else {"error": self._last_words(key.data)}
+                    answer = json.loads(line) if line else {"error": self._last_log_line(key.data)}
                     if "error" in answer:
-                        # The other rank may wait for this one in a collective: neither can be used again.
+                        # The other rank may wait for this one in a collective, so neither can continue.
                         self.fail(answer["error"])
                     answers[key.data] = answer
                     selector.unregister(key.fileobj)
         return [answers[rank] for rank in range(len(self.processes))]
 
-    def _last_words(self, rank: int) -> str:
+    def _last_log_line(self, rank: int) -> str:
         log = (self.home / f"{self.peer.name}.{rank}.log").read_text(encoding="utf-8", errors="replace")
         lines = [line for line in log.splitlines() if line.strip()]
-        return f"rank {rank} ended: {lines[-1] if lines else 'it said nothing'}"
+        return f"rank {rank} ended: {lines[-1] if lines else 'its log is empty'}"
 
     def fail(self, reason: str) -> None:
         """End the ranks and raise RanksLost."""
@@ -124,7 +124,7 @@ class RankProcesses:
         raise RanksLost(plain(reason))
 
     def kill(self) -> None:
-        """End the processes, and wait until they are gone. May be called twice."""
+        """Kill the processes and wait for their end. May be called twice."""
         for process in self.processes:
             if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -139,6 +139,6 @@ class RankProcesses:
 
 
 def plain(text: str) -> str:
-    """Return the first line of an error, short, and without folders."""
-    line = next((one for one in text.splitlines() if one.strip()), "no reason given")
+    """Return the first line of an error, shortened to 240 characters and without folders."""
+    line = next((line for line in text.splitlines() if line.strip()), "no reason given")
     return re.sub(r"(?:/[\w.@+-]+){2,}/?", "(a path)", line)[:240]

@@ -1,4 +1,4 @@
-"""How much memory something takes: what torch allocates, byte by byte, and what the process holds at its peak."""
+"""Peak memory of a piece of work: bytes that torch allocates, and resident memory of the process."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["Peak", "alive", "give_back", "peak", "read_all", "resident"]
+__all__ = ["Peak", "alive", "peak", "read_all", "resident", "trim_heap"]
 
 _STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """`tensors`: bytes of torch's allocator, those alive before included. `resident`: bytes of the process, or None.
+    """Peaks in bytes. `tensors`: torch's allocator, earlier tensors included. `resident`: the process's memory.
 
-    `read`: bytes of the process once every number of its tensors has been read, or None.
+    `read`: the process's memory after every element of its tensors was read. None if the system does not report it.
     """
 
     tensors: int
@@ -31,19 +31,19 @@ class Peak:
     read: int | None
 
 
-def peak(work: Callable[[], object], again: Callable[[], object] = lambda: None) -> Peak:
-    """Run `work` twice, `again` between, and return its peaks. Slow, and so never part of what is timed.
+def peak(work: Callable[[], object], reset: Callable[[], object] = lambda: None) -> Peak:
+    """Run `work` twice, with `reset` in between, and return its peaks. It is slow: never use it in a timed step.
 
-    The process is looked at first: what torch's profiler writes down of each allocation is memory too.
+    The first run measures the process, the second one the tensors, because torch's profiler itself takes memory.
     """
     gc.collect()
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of the process starts again from here
+        Path("/proc/self/clear_refs").write_text("5")  # reset the recorded peak of the process
     work()
     high = resident("VmHWM")
     read_all()
     read = resident("VmHWM")
-    again()
+    reset()
     gc.collect()
     before = alive()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
@@ -51,48 +51,51 @@ def peak(work: Callable[[], object], again: Callable[[], object] = lambda: None)
     kineto: Any = seen.profiler and seen.profiler.kineto_results
     changes = [(event.start_ns(), event.nbytes()) for event in kineto.events() if event.name() == "[memory]"]
     level = most = 0
-    for _, change in sorted(changes, key=lambda one: one[0]):
+    for _, change in sorted(changes, key=lambda event: event[0]):
         level += change
         most = max(most, level)
     return Peak(before + most, high, read)
 
 
 def alive() -> int:
-    """Return the bytes of all tensors that Python can reach, each storage once."""
+    """Return the bytes of all tensors that Python can reach, counting each storage once."""
     storages: dict[int, int] = {}
-    for one in _tensors():
+    for tensor in _tensors():
         with contextlib.suppress(RuntimeError, NotImplementedError):
-            storage = one.untyped_storage()
+            storage = tensor.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
 
 
 def read_all() -> None:
-    """Read every number of all tensors that Python can reach: what only points to a file is in memory then."""
+    """Read every element of all tensors that Python can reach, so that mapped files are in memory.
+
+    The base of a view is not read: the parts outside its views are not used.
+    """
     found = _tensors()
-    whole = {id(one._base) for one in found if one._is_view()}  # what a view does not show of it, nobody asked for
-    for one in found:
-        if id(one) in whole:
+    bases = {id(tensor._base) for tensor in found if tensor._is_view()}
+    for tensor in found:
+        if id(tensor) in bases:
             continue
         with contextlib.suppress(RuntimeError, NotImplementedError):
-            one.detach().flatten().view(torch.uint8).amax()
+            tensor.detach().flatten().view(torch.uint8).amax()
 
 
 def _tensors() -> list[torch.Tensor]:
-    # `type` and not `isinstance`: lazy modules of transformers answer the latter by importing.
-    kinds = ((one, type(one)) for one in gc.get_objects())
-    found = [one for one, kind in kinds if issubclass(kind, torch.Tensor) and not issubclass(kind, DTensor)]
-    return [one for one in found if one.device.type == "cpu"]
+    # `type` and not `isinstance`, which makes lazy modules of transformers import their content.
+    kinds = ((candidate, type(candidate)) for candidate in gc.get_objects())
+    found = [tensor for tensor, kind in kinds if issubclass(kind, torch.Tensor) and not issubclass(kind, DTensor)]
+    return [tensor for tensor in found if tensor.device.type == "cpu"]
 
 
-def give_back() -> None:
-    """Return what an earlier model left free in the C library's heap, so that the next one's growth is its own."""
-    with contextlib.suppress(AttributeError):  # glibc alone has it
+def trim_heap() -> None:
+    """Return free memory of the C library's heap to the system, so that growth is due to the next model only."""
+    with contextlib.suppress(AttributeError):  # only glibc has malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident(field: str = "VmRSS") -> int | None:
-    """Return what the process holds in memory, in bytes; None where the system does not say."""
+    """Return the process's resident memory in bytes, None if the system does not report it."""
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:

@@ -1,6 +1,7 @@
-"""One rank of one peer: `python -m benchmarks.rank CODE RANK RANKS HOME`. Orders come on stdin, answers go to stdout.
+"""One rank of one peer: `python -m benchmarks.rank CODE RANK RANKS HOME`.
 
-Between orders it waits in a read, which costs the others no processor time. It ends when its host does.
+It reads commands from stdin and writes replies to stdout, as JSON lines. Between commands it blocks in a read and uses
+no processor time. It ends when its host ends.
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
 
 from benchmarks import counting, memory
-from benchmarks.peers.base import Peer, Step, Unavailable, batch_of, save, whole
+from benchmarks.peers.base import Peer, Step, Unavailable, batch_of, save, unsharded
 from benchmarks.sizes import SIZES, Size
 
 __all__ = ["main"]
 
 _DEATH = 1  # PR_SET_PDEATHSIG
-_LIMIT = timedelta(seconds=300)  # of one collective: longer than the host waits for an answer
+_LIMIT = timedelta(seconds=300)  # for one collective: longer than the host waits for a reply
 
 
 def main() -> None:
-    """Join the other ranks, then do as told until stdin ends."""
+    """Join the other ranks, then run the commands of stdin until it ends."""
     code, rank, ranks, home = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     parent = os.getppid()
     signal.signal(signal.SIGTERM, lambda *_: _end(home))
     ctypes.CDLL(None).prctl(_DEATH, signal.SIGTERM)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a peer prints must not get between the answers
+    os.dup2(2, 1)  # output of the peer must not mix with the replies
     torch.set_num_threads(1)
     if ranks > 1:
         store = FileStore(str(home / f"store.{code.replace(':', '.')}"), ranks)
@@ -67,13 +68,13 @@ def main() -> None:
 
 
 def _end(home: Path) -> None:
-    """The host is gone: leave nothing of it, or of this rank, behind."""
+    """Remove the folder of the run and end this rank's session, because the host has ended."""
     shutil.rmtree(home, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 
 
 class RankCommands:
-    """The orders, each a method that returns what is written back as JSON."""
+    """The commands: each is a method that returns its reply as plain data."""
 
     def __init__(self, peer: Peer, ranks: int) -> None:
         self.peer = peer
@@ -82,26 +83,26 @@ class RankCommands:
         self.size: Size | None = None
         self.folder = ""
         self.done = 0
-        whole_library = importlib.import_module("transformers")  # imported by now: what follows must not pay for it
-        _ = whole_library.LlamaForCausalLM
-        self.base = 0  # what the process holds before it loads
+        # Import the model class now, so that no measurement includes the import.
+        _ = importlib.import_module("transformers").LlamaForCausalLM
+        self.base = 0  # bytes of resident memory before the model is loaded
 
     def hello(self) -> dict[str, Any]:
         return {"versions": self.peer.versions(), "backend": dist.get_backend() if self.ranks > 1 else None}
 
     def prepare(self, size: str, folder: str) -> dict[str, Any]:
-        """Write the model that all peers read."""
+        """Write the model that all peers load."""
         return {"parameters": save(SIZES[size], folder)}
 
     def load(self, size: str, folder: str, times: int) -> dict[str, Any]:
-        """Make the model ready to train, several times each way; the last one made is the one that trains.
+        """Make the model ready to train, `times` times each way; the last model is the one that trains.
 
-        `shard`: seconds from a whole model in memory. `load`: seconds from files, by the peer's own way if it has
-        one, and otherwise by reading the whole model on every rank. `own_slices` says which of the two.
+        `shard`: seconds to shard an unsharded model in memory. `load`: seconds to load from files; with `own_slices`
+        each rank reads its own slices only, otherwise it reads the unsharded model and shards it.
         """
         self.size, self.folder = SIZES[size], folder
         self._drop()
-        memory.give_back()
+        memory.trim_heap()
         self.base = memory.resident() or 0
         answer: dict[str, Any] = {"shard": [], "load": [], "own_slices": None, "missing": []}
         direct = cut = True
@@ -134,7 +135,7 @@ class RankCommands:
         return answer
 
     def _from_model(self, seconds: list[float]) -> None:
-        model = whole(self.folder)
+        model = unsharded(self.folder)
         begun = time.perf_counter()
         self.step = self.peer.from_model(model)
         seconds.append(time.perf_counter() - begun)
@@ -159,7 +160,7 @@ class RankCommands:
         return float(self.step(batch_of(self.size, self.done - 1)).detach())
 
     def steps(self, count: int) -> dict[str, Any]:
-        """Take some steps: their losses and their seconds. All ranks begin together."""
+        """Train `count` steps and return their losses and seconds. All ranks start together."""
         losses, seconds = [], []
         self._together()
         for _ in range(count):
@@ -169,7 +170,7 @@ class RankCommands:
         return {"losses": losses, "seconds": seconds}
 
     def inspect(self) -> dict[str, Any]:
-        """Take three steps more, untimed: one to count collectives, two to see the memory."""
+        """Train three more steps, untimed: one counts collectives, two measure memory."""
         seen = counting.tally(self._once)
         peak = memory.peak(self._once)
         return {
@@ -183,7 +184,7 @@ class RankCommands:
 
     def _peak(self, peak: memory.Peak) -> dict[str, int | None]:
         growths = {"resident_growth": peak.resident, "resident_growth_read": peak.read}
-        known = {name: None if one is None else max(0, one - self.base) for name, one in growths.items()}
+        known = {name: None if growth is None else max(0, growth - self.base) for name, growth in growths.items()}
         return {"tensors": peak.tensors, **known}
 
 

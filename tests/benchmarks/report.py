@@ -1,4 +1,4 @@
-"""What a run says: a table for the terminal, JSON, and the page docs/benchmarks.md."""
+"""The output of a run: a table for the terminal, JSON, and the page docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -19,27 +19,29 @@ _LOAD = ("", "shard", "load", "reads", "tensors MB", "RSS +MB", "RSS +MB, read",
 
 
 def table(result: BenchmarkRun) -> str:
-    """The whole run as text."""
+    """Return the run as text for the terminal."""
     parts = [conditions(result)]
-    for outcome in result.outcomes:
-        parts += [f"{outcome.size.name}: {outcome.size.words}", _align([_STEP, *_step_rows(outcome)])]
-        parts += [_align([_LOAD, *_load_rows(outcome)]), f"{outcome.size.name}: {summary(outcome)}"]
+    for measurement in result.sizes:
+        parts += [f"{measurement.size.name}: {measurement.size.description}", _align([_STEP, *_step_rows(measurement)])]
+        parts += [_align([_LOAD, *_load_rows(measurement)]), f"{measurement.size.name}: {summary(measurement)}"]
     return "\n\n".join(part for part in parts if part)
 
 
 def conditions(result: BenchmarkRun) -> str:
-    """Under what the numbers were taken. Nothing that names a machine."""
+    """Return the conditions of the run as one line, without anything that identifies the machine."""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(result.versions.items()))
+    settings = " ".join(f"{name}={value}" for name, value in result.allocator.items() if value is not None)
     return (
         f"2 ranks of 1 thread on {result.cores} cores over {result.backend or 'no backend'}, fp32, fused AdamW; "
-        f"{result.rotations} rotations of blocks of {result.steps} steps; {versions}"
+        f"{result.rotations} rotations of blocks of {result.steps} steps; {versions}; "
+        f"glibc's allocator {f'with {settings}' if settings else 'with its defaults'}"
     )
 
 
-def summary(outcome: SizeMeasurement) -> str:
-    """Ours against the ideal and against the best peer whose losses are right."""
-    unsharded, ours = outcome.rows[0], next((row for row in outcome.rows if row.peer.name == "tpinit"), None)
-    others = [row for row in outcome.rows[1:] if row is not ours and row.step is not None and not row.wrong]
+def summary(measurement: SizeMeasurement) -> str:
+    """Return tpinit's step time relative to the ideal and to the best peer with right losses, as a sentence."""
+    unsharded, ours = measurement.rows[0], next((row for row in measurement.rows if row.peer.name == "tpinit"), None)
+    others = [row for row in measurement.rows[1:] if row is not ours and row.step is not None and not row.wrong]
     if ours is None or ours.step is None:
         return ""
     text = f"tpinit takes {_middle(ours.to_ideal(unsharded)):.2f} times the ideal"
@@ -56,8 +58,8 @@ def summary(outcome: SizeMeasurement) -> str:
     return text + "."
 
 
-def _step_rows(outcome: SizeMeasurement) -> list[Cells]:
-    return [_step_row(row, outcome.rows[0]) for row in outcome.rows]
+def _step_rows(measurement: SizeMeasurement) -> list[Cells]:
+    return [_step_row(row, measurement.rows[0]) for row in measurement.rows]
 
 
 def _step_row(row: PeerMeasurement, unsharded: PeerMeasurement) -> Cells:
@@ -80,9 +82,9 @@ def _step_row(row: PeerMeasurement, unsharded: PeerMeasurement) -> Cells:
     ]
 
 
-def _load_rows(outcome: SizeMeasurement) -> list[Cells]:
+def _load_rows(measurement: SizeMeasurement) -> list[Cells]:
     rows = []
-    for row in outcome.rows:
+    for row in measurement.rows:
         if row.reason or not row.load:
             continue
         reads = "own slices" if row.own_slices else "the whole model"
@@ -95,14 +97,14 @@ def _load_rows(outcome: SizeMeasurement) -> list[Cells]:
                 _megabytes(row.load_peak.get("tensors")),
                 _megabytes(row.load_peak.get("resident_growth")),
                 _megabytes(row.load_peak.get("resident_growth_read")),
-                "; ".join(row.missing) if row.peer.name == "tpinit" or row.shard == [] else "",
+                "; ".join(row.missing) if row.peer.name == "tpinit" or not row.shard else "",
             ]
         )
     return rows
 
 
 def as_json(result: BenchmarkRun) -> dict[str, Any]:
-    """The run with every number that was taken."""
+    """Return the run with every measured value as plain data."""
     return {
         "conditions": {
             "ranks": 2,
@@ -116,14 +118,15 @@ def as_json(result: BenchmarkRun) -> dict[str, Any]:
             "optimizer": "fused AdamW",
             "losses_compared": COMPARED,
             "agreement": AGREEMENT,
+            "allocator": result.allocator,
         },
         "sizes": [
             {
-                "name": outcome.size.name,
-                "parameters": outcome.size.parameters,
-                "peers": [_row_json(row, outcome.rows[0]) for row in outcome.rows],
+                "name": measurement.size.name,
+                "parameters": measurement.size.parameters,
+                "peers": [_row_json(row, measurement.rows[0]) for row in measurement.rows],
             }
-            for outcome in result.outcomes
+            for measurement in result.sizes
         ],
     }
 
@@ -136,7 +139,7 @@ def _row_json(row: PeerMeasurement, unsharded: PeerMeasurement) -> dict[str, Any
         "runs": not row.reason,
         "reason": row.reason,
         "wrong": row.wrong,
-        # JSON has no infinity: a loss that is not a number leaves this null beside "wrong".
+        # JSON has no infinity: for a loss that is not finite this is null, and "wrong" is true.
         "off_by": row.off if row.off is None or row.off < float("inf") else None,
         "losses": [loss if math.isfinite(loss) else None for loss in row.losses],
         "median_step_seconds": row.step,
@@ -153,46 +156,53 @@ def _row_json(row: PeerMeasurement, unsharded: PeerMeasurement) -> dict[str, Any
 
 
 def page(result: BenchmarkRun, command: str, plot: str) -> str:
-    """The run as a Markdown page."""
+    """Return the run as a Markdown page. `command` is the command that the page names, `plot` the plot's address."""
     parts = [
         "# Benchmarks",
         f"Written by `{command}`. Do not edit.",
         conditions(result)[0].upper() + conditions(result)[1:] + ".",
         f"![Time of a step, as a multiple of the ideal]({plot})" if plot else "",
     ]
-    for outcome in result.outcomes:
-        parts += [f"## {outcome.size.name.capitalize()}", f"{outcome.size.words}. {summary(outcome)}".strip()]
-        parts += ["### A training step", _markdown([_STEP, *_step_rows(outcome)])]
-        parts += ["### Getting ready", _markdown([_LOAD, *_load_rows(outcome)])]
+    for measurement in result.sizes:
+        parts += [
+            f"## {measurement.size.name.capitalize()}",
+            f"{measurement.size.description}. {summary(measurement)}".strip(),
+        ]
+        parts += ["### A training step", _markdown([_STEP, *_step_rows(measurement)])]
+        parts += ["### Getting ready", _markdown([_LOAD, *_load_rows(measurement)])]
     return "\n\n".join(part for part in [*parts, _NOTES] if part) + "\n"
 
 
 _NOTES = f"""## How it is measured
 
-- All peers are alive at once, each in its own processes, with the same seeded weights from the same safetensors file
-  and the same batches. They wait in a read when it is not their turn. The process groups that transformers makes anew
-  in every load are ended with its model: each has a thread that looks for work a hundred times a second. Blocks go
-  round in rotation, and every rotation starts with another peer, so that what else the machine does falls on all of
-  them. A block of the tiny model has four times as many steps, and it is loaded four times as often.
-- **step**: median over all timed steps of forward, backward and update; a step takes as long as its slowest rank.
-  **x ideal**: that time over half of the unsharded one's, rotation by rotation, the median of the rotations;
+- All peers run at once, each in its own processes, with the same seeded weights from the same safetensors file and the
+  same batches. A peer that is not being measured blocks in a read. transformers makes new process groups in every
+  load, whose threads poll a hundred times a second; they are destroyed with its model. The peers take blocks of steps
+  in rotation, and every rotation starts with another peer, so that other load of the machine affects all of them. The
+  tiny model takes four times as many steps per block, and is loaded four times as often.
+- **step**: the median time of forward, backward and update over all timed steps; a step takes as long as its slowest
+  rank. **x ideal**: the median over the rotations of that time divided by half of the unsharded model's step time;
   **quartiles** are those of the rotations.
-- **losses**: the first {COMPARED} steps against the unsharded model's, largest relative difference. More than
-  {AGREEMENT:.0e} is marked WRONG, and such a peer is not counted as the best one.
-- **collectives**: in one step, over groups of more than one rank, counted at torch's dispatcher in a step of its own;
-  those over a group of one are named apart. **MB sent**: by one rank, when each runs as a ring. **largest**: the
-  biggest tensor of any of them.
-- **tensors**: peak of torch's allocator, everything alive included. **RSS +**: peak of the process over what it held
-  before it loaded, mapped files included. **read**: the same once every number of its tensors was read: slices that are
-  views of a mapped file are in memory only then. All are the larger rank's, seen in a run that is not timed.
-- **shard**: from a whole model in memory to one that is ready to train. **load**: from safetensors to ready; where a
-  peer can't read its own slices only, every rank reads the whole model and cuts it. Medians, files in the page cache.
-- torch's rows follow torchtitan: a vocabulary-parallel embedding and head under `loss_parallel`, and the same with the
-  norms and what lies between the layers cut along the sequence.
-- Nobody clips: DeepSpeed's default of 1.0 is set to 0, as is ours.
-- tpinit tells glibc to keep what a step frees, as MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ would for any
-  process; the peers run as they come.
-- DeepSpeed's shared-memory all-reduce is left out: it serves inference only, and needs a C++ build."""
+- **losses**: the largest relative difference from the unsharded model's losses in the first {COMPARED} steps. A peer
+  with more than {AGREEMENT:.0e} is marked WRONG and can't be the best peer.
+- **collectives**: the collectives of one step over groups of more than one rank, counted at torch's dispatcher in a
+  step that is not timed; "alone" counts those over a group of one rank. **MB sent**: what one rank sends if each
+  collective runs as a ring. **largest**: the largest tensor of a collective.
+- **tensors**: the peak of torch's allocator, with everything that is alive. **RSS +**: the peak of the process minus
+  its memory before loading, mapped files included. **read**: the same after every element of its tensors was read,
+  because slices that are views of a mapped file are in memory only then. All are the larger rank's, from a run that is
+  not timed.
+- **shard**: from an unsharded model in memory to one that is ready to train. **load**: from safetensors to a model that
+  is ready to train; if a peer can't read its own slices only, every rank reads the unsharded model and shards it.
+  Medians, with the files in the page cache.
+- torch's rows follow torchtitan: a vocab-parallel embedding and head under `loss_parallel`, and the same with norms and
+  activations between the layers sharded along the sequence.
+- No peer clips gradients: DeepSpeed's default of 1.0 is set to 0, and so is tpinit's.
+- All processes run with the same settings of glibc's allocator, which the first line of this page states. On a CPU the
+  allocator decides whether memory that a step frees stays for the next one: with `MALLOC_TRIM_THRESHOLD_` and
+  `MALLOC_MMAP_THRESHOLD_` (or `GLIBC_TUNABLES`) set to large values it stays, with glibc's defaults large tensors are
+  returned to the system and mapped anew in every step.
+- DeepSpeed's shared-memory all-reduce is disabled: it serves inference only, and needs a C++ build."""
 
 
 def _middle(values: Sequence[float]) -> float:
@@ -215,7 +225,7 @@ def _megabytes(value: int | None) -> str:
 
 
 def _align(rows: Sequence[Sequence[str]]) -> str:
-    # A row that says why there are no numbers must not widen their columns.
+    # A row of a peer that does not run must not widen the columns of the others.
     full = [row for row in rows if not row[1].startswith("does not run")]
     widths = [max(len(row[i]) for row in full) for i in range(len(rows[0]))]
     widths[0] = max(len(row[0]) for row in rows)

@@ -1,4 +1,4 @@
-"""Who takes part: every peer's name, ranks and interpreter. Their code is imported by their own ranks alone."""
+"""The peers: name, number of ranks and interpreter of each. Only a peer's own ranks import its code."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 __all__ = ["OURS", "PATH_VARIABLE", "PEERS", "PYTHON_VARIABLE", "UNSHARDED", "PeerSpec"]
 
 PYTHON_VARIABLE = "TPINIT_DEEPSPEED_PYTHON"
-PATH_VARIABLE = "TPINIT_BENCH_PATH"  # a folder with accelerate, without which transformers cuts nothing
+PATH_VARIABLE = "TPINIT_BENCH_PATH"  # a folder with accelerate, which transformers needs to shard a model
 
 
 @dataclass(frozen=True, slots=True)
 class PeerSpec:
-    """One implementation. `code` is the module and the class that drive it.
+    """One implementation. `code` names the module and the class that run it, as "module:Class".
 
-    `wants` is the variable that names its interpreter, `path` the one that names a folder of packages it needs.
+    `wants` is the environment variable with its interpreter, `path` the one with a folder of packages that it needs.
     """
 
     name: str

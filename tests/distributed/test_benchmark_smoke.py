@@ -65,6 +65,12 @@ def test_everybody_is_listed_and_runs_or_says_why_not(peers):
         assert peers[name]["runs"] != bool(peers[name]["reason"])
 
 
+def test_the_settings_of_the_allocator_are_those_of_the_environment(run):
+    recorded = json.loads((run[0] / "b.json").read_text())["conditions"]["allocator"]
+    names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    assert recorded == {name: os.environ.get(name) for name in names}
+
+
 def test_losses_agree_with_the_unsharded_model(peers):
     right = peers["unsharded"]["losses"]
     assert len(right) == 5
@@ -129,10 +135,25 @@ def test_a_peer_with_other_losses_is_marked(monkeypatch, last):
     result = campaign.BenchmarkRun([campaign.SizeMeasurement(sizes.TINY, rows)], {"torch": "2"}, "gloo", 2, 2, 1)
     lines = report.table(result).splitlines()
     assert [line.split("  ")[0] for line in lines if "WRONG by" in line] == [rows[2].peer.label]
-    assert "best peer" not in report.summary(result.outcomes[0])
+    assert "best peer" not in report.summary(result.sizes[0])
     assert chart.draw(result).count("WRONG") == 1
     written = json.loads(json.dumps(report.as_json(result), allow_nan=False))
     assert [peer["wrong"] for peer in written["sizes"][0]["peers"]] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(None, "glibc's allocator with its defaults"), ("9", "glibc's allocator with MALLOC_TRIM_THRESHOLD_=9")],
+)
+def test_a_run_says_how_the_allocator_was_set(monkeypatch, value, said):
+    monkeypatch.syspath_prepend(str(ROOT / "tests"))
+    from benchmarks import campaign, report
+
+    allocator = {"MALLOC_TRIM_THRESHOLD_": value, "MALLOC_MMAP_THRESHOLD_": None, "GLIBC_TUNABLES": None}
+    result = campaign.BenchmarkRun([], {"torch": "2"}, "gloo", 2, 2, 1, allocator)
+    assert said in report.conditions(result)
+    assert said in report.page(result, "make bench", "")
+    assert report.as_json(result)["conditions"]["allocator"] == allocator
 
 
 @pytest.mark.skipif(not os.environ.get(DEEPSPEED), reason=f"{DEEPSPEED} names no Python with DeepSpeed")

@@ -56,7 +56,7 @@ BUSY = {"llama": 0.28, "llama_kv1": 0.30, "llama_kv2": 0.30, "llama_uneven": 0.3
 @pytest.mark.parametrize("name", BUSY)
 def test_every_rank_holds_its_part_and_little_more(world4: Any, name: str) -> None:
     for result in world4.run("scenarios.families:family", name=name, tp=4, steps=1):
-        assert result["cut_numbers"] <= BUSY[name] * result["numbers"]
+        assert result["local_elements"] <= BUSY[name] * result["elements"]
 
 
 @pytest.mark.parametrize("attention", ["sdpa"])

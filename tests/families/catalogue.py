@@ -1,12 +1,11 @@
-"""Small random models of many families, and a batch for each: what is sharded here is compared with the whole model.
+"""Small random models of many families with a batch for each, to compare a sharded model with the unsharded one.
 
-Two lists. `FAMILIES` are written by hand: 12 heads of size 4, so that 2, 3 and 4 ranks divide them, and variants
-(`llama_uneven`, `falcon_rw`) whose shapes or wiring are the point. `causal_models()` is every causal language model of
-the transformers release that is installed, shrunk by rule. Run as a program, it prints a table of the latter.
+There are two lists. `FAMILIES` is written by hand: models with 12 heads of size 4, which 2, 3 and 4 ranks divide, and
+variants (`llama_uneven`, `falcon_rw`) with special shapes or wiring. `causal_models()` has every causal language model
+of the installed transformers, shrunk by rules; this module, run as a program, prints a table of them.
 
-A key's bias adds the same to every score of a query where no rotation comes after it, so its exact gradient is zero and
-what is computed is rounding: compare a gradient with the largest of its model, not each with itself
-(`VANISHING_GRADIENTS`).
+Without a rotation, the bias of a key adds the same value to every score of a query, so its exact gradient is zero and
+the computed one is rounding noise (`VANISHING_GRADIENTS`): compare gradients relative to the largest of the model.
 
 Put the folder `tests` on `sys.path` and import `families.catalogue`; it needs torch and transformers.
 """
@@ -46,7 +45,7 @@ AUTO_CLASSES = {
     "speech": "AutoModelForSpeechSeq2Seq",
 }
 
-# Endings of the names of parameters whose exact gradient is zero, or partly so in a fused projection.
+# Suffixes of the names of parameters whose exact gradient is zero (in a fused projection: partly zero).
 VANISHING_GRADIENTS = ("k_proj.bias", "key.bias")
 
 ModelSettings = dict[str, Any]
@@ -54,7 +53,7 @@ ModelSettings = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ModelFamily:
-    """How to build one small model: transformers' name of its type, what it computes, and its configuration."""
+    """How to build one small model: transformers' model type, its task (`kind`), and its config settings."""
 
     model_type: str
     kind: str  # a key of AUTO_CLASSES
@@ -148,7 +147,7 @@ FAMILIES: dict[str, ModelFamily] = {
     "llama_tied": _causal("llama", GROUPED, tie_word_embeddings=True),
     "llama_bias": _causal("llama", GROUPED, attention_bias=True, mlp_bias=True),
     "llama_vocab101": _causal("llama", GROUPED, vocab_size=101),
-    # Nothing divides by 2, 3 or 4: 7 heads of 4, which do not fill the hidden size of 35, 97 inside, 101 tokens.
+    # No size is divisible by 2, 3 or 4: 7 heads of size 4 (28 of hidden size 35), intermediate 97, 101 tokens.
     "llama_uneven": _causal(
         "llama",
         DECODER,
@@ -159,7 +158,7 @@ FAMILIES: dict[str, ModelFamily] = {
         intermediate_size=97,
         vocab_size=101,
     ),
-    # 10 query heads in 5 groups: whole groups do not divide by 2, 3 or 4 either.
+    # 10 query heads in 5 groups; 5 is not divisible by 2, 3 or 4 either.
     "llama_uneven_groups": _causal(
         "llama", DECODER, hidden_size=40, head_dim=4, num_attention_heads=10, num_key_value_heads=5
     ),
@@ -169,7 +168,7 @@ FAMILIES: dict[str, ModelFamily] = {
     "qwen2_moe": _causal("qwen2_moe", MOE, shared_expert_intermediate_size=48),
     "qwen3_moe": _causal("qwen3_moe", MOE, head_dim=4, norm_topk_prob=True),
     "mixtral": _causal("mixtral", GROUPED, num_local_experts=4, num_experts_per_tok=2, output_router_logits=False),
-    # Experts with biases: those of the output are added once, and each rank's gradient of them is a part.
+    # Experts with biases: output biases are added once over all ranks, and each rank has a partial gradient of them.
     "gpt_oss": _causal(
         "gpt_oss",
         GROUPED,
@@ -179,9 +178,9 @@ FAMILIES: dict[str, ModelFamily] = {
         rope_parameters=PLAIN_ROPE,
         **SLIDING,
     ),
-    # Every token goes through every expert, weighed before it.
+    # Every token passes every expert, with a weight applied before the expert.
     "llama4": _causal("llama4_text", GROUPED, head_dim=4, intermediate_size_mlp=96, num_local_experts=4),
-    # All experts of a layer in one matrix, one below the other.
+    # All experts of a layer are stacked in one matrix.
     "dbrx": _causal(
         "dbrx",
         {**IDS, "vocab_size": 96, "d_model": 48, "n_heads": 12, "n_layers": 2, "max_seq_len": 64},
@@ -209,11 +208,11 @@ FAMILIES: dict[str, ModelFamily] = {
         do_layer_norm_before=False,
     ),
     "bloom": _causal("bloom", BLOOM),
-    # One kv head for all, attention beside the MLP.
+    # One kv head for all query heads, attention in parallel with the MLP.
     "falcon": _causal(
         "falcon", FALCON, multi_query=True, parallel_attn=True, new_decoder_architecture=False, bias=False
     ),
-    # Every head its own kv head, ALiBi, attention before the MLP, biases.
+    # One kv head per query head, ALiBi, attention before the MLP, biases.
     "falcon_rw": _causal(
         "falcon", FALCON, multi_query=False, parallel_attn=False, new_decoder_architecture=False, alibi=True, bias=True
     ),
@@ -262,10 +261,10 @@ FAMILIES: dict[str, ModelFamily] = {
 
 
 def build(name: str, seed: int = 0, **overrides: Any) -> nn.Module:
-    """The small fp32 model of family `name` with parameters drawn from `seed`, in training mode, without dropout.
+    """Return the small fp32 model of family `name`, its parameters drawn from `seed`, in training mode without dropout.
 
-    `overrides` go into the configuration last (a dict into the dict that stands there), so a test that wants dropout
-    or another shape names it; `attn_implementation` and `experts_implementation` ("eager" unless named) are taken too.
+    `overrides` are merged into the config settings (dicts recursively by one level), for dropout or another shape.
+    They may also hold `attn_implementation` and `experts_implementation`, which default to "eager".
     """
     import transformers
 
@@ -279,7 +278,7 @@ def build(name: str, seed: int = 0, **overrides: Any) -> nn.Module:
     config = transformers.AutoConfig.for_model(family.model_type, **settings)
     quiet(config, frozenset(overrides))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # for what parameters keep of their first values
+        torch.manual_seed(seed)  # for vectors, which keep their initial values
         auto = getattr(transformers, AUTO_CLASSES[family.kind])
         model: nn.Module = auto.from_config(config, dtype=torch.float32, **backends)
     redraw(model, seed)
@@ -289,7 +288,7 @@ def build(name: str, seed: int = 0, **overrides: Any) -> nn.Module:
 def batch(
     name: str, model: nn.Module, seed: int, rows: int = 2, length: int = 12, ignored: int = 0
 ) -> dict[str, Tensor]:
-    """Inputs and labels of `rows` examples of `length` tokens; the last `ignored` labels of each row are -100."""
+    """Return inputs and labels of `rows` examples of `length` tokens; the last `ignored` labels per row are -100."""
     kind = FAMILIES[name].kind
     config: Any = model.config
     if kind in {"image", "contrast"}:
@@ -299,7 +298,7 @@ def batch(
         if kind == "image":
             return {"pixel_values": pixels, "labels": _labels(config.num_labels, rows, seed)}
         ids = tokens(config.text_config.vocab_size, rows, length, seed)
-        ids[:, -1] = config.text_config.eos_token_id  # where the text's one vector is read off
+        ids[:, -1] = config.text_config.eos_token_id  # CLIP pools the text at this token
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
     labels = tokens(config.vocab_size, rows, length, seed, "labels")
     if kind == "speech":
@@ -319,7 +318,7 @@ def _labels(count: int, rows: int, seed: int) -> Tensor:
 
 
 def loss(name: str, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """The scalar loss of `model` on `batch`: what the model's output calls `.loss`, which CLIP computes on request."""
+    """Return the scalar loss of `model` on `batch`: `.loss` of its output, which CLIP computes with `return_loss`."""
     extra = {"return_loss": True} if FAMILIES[name].kind == "contrast" else {}
     value: Tensor = model(**batch, **extra).loss
     return value

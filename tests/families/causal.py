@@ -1,8 +1,7 @@
-"""Every causal language model of the installed transformers, shrunk by rule: two layers, twelve heads of size 4.
+"""Every causal language model of the installed transformers, shrunk by rules: two layers, twelve heads of size 4.
 
-The rules go by the names that a configuration has (`hidden_size`, `n_embd`, ...), also in those nested in it; where
-that is not enough, `OVERRIDES` says what else a type needs. What can't be built or run small is in `UNBUILDABLE`, with
-the reason.
+The rules go by the names of settings (`hidden_size`, `n_embd`, ...) in a config and its nested configs; `OVERRIDES` has
+further settings of single types. `UNBUILDABLE` lists the types that can't be built or run small, with the reason.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from families.drawing import generator, quiet, redraw, tokens
 
-# Sizes by name, under the size.
+# The names of settings by their small value.
 RULES: dict[int, str] = {
     2: "num_hidden_layers num_layers n_layer n_layers encoder_layers decoder_layers num_encoder_layers"
     " num_decoder_layers num_experts_per_tok num_experts_per_token moe_k moe_topk moe_top_k top_k_experts"
@@ -49,7 +48,7 @@ RULES: dict[int, str] = {
 }
 SWITCHES = {"is_decoder": True, "use_cache": False, "output_router_logits": False}
 SIZES = {name: size for size, names in RULES.items() for name in names.split()} | SWITCHES
-# What else a type needs; PART names the configuration inside one that the class really takes.
+# Further settings by type. PART names the nested config that the class takes instead of the whole one.
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 HYBRID = ["linear_attention", "full_attention"]
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -105,19 +104,19 @@ UNBUILDABLE: dict[str, str] = {
 
 
 def class_names() -> dict[str, str]:
-    """Every type that the release takes for a causal language model, with the name of its class."""
+    """Return the model types of the release's causal language models with the names of their classes."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def causal_models() -> list[str]:
-    """The types that `build_causal` builds: all of the release but `UNBUILDABLE`."""
+    """Return the types that `build_causal` builds: all of the release except `UNBUILDABLE`."""
     return [name for name in class_names() if name not in UNBUILDABLE]
 
 
 def build_causal(model_type: str, seed: int = 0, **overrides: Any) -> nn.Module:
-    """A small fp32 model of the type with parameters drawn from `seed`, in training mode, without dropout.
+    """Return a small fp32 model of the type, its parameters drawn from `seed`, in training mode without dropout.
 
     Raises ValueError, with the reason, for a type in `UNBUILDABLE`.
     """
@@ -132,7 +131,7 @@ def build_causal(model_type: str, seed: int = 0, **overrides: Any) -> nn.Module:
     config = getattr(config, PART[model_type]) if model_type in PART else config
     quiet(config, frozenset(overrides))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # for what parameters keep of their first values
+        torch.manual_seed(seed)  # for vectors, which keep their initial values
         auto = transformers.AutoModelForCausalLM
         if model_type in PART:
             auto = getattr(transformers, class_names()[model_type])
@@ -144,25 +143,25 @@ def build_causal(model_type: str, seed: int = 0, **overrides: Any) -> nn.Module:
 
 
 def _merged(*parts: dict[str, Any]) -> dict[str, Any]:
-    """The later part wins; a dict goes into the dict that stands there."""
-    whole: dict[str, Any] = {}
+    """Merge settings recursively; later ones override earlier ones."""
+    merged: dict[str, Any] = {}
     for part in parts:
         for key, value in part.items():
-            old = whole.get(key)
-            whole[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return whole
+            old = merged.get(key)
+            merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def _special(config: Any) -> dict[str, Any]:
-    """What OVERRIDES has for a type, and for the types of the configurations within it."""
+    """Return the OVERRIDES of a config's type and of the types of its nested configs."""
     parts = {name: _special(value) for name, value in vars(config).items() if hasattr(value, "to_dict")}
     return _merged({name: part for name, part in parts.items() if part}, OVERRIDES.get(config.model_type, {}))
 
 
 def _shrunk(config: Any) -> dict[str, Any]:
-    """What to pass to the class of `config` for a small one, by the names it has."""
+    """Return the settings of a small config of the same class, from the names of its settings."""
     small: dict[str, Any] = {}
-    latent = vars(config).get("kv_lora_rank") is not None  # then every head has keys of its own
+    latent = vars(config).get("kv_lora_rank") is not None  # with latent attention every head has its own keys
     for name, value in vars(config).items():
         if hasattr(value, "to_dict"):
             small[name] = _shrunk(value)
@@ -176,14 +175,14 @@ def _shrunk(config: Any) -> dict[str, Any]:
 
 
 def _two_kinds(layer_types: list[str]) -> list[str]:
-    """Two layers of different kinds if there are any, full attention among them."""
+    """Return two kinds of layers, different ones if possible, and full attention as the second one if it occurs."""
     kinds = sorted(set(layer_types), key=layer_types.index)
     kinds.sort(key=lambda kind: kind == "full_attention")
     return [kinds[0], kinds[-1]]
 
 
 def _wide_rope(rope: dict[str, Any]) -> dict[str, Any]:
-    """A rotation of at least two of four dimensions: a quarter of a head of 4 can't be rotated."""
+    """Return rope settings that rotate at least half of a head: of a head of size 4, a quarter can't be rotated."""
     if any(isinstance(value, dict) for value in rope.values()):
         return {key: _wide_rope(value) if isinstance(value, dict) else value for key, value in rope.items()}
     if rope.get("partial_rotary_factor", 1.0) < 0.5:
@@ -192,10 +191,10 @@ def _wide_rope(rope: dict[str, Any]) -> dict[str, Any]:
 
 
 def batch_causal(model_type: str, model: nn.Module, seed: int, rows: int = 2, length: int = 12) -> dict[str, Tensor]:
-    """Token ids and the same as labels, both [rows, length]; for a few types, another shape or an image beside them."""
+    """Return token ids and equal labels, both [rows, length]; some types get another shape or also an image."""
     config: Any = model.config
     text = config.get_text_config(decoder=True)
-    if model_type in PART:  # sound: one row of ids for each codebook, one column of labels
+    if model_type in PART:  # audio: one row of ids per codebook, one column of labels
         ids = tokens(text.vocab_size, rows * text.num_codebooks, length, seed)
         return {"input_ids": ids, "labels": ids.view(rows, text.num_codebooks, length).transpose(1, 2).contiguous()}
     ids = tokens(text.vocab_size, rows, length, seed)
@@ -208,33 +207,33 @@ def batch_causal(model_type: str, model: nn.Module, seed: int, rows: int = 2, le
 
 
 def loss_causal(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """The scalar loss of `model` on `batch`."""
+    """Return the scalar loss of `model` on `batch`."""
     value: Tensor = model(**batch).loss
     return value
 
 
 @dataclass(frozen=True, slots=True)
 class CausalStep:
-    """What became of one type: numbers of a training step of its small model, or the reason why there is none."""
+    """One training step of the small model of a type, or the reason why it fails."""
 
     model_type: str
     class_name: str
     reason: str = ""
     parameters: int = 0
     loss: float = math.nan
-    without_gradient: tuple[str, ...] = ()  # cross-attention without an encoder, vision without an image, and such
+    without_gradient: tuple[str, ...] = ()  # e.g. cross-attention without an encoder
     seconds: float = 0.0
 
 
 def outcome(model_type: str) -> CausalStep:
-    """Build the type, and run one forward and backward."""
+    """Build the type and run one forward and backward."""
     start = time.perf_counter()
     class_name = class_names()[model_type]
     try:
         model = build_causal(model_type)
         loss = loss_causal(model, batch_causal(model_type, model, 0))
         torch.autograd.backward(loss)
-    except Exception as error:  # whatever the release raises is the reason that the table shows
+    except Exception as error:  # the table shows any exception as the reason
         reason = UNBUILDABLE.get(model_type) or f"{type(error).__name__}: {error}".splitlines()[0]
         return CausalStep(model_type, class_name, reason)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -249,12 +248,12 @@ def outcome(model_type: str) -> CausalStep:
 
 
 def main() -> None:
-    """Print what becomes of every type: class, parameters, those without a gradient, loss; or the reason."""
+    """Print a line for every type: class, parameters, parameters without a gradient, loss, seconds; or the reason."""
     built = 0
     for model_type in class_names():
-        it = outcome(model_type)
-        built += not it.reason
-        numbers = f"{it.parameters:8} {len(it.without_gradient):5} {it.loss:7.3f} {it.seconds:5.2f} s"
-        sys.stdout.write(f"{it.model_type:26} {it.class_name:42} {it.reason or numbers}\n")
+        step = outcome(model_type)
+        built += not step.reason
+        numbers = f"{step.parameters:8} {len(step.without_gradient):5} {step.loss:7.3f} {step.seconds:5.2f} s"
+        sys.stdout.write(f"{step.model_type:26} {step.class_name:42} {step.reason or numbers}\n")
         sys.stdout.flush()
     sys.stdout.write(f"{built} of {len(class_names())} build and train\n")

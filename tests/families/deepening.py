@@ -1,4 +1,4 @@
-"""Small models of many layers: those of the catalogue, with every count of layers some times as large."""
+"""Deeper models: those of the catalogue with every number of layers multiplied."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COUNTS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_la
 
 
 def deepened(model: nn.Module, times: int = 3, seed: int = 0) -> nn.Module:
-    """Return a model of the same class and sizes with `times` as many layers, and kinds of layers in the same order."""
+    """Return a model of the same class and sizes with `times` as many layers; their kinds repeat in the same order."""
     config = copy.deepcopy(model.config)
     _deepen(config, times)
     with torch.random.fork_rng(devices=[]):
@@ -28,7 +28,7 @@ def deepened(model: nn.Module, times: int = 3, seed: int = 0) -> nn.Module:
 
 def _deepen(config: Any, times: int) -> None:
     own = vars(config)
-    for inner in [one for one in own.values() if hasattr(one, "to_dict")]:
+    for inner in [value for value in own.values() if hasattr(value, "to_dict")]:
         _deepen(inner, times)
     counts = {name: value for name, value in own.items() if name in _COUNTS and type(value) is int}
     for name, value in list(own.items()):

@@ -1,4 +1,4 @@
-"""Parameters and inputs drawn from a seed, so that every process that builds a model builds the same one."""
+"""Parameters and inputs drawn from a seed, so that every process builds the same model."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SCALE = 1.2  # of a matrix: std = SCALE / sqrt(fan-in), so that a layer keeps the size of its input, and errors show
-EMBEDDING_STD = 0.25  # tied embeddings make logits too: more would saturate the softmax
-NOISE_STD = 0.1  # of what is added to vectors: norms stay about 1, biases about 0, neither is a constant
+SCALE = 1.2  # matrices: std = SCALE / sqrt(fan-in), so that layers keep the scale of their input and errors show
+EMBEDDING_STD = 0.25  # a larger std would saturate the softmax of tied embeddings
+NOISE_STD = 0.1  # noise added to vectors: norms stay about 1 and biases about 0, and neither is constant
 
 
 def generator(seed: int, name: str) -> torch.Generator:
-    """A stream of its own for every seed and name: what one parameter draws shifts no other's."""
+    """Return a generator for this seed and name, so that the draws of one parameter do not depend on others."""
     return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
 
 
 def redraw(model: nn.Module, seed: int) -> None:
-    """Draw every parameter of `model` anew, in place: ties stay tied, what is not trained stays as it is.
+    """Redraw every trained parameter of `model` in place; tied parameters stay tied.
 
-    Matrices lose what they were; vectors and scalars keep it and get noise, because what they start from (one for a
-    norm, zero for a bias or for a Gemma norm, a time constant of a recurrence) is what the model expects there.
+    Matrices are replaced. Vectors and scalars keep their values plus noise, because their initial values (one for a
+    norm, zero for a bias or a Gemma norm, a time constant of a recurrence) matter to the model.
     """
     transposed = {id(m.weight) for m in model.modules() if type(m).__name__ == "Conv1D"}
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     with torch.no_grad():
-        for name, parameter in model.named_parameters():  # each parameter once, however many modules share it
+        for name, parameter in model.named_parameters():  # a shared parameter occurs once
             if not (parameter.requires_grad and parameter.is_floating_point()):
                 continue
             noise = torch.randn(parameter.shape, generator=generator(seed, name))
@@ -38,12 +38,12 @@ def redraw(model: nn.Module, seed: int) -> None:
             else:
                 parameter.copy_(SCALE * _fan_in(parameter, id(parameter) in transposed) ** -0.5 * noise)
         for name, buffer in model.named_buffers():
-            if name.endswith("correction_bias"):  # of a router: zero, it would hide who forgets it
+            if name.endswith("correction_bias"):  # of a router: with zeros, a forgotten bias would not show
                 buffer.add_(NOISE_STD * torch.randn(buffer.shape, generator=generator(seed, name)))
 
 
 def _fan_in(parameter: Tensor, transposed: bool) -> int:
-    """Inputs of one output: [out, in] of a linear, [in, out] of GPT-2, [experts, out, in], [out, in, *kernel]."""
+    """Return the inputs per output of [out, in], [in, out] (GPT-2), [experts, out, in] or [out, in, *kernel]."""
     if transposed:
         return int(parameter.shape[0])
     if parameter.dim() >= 4:
@@ -52,12 +52,12 @@ def _fan_in(parameter: Tensor, transposed: bool) -> int:
 
 
 def _recurrent(name: str) -> bool:
-    """True for matrices whose values are decay rates: drawn like weights they would blow up."""
+    """Return whether a matrix holds decay rates of a recurrence, which diverges with values drawn like weights."""
     return name.rsplit(".", 1)[-1] in {"A_log", "A", "D", "dt_bias"}
 
 
 def quiet(config: Any, keep: frozenset[str] = frozenset()) -> None:
-    """Set every dropout probability of a configuration and of those within it to 0, except the names in `keep`."""
+    """Set every dropout probability of a config and its nested configs to 0, except the names in `keep`."""
     for name, value in list(vars(config).items()):
         if hasattr(value, "to_dict"):
             quiet(value, keep)
@@ -66,5 +66,5 @@ def quiet(config: Any, keep: frozenset[str] = frozenset()) -> None:
 
 
 def tokens(vocab: int, rows: int, length: int, seed: int, name: str = "input_ids", first: int = 4) -> Tensor:
-    """Token ids [rows, length] from `first` on: the small ids, which mean padding and such, never occur."""
+    """Return token ids [rows, length] from `first` on; smaller ids have special meanings such as padding."""
     return torch.randint(first, vocab, (rows, length), generator=generator(seed, name))

@@ -1,6 +1,6 @@
-"""A function run by a few forked ranks, each time anew: what one breaks, hangs or leaves behind harms no other.
+"""Run a function in forked ranks: each call forks new processes, so a crash, hang or leak of one affects no other.
 
-The libraries are imported once, before the first fork; the process group is made in the ranks.
+The libraries are imported once, before the first fork; each rank makes the process group.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 _DEATH = 1  # PR_SET_PDEATHSIG
-_GRACE = 3.0  # seconds that the others have when one rank has failed: they may wait for it
+_GRACE = 3.0  # seconds that the other ranks have to end after one has failed: they may wait for it
 
 
 @dataclass(frozen=True, slots=True)
 class RankEnd:
-    """How one rank ended: with a value, or with the class, the text and the traceback of what it raised.
+    """How one rank ended: with a value, or with an exception's class names, text and traceback.
 
-    `kinds` are the names of the error's class and its bases; of a rank that raised nothing and returned nothing they
-    are `Died`, `Hung`, or `Stopped` (because another one had failed).
+    `kinds` are the names of the exception's class and its bases, or one of `Died`, `Hung` and `Stopped` (because
+    another rank had failed) for a rank that neither returned nor raised; empty if the rank returned a value.
     """
 
     value: Any = None
@@ -38,7 +38,7 @@ class RankEnd:
 
 
 def run(case: Callable[[int], Any], size: int, timeout: float) -> list[RankEnd]:
-    """Return how each of `size` forked ranks ended that ran `case(rank)` in one gloo group."""
+    """Run `case(rank)` in `size` forked ranks of one gloo group and return how each ended; `timeout` in seconds."""
     with tempfile.TemporaryDirectory(prefix="tpinit-sweep-") as name:
         folder, running, ends = Path(name), {}, {}
         sys.stdout.flush()
@@ -65,7 +65,7 @@ def run(case: Callable[[int], Any], size: int, timeout: float) -> list[RankEnd]:
 
 
 def failure(ends: list[RankEnd]) -> RankEnd | None:
-    """Return the failure that tells most: one that was raised, before a death, a hang, or a rank that was stopped."""
+    """Return the most informative failure: an exception before a death, a hang and a stopped rank; None if none."""
     failed = [end for end in ends if end.kinds]
     order = {"Died": 1, "Hung": 2, "Stopped": 3}
     return min(failed, key=lambda end: order.get(end.kinds[0], 0), default=None)
@@ -109,6 +109,6 @@ def _answer(case: Callable[[int], Any], rank: int, size: int, folder: Path, time
         limit = timedelta(seconds=timeout)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=limit)
         return RankEnd(case(rank))
-    except Exception as error:  # whatever it is, it is the answer
+    except Exception as error:  # the exception is the result of the rank
         kinds = tuple(kind.__name__ for kind in type(error).__mro__)
         return RankEnd(kinds=kinds, text=str(error), trace=traceback.format_exc()[-4000:])

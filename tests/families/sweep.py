@@ -1,12 +1,12 @@
-"""Every model of the catalogue, cut by tpinit and by its peers, against itself uncut: `make models`.
+"""Shard every model of the catalogue with tpinit and its peers, and compare it with the unsharded model: `make models`.
 
     PYTHONPATH=tests python -m families.sweep [NAME ...] [--tp 2] [--peers deepspeed,transformers]
         [--document docs/models.md]
 
-Prints a line for each model and runner and writes the page. Exit code 1 if a model of ours is wrong, or fails with
-anything but a refusal. `--results FILE` keeps what was found, and does not run again what stands there.
+Prints a line for each model and runner, and writes the page. The exit code is 1 if tpinit trains a model wrongly or
+fails other than by refusing it. `--results FILE` saves each result and skips models with a saved one.
 
-DeepSpeed lives in an environment of its own: TPINIT_DEEPSPEED_PYTHON is its interpreter.
+DeepSpeed runs in another environment: TPINIT_DEEPSPEED_PYTHON is its interpreter.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from families.judging import FamilyResult, FamilyStatus, better, judge_ours, jud
 from families.page import page
 
 RUNNERS = ("ours", "deepspeed", "transformers")
-TIMEOUT = 90.0  # seconds, for one model on an idle machine: ten times what the slowest takes
+TIMEOUT = 90.0  # seconds per model: ten times what the slowest takes on an idle machine
 Key = tuple[str, str, str]  # runner, "causal" or "family", model
 
 
 def main() -> int:
-    """Run the sweep, or one runner's part of it for another interpreter."""
+    """Run the sweep or, with --runner, the part of one runner, for a sweep under another interpreter."""
     options = _options()
     wanted = [(kind, name) for kind, name in _models(options.kind) if not options.names or name in options.names]
     unknown = sorted({*options.names} - {name for _, name in wanted})
@@ -45,12 +45,12 @@ def main() -> int:
             sys.stdout.write("@" + json.dumps([kind, name, outcome.as_dict()]) + "\n")
             sys.stdout.flush()
         return 0
-    found = _kept(options.results)
+    found = _saved(options.results)
     for runner in ("ours", *options.peers):
         todo = [(kind, name) for kind, name in wanted if (runner, kind, name) not in found]
         for key, outcome in _elsewhere(todo, options.tp) if runner == "deepspeed" else _here(runner, todo, options.tp):
             found[key] = outcome
-            _keep(options.results, key, outcome)
+            _save(options.results, key, outcome)
     shown = {key: outcome for key, outcome in found.items() if key[1:] in wanted}
     if options.document:
         Path(options.document).write_text(page(shown, catalogue.UNBUILDABLE, options.tp, _versions()), encoding="utf-8")
@@ -62,17 +62,19 @@ def main() -> int:
 
 
 def failed(outcome: FamilyResult) -> bool:
-    """Whether an outcome of ours is one that must never be: only exact and refused are not."""
+    """Return whether a result of tpinit is a failure: anything but exact and refused."""
     return outcome.verdict not in {FamilyStatus.EXACT, FamilyStatus.REFUSED}
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Cut every model of the catalogue, and compare it with itself uncut.")
+    parser = argparse.ArgumentParser(
+        description="Shard every model of the catalogue, and compare it with the unsharded model."
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="models (default: all)")
     parser.add_argument("--tp", type=int, default=2, help="ranks (default: 2)")
     parser.add_argument("--peers", default="transformers,deepspeed", type=_peers, help="a list, or none")
-    parser.add_argument("--document", help="the page to write")
-    parser.add_argument("--results", help="JSON lines to keep results in, and to go on from")
+    parser.add_argument("--document", help="write the page to this file")
+    parser.add_argument("--results", help="save results in this file of JSON lines, and skip models that it has")
     parser.add_argument("--kind", choices=("causal", "family"), help="one part of the catalogue (default: both)")
     parser.add_argument("--runner", choices=RUNNERS, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -91,7 +93,7 @@ def _models(only: str | None) -> list[tuple[str, str]]:
 
 
 def _here(runner: str, models: list[tuple[str, str]], tp: int) -> Iterator[tuple[Key, FamilyResult]]:
-    """Run models one after another with forked ranks of this process."""
+    """Run models one after another, with ranks forked from this process."""
     if models:
         cases.preload(runner)
     for kind, name in models:
@@ -109,7 +111,7 @@ def _here(runner: str, models: list[tuple[str, str]], tp: int) -> Iterator[tuple
 
 
 def _peer(case: partial[dict[str, object]], tp: int) -> FamilyResult:
-    """What a peer makes of a model in the form that ours is given, or else in the form that transformers prefers."""
+    """Judge a peer on a model with eager attention and experts, and if it fails with transformers' default ones."""
     outcome = judge_peer(ranks.run(case, tp, TIMEOUT))
     if outcome.verdict in {FamilyStatus.WRONG, FamilyStatus.REFUSED, FamilyStatus.ERROR, FamilyStatus.NOT_RUN}:
         outcome = better(outcome, judge_peer(ranks.run(partial(case, **cases.DEFAULTS), tp, TIMEOUT)))
@@ -117,7 +119,7 @@ def _peer(case: partial[dict[str, object]], tp: int) -> FamilyResult:
 
 
 def _elsewhere(models: list[tuple[str, str]], tp: int) -> Iterator[tuple[Key, FamilyResult]]:
-    """Run DeepSpeed's part with the interpreter that has it."""
+    """Run the models with DeepSpeed, in its own interpreter."""
     python = os.environ.get("TPINIT_DEEPSPEED_PYTHON")
     if not python:
         sys.stderr.write("deepspeed    left out: TPINIT_DEEPSPEED_PYTHON is not set\n")
@@ -140,14 +142,14 @@ def _elsewhere(models: list[tuple[str, str]], tp: int) -> Iterator[tuple[Key, Fa
                 sys.stderr.write(f"deepspeed    ended with {process.returncode}\n")
 
 
-def _kept(file: str | None) -> dict[Key, FamilyResult]:
+def _saved(file: str | None) -> dict[Key, FamilyResult]:
     if not file or not Path(file).exists():
         return {}
     rows = [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
     return {(runner, kind, name): FamilyResult.of(outcome) for runner, kind, name, outcome in rows}
 
 
-def _keep(file: str | None, key: Key, outcome: FamilyResult) -> None:
+def _save(file: str | None, key: Key, outcome: FamilyResult) -> None:
     if file:
         with Path(file).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps([*key, outcome.as_dict()]) + "\n")
@@ -158,8 +160,8 @@ def _versions() -> dict[str, str]:
     python = os.environ.get("TPINIT_DEEPSPEED_PYTHON")
     if python:
         code = "import importlib.metadata as m; print(m.version('deepspeed'))"
-        said = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
-        versions["deepspeed"] = said.stdout.strip()
+        printed = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+        versions["deepspeed"] = printed.stdout.strip()
     return versions
 
 

@@ -1,1 +1,1 @@
-"""One module a peer: how it cuts the model and takes a step. Imported by its own ranks only."""
+"""One module per peer: how it shards the model and runs a step. Only the peer's own ranks import it."""

@@ -17,9 +17,9 @@ class AutoTP(Peer):
     vocabulary = False
 
     def __init__(self) -> None:
-        # Not an import statement: the environment in which this is checked and linted has no DeepSpeed.
+        # `import_module`, because the environment in which this file is type-checked has no DeepSpeed.
         self.deepspeed: Any = importlib.import_module("deepspeed")
-        # Its shared-memory reduction serves inference only. Left out, because it costs a C++ build of a minute.
+        # DeepSpeed's shared-memory all-reduce serves inference only; disable it, because its C++ build takes a minute.
         ops: Any = importlib.import_module("deepspeed.ops")
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
@@ -34,7 +34,7 @@ class AutoTP(Peer):
             dist_init_required=False,
             config={
                 "train_micro_batch_size_per_gpu": 1,
-                "gradient_clipping": 0.0,  # or else it clips at 1.0, which no other peer does
+                "gradient_clipping": 0.0,  # the default clips at 1.0, which no other peer does
                 "zero_optimization": {"stage": 0},
                 "tensor_parallel": {"autotp_size": 2, "vocab_parallel_lm_head": self.vocabulary},
                 "steps_per_print": 1 << 30,

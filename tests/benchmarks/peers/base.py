@@ -1,4 +1,4 @@
-"""What every peer does, and what all of them share: the model on disk, its batches, the optimizer."""
+"""The interface of a peer, and what all peers share: the model on disk, its batches, the optimizer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import nn
 
 from benchmarks.sizes import LEARNING_RATE, SEED, Size
 
-__all__ = ["Peer", "Step", "Unavailable", "adamw", "batch_of", "save", "whole"]
+__all__ = ["Peer", "Step", "Unavailable", "adamw", "batch_of", "save", "unsharded"]
 
 Step = Callable[[torch.Tensor], torch.Tensor]
 """Forward, backward and update on token ids [batch, sequence]; returns the loss of the whole batch."""
 
 
 class Unavailable(Exception):
-    """The peer has no such way; the text says what is missing."""
+    """The peer does not support the operation; the text says why."""
 
 
 class Peer(abc.ABC):
@@ -26,22 +26,22 @@ class Peer(abc.ABC):
 
     @abc.abstractmethod
     def versions(self) -> dict[str, str]:
-        """Name what is measured."""
+        """Return the versions of the measured packages by name."""
 
     @abc.abstractmethod
     def from_model(self, model: nn.Module) -> Step:
-        """Cut a whole model that is in memory, and make it ready to train. Raises Unavailable."""
+        """Shard a model that is in memory and return its training step. Raises Unavailable."""
 
-    def let_go(self) -> None:  # noqa: B027  # most leave nothing behind
-        """Let go of what the last model left behind, which is gone by now."""
+    def let_go(self) -> None:  # noqa: B027  # most peers have nothing to release
+        """Release what the last model, which no longer exists, left behind."""
 
     def from_files(self, folder: str) -> Step:
-        """Read this rank's slices, and no more, from safetensors, and make them ready to train."""
+        """Load only this rank's slices from safetensors and return the training step. Raises Unavailable."""
         raise Unavailable("reads the whole model on every rank")
 
 
 def save(size: Size, folder: str) -> int:
-    """Write the seeded model as safetensors into `folder`; returns its number of parameters."""
+    """Write the seeded model as safetensors into `folder`, and return its number of parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(SEED)
@@ -62,8 +62,8 @@ def save(size: Size, folder: str) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def whole(folder: str) -> nn.Module:
-    """Read the whole model, in training mode."""
+def unsharded(folder: str) -> nn.Module:
+    """Load the unsharded model in fp32, in training mode."""
     from transformers import LlamaForCausalLM
 
     model: nn.Module = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -71,11 +71,11 @@ def whole(folder: str) -> nn.Module:
 
 
 def batch_of(size: Size, step: int) -> torch.Tensor:
-    """Token ids [batch, sequence] of a step; two batches take turns, so that the loss falls and gradients matter."""
+    """Return the token ids [batch, sequence] of a step; two batches alternate, so that training lowers the loss."""
     generator = torch.Generator().manual_seed(SEED + step % 2)
     return torch.randint(size.vocab, (size.batch, size.sequence), generator=generator)
 
 
 def adamw(parameters: Iterable[Any]) -> torch.optim.Optimizer:
-    """Return the optimizer that every peer is given."""
+    """Return the optimizer that every peer uses."""
     return torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)

@@ -1,4 +1,4 @@
-"""torch's own: `parallelize_module` as torchtitan uses it, with a vocabulary-parallel embedding, head and loss."""
+"""torch's `parallelize_module` as torchtitan uses it, with a vocab-parallel embedding, head and loss."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Parallelize", "ParallelizeSequence"]
 
 
 class Parallelize(Peer):
-    """Activations are whole between the layers: an all-reduce where a row-parallel layer ends."""
+    """Activations are replicated between the layers, with an all-reduce after each row-parallel layer."""
 
     def versions(self) -> dict[str, str]:
         return {"torch": torch.__version__}
@@ -58,7 +58,7 @@ class Parallelize(Peer):
 
 
 class ParallelizeSequence(Parallelize):
-    """Between the layers every rank holds half of the sequence: gathers and scattered reductions, and sharded norms."""
+    """Sequence parallelism: between the layers each rank holds half of the sequence, and the norms are sharded."""
 
     def plan(self) -> dict[str, ParallelStyle]:
         column, row = ColwiseParallel(), RowwiseParallel(output_layouts=Shard(1))

@@ -1,4 +1,4 @@
-"""The tensor parallelism of transformers: cut while it loads, by the model's own plan."""
+"""The tensor parallelism of transformers, which shards a model by its own plan while it loads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Transformers"]
 
 
 class Transformers(Peer):
-    """Each load makes several process groups and keeps them; even at rest each costs the others processor time."""
+    """transformers. Each load makes process groups whose threads use processor time, so `let_go` destroys them."""
 
     def __init__(self) -> None:
         self._made: list[Any] = []
@@ -32,7 +32,7 @@ class Transformers(Peer):
         return {"transformers": transformers.__version__}
 
     def from_model(self, model: nn.Module) -> Step:
-        raise Unavailable("cuts only while it loads")
+        raise Unavailable("shards only while it loads")
 
     def from_files(self, folder: str) -> Step:
         config = DistributedConfig(tp_size=2, tp_plan="auto")
@@ -40,7 +40,7 @@ class Transformers(Peer):
         model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, distributed_config=config)
         self._made += [group for group in _world.pg_map if group not in before]
         model.train()
-        # One fused update can't take distributed and plain tensors at once: a group of each.
+        # A fused update can't mix DTensors and plain tensors: use one parameter group for each.
         cut = [parameter for parameter in model.parameters() if isinstance(parameter, DTensor)]
         kept = [parameter for parameter in model.parameters() if not isinstance(parameter, DTensor)]
         optimizer = adamw([{"params": group} for group in (cut, kept) if group])

@@ -1,16 +1,15 @@
-"""tpinit: `initialize` on the whole model, and `from_pretrained` once the runtime has it."""
+"""tpinit: `initialize` for a model in memory, and `from_pretrained` for one on disk."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import inspect
 from typing import Any
 
 import torch
 import tpinit.runtime
 from torch import nn
 
-from benchmarks.peers.base import Peer, Step, Unavailable, adamw
+from benchmarks.peers.base import Peer, Step, adamw
 
 __all__ = ["Ours"]
 
@@ -25,14 +24,7 @@ class Ours(Peer):
         return _step_of(tpinit.runtime.initialize(model=model, optimizer=adamw, config=_CONFIG)[0])
 
     def from_files(self, folder: str) -> Step:
-        load = getattr(tpinit.runtime, "from_pretrained", None)
-        if load is None:
-            raise Unavailable("tpinit.runtime.from_pretrained is not there yet")
-        try:
-            inspect.signature(load).bind(folder, optimizer=adamw, config=_CONFIG)
-        except TypeError as error:
-            raise Unavailable(f"tpinit.runtime.from_pretrained takes other arguments: {error}") from None
-        return _step_of(load(folder, optimizer=adamw, config=_CONFIG)[0])
+        return _step_of(tpinit.runtime.from_pretrained(folder, optimizer=adamw, config=_CONFIG)[0])
 
 
 def _step_of(engine: Any) -> Step:

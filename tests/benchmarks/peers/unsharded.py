@@ -1,4 +1,4 @@
-"""The whole model in one process of one thread: half of its time is the ideal for two ranks."""
+"""The unsharded model in one process of one thread; half of its step time is the ideal for two ranks."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from families import cases, judging, page, ranks, sweep
 
 
 def ended(**numbers):
-    exact = {"loss": 1e-7, "gradient": 1e-6, "norm": 1e-7, "weight": 1e-8, "cut_numbers": 52, "numbers": 100}
+    exact = {"loss": 1e-7, "gradient": 1e-6, "norm": 1e-7, "weight": 1e-8, "local_elements": 52, "elements": 100}
     return ranks.RankEnd(exact | {"noise": 0.0, "source": "structure", "where": {}} | numbers)
 
 
@@ -31,7 +31,7 @@ def peer(*ends):
 
 
 def test_what_agrees_is_exact():
-    outcome = ours(ended(), ended(cut_numbers=53))
+    outcome = ours(ended(), ended(local_elements=53))
     assert (outcome.verdict.value, outcome.share, outcome.source) == ("exact", 0.53, "structure")
     assert peer(ended(), ended()).verdict.value == "exact"
 
@@ -97,7 +97,7 @@ def test_a_peer_that_fails_did_so_before_training_in_it_or_not_at_all():
 
 
 def test_a_peer_whose_ranks_hold_everything_has_cut_nothing():
-    assert peer(*[ended(cut_numbers=100)] * 2).verdict.value == "nothing cut"
+    assert peer(*[ended(local_elements=100)] * 2).verdict.value == "nothing cut"
 
 
 def test_the_second_try_of_a_peer_counts_only_if_it_is_exact():
@@ -125,7 +125,7 @@ def trained(spoil=None, name="llama"):
         optimizer.zero_grad()
 
     numbers = cases.compared(name, False, model, model, reference, torch.autograd.backward, step)
-    return ended(**numbers | {"cut_numbers": 1})
+    return ended(**numbers | {"local_elements": 1})
 
 
 def scaled(by):
