@@ -64,7 +64,7 @@ class ParallelGroups:
 def group_size(group: object) -> int:
     """Return the number of ranks of a process group, or of a list of ranks.
 
-    Raises TpinitError for anything else, and for the group of which this rank is not a member.
+    Raises TpinitError for anything else, and for a group without this rank.
     """
     if isinstance(group, (list, tuple)) and all(type(rank) is int for rank in group):
         return len(group)
@@ -130,7 +130,7 @@ def _checked_partition(group_name: str, given: Sequence[Ranks | None]) -> tuple[
     if wrong or not topology.partitions(groups, len(given)):
         raise AgreementError(
             f"{group_name} does not partition the world of {len(given)} ranks: every rank must be in exactly one "
-            f"group, and all members must hold the same one; {', '.join(wrong) or _show(groups)}",
+            f"group, and all its members must be given the same one; {', '.join(wrong) or _show(groups)}",
             [group_name],
         )
     if len({len(ranks) for ranks in groups}) > 1:

@@ -36,7 +36,7 @@ def tp_model_init(
     `tp_size` is the number of ranks in a TP group, `dtype` the dtype of the parameters (D8), the keyword `tp_group` a
     process group. `config` is not read for the decision; if given, it must equal the config that `initialize` gets. A
     second call for the same model must have the same arguments (D9). The first `initialize` of this model that succeeds
-    removes the record; one that fails keeps it, so that a corrected call finds it.
+    removes the record; one that fails leaves it for a corrected call.
 
     Raises TpinitError for an unknown keyword and for a model that is not a torch.nn.Module, ConfigError for an unknown
     dtype, ConflictingCallsError (D9) for a call that differs from an earlier one.

@@ -1,4 +1,4 @@
-"""The optimizer of a run: the caller's, the one that the caller's function makes, or the config's."""
+"""Choose the optimizer of a run: the caller's, the result of the caller's function, or the config's."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def choose_optimizer(
     settings: Settings,
     compared: dict[str, object],
 ) -> Optimizer | None:
-    """Return the optimizer over the model's own Parameter objects, which stay when their data is sharded; None without.
+    """Return the optimizer over the model's own Parameter objects; None if neither the call nor the config has one.
 
-    `given` is the `optimizer` argument, which precedes the config's. Adds to `compared` the optimizer's type, and the
-    parameter names and options of each group, which must be equal on the ranks. Raises UnsupportedError for an
+    `given` is the `optimizer` argument, which is used instead of the config's. Adds to `compared` the optimizer's type,
+    and the parameter names and options of each group: they must be equal on the ranks. Raises UnsupportedError for an
     optimizer that has state and for a schedule without an optimizer, PlanError for parameters of another model.
     """
     if given is not None and settings.optimizer is not None:

@@ -1,6 +1,6 @@
-"""What one rank does alone before the ranks compare: read the config, decide, make the plan, build the optimizer.
+"""The steps of one rank before the ranks compare: read the config, decide, make the plan, build the optimizer.
 
-The user's model is not changed. Three things happen all the same: the plan's dry runs execute parts of the model, the
+The user's model is not changed. These side effects remain: the dry runs of planning execute parts of the model, the
 user's functions for the optimizer and its parameters are called, and a model that `from_pretrained` or `from_config`
 built on the meta device gets placeholder parameters. Every step adds what it read to the rank's report, so that a
 difference between ranks can be named even if a later step fails.
@@ -58,7 +58,7 @@ class InitArgs:
 
     @staticmethod
     def from_locals(arguments: Mapping[str, Any]) -> InitArgs:
-        """Return the arguments of a caller, given its `locals()`; names that are no fields are left out."""
+        """Return the arguments of a caller, given its `locals()`; the names that are not fields are ignored."""
         names = [field.name for field in fields(InitArgs)]
         return InitArgs(**{name: arguments[name] for name in names if name in arguments})
 
@@ -106,7 +106,7 @@ def prepare(init_args: InitArgs, report: RankReport) -> Prepared:
         init_args.optimizer, init_args.model_parameters, init_args.lr_scheduler, model, settings, compared
     )
     compared.update(_plan_fields(plan))
-    compared.update(digest_model(model) if init_args.weights is None else init_args.weights.fields())
+    compared.update(digest_model(model) if init_args.weights is None else init_args.weights.compared_fields())
     return Prepared(model, decision, plan, settings, optimizer)
 
 

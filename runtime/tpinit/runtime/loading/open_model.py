@@ -40,11 +40,11 @@ def open_pretrained(folder: Path, model_class: type[nn.Module] | None, model_con
     except BaseException:
         stored.close()
         raise
-    return WeightSource(blank, dict(named.found), stored, {**stored.files, **_told(settings)})
+    return WeightSource(blank, dict(named.found), stored, {**stored.files, **_config_fields(settings)})
 
 
-def _told(settings: Any) -> dict[str, object]:
-    """Return what a config says of the model: all but where it came from, which may differ between machines."""
+def _config_fields(settings: Any) -> dict[str, object]:
+    """Return the values of a transformers config by path, without its origin, which may differ between machines."""
     page = {key: value for key, value in settings.to_dict().items() if key != "_name_or_path"}
     return flatten(page, "model_config")
 
@@ -125,7 +125,7 @@ def _check(model: nn.Module, named: KeyMapping, stored: SafetensorsDir) -> None:
     unused = [name for name in named.unused if not _ignored(name, dropped)]
     if unused:
         warnings.warn(
-            f"a {type(model).__qualname__} has no place for {shorten(unused)} of the checkpoint", stacklevel=6
+            f"a {type(model).__qualname__} has no place for {shorten(unused)} of the checkpoint", stacklevel=7
         )
 
 
@@ -141,14 +141,14 @@ def open_config(model_config: Any, model_class: type[nn.Module] | None, seed: in
     build: Callable[[], nn.Module]
     if hasattr(model_config, "to_dict"):
         kind: Any = model_class if model_class is not None else model_class_of(model_config)
-        told = {**_told(model_config), "model_class": kind.__qualname__}
+        compared = {**_config_fields(model_config), "model_class": kind.__qualname__}
 
         def build() -> nn.Module:
             built: nn.Module = kind(model_config)
             return built
 
     elif callable(model_config):
-        build, told = model_config, {}
+        build, compared = model_config, {}
     else:
         raise TpinitError(
             f"model_config is {show(model_config)}, and must be a transformers config or a function that builds a model"
@@ -158,4 +158,4 @@ def open_config(model_config: Any, model_class: type[nn.Module] | None, seed: in
         raise TpinitError(f"the function returned {show(blank.model)}, and must return a torch.nn.Module")
     blank.check_drawn()
     blank.fill_buffers()
-    return WeightSource(blank, told={**told, "seed": seed})
+    return WeightSource(blank, compared={**compared, "seed": seed})

@@ -23,23 +23,23 @@ __all__ = ["WeightSource", "load_weights"]
 class WeightSource:
     """A model without its numbers, and where they come from: `sources` by name, else as its class draws them.
 
-    `told` is what ranks must have in common about where they come from.
+    `compared` are the fields, beside those of the model, that must be equal on the ranks: files, config, seed.
     """
 
     blank: MetaModel
     sources: dict[str, LazyTensor] = field(default_factory=dict)
     stored: SafetensorsDir | None = None
-    told: dict[str, object] = field(default_factory=dict)
+    compared: dict[str, object] = field(default_factory=dict)
 
     @property
     def model(self) -> nn.Module:
         """The model."""
         return self.blank.model
 
-    def fields(self) -> dict[str, object]:
-        """Return what ranks must have in common, in place of the digest of a model with numbers."""
+    def compared_fields(self) -> dict[str, object]:
+        """Return the fields that must be equal on the ranks, instead of the digests of a model that has its weights."""
         return {
-            **self.told,
+            **self.compared,
             "model.trainable": [name for name, one in self.model.named_parameters() if one.requires_grad],
             "model.training": self.model.training,
         }

@@ -92,7 +92,7 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value >= -1
 
 
-# For each parameter: the test of a value, and what a legal value is, in words. All others are numbers.
+# By parameter: the check of its value, and the legal values in words. A parameter that is not here is a number.
 _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
     "betas": (_is_pair, "two numbers"),
     "warmup_type": (_is_warmup_type, '"log" or "linear"'),

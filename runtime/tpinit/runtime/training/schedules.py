@@ -46,8 +46,8 @@ class WarmupCurve:
 class WarmupSchedule:
     """DeepSpeed's WarmupLR or WarmupDecayLR over torch's LambdaLR; `step` is called once after each update.
 
-    Iterations count as in DeepSpeed: `last_batch_iteration` is -1 before the first `step`, when the rate is the least
-    one. A schedule that is built at another iteration leaves the optimizer's rates alone until its first `step`.
+    Iterations count as in DeepSpeed: `last_batch_iteration` is -1 before the first `step`, when every rate is `min_lr`.
+    A schedule that is built at another iteration leaves the optimizer's rates alone until its first `step`.
     `max_lr` None means each parameter group's own learning rate.
     """
 
