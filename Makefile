@@ -17,13 +17,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 EXTRAS := proofs,runtime,hf,conformance,dev
 # The stamp is the last thing an install writes, so that a half-made environment is never taken for a whole one.
 STAMP := $(VENV)/.installed
-# Real DeepSpeed, for the kit to be held against: an environment of its own, because nothing here depends on it.
+# Real DeepSpeed, which the study compares with the contract, in an environment of its own: tpinit does not depend on it.
 DEEPSPEED_VENV := .venv-deepspeed
 DEEPSPEED_STAMP := $(DEEPSPEED_VENV)/.installed
 DEEPSPEED := 0.19.8
 DEEPSPEED_BEFORE := 0.17.6
 DEEPSPEED_ARGS ?= --document docs/deepspeed-$(DEEPSPEED).md --known tests/tpinit/conformance/known/deepspeed-$(DEEPSPEED).json --reproductions docs/reproductions --own --older $(CURDIR)/$(DEEPSPEED_VENV)/before
-# accelerate, without which transformers refuses to cut a model: beside the environment, for that one peer alone.
+# accelerate, without which transformers refuses to shard a model: in a folder of its own, for that peer only.
 BENCH_PATH := $(VENV)/bench
 BENCH_STAMP := $(BENCH_PATH)/.installed
 ACCELERATE := 1.15.0
@@ -79,11 +79,11 @@ lint: $(STAMP) ## Check style, types and who imports whom
 prove: $(STAMP) ## Prove every theorem of the contract
 	@$(BIN)/tpinit prove
 
-deepspeed: $(STAMP) $(DEEPSPEED_STAMP) ## Hold real DeepSpeed against the contract and write its page (DEEPSPEED_ARGS=--smoke: a part of it)
+deepspeed: $(STAMP) $(DEEPSPEED_STAMP) ## Compare real DeepSpeed with the contract and write its page (DEEPSPEED_ARGS=--smoke: a part of it)
 	@PYTHONPATH=tests TPINIT_DEEPSPEED_PYTHON=$(CURDIR)/$(DEEPSPEED_VENV)/bin/python $(BIN)/python -m studies.deepspeed $(DEEPSPEED_ARGS)
 
 # For `tpinit conform --impl deepspeed` and for tests/distributed/test_deepspeed_adapter.py.
-deepspeed-env: $(DEEPSPEED_STAMP) ## Make the environment of real DeepSpeed alone
+deepspeed-env: $(DEEPSPEED_STAMP) ## Make only the environment with real DeepSpeed
 
 $(DEEPSPEED_STAMP): constraints.txt
 	@rm -f $(DEEPSPEED_STAMP)
@@ -94,10 +94,10 @@ $(DEEPSPEED_STAMP): constraints.txt
 	@DS_BUILD_OPS=0 $(DEEPSPEED_VENV)/bin/python -m pip install --quiet --quiet --no-build-isolation --no-deps --target $(DEEPSPEED_VENV)/before deepspeed==$(DEEPSPEED_BEFORE)
 	@touch $(DEEPSPEED_STAMP)
 
-bench: $(STAMP) $(DEEPSPEED_STAMP) $(BENCH_STAMP) ## Train side by side with DeepSpeed, transformers and torch, and write the page (BENCH_ARGS)
+bench: $(STAMP) $(DEEPSPEED_STAMP) $(BENCH_STAMP) ## Measure a training step beside DeepSpeed, transformers and torch, and write the page (BENCH_ARGS)
 	@PYTHONPATH=tests TPINIT_DEEPSPEED_PYTHON=$(CURDIR)/$(DEEPSPEED_VENV)/bin/python TPINIT_BENCH_PATH=$(CURDIR)/$(BENCH_PATH) $(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-models: $(STAMP) $(DEEPSPEED_STAMP) $(BENCH_STAMP) ## Cut every model of the catalogue, beside DeepSpeed and transformers, and write the page (MODELS_ARGS)
+models: $(STAMP) $(DEEPSPEED_STAMP) $(BENCH_STAMP) ## Shard every model of the catalogue with tpinit, DeepSpeed and transformers, and write the page (MODELS_ARGS)
 	@PYTHONPATH=tests:$(BENCH_PATH) TPINIT_DEEPSPEED_PYTHON=$(CURDIR)/$(DEEPSPEED_VENV)/bin/python $(BIN)/python -m families.sweep $(MODELS_ARGS)
 
 $(BENCH_STAMP): $(STAMP)

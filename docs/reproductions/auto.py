@@ -1,4 +1,4 @@
-"""2 ranks. "auto" is no value for autotp_size: alone it is compared with 0, and beside a call it is a conflict."""
+"""2 ranks. `autotp_size: "auto"` alone is compared with 0; with a call it is a conflict."""
 
 import deepspeed
 import torch

@@ -1,4 +1,4 @@
-"""4 ranks. train_batch_size 8 with autotp_size 2: an update uses 4 samples: tensor-parallel ranks count."""
+"""4 ranks. train_batch_size 8 with autotp_size 2: an update uses 4 samples (TP ranks count as DP ranks)."""
 
 from tiny import CONFIG, Mpu, model, start, tell
 

@@ -1,4 +1,4 @@
-"""2 ranks. A size larger than the world: an error without a single word."""
+"""2 ranks. A size larger than the world size raises an error without a message."""
 
 from tiny import CONFIG, attempt, model, start
 

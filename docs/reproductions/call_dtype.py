@@ -1,4 +1,4 @@
-"""2 ranks. Rows 6-8: the dtype of tp_model_init does nothing; the parameters stay in fp32."""
+"""2 ranks. Rows 6-8: the dtype of tp_model_init is ignored; the parameters stay in fp32."""
 
 import deepspeed
 import torch

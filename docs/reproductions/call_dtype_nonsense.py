@@ -1,4 +1,4 @@
-"""2 ranks. tp_model_init takes any dtype, also one that does not exist."""
+"""2 ranks. tp_model_init accepts any dtype, even one that does not exist."""
 
 import deepspeed
 from tiny import CONFIG, attempt, model, start

@@ -1,4 +1,4 @@
-"""2 ranks. The caller's config is written to, also by an initialize that raises."""
+"""2 ranks. initialize writes to the caller's config, even if it raises."""
 
 import deepspeed
 import torch

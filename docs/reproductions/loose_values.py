@@ -1,4 +1,4 @@
-"""2 ranks. Values of another type: some are taken silently, some fail on a comparison."""
+"""2 ranks. Values of a wrong type: some are accepted silently, some fail in a comparison."""
 
 from tiny import CONFIG, attempt, model, start
 

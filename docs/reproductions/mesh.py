@@ -1,4 +1,4 @@
-"""4 ranks. mesh_param=(4, 1) with autotp_size 2: gradients of different shards are averaged. No torch mesh."""
+"""4 ranks. mesh_param=(4, 1) with autotp_size 2 averages gradients of different shards; a DeviceMesh raises."""
 
 from tiny import CONFIG, attempt, model, start, tell, train
 from torch.distributed.device_mesh import init_device_mesh

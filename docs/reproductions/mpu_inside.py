@@ -1,4 +1,4 @@
-"""2 ranks. tensor_parallel.tp.mpu takes anything, and nothing reads it."""
+"""2 ranks. tensor_parallel.tp.mpu accepts any value, and nothing reads it."""
 
 from tiny import CONFIG, attempt, model, start
 

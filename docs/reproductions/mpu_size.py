@@ -1,4 +1,4 @@
-"""4 ranks. An mpu over groups of 4 and autotp_size 2: nobody compares the two."""
+"""4 ranks. An mpu with groups of 4 and autotp_size 2: the two sizes are not compared."""
 
 from tiny import CONFIG, Mpu, attempt, model, start
 

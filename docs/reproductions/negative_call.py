@@ -1,4 +1,4 @@
-"""2 ranks. tp_model_init takes a negative size; initialize fails on a tensor's shape."""
+"""2 ranks. tp_model_init accepts a negative size; initialize then fails on a tensor's shape."""
 
 import deepspeed
 import torch

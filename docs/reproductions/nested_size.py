@@ -1,4 +1,4 @@
-"""2 ranks. tp.tp_size alone enables nothing: the model trains unsharded, without a word."""
+"""2 ranks. tp.tp_size alone enables nothing: the model trains unsharded, without an error or a warning."""
 
 from tiny import CONFIG, attempt, model, start
 

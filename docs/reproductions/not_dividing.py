@@ -1,4 +1,4 @@
-"""4 ranks. A size that does not divide the world: three ranks get an engine, one an IndexError."""
+"""4 ranks. A size that does not divide the world size: three ranks get an engine, one an IndexError."""
 
 from tiny import CONFIG, attempt, model, start
 

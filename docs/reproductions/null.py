@@ -1,4 +1,4 @@
-"""2 ranks. A null section, and sections that are no objects."""
+"""2 ranks. A null section, and sections that are not objects."""
 
 from tiny import CONFIG, attempt, model, start
 

@@ -1,4 +1,4 @@
-"""2 ranks. The record of tp_model_init is never used up: it shards the next model too, which never had a call."""
+"""2 ranks. The record of tp_model_init stays after its use and shards the next model, which had no call."""
 
 import deepspeed
 import torch

@@ -1,4 +1,4 @@
-"""2 ranks. Row 1: no call, no section, no mpu. The table says error; it trains data parallel."""
+"""2 ranks. Row 1: no call, no section, no mpu. The table says error; DeepSpeed trains data parallel."""
 
 from tiny import CONFIG, attempt, model, start
 

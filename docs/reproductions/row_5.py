@@ -1,4 +1,4 @@
-"""2 ranks. Row 5: a call alone. The table says error; a group is created."""
+"""2 ranks. Row 5: a call alone. The table says error; DeepSpeed creates a group."""
 
 import deepspeed
 import torch

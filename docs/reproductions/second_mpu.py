@@ -1,4 +1,4 @@
-"""4 ranks. A sharded model, then a second model with an mpu: the first one now averages over the second one's group."""
+"""4 ranks. A second model with an mpu makes the first, sharded one average over the second one's group."""
 
 from tiny import CONFIG, Mpu, model, start, tell, train
 

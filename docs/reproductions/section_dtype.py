@@ -1,4 +1,4 @@
-"""2 ranks. tensor_parallel.dtype can't be given: a name is refused, and a torch dtype can't be printed on rank 0."""
+"""2 ranks. tensor_parallel.dtype accepts no name of a dtype, and a torch dtype can't be printed as JSON on rank 0."""
 
 import torch
 from tiny import CONFIG, attempt, model, start

@@ -1,4 +1,4 @@
-"""2 ranks. A sharded model, then one that is not: the second can't be initialized in the same process."""
+"""2 ranks. After a sharded model, a model that is not sharded can't be initialized in the same process."""
 
 from tiny import CONFIG, attempt, model, start
 

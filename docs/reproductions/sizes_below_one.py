@@ -1,4 +1,4 @@
-"""2 ranks. Sizes below 1, and no size: a section trains unsharded, a call fails on arithmetic."""
+"""2 ranks. Sizes below 1, and no size: a section trains unsharded, a call fails in arithmetic."""
 
 import deepspeed
 import torch

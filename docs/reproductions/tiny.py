@@ -1,6 +1,6 @@
-"""What the scripts beside this one share: a tiny Llama, plain SGD, groups, and one line of output a rank.
+"""Shared by the scripts in this folder: a tiny Llama, plain SGD, groups, and one line of output per rank.
 
-Run any of them with the Python that has DeepSpeed, for example:
+Run a script with a Python that has DeepSpeed, for example:
 
     DS_ACCELERATOR=cpu torchrun --nproc-per-node 4 two_models.py
 """
@@ -40,7 +40,7 @@ def tell(text):
 
 
 def attempt(what, function):
-    """Call the function and tell what it did; return what it returned."""
+    """Call the function, print its result or exception, and return its result."""
     try:
         value = function()
     except Exception as error:
@@ -63,7 +63,7 @@ def batch(seed):
 
 
 def train(engine, seeds):
-    """Do one update on each batch; return the largest difference of a weight to the unsharded model.
+    """Do one update per entry of `seeds`; return the largest error of the final norm's weight from the unsharded model.
 
     `seeds` holds for each update the seeds of the batches of all ranks.
     """
@@ -76,12 +76,12 @@ def train(engine, seeds):
         sgd.zero_grad()
         loss.backward()
         sgd.step()
-    norm = "model.norm.weight"  # every rank has all of it, however the model was cut
+    norm = "model.norm.weight"  # replicated, so every rank has the full weight
     return float((dict(engine.module.named_parameters())[norm] - dict(whole.named_parameters())[norm]).abs().max())
 
 
 def group(partition):
-    """Make all groups on every rank and return this rank's own."""
+    """Make all groups on every rank and return this rank's group."""
     made = [(ranks, dist.new_group(ranks)) for ranks in partition]
     return next(one for ranks, one in made if RANK in ranks)
 

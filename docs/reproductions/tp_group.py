@@ -1,4 +1,4 @@
-"""4 ranks. Row 9: tp_model_init with a tp_group. Rank 0 can't print its config and raises; the others go on."""
+"""4 ranks. Row 9: tp_model_init with a tp_group. Rank 0 can't print its config and raises; the others continue."""
 
 import deepspeed
 import torch

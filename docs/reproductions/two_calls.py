@@ -1,4 +1,4 @@
-"""4 ranks. One record for the process: two models can't have two sizes, and another group of one size passes."""
+"""4 ranks. One record per process: two models can't have two sizes; another group of one size is accepted."""
 
 import deepspeed
 import torch

@@ -183,6 +183,10 @@ def _two_models() -> Iterator[CallSequence]:
         {"c": _section(2), "d": _section(1)},
         engines={"b": _sharded(4, 1)},
     )
+
+
+def _second_models() -> Iterator[CallSequence]:
+    """A second model that must not inherit a call, a config or a group of the first one."""
     row1 = ("NO_TP_INTENT",)
     yield CallSequence(
         "record-outlives",
@@ -235,4 +239,4 @@ def _after_failure() -> Iterator[CallSequence]:
 
 def sequences() -> list[CallSequence]:
     """Return all programs."""
-    return [program for part in (_repeats(), _two_models(), _after_failure()) for program in part]
+    return [program for part in (_repeats(), _two_models(), _second_models(), _after_failure()) for program in part]
