@@ -29,6 +29,10 @@ BENCH_STAMP := $(BENCH_PATH)/.installed
 ACCELERATE := 1.15.0
 BENCH_ARGS ?= --document docs/benchmarks.md --plot docs/benchmarks.svg --json docs/benchmarks.json
 MODELS_ARGS ?= --document docs/models.md
+# The oldest and the newest minor of transformers that pyproject.toml allows; the tests of everything else run on the pinned one.
+TRANSFORMERS_MINORS := 5.20.0 5.24.0
+TRANSFORMERS_TESTS := tests/integration/runtime/test_internals.py tests/integration/runtime/test_planner.py tests/integration/runtime/test_meta_init.py
+TRANSFORMERS_RANKS := tests/distributed/test_families.py -k "two_ranks and (llama] or gpt2] or mixtral] or phi3] or t5])"
 PORTIONS := spec reference cli runtime proofs decision_tables conformance
 
 # The ranks of a distributed test share few cores: one thread each, unless the caller says otherwise.
@@ -36,10 +40,10 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help venv demo test lint prove mutate deepspeed deepspeed-env bench models clean
+.PHONY: help venv demo test test-transformers lint prove mutate deepspeed deepspeed-env bench models clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## Make the environment in .venv, with the exact versions of constraints.txt
 
@@ -65,6 +69,18 @@ test: $(STAMP) ## Run all tests: single-process ones first, then those that star
 	@$(BIN)/python -m pytest --numprocesses 2 tests/integration tests/cli tests/browser $(PYTEST_ARGS)
 	@echo "== Tests that start ranks"
 	@$(BIN)/python -m pytest tests/distributed $(PYTEST_ARGS)
+
+test-transformers: $(TRANSFORMERS_MINORS:%=$(VENV)/transformers-%/.installed) ## Run what leans on transformers with its oldest and newest minor
+	@for version in $(TRANSFORMERS_MINORS); do \
+		echo "== transformers $$version"; \
+		PYTHONPATH=$(CURDIR)/$(VENV)/transformers-$$version $(BIN)/python -m pytest --numprocesses 2 $(TRANSFORMERS_TESTS) $(PYTEST_ARGS); \
+		PYTHONPATH=$(CURDIR)/$(VENV)/transformers-$$version $(BIN)/python -m pytest $(TRANSFORMERS_RANKS) $(PYTEST_ARGS); \
+	done
+
+$(VENV)/transformers-%/.installed: $(STAMP)
+	@rm -rf $(@D)
+	@$(PIP) install --quiet --quiet --no-deps --target $(@D) transformers==$*
+	@touch $@
 
 lint: $(STAMP) ## Check style, types and who imports whom
 	@echo "== ruff check"
