@@ -1,1 +1,1 @@
-"""Decision tables of anybody's: read one, find its gaps, overlaps and redundant rows, each with a witness."""
+"""Read any decision table and find its gaps, overlaps and redundant rows, each with an example input."""

@@ -1,7 +1,7 @@
-"""What is wrong with a table, and what could be simpler: each finding with a concrete input that shows it.
+"""Analyse a decision table: what is wrong, and what could be simpler, each with a concrete example input.
 
-Findings are gaps, overlaps, conflicts, unreachable and masked rows; subsumed and mergeable rows are notes. All of
-it is about the inputs that the axioms allow.
+Gaps, overlaps, conflicts, unreachable and masked rows are findings; subsumed and mergeable rows are notes. Only
+inputs that the axioms allow count.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import Enum
 from itertools import combinations
 
 from tpinit.decision_tables.gaps import Gap, find_gaps
-from tpinit.decision_tables.model import Cube, HitPolicy, Point, Row, Table, bits, contains, meet
+from tpinit.decision_tables.model import Cube, DecisionRow, HitPolicy, Point, Table, bits, contains, meet
 from tpinit.decision_tables.space import Space
 from tpinit.decision_tables.suggestions import Suggestions, suggest
 from tpinit.reference.errors import ConfigError, Problem
@@ -20,16 +20,16 @@ __all__ = ["Analysis", "Covered", "Mergeable", "Overlap", "Severity", "Unreachab
 
 
 class Severity(str, Enum):
-    """What one kind of result means under the table's hit policy."""
+    """The severity of one kind of result under the table's hit policy."""
 
     FINDING = "finding"  # wrong: exit code 1
     NOTE = "note"  # could be simpler
-    ALLOWED = "allowed"  # what the hit policy is for
+    ALLOWED = "allowed"  # the hit policy allows it
 
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Two rows (places) that match one input; `where` is what their cells have in common."""
+    """Two rows (indices) that match one input; `where` is the intersection of their cells."""
 
     rows: tuple[int, int]
     where: Cube
@@ -38,7 +38,7 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """A row that the named axioms (places) exclude altogether."""
+    """A row (index) all of whose inputs the axioms (indices) exclude."""
 
     row: int
     axioms: tuple[int, ...]
@@ -46,7 +46,7 @@ class Unreachable:
 
 @dataclass(frozen=True, slots=True)
 class Covered:
-    """A row each of whose inputs one of the others matches too; `witness` is one of these inputs."""
+    """A row (index) whose inputs are all matched by the rows `by`; `witness` is one of these inputs."""
 
     row: int
     by: tuple[int, ...]
@@ -55,7 +55,7 @@ class Covered:
 
 @dataclass(frozen=True, slots=True)
 class Mergeable:
-    """Rows with one outcome that differ in one condition: one row, with these cells, says as much."""
+    """Rows with one outcome that differ in one condition; one row with the cells `merged` can replace them."""
 
     rows: tuple[int, ...]
     condition: int
@@ -65,7 +65,7 @@ class Mergeable:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """Everything found. Rows and axioms are places in the table; counts are None where counting took too long."""
+    """All results. Rows and axioms are indices into the table; a count is None where counting took too long."""
 
     table: Table
     allowed: int | None
@@ -81,7 +81,7 @@ class Analysis:
     mergeable: tuple[Mergeable, ...]
 
     def severity(self, kind: str) -> Severity:
-        """Return what a kind (the name of a field) means here."""
+        """Return the severity of a kind of result (the name of a field)."""
         policy = self.table.policy
         if kind in ("subsumed", "mergeable"):
             return Severity.NOTE
@@ -92,15 +92,15 @@ class Analysis:
         return Severity.FINDING
 
     def number(self, severity: Severity) -> int:
-        """Return how many results of this severity there are."""
+        """Return the number of results of this severity."""
         kinds = ("gaps", "conflicts", "overlaps", "unreachable", "masked", "subsumed", "mergeable")
         return sum(len(getattr(self, kind)) for kind in kinds if self.severity(kind) is severity)
 
 
 def analyse(table: Table, limit: int = 20) -> Analysis:
-    """Analyse a table; at most `limit` gaps are looked for, and at most as many candidates for a missing axiom.
+    """Analyse a table. At most `limit` gaps and at most `limit` candidates for a missing axiom are searched.
 
-    Raises ConfigError where the axioms contradict each other, and Undecided where the solver gave up.
+    Raises ConfigError where the axioms contradict each other, and UndecidedTable where the solver gives up.
     """
     space = Space(table)
     if space.witness(space.full) is None:
@@ -133,11 +133,11 @@ def _inconsistent(table: Table, core: list[int]) -> Problem:
     message = "no input satisfies these axioms together, so every statement about the table would be true"
     if len(core) == 1:
         message = "no input satisfies this axiom, so every statement about the table would be true"
-    return Problem("axioms", texts, message, "take one of them out, or weaken it")
+    return Problem("axioms", texts, message, "remove one of them, or weaken it")
 
 
 def _overlaps(space: Space, reachable: list[Point | None]) -> tuple[tuple[Overlap, ...], tuple[Overlap, ...]]:
-    """Return the pairs of rows that match one allowed input: those with equal outcomes, those with different ones."""
+    """Return the pairs of rows that match one allowed input: with equal outcomes, and with different outcomes."""
     rows = space.table.rows
     agreeing: list[Overlap] = []
     conflicting: list[Overlap] = []
@@ -155,7 +155,7 @@ def _overlaps(space: Space, reachable: list[Point | None]) -> tuple[tuple[Overla
 
 
 def _covered(space: Space, cells: Cube, candidates: list[int]) -> list[int] | None:
-    """Return the rows that cover every allowed input of the cells: a single one if there is one; else None."""
+    """Return rows that cover every allowed input of the cells, a single one if possible; None where they don't."""
     for place in candidates:
         other = space.table.rows[place].cells
         beyond = (
@@ -217,8 +217,8 @@ def _mergeable(space: Space, reachable: list[Point | None]) -> tuple[Mergeable, 
     return tuple(sorted(found, key=lambda item: item.rows))
 
 
-def _widest(rows: tuple[Row, ...], group: list[int], c: int) -> list[int]:
-    """Leave out the rows that another one of the group contains: these are subsumed, which says more."""
+def _widest(rows: tuple[DecisionRow, ...], group: list[int], c: int) -> list[int]:
+    """Drop the rows that another row of the group contains: they are reported as subsumed."""
     return [
         place
         for place in group
@@ -232,10 +232,10 @@ def _widest(rows: tuple[Row, ...], group: list[int], c: int) -> list[int]:
 
 
 def _movable(space: Space, places: list[int]) -> list[int]:
-    """Return the rows of a group that can be moved up to its first one although order counts."""
+    """Return the rows of a group that can be moved up to its first row without a change under hit policy `first`."""
     rows, first = space.table.rows, places[0]
 
-    def passes(place: int) -> bool:
+    def can_move(place: int) -> bool:
         between = space.matching(rows[place].cells) & ((1 << place) - 1) & ~((1 << (first + 1)) - 1)
         for other in bits(between):
             where = meet(rows[place].cells, rows[other].cells)
@@ -243,9 +243,9 @@ def _movable(space: Space, places: list[int]) -> list[int]:
                 return False
         return True
 
-    return [first, *(place for place in places[1:] if passes(place))]
+    return [first, *(place for place in places[1:] if can_move(place))]
 
 
 def mergeable_pairs(analysis: Analysis) -> set[tuple[int, int]]:
-    """Return the mergeable rows pair by pair."""
+    """Return the mergeable rows as pairs of indices."""
     return {pair for item in analysis.mergeable for pair in combinations(item.rows, 2)}

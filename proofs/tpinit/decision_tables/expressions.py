@@ -1,8 +1,9 @@
 """The language of axioms: `TPG implies TPI`, `mode = train and not (device in {cpu, tpu})`.
 
-From loosest to tightest: iff; implies (to the right); or; and; not; a condition. A Boolean condition stands for
-itself; any condition can be compared (`=`, `!=`, `in {a, b}`) with its values, or with a condition of the same
-values. Names and values that are no plain words are quoted. Every error says the column that it is about.
+Precedence from loosest to tightest: iff; implies (right-associative); or; and; not; a condition. A Boolean
+condition is an expression by itself; any condition can be compared (`=`, `!=`, `in {a, b}`) with its values or
+with a condition that has the same values. Other names and values than plain words are quoted. Every error gives
+its column.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _BOOLS = {"y": 1, "yes": 1, "true": 1, "t": 1, "n": 0, "no": 0, "false": 0, "f":
 
 
 class ExpressionError(ValueError):
-    """An axiom that can't be read: the column (from 1), what is wrong there, and the fix."""
+    """An axiom can't be parsed: the column (from 1), what is wrong there, and the fix."""
 
     def __init__(self, column: int, message: str, fix: str) -> None:
         self.column, self.message, self.fix = column, message, fix
@@ -41,26 +42,26 @@ class ExpressionError(ValueError):
 
 
 def bool_value(word: str) -> int | None:
-    """Return 1 for a spelling of yes, 0 for one of no, else None."""
+    """Return 1 for a spelling of yes, 0 for a spelling of no, else None."""
     return _BOOLS.get(word.casefold())
 
 
 def value_index(condition: Condition, word: str) -> int | None:
-    """Return which value of a condition a word means, or None."""
+    """Return the index of the value of a condition that a word denotes, or None."""
     if condition.boolean:
         return bool_value(word)
     return condition.values.index(word) if word in condition.values else None
 
 
 def quoted(text: str) -> str:
-    """Return a name or a value as an expression has it: quoted where it is no plain word."""
+    """Return a name or a value as it is written in an expression: quoted unless it is a plain word."""
     if re.fullmatch(r"(?:[\w.+]|-(?!>))+", text) and text.casefold() not in _WORDS:
         return text
     return f'"{text}"' if '"' not in text else f"'{text}'"
 
 
 def literal_text(condition: Condition, mask: int) -> str:
-    """Return the expression for: the condition has one of the values of the mask."""
+    """Return the text of the expression that the condition has one of the values of the mask."""
     name = quoted(condition.name)
     inside = [value for index, value in enumerate(condition.values) if mask >> index & 1]
     if condition.boolean and len(inside) == 1:
@@ -101,7 +102,7 @@ def _tokens(text: str) -> list[_Token]:
 
 
 def parse(text: str, conditions: Sequence[Condition]) -> Expr:
-    """Return the meaning of an axiom's text. Raises ExpressionError at the first thing that is wrong with it."""
+    """Parse the text of an axiom. Raises ExpressionError at the first error."""
     if len(text) > MAX_LENGTH:
         raise ExpressionError(MAX_LENGTH, f"an axiom has at most {MAX_LENGTH} letters", "split it: all axioms hold")
     parser = _Parser(_tokens(text), {condition.name: i for i, condition in enumerate(conditions)}, conditions)
@@ -116,7 +117,7 @@ def parse(text: str, conditions: Sequence[Condition]) -> Expr:
 
 @dataclass(slots=True)
 class _Parser:
-    """Recursive descent; one method a level of the grammar, loosest first."""
+    """Recursive descent parser with one method per level of precedence, loosest first."""
 
     tokens: list[_Token]
     places: dict[str, int]
@@ -155,7 +156,7 @@ class _Parser:
         parts = [self.any()]
         while self.take("implies"):
             parts.append(self.any())
-        # To the right: A implies (B implies C) is: not A, or not B, or C.
+        # Right-associative: A implies (B implies C) is (not A or not B or C).
         return parts[0] if len(parts) == 1 else Or((*map(Not, parts[:-1]), parts[-1]))
 
     def any(self) -> Expr:
@@ -187,7 +188,9 @@ class _Parser:
             self.at += 1
             return Const(self.tokens[self.at - 1].kind == "true")
         if self.now.kind != "name":
-            raise self.error("a condition was expected", f"write one of {self.names()}, quoted if it is no plain word")
+            raise self.error(
+                "a condition was expected", f"write one of {self.names()}, quoted unless it is a plain word"
+            )
         place = self.places.get(self.now.text)
         if place is None:
             close = nearest(self.now.text, self.places)
@@ -211,12 +214,14 @@ class _Parser:
         raise self.error("this condition is not Boolean and must be compared with a value", f"write {example}")
 
     def equal(self, place: int) -> Expr:
-        """Read the right side of a comparison: a value, or else another condition of the same values."""
+        """Parse the right side of a comparison: a value, else another condition with the same values."""
         other = self.places.get(self.now.text) if self.now.kind == "name" else None
         condition = self.conditions[place]
         if other is not None and value_index(condition, self.now.text) is None:
             if self.conditions[other].values != condition.values:
-                raise self.error(f"this condition has other values than {condition.name}", "compare with a value")
+                raise self.error(
+                    f"this condition does not have the same values as {condition.name}", "compare with a value"
+                )
             self.at += 1
             return Or(
                 tuple(And((Lit(place, 1 << v), Lit(other, 1 << v))) for v, _ in enumerate(condition.values)),

@@ -1,6 +1,6 @@
-"""From plain data to a table: every problem is collected, with its path and the nearest legal name.
+"""Read a table from plain data. All problems are collected, each with its path and the nearest legal name.
 
-The format is docs/check-table.md: `conditions`, `rows`, and optionally `title`, `axioms` and `hit_policy`.
+The format is described in docs/check-table.md: `conditions`, `rows`, and optionally `title`, `axioms` and `hit_policy`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tpinit.decision_tables.expressions import ExpressionError, parse, value_index
-from tpinit.decision_tables.model import BOOL_VALUES, Axiom, Condition, HitPolicy, Row, Table
+from tpinit.decision_tables.model import BOOL_VALUES, Axiom, Condition, DecisionRow, HitPolicy, Table
 from tpinit.decision_tables.source import load
 from tpinit.reference.errors import ConfigError, Problem
 from tpinit.reference.spellings import nearest, printable, show
@@ -26,7 +26,7 @@ _AXIOM = ("name", "text", "note")
 
 
 def read_table(file: str, *, axioms: Sequence[str] = (), number: int | None = None) -> Table:
-    """Read a file (`-`: stdin), with more axioms than it has. Raises ConfigError with every problem."""
+    """Read a table from a file (`-`: stdin) and add axioms to it. Raises ConfigError with every problem."""
     return table_from(load(file, number), more_axioms=axioms)
 
 
@@ -37,7 +37,7 @@ def table_from(data: object, *, more_axioms: Sequence[str] = ()) -> Table:
 
 @dataclass(slots=True)
 class _Reader:
-    """Reads on after a problem: what can't be read is left out, and nothing is returned in the end."""
+    """Collects problems: an element with a problem is dropped, and in the end `table` raises instead of returning."""
 
     problems: list[Problem] = field(default_factory=list)
 
@@ -53,9 +53,9 @@ class _Reader:
         title = self.text(data.get("title", ""), "title")
         policy = self.policy(data.get("hit_policy", "unique"))
         conditions = self.conditions(data.get("conditions", _NOTHING))
-        rows: tuple[Row, ...] = ()
+        rows: tuple[DecisionRow, ...] = ()
         axioms: tuple[Axiom, ...] = ()
-        if not self.problems:  # without the right names, each row would only repeat what is wrong
+        if not self.problems:  # with wrong conditions, every row would only repeat their problems
             rows = self.rows(data.get("rows", _NOTHING), conditions)
             axioms = self.axioms(data.get("axioms", []), more_axioms, conditions)
         if self.problems:
@@ -115,7 +115,7 @@ class _Reader:
 
     def unique(self, name: str, path: str, seen: dict[str, str]) -> None:
         if name in seen:
-            self.note(path, name, f"this name is already that of {seen[name]}", "give each its own name")
+            self.note(path, name, f"this name is already used by {seen[name]}", "give each its own name")
         seen.setdefault(name, path)
 
     def condition(self, item: object, path: str) -> Condition | None:
@@ -127,7 +127,9 @@ class _Reader:
         self.keys(item, path, _CONDITION, ("name",))
         name = self.text(item.get("name", ""), f"{path}.name").strip()
         if "name" in item and (not name or {"'", '"'} <= set(name)):
-            self.note(f"{path}.name", item["name"], "a name has letters, and one kind of quotes at most", "rename it")
+            self.note(
+                f"{path}.name", item["name"], "a name must not be empty or contain both kinds of quotes", "rename it"
+            )
         self.text(item.get("meaning", ""), f"{path}.meaning")
         kind = item.get("kind", "enum" if "values" in item else "bool")
         if kind not in ("bool", "enum"):
@@ -135,7 +137,7 @@ class _Reader:
             self.note(f"{path}.kind", kind, "legal are bool and enum", f'write "{(close or "bool")[:4]}"')
         elif kind == "bool":
             if "values" in item:
-                self.note(f"{path}.values", item["values"], "a Boolean condition has the values Y and N", "take it out")
+                self.note(f"{path}.values", item["values"], "a Boolean condition has the values Y and N", "remove it")
             return Condition(name, BOOL_VALUES, True)
         elif "values" not in item:
             self.note(f"{path}.values", _NOTHING, "is missing", 'list the values: ["a", "b"]')
@@ -156,8 +158,8 @@ class _Reader:
                 found.append(word)
         return tuple(found)
 
-    def rows(self, value: object, conditions: tuple[Condition, ...]) -> tuple[Row, ...]:
-        found: list[Row] = []
+    def rows(self, value: object, conditions: tuple[Condition, ...]) -> tuple[DecisionRow, ...]:
+        found: list[DecisionRow] = []
         seen: dict[str, str] = {}
         for index, item in enumerate(self.items(value, "rows", MAX_ROWS)):
             path = f"rows[{index}]"
@@ -175,7 +177,7 @@ class _Reader:
             outcome = self.outcome(item["outcome"], f"{path}.outcome") if "outcome" in item else ()
             if found and outcome and found[0].outcome:
                 self.same_names(found[0], outcome, path)
-            found.append(Row(name or "", cells, outcome))
+            found.append(DecisionRow(name or "", cells, outcome))
         return tuple(found)
 
     def cells(self, value: object, path: str, conditions: tuple[Condition, ...]) -> tuple[int, ...]:
@@ -189,7 +191,7 @@ class _Reader:
             return tuple(self.cell(value.get(c.name, "-"), f"{path}.{printable(c.name)}", c) for c in conditions)
         items = value.split() if isinstance(value, str) else value
         if not isinstance(items, list):
-            self.note(path, value, "cells are an object, a list, or a text with one word a condition", "write one")
+            self.note(path, value, "cells are an object, a list, or a text with one word per condition", "write one")
             return ()
         if len(items) != len(conditions):
             message = f"there are {len(items)} cells and {len(conditions)} conditions"
@@ -232,8 +234,8 @@ class _Reader:
                 found.append((str(name), json.dumps(item)))
         return tuple(sorted(found))
 
-    def same_names(self, first: Row, outcome: tuple[tuple[str, str], ...], path: str) -> None:
-        """Every row has the outcomes of the first: a misspelled one would make two equal rows differ."""
+    def same_names(self, first: DecisionRow, outcome: tuple[tuple[str, str], ...], path: str) -> None:
+        """Check that a row names the outcomes of the first row: a misspelled name would make equal rows differ."""
         legal, given = [name for name, _ in first.outcome], [name for name, _ in outcome]
         for name in given:
             if name not in legal:
@@ -274,7 +276,7 @@ class _Reader:
         return tuple(found)
 
 
-_NOTHING = object()  # in place of a value that is not there, which null is not
+_NOTHING = object()  # marks a missing value; null is a value
 
 
 def _below(path: str, key: str) -> str:
@@ -282,7 +284,7 @@ def _below(path: str, key: str) -> str:
 
 
 def _word(value: object, *, boolean: bool = False) -> str | None:
-    """Return a text, or an integer as text; true and false are words of Boolean conditions only."""
+    """Return a text, or an integer as text; true and false are values of Boolean conditions only."""
     if isinstance(value, bool):
         return str(value) if boolean else None
     if isinstance(value, int) and not boolean:

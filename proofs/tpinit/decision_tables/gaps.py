@@ -1,4 +1,4 @@
-"""The allowed inputs that no row covers, as few maximal partial assignments."""
+"""Find the allowed inputs that no row covers, as a small set of maximal partial assignments."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Gap", "find_gaps", "is_gap"]
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A partial assignment all of whose allowed inputs are covered by no row, and one of these.
+    """A partial assignment none of whose allowed inputs is covered by a row, and one of these inputs.
 
-    It is maximal: with any further value in any condition it has a covered input. `inputs` is how many allowed
-    inputs it has, or None where counting took too long.
+    It is maximal: adding a value to any condition adds a covered input. `inputs` is the number of its allowed
+    inputs, or None where counting took too long.
     """
 
     where: Cube
@@ -25,7 +25,7 @@ class Gap:
 
 
 def find_gaps(space: Space, limit: int) -> tuple[tuple[Gap, ...], bool]:
-    """Return at most `limit` maximal gaps, none superfluous, and whether they are all there is."""
+    """Return at most `limit` maximal gaps, none redundant, and whether they are all gaps."""
     found: list[tuple[Cube, Point]] = []
     with space.uncovered() as solver:
         complete = not space.check(solver)
@@ -42,7 +42,7 @@ def find_gaps(space: Space, limit: int) -> tuple[tuple[Gap, ...], bool]:
 
 
 def is_gap(space: Space, cube: Cube) -> bool:
-    """Tell whether no row covers any allowed input of the cube."""
+    """Return whether no row covers any allowed input of the cube."""
     for place in bits(space.matching(cube)):
         common = meet(space.table.rows[place].cells, cube)
         if common is not None and space.witness(common) is not None:
@@ -61,7 +61,7 @@ def _widened(space: Space, point: Point) -> Cube:
 def _widen(space: Space, point: Point, order: Sequence[int]) -> Cube:
     cube = tuple(1 << v for v in point)
     for c in order:
-        # All other values at once, else one by one. What is already in the cube need not be asked again.
+        # Try all other values at once, then one by one; only the added part of the cube must be checked.
         others = space.full[c] & ~cube[c]
         for mask in (others, *(1 << v for v in bits(others))):
             added = (*cube[:c], mask, *cube[c + 1 :])
@@ -71,7 +71,7 @@ def _widen(space: Space, point: Point, order: Sequence[int]) -> Cube:
 
 
 def _needed(space: Space, gaps: list[tuple[Cube, Point]]) -> list[tuple[Cube, Point]]:
-    """Leave out each gap whose inputs the others have."""
+    """Drop each gap whose inputs are all in the other gaps."""
     for gap in list(gaps):
         others = [other for other in gaps if other is not gap]
         with space.uncovered() as solver:

@@ -1,10 +1,10 @@
-"""The pipe tables of a Markdown text as plain data of the JSON format.
+"""Read a pipe table of a Markdown text as plain data in the JSON format.
 
-Columns are read from left to right: an id (headed row, rule, id or #), the conditions, the outcomes. A Boolean
-condition has only Y, N and don't-cares in its cells; the head of another one lists its values in braces,
+Columns are read from left to right: an id (headed row, rule, id or #), the conditions, the outcomes. The cells
+of a Boolean condition are Y, N or a don't-care; the head of an enum condition lists its values in braces,
 `mode {train, eval}`; one column may hold several Boolean conditions, `TPI TPG` over `Y N`. A head that begins
-with `>` is an outcome whatever its cells. Lines `Axiom: ...`, `Axiom A0: ...` and `Hit policy: ...` around the
-table say the rest.
+with `>` makes a column an outcome for any cells. Lines `Axiom: ...`, `Axiom A0: ...` and `Hit policy: ...`
+outside the table give the axioms and the hit policy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ENUM = re.compile(r"^(.*?)\s*\{(.*)\}$")
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """A pipe table: where it starts (line, from 1), its heads, its rows with their lines."""
+    """A pipe table: its first line (from 1), its heads, and its rows with their line numbers."""
 
     line: int
     heads: list[str]
@@ -37,10 +37,10 @@ class _Grid:
 
 
 def read_markdown(text: str, number: int | None = None) -> dict[str, object]:
-    """Return the decision table of a Markdown text: its only one, or the one of that number (from 1).
+    """Return the only decision table of a Markdown text, or the table with the given number (from 1).
 
-    Raises ConfigError where there is none, where there are several and none was picked, and for cells that
-    don't fit their column.
+    Raises ConfigError where there is no table, where there are several and `number` is None, and for cells
+    that don't fit their column.
     """
     lines = text.splitlines()
     grids = _grids(lines)
@@ -51,7 +51,9 @@ def read_markdown(text: str, number: int | None = None) -> dict[str, object]:
     else:
         likely = [grid for grid in grids if any(_conditions(grid, column) for column in range(len(grid.heads)))]
         if not grids or (len(grids) > 1 and not likely):
-            raise _refusal("table", "", "no decision table is in this text", "its conditions have cells Y, N and -")
+            raise _refusal(
+                "table", "", "there is no decision table in this text", "add one whose conditions have cells Y, N and -"
+            )
         if len(likely) > 1:
             where = ", ".join(f"{grids.index(grid) + 1} in line {grid.line}" for grid in likely)
             raise _refusal("table", "", f"this text has several decision tables: {where}", "pick one with --table N")
@@ -82,7 +84,9 @@ def _grids(lines: Sequence[str]) -> list[_Grid]:
             grid.rows.append((at + 1, cells))
             if len(cells) != len(heads):
                 message = f"this row has {len(cells)} cells and the head has {len(heads)}"
-                problems.append(Problem(f"line {at + 1}", printable(lines[at].strip()), message, "give one a column"))
+                problems.append(
+                    Problem(f"line {at + 1}", printable(lines[at].strip()), message, "give one cell per column")
+                )
             at += 1
         grids.append(grid)
     if problems:
@@ -107,7 +111,7 @@ def _is_id(grid: _Grid, column: int) -> bool:
 
 
 def _conditions(grid: _Grid, column: int) -> list[dict[str, object]]:
-    """Return the conditions that a column holds: none where it is the id or an outcome."""
+    """Return the conditions of a column; an empty list where it is the id or an outcome."""
     head, cells = grid.heads[column], _column(grid, column)
     if _is_id(grid, column) or head.startswith(">") or not cells:
         return []
@@ -143,7 +147,7 @@ def _as_data(grid: _Grid) -> dict[str, object]:
 
 
 def _mixed(grid: _Grid, column: int, left_of_conditions: bool) -> list[Problem]:
-    """Return what makes it doubtful that a column is an outcome: some cells of a condition, or conditions after it."""
+    """Return a problem where a column may not be an outcome: it has cells of a condition, or conditions after it."""
     head = grid.heads[column]
     if head.startswith(">"):
         return []
@@ -152,7 +156,7 @@ def _mixed(grid: _Grid, column: int, left_of_conditions: bool) -> list[Problem]:
     fix = f'correct the cell, list the values in the head ("{printable(head)} {{a, b}}"), or begin the head with >'
     if some or left_of_conditions:
         line, cell = odd[0] if odd else (grid.line, head)
-        message = f'in the column "{printable(head)}", which else looks like a condition: legal are Y, N and -'
+        message = f'in the column "{printable(head)}", which otherwise looks like a condition: legal are Y, N and -'
         return [Problem(f"line {line}", f'"{printable(cell)}"', message, fix)]
     return []
 

@@ -1,7 +1,7 @@
 """A decision table as data: conditions with finitely many values, rows as cubes, axioms as expressions.
 
-A cube is a product of value sets, one a condition: a bit mask each, bit v for the condition's value v. A row
-covers a cube, and so does a partial assignment; a point is a cube with one value a condition, kept as indices.
+A cube is a product of value sets, one bit mask per condition; bit v is the condition's value v. The cells of a
+row are a cube, and so is a partial assignment. A point is one input: one value index per condition.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
     "Not",
     "Or",
     "Point",
-    "Row",
+    "DecisionRow",
     "Table",
     "bits",
     "literals",
@@ -44,16 +44,16 @@ BOOL_VALUES = ("N", "Y")
 
 
 class HitPolicy(str, Enum):
-    """What it means that two rows match one input."""
+    """The meaning of two rows that match one input."""
 
-    UNIQUE = "unique"  # it must not happen
-    ANY = "any"  # it may, if the outcomes are equal
-    FIRST = "first"  # the row that comes first decides
+    UNIQUE = "unique"  # an error
+    ANY = "any"  # legal if the outcomes are equal
+    FIRST = "first"  # legal: the first row decides
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One column: its name and its values, in order. A Boolean one has the values N and Y."""
+    """One condition: its name and its values in order. A Boolean condition has the values N and Y."""
 
     name: str
     values: tuple[str, ...]
@@ -61,7 +61,7 @@ class Condition:
 
     @property
     def full(self) -> int:
-        """The mask of all values: a don't-care."""
+        """The mask of all values, which is a don't-care."""
         return (1 << len(self.values)) - 1
 
 
@@ -103,7 +103,7 @@ class Or:
 
 @dataclass(frozen=True, slots=True)
 class Iff:
-    """Both or neither."""
+    """Equivalence."""
 
     left: Expr
     right: Expr
@@ -114,7 +114,7 @@ Expr: TypeAlias = Lit | Const | Not | And | Or | Iff
 
 @dataclass(frozen=True, slots=True)
 class Axiom:
-    """What holds of every input: its name, its text as given, and its meaning."""
+    """A rule that every input satisfies: its name, its text as given, and its expression."""
 
     name: str
     text: str
@@ -122,7 +122,7 @@ class Axiom:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DecisionRow:
     """One row: its id, the inputs it covers, and its outcomes by name (JSON values as canonical JSON text)."""
 
     id: str
@@ -132,12 +132,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A well-formed table. Whether it makes sense is what the analysis finds out."""
+    """A well-formed table, which may still have findings."""
 
     title: str
     policy: HitPolicy
     conditions: tuple[Condition, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[DecisionRow, ...]
     axioms: tuple[Axiom, ...]
 
     @property
@@ -161,17 +161,17 @@ def meet(one: Cube, other: Cube) -> Cube | None:
 
 
 def contains(outer: Cube, inner: Cube) -> bool:
-    """Tell whether every point of the inner cube is in the outer one."""
+    """Return whether every point of the inner cube is in the outer cube."""
     return all(b & ~a == 0 for a, b in zip(outer, inner, strict=True))
 
 
 def volume(cube: Cube) -> int:
-    """Return how many points a cube has."""
+    """Return the number of points of a cube."""
     return prod(mask.bit_count() for mask in cube)
 
 
 def simplify(expr: Expr, cube: Cube) -> Expr:
-    """Return what is left of an expression inside a cube; `Const` where the parts alone settle it."""
+    """Return an expression simplified for the inputs of a cube; `Const` where it is constant by its parts."""
     if isinstance(expr, Const):
         return expr
     if isinstance(expr, Lit):
@@ -188,7 +188,7 @@ def simplify(expr: Expr, cube: Cube) -> Expr:
         left = simplify(part, cube)
         if not isinstance(left, Const):
             parts.append(left)
-        elif left.value is not conjunction:  # false settles a conjunction, true a disjunction
+        elif left.value is not conjunction:  # false decides a conjunction, true a disjunction
             return left
     if len(parts) < 2:
         return parts[0] if parts else Const(conjunction)
@@ -206,10 +206,10 @@ def _iff(left: Expr, right: Expr) -> Expr:
 
 
 def holds(expr: Expr, point: Sequence[int]) -> bool:
-    """Tell whether an expression is true at a point."""
-    settled = simplify(expr, tuple(1 << value for value in point))
-    assert isinstance(settled, Const)  # a point leaves nothing open
-    return settled.value
+    """Return whether an expression is true at a point."""
+    result = simplify(expr, tuple(1 << value for value in point))
+    assert isinstance(result, Const)  # every expression is constant at a point
+    return result.value
 
 
 def literals(expr: Expr) -> Iterator[Lit]:

@@ -1,4 +1,4 @@
-"""An analysis in words, 100 columns wide, and as a JSON object."""
+"""An analysis as text, 100 columns wide, and as a JSON object."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from tpinit.decision_tables.analysis import Analysis, Covered, Mergeable, Overlap, Severity, Unreachable
 from tpinit.decision_tables.expressions import quoted
 from tpinit.decision_tables.gaps import Gap
-from tpinit.decision_tables.model import Condition, Cube, Point, Row, Table
+from tpinit.decision_tables.model import Condition, Cube, DecisionRow, Point, Table
 from tpinit.decision_tables.suggestions import Candidate
 
 __all__ = ["KINDS", "as_object", "as_text"]
@@ -22,8 +22,8 @@ KINDS = {
     "conflicts": "pairs of rows that match one input and disagree",
     "overlaps": "pairs of rows that match one input and agree",
     "unreachable": "rows that the axioms exclude",
-    "masked": "rows that never decide: those before them match all their inputs",
-    "subsumed": "rows that others with the same outcome make superfluous",
+    "masked": "rows that never decide: earlier rows match all their inputs",
+    "subsumed": "rows that are redundant because of other rows with the same outcome",
     "mergeable": "rows that one row could replace",
 }
 
@@ -113,7 +113,7 @@ def _covered_object(table: Table, covered: Covered) -> dict[str, object]:
     }
 
 
-def _outcome_object(row: Row) -> Mapping[str, object]:
+def _outcome_object(row: DecisionRow) -> Mapping[str, object]:
     return {name: json.loads(value) for name, value in row.outcome}
 
 
@@ -122,7 +122,7 @@ def _ids(table: Table, places: Sequence[int]) -> list[str]:
 
 
 def _where(table: Table, cube: Cube) -> dict[str, list[str]]:
-    """Return the values that each condition has in a cube; a condition that may have any is left out."""
+    """Return the values that a cube allows for each condition; a don't-care is left out."""
     return {
         condition.name: _inside(condition, mask)
         for condition, mask in zip(table.conditions, cube, strict=True)
@@ -145,11 +145,11 @@ def _all(table: Table) -> int:
     return size
 
 
-# --- in words --------------------------------------------------------------------------------------------
+# --- as text ---------------------------------------------------------------------------------------------
 
 
 def as_text(analysis: Analysis, limit: int) -> str:
-    """Return the analysis in words: a summary, each kind with at most `limit` items, and the verdict."""
+    """Return the analysis as text: a summary, each kind with at most `limit` items, and the verdict."""
     lines = [*_heading(analysis), "", *_summary(analysis)]
     for kind in KINDS:
         found = getattr(analysis, kind)
@@ -192,15 +192,15 @@ def _summary(analysis: Analysis) -> Iterator[str]:
         if kind == "subsumed" and analysis.table.policy.value == "first":
             continue
         number, severity = len(getattr(analysis, kind)), analysis.severity(kind)
-        told = "none"
+        found = "none"
         if number and severity is Severity.ALLOWED:
-            told = f"{number} (allowed by the hit policy)"
+            found = f"{number} (allowed by the hit policy)"
         elif number:
-            told = _count(number, severity.value)
+            found = _count(number, severity.value)
         if kind == "gaps" and number:
             inputs = "too many inputs to count" if analysis.gap_inputs is None else _count(analysis.gap_inputs, "input")
-            told += f"{'' if analysis.gaps_complete else ' or more'}: {inputs}"
-        yield f"{kind:<12} {told}"
+            found += f"{'' if analysis.gaps_complete else ' or more'}: {inputs}"
+        yield f"{kind:<12} {found}"
 
 
 def _item(table: Table, item: object, kind: str) -> Iterator[str]:
@@ -242,10 +242,10 @@ def _missing_axioms(analysis: Analysis, limit: int) -> Iterator[str]:
     suggestions, table = analysis.suggestions, analysis.table
     yield ""
     if not suggestions.candidates:
-        yield f"missing axioms: no rule of up to {suggestions.searched} conditions that all rows keep excludes a gap"
+        yield f"missing axioms: no rule of up to {suggestions.searched} conditions that all rows satisfy excludes a gap"
         return
-    yield "missing axioms: rules that all rows keep and that exclude gaps. Candidates only: the table can't"
-    yield "tell whether they are true."
+    yield "missing axioms: rules that all rows satisfy and that exclude gaps. They are candidates only:"
+    yield "whether they are true does not follow from the table."
     for candidate in suggestions.candidates[:limit]:
         yield from _candidate(table, candidate)
     if suggestions.found > limit:
@@ -280,8 +280,8 @@ def _cube(table: Table, cube: Cube) -> str:
     return " ".join(parts) or "every input"
 
 
-def _outcome(row: Row, other: Row) -> str:
-    """Return the outcomes in which a row differs from another one."""
+def _outcome(row: DecisionRow, other: DecisionRow) -> str:
+    """Return the outcomes of a row that differ from those of another row."""
     differing = [(name, value) for name, value in row.outcome if (name, value) not in other.outcome]
     return ", ".join(f"{name} {value}" for name, value in differing)
 
@@ -291,7 +291,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
-    # What a table's texts would do to a terminal is spelled out instead.
+    # Control characters in a table's texts are escaped, so that they can't affect the terminal.
     shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
     return textwrap.wrap(
         shown, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}    ", break_on_hyphens=False

@@ -1,4 +1,4 @@
-"""From a file, or what stands on stdin, to plain data: JSON, HJSON, or the pipe tables of a Markdown text."""
+"""Read plain data from a file or stdin: JSON, HJSON, or the pipe tables of a Markdown text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_BYTES = 8 * 1024 * 1024
 def load(file: str, number: int | None = None) -> object:
     """Return the plain data of a file (`-`: stdin); `number` picks a table (from 1) of a Markdown text.
 
-    Raises ConfigError where there is no such file, or its text is no JSON, HJSON or Markdown table.
+    Raises ConfigError where there is no such file, or its text is not JSON, HJSON or a Markdown table.
     """
     if file == "-":
         return loads(_decode(sys.stdin.buffer.read(MAX_BYTES + 1), "stdin"), "stdin", number)
@@ -38,11 +38,13 @@ def load(file: str, number: int | None = None) -> object:
 
 
 def loads(text: str, origin: str, number: int | None = None) -> object:
-    """Return the plain data of a text; `origin` is what errors call it."""
+    """Return the plain data of a text; errors refer to it as `origin`."""
     if origin.endswith((".md", ".markdown")) or any(line.lstrip().startswith("|") for line in text.splitlines()):
         return read_markdown(text, number)
     if number is not None:
-        raise _refusal(origin, "--table picks a table of a Markdown text, and this is none", "leave --table out")
+        raise _refusal(
+            origin, "--table picks a table of a Markdown text, and this is not Markdown", "leave --table out"
+        )
     repeated: list[str] = []
 
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
@@ -64,7 +66,7 @@ def loads(text: str, origin: str, number: int | None = None) -> object:
 
 def _decode(raw: bytes, origin: str) -> str:
     if len(raw) > MAX_BYTES:
-        raise _refusal(origin, f"a table has at most {MAX_BYTES} bytes", "check that this is the table")
+        raise _refusal(origin, f"a table has at most {MAX_BYTES} bytes", "check that this file is a table")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -94,7 +96,7 @@ def _parse(text: str, origin: str, pairs: Callable[..., object]) -> object:
         return loads_hjson(text, object_pairs_hook=pairs)
     except RecursionError as error:
         raise deep from error
-    except Exception as error:  # the hjson library lets IndexError and the like out on texts that stop early
+    except Exception as error:  # the hjson library raises IndexError and other errors for truncated texts
         raise _refusal(
             origin,
             f"this is neither JSON ({not_json}) nor HJSON ({printable(str(error))})",

@@ -1,7 +1,7 @@
 """The inputs of a table: which are allowed, which rows match them, and how many there are.
 
-Questions about one cube that the cube itself answers are answered without a solver; the others go to Z3 and are
-remembered by the part of the cube that the axioms are about. Counting uses no solver at all.
+A question about a cube is answered without a solver where the cube decides it; other questions go to Z3, and the
+answers are cached by the part of the cube that the axioms mention. Counting does not use a solver.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from tpinit.decision_tables.model import (
     simplify,
 )
 
-__all__ = ["Space", "Undecided"]
+__all__ = ["Space", "UndecidedTable"]
 
 TIMEOUT_MS = 60_000
-"""How long one question to the solver may take."""
+"""The time limit of one solver call, in milliseconds."""
 
 MAX_STATES = 400_000
-"""How many states the counting may visit before it gives up."""
+"""The number of states after which counting gives up."""
 
 
-class Undecided(RuntimeError):
-    """The solver gave up on one question, so nothing is reported at all."""
+class UndecidedTable(RuntimeError):
+    """The solver gave up on one question, so there is no analysis."""
 
 
 class _Interned:
-    """Numbers for tuples of expressions: comparing these again and again is what would take long."""
+    """Indices for tuples of expressions, because comparing the tuples repeatedly is slow."""
 
     def __init__(self, items: list[tuple[Expr, ...]]) -> None:
         self.items = items
         self._places = {item: place for place, item in enumerate(items)}
 
     def add(self, item: tuple[Expr, ...] | None) -> int | None:
-        """Return the number of an item; None stays None."""
+        """Return the index of an item; None stays None."""
         if item is None:
             return None
         if item not in self._places:
@@ -77,7 +77,7 @@ class Space:
         self._axiom_conditions = sorted({lit.condition for axiom in table.axioms for lit in literals(axiom.expr)})
         self._about = [c in self._axiom_conditions for c in range(len(self.full))]
         self._terms: dict[tuple[int, int], Any] = {}
-        # admits[c][v]: the rows, as a mask, that match value v of condition c.
+        # _admits[c][v] is the mask of the rows that match value v of condition c.
         self._admits = [
             [sum(1 << r for r, row in enumerate(table.rows) if row.cells[c] >> v & 1) for v in bits(full)]
             for c, full in enumerate(self.full)
@@ -87,14 +87,14 @@ class Space:
         self._gap_solver: Any = None
         self._without: tuple[Any, list[Any]] | None = None
         self._known: dict[Cube, Point | None] = {}
-        # Allowed inputs seen so far, and which of them, as a mask, have value v of condition c.
+        # Allowed inputs found so far; _seen_with[c][v] is the mask of those with value v of condition c.
         self._seen: list[Point] = []
         self._seen_with = [[0] * full.bit_length() for full in self.full]
 
     # --- terms ---------------------------------------------------------------------------------------
 
     def is_in(self, c: int, mask: int) -> Any:
-        """Return the term: condition c has one of the values of the mask."""
+        """Return the term that condition c has one of the values of the mask."""
         if (c, mask) not in self._terms:
             if mask == self.full[c]:
                 term = z3.BoolVal(True)
@@ -106,11 +106,11 @@ class Space:
         return self._terms[c, mask]
 
     def outside(self, cube: Cube) -> Any:
-        """Return the term: the input is not in the cube."""
+        """Return the term that the input is not in the cube."""
         return z3.Or([self.is_in(c, self.full[c] & ~mask) for c, mask in enumerate(cube) if mask != self.full[c]])
 
     def assumptions(self, cube: Cube) -> list[Any]:
-        """Return literals that say: the input is in the cube."""
+        """Return literals whose conjunction is that the input is in the cube."""
         found = []
         for c, mask in enumerate(cube):
             if mask == self.full[c]:
@@ -153,10 +153,10 @@ class Space:
         return solver
 
     def check(self, solver: Any, assumptions: Iterable[Any] = ()) -> bool:
-        """Ask the solver; raise Undecided where it does not know."""
+        """Return whether the solver finds a model. Raises UndecidedTable where it answers unknown."""
         answer = solver.check(*assumptions)
         if answer == z3.unknown:
-            raise Undecided(f"the solver gave up on one question: {solver.reason_unknown()}")
+            raise UndecidedTable(f"the solver gave up on one question: {solver.reason_unknown()}")
         return bool(answer == z3.sat)
 
     def point(self, solver: Any) -> Point:
@@ -165,7 +165,7 @@ class Space:
         context = model.ctx.ref()
 
         def is_true(decl: Any) -> bool:
-            # The C interface itself: wrapping each value in objects took most of the time of an analysis.
+            # The C interface is called directly: wrapper objects took most of the time of an analysis.
             value = z3.Z3_model_get_const_interp(context, model.model, decl.ast)
             return bool(value) and z3.Z3_get_bool_value(context, value) == z3.Z3_L_TRUE
 
@@ -178,7 +178,7 @@ class Space:
 
     @contextmanager
     def uncovered(self) -> Iterator[Any]:
-        """Lend a solver whose models are the allowed inputs that no row covers; what is added to it is taken back."""
+        """Yield a solver whose models are the allowed inputs that no row covers; added terms are removed at the end."""
         if self._gap_solver is None:
             self._gap_solver = self._solver()
             for row in self.table.rows:
@@ -190,7 +190,7 @@ class Space:
             self._gap_solver.pop()
 
     def matching(self, cube: Cube) -> int:
-        """Return the rows, as a mask, whose cells have a point in common with the cube."""
+        """Return the mask of the rows whose cells intersect the cube."""
         rows = (1 << len(self.table.rows)) - 1
         for c, mask in enumerate(cube):
             if mask != self.full[c]:
@@ -213,7 +213,7 @@ class Space:
         )
 
     def _seen_in(self, cube: Cube) -> Point | None:
-        """Return an allowed input met before whose part that the axioms are about is in the cube."""
+        """Return an earlier allowed input whose axiom conditions are in the cube, or None."""
         seen = (1 << len(self._seen)) - 1
         for c in self._axiom_conditions:
             if cube[c] != self.full[c]:
@@ -224,14 +224,14 @@ class Space:
         return self._seen[_lowest(seen)] if seen else None
 
     def _find(self, cube: Cube) -> Point | None:
-        """Find an allowed input of the cube: the axioms alone may settle it, else Z3 does."""
-        is_open = False
+        """Return an allowed input of the cube or None: by simplifying the axioms where that decides, else by Z3."""
+        undecided = False
         for axiom in self.table.axioms:
-            settled = simplify(axiom.expr, cube)
-            if isinstance(settled, Const) and not settled.value:
+            simplified = simplify(axiom.expr, cube)
+            if isinstance(simplified, Const) and not simplified.value:
                 return None
-            is_open = is_open or not isinstance(settled, Const)
-        if not is_open:
+            undecided = undecided or not isinstance(simplified, Const)
+        if not undecided:
             return tuple(map(_lowest, cube))
         projected = tuple(
             mask if about else full for mask, about, full in zip(cube, self._about, self.full, strict=True)
@@ -245,7 +245,7 @@ class Space:
         return point
 
     def blame(self, cube: Cube) -> list[int]:
-        """Return a smallest-possible-by-deletion set of axioms that together exclude the whole cube."""
+        """Return a set of axioms that together exclude the whole cube and of which none can be dropped."""
         if self._named is None:
             solver, names = self._solver(axioms=False), [z3.Bool(f"axiom {i}") for i in range(len(self.table.axioms))]
             for name, axiom in zip(names, self.table.axioms, strict=True):
@@ -255,7 +255,7 @@ class Space:
         return self._core(solver, self.assumptions(cube), names)
 
     def cover(self, cube: Cube, rows: Sequence[int]) -> list[int] | None:
-        """Return some of the rows, none superfluous, that cover every allowed input of the cube; None if all don't."""
+        """Return some of the rows, none redundant, that cover every allowed input of the cube; None if all don't."""
         if self._without is None:
             solver, names = self._solver(), [z3.Bool(f"not row {place}") for place in range(len(self.table.rows))]
             for name, row in zip(names, self.table.rows, strict=True):
@@ -268,9 +268,9 @@ class Space:
         return [rows[index] for index in self._core(solver, inside, chosen)]
 
     def _core(self, solver: Any, always: list[Any], names: list[Any]) -> list[int]:
-        """Return the places of some names that are contradictory with `always`, none of them superfluous."""
+        """Return the indices of names that contradict `always`, none of them redundant."""
         if self.check(solver, [*always, *names]):
-            raise AssertionError("a core was asked for where there is no contradiction")
+            raise AssertionError("there is no core without a contradiction")
         place = {name.get_id(): index for index, name in enumerate(names)}
         core = sorted(place[term.get_id()] for term in solver.unsat_core() if term.get_id() in place)
         for index in list(core):
@@ -282,10 +282,10 @@ class Space:
     # --- counting ------------------------------------------------------------------------------------
 
     def count(self, cube: Cube, *, uncovered: bool = False) -> int | None:
-        """Return how many allowed inputs the cube has (that no row covers), or None where that takes too long.
+        """Return the number of allowed inputs of the cube, with `uncovered` only those that no row covers.
 
-        Goes through the conditions one by one; inputs that look alike to the rows and axioms that are still
-        undecided are counted together.
+        None where counting takes too long. The conditions are processed one by one; inputs that no undecided row
+        or axiom distinguishes are counted together.
         """
         rows = self.table.rows if uncovered else ()
         order = sorted(range(len(cube)), key=lambda c: sum(row.cells[c] == self.full[c] for row in rows))
@@ -315,7 +315,7 @@ class Space:
                         continue
                     for group in alike:
                         found = still & group
-                        still ^= found ^ (found & -found)  # the lowest stands for all
+                        still ^= found ^ (found & -found)  # the lowest row represents the group
                     after[still, undecided] = after.get((still, undecided), 0) + ways
             states = after
             visited += len(states)
@@ -324,7 +324,7 @@ class Space:
         return total
 
     def _alike(self, rows: Sequence[Any], cube: Cube, rest: Sequence[int]) -> list[int]:
-        """Return the groups of rows that agree on all conditions to come, where there are few of these."""
+        """Return the groups of rows that agree on all remaining conditions, where there are few groups."""
         groups: dict[Cube, int] = {}
         for r, row in enumerate(rows):
             key = tuple(row.cells[other] & cube[other] for other in rest)
@@ -332,7 +332,7 @@ class Space:
         return [group for group in groups.values() if group & (group - 1)] if len(groups) <= 40 else []
 
     def _fix(self, exprs: tuple[Expr, ...], c: int, v: int) -> tuple[Expr, ...] | None:
-        """Return what is left of the axioms when condition c has value v, or None where they exclude it."""
+        """Return the axioms simplified for value v of condition c, or None where they exclude it."""
         inside = (*self.full[:c], 1 << v, *self.full[c + 1 :])
         left = []
         for expr in exprs:

@@ -1,7 +1,7 @@
-"""Axioms that nobody wrote down: the smallest rules that every row keeps and that would exclude a gap.
+"""Missing axioms: the smallest rules that every row satisfies and that would exclude a gap.
 
-A rule of one, two or three literals excludes one small cube, so the candidates are the small cubes that no row
-covers and that hold an allowed input. Each is a candidate only: whether it is true of the world, the table can't say.
+A rule of one, two or three literals excludes one cube, so the candidates are the cubes of up to three literals
+that no row covers and that contain an allowed input. A candidate may be false: the table does not decide it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_FOUND = 3_000
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A rule in the language of axioms, the cube that it excludes, how many inputs that are (None: not counted)."""
+    """A rule as an axiom text, the cube that it excludes, an input of it, and the number of inputs (None: unknown)."""
 
     text: str
     excludes: Cube
@@ -32,27 +32,27 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Suggestions:
-    """The candidates, best first; those of them that together close every gap, if there are such."""
+    """The candidates, best first, and the indices of those that together close every gap (None if none do)."""
 
     candidates: tuple[Candidate, ...] = ()
     found: int = 0
     closing: tuple[int, ...] | None = None
-    searched: int = 3  # the most literals that were looked at
+    searched: int = 3  # the largest number of literals that was searched
 
 
 def suggest(space: Space, limit: int) -> Suggestions:
     """Return the best `limit` candidates for a table that has gaps."""
     if all(space.witness(row.cells) is None for row in space.table.rows):
-        return Suggestions()  # no row says anything, so all rules would fit
+        return Suggestions()  # no row matches an input, so every rule is a candidate
     cubes, searched = _Search(space).run()
     ranked = sorted(cubes, key=lambda cube: (_literals(space, cube), -_size(space, cube), _order(cube)))
     closing = _closing(space, ranked)
-    # Those that close the gap together are shown, whatever their rank.
+    # The candidates that close every gap together are included regardless of their rank.
     shown = sorted({*range(min(limit, len(ranked))), *(closing or ())})
     candidates = []
     for place in shown:
         witness = space.witness(ranked[place])
-        assert witness is not None  # the search keeps no other
+        assert witness is not None  # the search keeps only cubes with an allowed input
         text = rule_text(space.table, ranked[place])
         candidates.append(Candidate(text, ranked[place], witness, space.count(ranked[place])))
     chosen = None if closing is None else tuple(shown.index(place) for place in closing)
@@ -60,7 +60,7 @@ def suggest(space: Space, limit: int) -> Suggestions:
 
 
 def rule_text(table: Table, cube: Cube) -> str:
-    """Return the rule that excludes a cube: its premises are positive where there is a choice."""
+    """Return the text of the rule that excludes a cube; its premises are positive where possible."""
     conditions = table.conditions
     fixed = [c for c, mask in enumerate(cube) if mask != conditions[c].full]
     negative = [c for c in fixed if (cube[c] == 1 if conditions[c].boolean else cube[c].bit_count() > 1)]
@@ -86,7 +86,7 @@ def _order(cube: Cube) -> Cube:
 
 
 class _Search:
-    """Goes through all cubes of one, two, then three literals; a cube inside one that was found adds nothing."""
+    """Searches all cubes of one, two, then three literals; skips a cube that is inside a cube found earlier."""
 
     def __init__(self, space: Space) -> None:
         self.space = space
@@ -94,13 +94,13 @@ class _Search:
         self.literals: list[tuple[int, int]] = []
         for c, full in enumerate(space.full):
             singles = [1 << v for v in bits(full)]
-            # The complements first: what excludes more makes what excludes less superfluous.
+            # The complements first: a rule that excludes more makes one that excludes less redundant.
             wide = [full & ~single for single in singles] if len(singles) > 2 else []
             self.literals += [(c, mask) for mask in (*wide, *singles) if mask != full]
         witnesses = [space.witness(row.cells) for row in space.table.rows]
         reachable = sum(1 << place for place, witness in enumerate(witnesses) if witness is not None)
         self.matching = [reachable & space.matching(self.cube(index)) for index in range(len(self.literals))]
-        # Covered inputs met so far, as a mask for each literal: a cube that has one is no gap.
+        # The covered inputs found so far, as one mask per literal: a cube with such an input is no gap.
         self.met = 0
         self.met_by = [0] * len(self.literals)
         for witness in witnesses:
@@ -128,7 +128,7 @@ class _Search:
         return self.cubes, 3
 
     def combinations(self, size: int) -> Iterator[tuple[int, ...]]:
-        """Yield the places of literals of different conditions."""
+        """Yield index tuples of literals of different conditions."""
         for indices in combinations(range(len(self.literals)), size):
             if len({self.literals[index][0] for index in indices}) == size:
                 yield indices
@@ -161,7 +161,7 @@ class _Search:
 
 
 def _closing(space: Space, cubes: list[Cube]) -> tuple[int, ...] | None:
-    """Return the places of cubes, none superfluous, that have every gap; None where all of them leave one."""
+    """Return the indices of cubes, none redundant, that contain every gap; None where all cubes leave a gap."""
     chosen: list[int] = []
     with space.uncovered() as solver:
         while space.check(solver):

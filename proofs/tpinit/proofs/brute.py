@@ -1,9 +1,8 @@
-"""The third oracle: every input of a small domain, evaluated term by term. No solver takes part.
+"""Brute force, the third oracle: every input of a small domain, evaluated term by term, without a solver.
 
-The domain is a product of all ways to give or not to give each field, with few values each. Terms are
-evaluated over all its inputs at once, as columns, by this module's own interpreter of the operators
-that the model uses. It can refute for good; what it confirms, it confirms up to its bounds, which are
-stated in `BOUNDS`.
+The domain is the product of all ways to give or omit each field, with few values each. This module's own
+interpreter of the model's operators evaluates a term over all inputs at once, one NumPy column per symbol.
+A refutation is final; a confirmation holds within the bounds stated in `BOUNDS`.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import z3
-from tpinit.proofs.claims import Claim, Result, Verdict
+from tpinit.proofs.claims import CheckResult, Claim, Verdict
 from tpinit.spec.model import SIZE_OF, Symbols
 
-__all__ = ["BOUNDS", "decide_all", "domain", "evaluate"]
+__all__ = ["BOUNDS", "Columns", "decide_all", "domain", "evaluate"]
 
 Columns = dict[str, Any]
 
@@ -47,9 +46,9 @@ _OPERATORS: Mapping[int, Callable[..., Any]] = {
 
 
 def evaluate(term: z3.ExprRef, columns: Columns, known: dict[int, Any]) -> Any:
-    """Give the term's value in every row of the columns. `known` keeps what was evaluated before.
+    """Return the value of a term in every row of the columns. `known` caches values by the id of the term.
 
-    Raises ValueError for an operator or a symbol that this interpreter does not know.
+    Raises ValueError for an operator or a symbol that this interpreter does not support.
     """
     key = term.get_id()
     if key not in known:
@@ -68,7 +67,7 @@ def _value(term: z3.ExprRef, columns: Columns, known: dict[int, Any]) -> Any:
     if kind == z3.Z3_OP_DISTINCT:
         return reduce(np.logical_and, (np.not_equal(one, other) for one, other in combinations(parts, 2)))
     if kind == z3.Z3_OP_MOD:
-        # SMT-LIB leaves division by 0 open: where the model divides by 0 it must not matter, so say 0.
+        # SMT-LIB leaves division by 0 undefined, so the model never depends on its value: use 0.
         return np.where(parts[1] == 0, 0, np.mod(parts[0], np.where(parts[1] == 0, 1, np.abs(parts[1]))))
     if kind == z3.Z3_OP_DT_CONSTRUCTOR:
         return np.int64(_members(term.sort()).index(term.decl().name()))
@@ -77,7 +76,7 @@ def _value(term: z3.ExprRef, columns: Columns, known: dict[int, Any]) -> Any:
         return reduce(np.add, (sizes[:, group] * (parts[0] == group) for group in range(sizes.shape[1])))
     if kind == z3.Z3_OP_UNINTERPRETED and not parts and str(term) in columns:
         return columns[str(term)]
-    raise ValueError(f"the small domain knows nothing of {term.decl()}")
+    raise ValueError(f"the small domain does not support {term.decl()}")
 
 
 def _members(sort: z3.DatatypeSortRef) -> list[str]:
@@ -97,7 +96,7 @@ def _maybe(values: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _table(parts: Sequence[Sequence[tuple[int, ...]]]) -> Any:
-    """Make the product of the parts, one combination a row."""
+    """Return the product of the parts as a table, one combination per row."""
     columns = [np.array(part, dtype=np.int16) for part in parts]
     picks = np.indices([len(part) for part in columns]).reshape(len(columns), -1)
     return np.hstack([part[pick] for part, pick in zip(columns, picks, strict=True)])
@@ -116,9 +115,9 @@ def _flat(*parts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 @lru_cache(maxsize=1)
 def domain() -> Columns:
-    """Make every input of the small domain, one a row. What is absent has one value only.
+    """Return every input of the small domain, one per row. An absent field has a single value.
 
-    A0 is not assumed: there are inputs with a call's group and no call.
+    A0 is not assumed: some inputs have a call's group and no call.
     """
     calls = [(0, 0, 0), *((1, size, dtype) for size in SIZES for dtype in DTYPES)]
     sections: list[tuple[int, ...]] = [(0,) * 9]
@@ -130,57 +129,59 @@ def domain() -> Columns:
 
 @lru_cache(maxsize=1)
 def pairs() -> Columns:
-    """Make every pair of inputs of a still smaller domain."""
+    """Return every pair of inputs of a smaller domain, for claims about two inputs."""
     calls = [(0, 0, 0), (1, 2, 0)]
     sections = [(0,) * 9, *_flat([(1,)], _maybe((0, 2)), _maybe((2,)), [(0, 0)], _maybe((0,)))]
-    one = _table([calls, sections, _maybe((0,)), [(0, 0)], _maybe((0,)), [(0, 0)], [(2,)]])
-    picks = np.indices((len(one), len(one))).reshape(2, -1)
+    single = _table([calls, sections, _maybe((0,)), [(0, 0)], _maybe((0,)), [(0, 0)], [(2,)]])
+    picks = np.indices((len(single), len(single))).reshape(2, -1)
     sizes = np.full((len(picks[0]), 2), 2, dtype=np.int16)
-    return _named(one[picks[0]]) | _named(one[picks[1]], "_other") | {"size_of": sizes}
+    return _named(single[picks[0]]) | _named(single[picks[1]], "_other") | {"size_of": sizes}
 
 
 # --- deciding ----------------------------------------------------------------------------------------
 
 
-def decide_all(claims: Iterable[Claim]) -> Result:
-    """Decide the claims over the small domain, up to the first that falls. `checked` counts inputs."""
+def decide_all(claims: Iterable[Claim]) -> CheckResult:
+    """Decide the claims over the small domain, up to the first that is not proved. `checked` counts inputs."""
     known: dict[bool, dict[int, Any]] = {False: {}, True: {}}
-    held: list[z3.ExprRef] = []  # a term's id is its own only as long as the term lives
+    kept: list[z3.ExprRef] = []  # Z3 reuses the id of a term that was freed
     inputs, decided = 0, 0
     for claim in claims:
-        held += [claim.given, claim.then]
-        if claim.beyond:
+        kept += [claim.premises, claim.conclusion]
+        if claim.no_brute_force:
             continue
-        two = _about_two(claim.given) or _about_two(claim.then)
+        two = _about_two(claim.premises) or _about_two(claim.conclusion)
         columns = pairs() if two else domain()
-        given = np.broadcast_to(evaluate(claim.given, columns, known[two]), len(columns["size_of"]))
-        then = np.broadcast_to(evaluate(claim.then, columns, known[two]), len(columns["size_of"]))
+        given = np.broadcast_to(evaluate(claim.premises, columns, known[two]), len(columns["size_of"]))
+        then = np.broadcast_to(evaluate(claim.conclusion, columns, known[two]), len(columns["size_of"]))
         decided += 1
         inputs = max(inputs, len(given))
         if claim.possible and not np.any(given & then):
-            return Result(Verdict.REFUTED, inputs, "inputs", f"{claim.says}: no input does that")
+            return CheckResult(Verdict.REFUTED, inputs, "inputs", f"{claim.label}: no input satisfies it")
         if not claim.possible and not np.any(given):
-            return Result(Verdict.VACUOUS, inputs, "inputs", f"{claim.says}: no input satisfies the premises")
+            return CheckResult(Verdict.VACUOUS, inputs, "inputs", f"{claim.label}: no input satisfies the premises")
         wrong = np.flatnonzero(given & ~then)
         if not claim.possible and len(wrong):
-            return Result(Verdict.REFUTED, inputs, "inputs", f"{claim.says}: falls for {_tell(columns, wrong[0])}")
-    return Result(Verdict.PROVED if decided else Verdict.UNKNOWN, inputs, "inputs")
+            return CheckResult(
+                Verdict.REFUTED, inputs, "inputs", f"{claim.label}: false for {_describe(columns, wrong[0])}"
+            )
+    return CheckResult(Verdict.PROVED if decided else Verdict.UNKNOWN, inputs, "inputs")
 
 
 def _about_two(term: z3.ExprRef) -> bool:
     seen: set[int] = set()
     waiting = [term]
     while waiting:
-        one = waiting.pop()
-        if one.get_id() in seen:
+        subterm = waiting.pop()
+        if subterm.get_id() in seen:
             continue
-        seen.add(one.get_id())
-        if z3.is_const(one) and one.decl().name().endswith("_other"):
+        seen.add(subterm.get_id())
+        if z3.is_const(subterm) and subterm.decl().name().endswith("_other"):
             return True
-        waiting += one.children()
+        waiting += subterm.children()
     return False
 
 
-def _tell(columns: Columns, row: int) -> str:
+def _describe(columns: Columns, row: int) -> str:
     shown = {name: column[row].tolist() for name, column in columns.items()}
     return ", ".join(f"{name} = {value}" for name, value in shown.items() if value not in (False,))

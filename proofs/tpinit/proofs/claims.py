@@ -1,8 +1,8 @@
-"""What a theorem is: claims about the model, an English statement, and a control that must fail.
+"""Theorems: claims about the model, an English statement, and a control that must be refuted.
 
 A theorem is a function from a model to claims, registered by `@theorem`. Its docstring is its English
-statement. It holds when every oracle decides every claim as claimed, no claim is vacuous, and the
-control, a mutated model, makes at least one claim fall.
+statement. It is proved when every oracle confirms every claim, no claim is vacuous, and at least one claim
+is false for the control, which is a mutated model.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from enum import Enum
 import z3
 from tpinit.spec.model import Model, Symbols, fresh_symbols
 
-__all__ = ["THEOREMS", "Claim", "ClaimsOf", "Mutant", "Result", "Theorem", "Verdict", "register", "theorem"]
+__all__ = ["THEOREMS", "Claim", "ClaimsOf", "Mutant", "CheckResult", "Theorem", "Verdict", "register", "theorem"]
 
 
 class Verdict(str, Enum):
-    """How a theorem ended. Only `proved` is a pass."""
+    """The result of a theorem. Only `proved` is a pass."""
 
     PROVED = "proved"
     REFUTED = "refuted"
@@ -30,32 +30,33 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One statement to decide over all inputs.
+    """One statement to decide over all inputs; `label` names it within its theorem.
 
-    With `possible` false: `given` implies `then` (and `given` must be satisfiable, else the claim is
-    vacuous). With `possible` true: some input satisfies both. `shown` are the inputs in whose words a
-    counterexample is told. `beyond` says why a small domain can't decide the claim, where it can't.
+    With `possible` false, the claim is that `premises` imply `conclusion`; it is vacuous where the premises
+    are not satisfiable. With `possible` true, the claim is that some input satisfies both. A counterexample
+    prints the values of `shown`. `no_brute_force` is the reason why brute force over the small domain can't
+    decide the claim, empty where it can.
     """
 
-    says: str
-    given: z3.BoolRef
-    then: z3.BoolRef
+    label: str
+    premises: z3.BoolRef
+    conclusion: z3.BoolRef
     possible: bool = False
     shown: tuple[Symbols, ...] = ()
-    beyond: str = ""
+    no_brute_force: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A wrong contract: what is wrong with it, and how to make it of the right one."""
+    """A wrong contract: a description of what is wrong, and a function that makes it from the correct model."""
 
-    says: str
+    description: str
     apply: Callable[[Model], Model]
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What deciding gave: the verdict, the number of claims or paths, and words for a reader."""
+class CheckResult:
+    """The result of one oracle: the verdict, the number of claims (or other units) checked, and a detail to print."""
 
     verdict: Verdict
     checked: int = 0
@@ -70,10 +71,10 @@ ClaimsOf = Callable[[Model], Iterable[Claim]]
 class Theorem:
     """A named statement, the clause of contract section 6 that it discharges, and how to decide it.
 
-    Either `claims` about a model, with a `mutant` of it as control, which every solver decides; or
-    `prove`, which decides by one engine named `engine`, and `refute`, the same of a control. `bound` is
-    the limit of the argument, in words, empty where there is none. `sources` names the modules whose
-    source is what is proven, where it is not the claims.
+    A theorem has either `claims` about a model, which every solver decides, and a `mutant` of the model as its
+    control; or `prove`, which decides by the engine named `engine`, and `refute`, which does the same for the
+    control. `bound` states the limit of the proof in English, empty where there is none. `sources` names the
+    modules whose source code the theorem is about; it is empty for a theorem about the model.
     """
 
     name: str
@@ -83,8 +84,8 @@ class Theorem:
     claims: ClaimsOf | None = None
     mutant: Mutant | None = None
     engine: str = ""
-    prove: Callable[[], Result] | None = None
-    refute: Callable[[], Result] | None = None
+    prove: Callable[[], CheckResult] | None = None
+    refute: Callable[[], CheckResult] | None = None
     bound: str = ""
     sources: tuple[str, ...] = ()
 
@@ -93,9 +94,9 @@ THEOREMS: dict[str, Theorem] = {}
 
 
 def register(theorem: Theorem) -> None:
-    """Add a theorem to those that `tpinit prove` runs.
+    """Add a theorem to THEOREMS, which `tpinit prove` runs.
 
-    Raises ValueError for a name that is taken, a theorem without a statement, and one that nothing decides.
+    Raises ValueError for a duplicate name, and for a theorem without a statement, an engine or a control.
     """
     if theorem.name in THEOREMS:
         raise ValueError(f"two theorems are named {theorem.name}")
@@ -104,7 +105,7 @@ def register(theorem: Theorem) -> None:
     by_claims = theorem.claims is not None and theorem.mutant is not None
     by_engine = theorem.prove is not None and theorem.refute is not None and theorem.engine
     if not (by_claims or by_engine):
-        raise ValueError(f"theorem {theorem.name} has nothing that decides it, or no control")
+        raise ValueError(f"theorem {theorem.name} needs claims and a mutant, or an engine with prove and refute")
     THEOREMS[theorem.name] = theorem
 
 
@@ -114,12 +115,12 @@ def theorem(clause: str, control: Mutant) -> Callable[[ClaimsOf], ClaimsOf]:
     def decorate(claims_of: ClaimsOf) -> ClaimsOf:
         statement = " ".join((claims_of.__doc__ or "").split())
         name = getattr(claims_of, "__name__", "")
-        register(Theorem(name, statement, clause, control.says, claims=claims_of, mutant=control))
+        register(Theorem(name, statement, clause, control.description, claims=claims_of, mutant=control))
         return claims_of
 
     return decorate
 
 
 def right_model() -> Model:
-    """Make the contract as it is, over one open input."""
+    """Return the correct contract as a model over one symbolic input."""
     return Model(fresh_symbols())

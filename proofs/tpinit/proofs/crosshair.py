@@ -1,8 +1,8 @@
-"""A second engine for the shipped source: CrossHair, told the model as a Python expression.
+"""CrossHair as a second engine for the shipped source.
 
-The model's Z3 term is printed as Python and becomes the postcondition of a function that calls the
-shipped predicate. CrossHair, which shares nothing with `symbolic`, must say that it holds over all
-paths. It exits with 0 also when it could not tell, so its words are read, not its exit code.
+The model's Z3 term is printed as a Python expression, which is the postcondition of a function that calls
+the shipped predicate. CrossHair, which shares no code with `symbolic`, must confirm it over all paths.
+CrossHair also exits with 0 when it is undecided, so its output is read instead of its exit code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import z3
-from tpinit.proofs.claims import Result, Verdict
+from tpinit.proofs.claims import CheckResult, Verdict
 from tpinit.proofs.symbolic import Lazy
 from tpinit.spec.model import SIZE_OF, Model, Symbols, fresh_symbols
 from tpinit.spec.vocabulary import DType, Group, ViolationCode
@@ -42,10 +42,10 @@ _INFIX = {
 
 
 def as_python(term: z3.ExprRef) -> str:
-    """Print a Z3 term over the symbols of one input as a Python expression.
+    """Return a Z3 term over the symbols of one input as a Python expression.
 
-    `%` means the same in both for the positive divisors that the model has. Raises ValueError for an
-    operator outside what the model uses.
+    `%` has the same meaning in both for positive divisors, and the model has no others. Raises ValueError for
+    an operator that the model does not use.
     """
     if z3.is_int_value(term):
         return str(term.as_long())
@@ -72,15 +72,15 @@ def as_python(term: z3.ExprRef) -> str:
 
 
 def pick_dtype(number: int) -> DType:
-    """Choose a dtype by any integer, so that an open integer is an open dtype."""
+    """Map every integer to a dtype, so that a symbolic integer gives a symbolic dtype."""
     if number == 0:
         return DType.FP32
     return DType.FP16 if number == 1 else DType.BF16
 
 
-def eager_inputs(given: Mapping[str, object]) -> Lazy:
-    """Make an `Inputs` of the arguments of a function under CrossHair: parts are decided when read."""
-    a = SimpleNamespace(**given)
+def eager_inputs(arguments: Mapping[str, object]) -> Lazy:
+    """Return an `Inputs` over the arguments of a function under CrossHair; a part is created when it is read."""
+    a = SimpleNamespace(**arguments)
 
     def group(name: str) -> Group:
         return Group(getattr(a, name), getattr(a, f"{name}_size"))
@@ -112,7 +112,7 @@ def eager_inputs(given: Mapping[str, object]) -> Lazy:
 
 _CONTRACT = '''\
 from tpinit.proofs.crosshair import eager_inputs, pick_dtype
-from tpinit.proofs.shipping import edited, shipped
+from tpinit.proofs.edited_source import edited, shipped
 from tpinit.spec.vocabulary import ViolationCode
 
 RESOLVER = {resolver}
@@ -127,8 +127,8 @@ def predicate({parameters}) -> bool:
 '''
 
 
-def check_predicate(code: ViolationCode, edit: tuple[str, str] | None = None) -> Result:
-    """Have CrossHair compare the shipped predicate of a violation with the model's, or an edited one."""
+def check_predicate(code: ViolationCode, edit: tuple[str, str] | None = None) -> CheckResult:
+    """Let CrossHair compare the predicate of a violation, in the shipped or the edited resolver, with the model's."""
     symbols = fresh_symbols()
     term = z3.substitute(Model(symbols).violation(code), (symbols.tpg, z3.And(symbols.tpi, symbols.tpg)))  # A0
     types = {"z3.BoolRef": "bool"}
@@ -155,12 +155,12 @@ def _run(path: Path) -> str:
     return done.stdout + done.stderr
 
 
-def _read(words: str) -> Result:
-    """Turn CrossHair's words into a verdict. Only its confirmation, and nothing else, is a proof."""
-    lines = [line for line in words.splitlines() if line.strip()]
+def _read(output: str) -> CheckResult:
+    """Turn CrossHair's output into a verdict. Only its confirmation over all paths is a proof."""
+    lines = [line for line in output.splitlines() if line.strip()]
     wrong = [line for line in lines if ": error: " in line]
     if wrong:
-        return Result(Verdict.REFUTED, 1, "predicates", wrong[0].partition(": error: ")[2])
+        return CheckResult(Verdict.REFUTED, 1, "predicates", wrong[0].partition(": error: ")[2])
     if len(lines) == 1 and lines[0].endswith(_CONFIRMED):
-        return Result(Verdict.PROVED, 1, "predicates")
-    return Result(Verdict.UNKNOWN, 0, "predicates", lines[-1] if lines else "CrossHair said nothing")
+        return CheckResult(Verdict.PROVED, 1, "predicates")
+    return CheckResult(Verdict.UNKNOWN, 0, "predicates", lines[-1] if lines else "CrossHair printed nothing")

@@ -1,14 +1,13 @@
 """Proofs about shipped functions of integers: every path, every integer, no bound.
 
-The functions run on symbolic integers (`symbolic`). A function that maps over `range(n)` is run with a
-range that hands out one arbitrary index, so that what holds of it holds of all: the result is the
-image of the whole range. What the paths give is then decided as lemmas by both solvers, since products
-and quotients of unknowns are where a single solver could err.
+The functions run on symbolic integers (`symbolic`). A function that maps over `range(n)` runs with a
+replaced `range` that yields one arbitrary index, so that a property of this index holds for all. Both
+solvers then decide the lemmas about the results, because products and quotients of unknowns are hard
+enough for a single solver to be wrong.
 """
 
 from __future__ import annotations
 
-import inspect
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,28 +15,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import z3
-from tpinit.proofs.claims import Result, Theorem, Verdict, register
-from tpinit.proofs.solvers import SOLVERS, Answer
+from tpinit.proofs.claims import CheckResult, Theorem, Verdict, register
+from tpinit.proofs.edited_source import edited_module
+from tpinit.proofs.solvers import SOLVERS, SolverAnswer
 from tpinit.proofs.symbolic import SymbolicBool, SymbolicInt, Unsupported, explore
 
-__all__ = ["Lemma", "arbitrary_range", "edited_module", "lemma_theorem", "summarised", "term"]
+__all__ = ["Lemma", "arbitrary_range", "lemma_theorem", "summarised", "term"]
 
 
 @dataclass(frozen=True, slots=True)
 class Lemma:
-    """One lemma about what shipped code computes: under `given`, `computes` returns a truth that holds.
+    """One lemma about the result of shipped code; `label` names it within its theorem.
 
-    `computes` is run on every path; it calls the shipped functions on symbolic integers and returns a
-    term that must follow from `given` and the path.
+    `computes` calls the shipped functions on symbolic integers and returns a Boolean term. It runs on every
+    path, and its term must follow from `premises` and the condition of the path.
     """
 
-    says: str
-    given: z3.BoolRef
+    label: str
+    premises: z3.BoolRef
     computes: Callable[[], z3.BoolRef]
 
 
 def term(value: object) -> z3.ExprRef:
-    """Give the Z3 term of what shipped code returned: an integer or a truth, symbolic or not."""
+    """Return the Z3 term of an integer or a bool that shipped code returned. Raises Unsupported for another type."""
     if isinstance(value, SymbolicInt | SymbolicBool):
         return value.term
     if isinstance(value, bool):
@@ -47,39 +47,26 @@ def term(value: object) -> z3.ExprRef:
     raise Unsupported(f"the code under proof returned {type(value).__name__}, not an integer")
 
 
-def edited_module(module: types.ModuleType, old: str, new: str) -> types.ModuleType:
-    """Load a shipped module with one piece of its source replaced.
-
-    Raises ValueError unless the piece occurs exactly once: a control that changes nothing is no control.
-    """
-    source = inspect.getsource(module)
-    if source.count(old) != 1:
-        raise ValueError(f"{old!r} occurs {source.count(old)} times in the source of {module.__name__}")
-    made = types.ModuleType(f"edited_{module.__name__.rpartition('.')[2]}")
-    exec(compile(source.replace(old, new), made.__name__, "exec"), made.__dict__)
-    return made
-
-
 @contextmanager
 def arbitrary_range(module: types.ModuleType, *indices: z3.ArithRef) -> Iterator[list[z3.ArithRef]]:
-    """Let `range(n)` inside a shipped module hand out the next of `indices`, once.
+    """Replace `range` inside a shipped module: each `range(n)` yields only the next of `indices`.
 
-    Yields the list of the n asked for, in order; the lemma must assume 0 <= index < n of each, and
-    state that it was this n. Only `range(n)` from 0 in steps of 1 is followed.
+    The context yields the list of the arguments n, in order. The lemma must assume 0 <= index < n for each,
+    and state which n it was. Only `range(n)` from 0 in steps of 1 is supported.
     """
-    waiting, asked = list(indices), []
+    waiting, lengths = list(indices), []
 
-    def one_of_all(*bounds: object) -> Iterator[SymbolicInt]:
+    def arbitrary_index(*bounds: object) -> Iterator[SymbolicInt]:
         if len(bounds) != 1 or not waiting:
-            raise Unsupported("the code under proof used range() in a way that is not followed")
-        asked.append(term(bounds[0]))
+            raise Unsupported("the code under proof used range() in a way that the proof does not support")
+        lengths.append(term(bounds[0]))
         yield SymbolicInt(waiting.pop(0))
 
     missing = object()
     before = module.__dict__.get("range", missing)
-    module.__dict__["range"] = one_of_all
+    module.__dict__["range"] = arbitrary_index
     try:
-        yield asked
+        yield lengths
     finally:
         if before is missing:
             del module.__dict__["range"]
@@ -89,55 +76,57 @@ def arbitrary_range(module: types.ModuleType, *indices: z3.ArithRef) -> Iterator
 
 @contextmanager
 def summarised(module: types.ModuleType, name: str, begins: z3.FuncDeclRef, holds: z3.FuncDeclRef) -> Iterator[None]:
-    """Let a shipped function that returns (offset, length) stand for what is proven of it elsewhere.
+    """Replace a shipped function that returns (offset, length) by two uninterpreted functions.
 
-    Inside, calling it gives `begins` and `holds` of its arguments, of which the lemma may assume what
-    another theorem proves of the function itself, and nothing else.
+    Inside the context, a call returns `begins` and `holds` of its arguments. The lemma may assume about them
+    what another theorem proves of the replaced function, and nothing else.
     """
     before = module.__dict__[name]
 
-    def stand_in(*given: object) -> tuple[SymbolicInt, SymbolicInt]:
-        terms = [term(each) for each in given]
+    def replacement(*arguments: object) -> tuple[SymbolicInt, SymbolicInt]:
+        terms = [term(argument) for argument in arguments]
         return SymbolicInt(begins(*terms)), SymbolicInt(holds(*terms))
 
-    module.__dict__[name] = stand_in
+    module.__dict__[name] = replacement
     try:
         yield
     finally:
         module.__dict__[name] = before
 
 
-def prove_lemmas(lemmas: Sequence[Lemma]) -> Result:
-    """Run every lemma on every path and have both solvers decide what it computes there."""
+def prove_lemmas(lemmas: Sequence[Lemma]) -> CheckResult:
+    """Run every lemma on every path and let both solvers decide the term that it computes there."""
     paths = 0
     for lemma in lemmas:
         before = paths
         try:
-            for path in explore(lemma.computes, lemma.given):
+            for path in explore(lemma.computes, lemma.premises):
                 paths += 1
                 if path.raised is not None or path.result is None:
-                    return Result(Verdict.REFUTED, paths, "paths", f"{lemma.says}: raises {path.raised!r}")
-                failure = _decide(lemma, (lemma.given, path.condition), path.result)
+                    return CheckResult(Verdict.REFUTED, paths, "paths", f"{lemma.label}: raises {path.raised!r}")
+                failure = _decide(lemma, (lemma.premises, path.condition), path.result)
                 if failure is not None:
-                    return Result(failure[0], paths, "paths", failure[1])
+                    return CheckResult(failure[0], paths, "paths", failure[1])
         except Unsupported as reason:
-            return Result(Verdict.UNKNOWN, paths, "paths", f"{lemma.says}: {reason}")
+            return CheckResult(Verdict.UNKNOWN, paths, "paths", f"{lemma.label}: {reason}")
         if paths == before:
-            return Result(Verdict.VACUOUS, paths, "paths", f"{lemma.says}: no path")
-    return Result(Verdict.PROVED if paths else Verdict.VACUOUS, paths, "paths")
+            return CheckResult(Verdict.VACUOUS, paths, "paths", f"{lemma.label}: no path")
+    return CheckResult(Verdict.PROVED if paths else Verdict.VACUOUS, paths, "paths")
 
 
 def _decide(lemma: Lemma, given: Sequence[z3.BoolRef], holds: z3.BoolRef) -> tuple[Verdict, str] | None:
     answers = {name: solve((*given, z3.Not(holds))) for name, solve in SOLVERS.items()}
-    if all(answer is Answer.UNSAT for answer in answers.values()):
+    if all(answer is SolverAnswer.UNSAT for answer in answers.values()):
         premises = SOLVERS["z3"](given)
-        return None if premises is Answer.SAT else (Verdict.VACUOUS, f"{lemma.says}: premises are {premises.value}")
-    said = ", ".join(f"{name} says {answer.value}" for name, answer in answers.items())
-    if len({*answers.values()} - {Answer.UNKNOWN}) > 1:
-        return Verdict.DISAGREEMENT, f"{lemma.says}: {said}"
-    if Answer.SAT in answers.values():
-        return Verdict.REFUTED, f"{lemma.says}: falls for {_numbers((*given, z3.Not(holds)))}"
-    return Verdict.UNKNOWN, f"{lemma.says}: {said}"
+        return (
+            None if premises is SolverAnswer.SAT else (Verdict.VACUOUS, f"{lemma.label}: premises are {premises.value}")
+        )
+    summary = ", ".join(f"{name} says {answer.value}" for name, answer in answers.items())
+    if len({*answers.values()} - {SolverAnswer.UNKNOWN}) > 1:
+        return Verdict.DISAGREEMENT, f"{lemma.label}: {summary}"
+    if SolverAnswer.SAT in answers.values():
+        return Verdict.REFUTED, f"{lemma.label}: false for {_numbers((*given, z3.Not(holds)))}"
+    return Verdict.UNKNOWN, f"{lemma.label}: {summary}"
 
 
 def _numbers(terms: Sequence[z3.BoolRef]) -> str:
@@ -156,7 +145,7 @@ def lemma_theorem(
 ) -> Callable[[Callable[[Any], list[Lemma]]], Callable[[Any], list[Lemma]]]:
     """Register a function from a module to lemmas as a theorem about that shipped module.
 
-    Its docstring is the statement; the control is the module with `control[1]` for `control[0]`.
+    Its docstring is the statement. The control is the module with the text `control[0]` replaced by `control[1]`.
     """
 
     def decorate(lemmas_of: Callable[[Any], list[Lemma]]) -> Callable[[Any], list[Lemma]]:
@@ -165,7 +154,7 @@ def lemma_theorem(
                 name=lemmas_of.__name__,
                 statement=" ".join((lemmas_of.__doc__ or "").split()),
                 clause=clause,
-                control=f"the source with {control[1].strip()!r} for {control[0].strip()!r}",
+                control=f"the source with {control[0].strip()!r} replaced by {control[1].strip()!r}",
                 engine="paths, z3 and cvc5",
                 prove=lambda: prove_lemmas(lemmas_of(module)),
                 refute=lambda: prove_lemmas(lemmas_of(edited_module(module, *control))),

@@ -1,7 +1,7 @@
-"""The lint of the theorems: none is left out of what runs, and no clause of the contract is left unnamed.
+"""Lint of the theorems: every theorem is registered, and every clause of contract section 6 has a theorem.
 
-What is in the files is read from their syntax trees, without importing them: a theorem that nothing
-imports is what must be found.
+The files are read as syntax trees without importing them, because a theorem that no module imports is
+exactly what the lint must find.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["CLAUSES", "FOLDER", "problems"]
 
 FOLDER = Path(__file__).parent / "theorems"
 
-# The contract, section 6, item by item, in short.
+# The items of contract section 6, shortened.
 CLAUSES: Mapping[str, str] = {
     "6.1": "exhaustive and disjoint under A0; A0 necessary; rows reachable; one pair differs in one condition",
     "6.2": "the table is equivalent to the prose",
@@ -32,7 +32,7 @@ CLAUSES: Mapping[str, str] = {
 
 
 def problems(folder: Path, theorems: Mapping[str, Theorem]) -> list[str]:
-    """List what is wrong with the theorems of a folder, given those that are registered. Empty is right."""
+    """Return the problems of the theorems in a folder, given the registered ones. An empty list is a pass."""
     trees = {path.stem: ast.parse(path.read_bytes(), str(path)) for path in sorted(folder.glob("*.py"))}
     return [
         *_modules_left_out(trees),
@@ -51,11 +51,11 @@ def _modules_left_out(trees: Mapping[str, ast.Module]) -> Iterator[str]:
                 waiting.append(name)
     for name in trees:
         if name not in reached:
-            yield f"theorems/{name}.py: no suite imports it; import it in theorems/__init__.py"
+            yield f"theorems/{name}.py: no module imports it; import it in theorems/__init__.py"
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:
-    """Give the last part of every module that could be meant by the imports of a module."""
+    """Yield the last part of every module name that the imports of a module can mean."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (item.name.rpartition(".")[2] for item in node.names)
@@ -75,12 +75,12 @@ def _theorems_left_out(trees: Mapping[str, ast.Module], theorems: Mapping[str, T
             where = f"theorems/{module}.py:{function.lineno}: {function.name}"
             if any(_called(one) in _DECORATORS for one in function.decorator_list):
                 if function.name not in theorems:
-                    yield f"{where} is a theorem that no suite runs; it is not registered"
+                    yield f"{where} is a theorem that is not registered, so that it never runs"
             elif _states(function) and function.name not in used:
-                yield f"{where} states claims and nothing runs it; decorate it with @theorem"
+                yield f"{where} states claims but never runs; decorate it with @theorem"
         for name, line in _named_theorems(tree):
             if name not in theorems:
-                yield f"theorems/{module}.py:{line}: {name} is a theorem that no suite runs; it is not registered"
+                yield f"theorems/{module}.py:{line}: {name} is a theorem that is not registered, so that it never runs"
 
 
 def _called(node: ast.expr) -> str:
@@ -93,7 +93,7 @@ def _states(function: ast.FunctionDef) -> bool:
 
 
 def _named_theorems(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Give the names of theorems that are made by hand, where the name is a plain string."""
+    """Yield the name and line of every `Theorem(...)` call whose name is a string literal."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and _called(node) == "Theorem":
             named = [word.value for word in node.keywords if word.arg == "name"] + node.args[:1]
@@ -105,13 +105,13 @@ def _clauses_left_out(theorems: Mapping[str, Theorem]) -> Iterator[str]:
     named = {theorem.clause for theorem in theorems.values()}
     for clause, says in CLAUSES.items():
         if clause not in named:
-            yield f"clause {clause} ({says}): no theorem names it"
+            yield f"clause {clause} ({says}): no theorem discharges it"
     for theorem in theorems.values():
         if theorem.clause not in CLAUSES:
-            yield f"theorem {theorem.name} names clause {theorem.clause!r}, which the contract has not"
+            yield f"theorem {theorem.name} names clause {theorem.clause!r}, which is not in the contract"
 
 
 def _without_source(theorems: Iterable[Theorem]) -> Iterator[str]:
     for theorem in theorems:
         if theorem.claims is None and not theorem.sources:
-            yield f"theorem {theorem.name} does not say which source it is proven of; give it sources=(module,)"
+            yield f"theorem {theorem.name} does not name the source that it proves; give it sources=(module,)"

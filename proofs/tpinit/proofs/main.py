@@ -1,4 +1,4 @@
-"""`tpinit prove`: prove every theorem, show each as it ends, print the table, tell what fell."""
+"""`tpinit prove`: prove every theorem, report progress, print the table and the theorems that are not proven."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from pathlib import Path
 import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
 from tpinit.proofs import lint, report
 from tpinit.proofs.certificates import refuting
-from tpinit.proofs.certificates.check import Rejected
+from tpinit.proofs.certificates.check import RejectedCertificate
 from tpinit.proofs.claims import THEOREMS, Verdict
 from tpinit.proofs.ledger.exporting import write_smt2
-from tpinit.proofs.running import Record, run
+from tpinit.proofs.running import TheoremResult, run
 
 __all__ = ["prove"]
 
 _DESCRIPTION = """\
-Prove the contract and the shipped resolver. Every theorem is decided for all inputs, its premises are
-shown satisfiable, and a control, a contract or a source that is wrong in one place, must be refuted."""
+Prove the contract and the shipped source. Every theorem is decided for all inputs, its premises are shown
+to be satisfiable, and its control, a contract or a source that is wrong in one place, must be refuted."""
 
 _EPILOG = """\
-exit codes: 0 all proven, 1 a theorem fell, was not decided, was vacuous, or its control survived, a theorem is
-left out or a clause unnamed (not looked at with --only), or the ledger is not the committed one; 2 a usage error."""
+exit codes: 0 every theorem is proven. 1 a theorem is refuted, undecided or vacuous, or its control survives; a
+theorem is not registered or a clause has no theorem (not checked with --only); or the ledger differs from the
+committed one. 2 a usage error."""
 
 
 def _positive(text: str) -> int:
@@ -73,7 +74,7 @@ def _chosen(parser: argparse.ArgumentParser, patterns: Sequence[str] | None) -> 
 
 
 def prove(argv: Sequence[str]) -> int:
-    """Prove what the arguments ask for. Return 0 when all of it is proven, else 1 (SystemExit 2 on usage)."""
+    """Run `tpinit prove`. Return 0 when every chosen theorem is proven, else 1 (SystemExit 2 on a usage error)."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     names = _chosen(parser, arguments.only)
@@ -88,31 +89,31 @@ def prove(argv: Sequence[str]) -> int:
     committed = report.prepare(parser, arguments)
     started, finished = time.perf_counter(), 0
 
-    def progress(record: Record) -> None:
+    def progress(result: TheoremResult) -> None:
         nonlocal finished
         finished += 1
         if not arguments.quiet:
-            print(f"[{finished}/{len(names)}] {record.name}: {record.verdict.value}", file=sys.stderr, flush=True)
+            print(f"[{finished}/{len(names)}] {result.name}: {result.verdict.value}", file=sys.stderr, flush=True)
 
-    records = run(names, arguments.jobs, progress, report.is_wanted(arguments))
-    _print_table(records)
-    fallen = [record for record in records if record.verdict is not Verdict.PROVED]
-    for record in fallen:
-        print(f"\n{record.verdict.value.upper()}: {record.name}\n  {THEOREMS[record.name].statement}")
-        print(textwrap.fill(record.detail, 100, initial_indent="  ", subsequent_indent="  "))
+    results = run(names, arguments.jobs, progress, report.is_wanted(arguments))
+    _print_table(results)
+    not_proven = [result for result in results if result.verdict is not Verdict.PROVED]
+    for result in not_proven:
+        print(f"\n{result.verdict.value.upper()}: {result.name}\n  {THEOREMS[result.name].statement}")
+        print(textwrap.fill(result.detail, 100, initial_indent="  ", subsequent_indent="  "))
     problems = [] if arguments.only else lint.problems(lint.FOLDER, THEOREMS)
     if report.is_wanted(arguments):
-        problems += report.report(arguments, committed, records, started)
+        problems += report.report(arguments, committed, results, started)
     for problem in problems:
         print(f"\nPROBLEM: {problem}")
     seconds = time.perf_counter() - started
-    proven = len(records) - len(fallen)
+    proven = len(results) - len(not_proven)
     print(
-        f"\n{proven} of {len(records)} theorems proven, every control refuted, in {seconds:.1f} s"
-        if not fallen
-        else f"\n{proven} of {len(records)} theorems proven, {len(fallen)} not, in {seconds:.1f} s"
+        f"\n{proven} of {len(results)} theorems proven, every control refuted, in {seconds:.1f} s"
+        if not not_proven
+        else f"\n{proven} of {len(results)} theorems proven, {len(not_proven)} not, in {seconds:.1f} s"
     )
-    return 1 if fallen or problems else 0
+    return 1 if not_proven or problems else 0
 
 
 def _write_smt2(parser: argparse.ArgumentParser, directory: Path, names: Sequence[str]) -> int:
@@ -120,7 +121,7 @@ def _write_smt2(parser: argparse.ArgumentParser, directory: Path, names: Sequenc
         count = write_smt2(directory, names)
     except OSError as problem:
         parser.error(f"--smt2 {directory}: {problem.strerror}; give a directory that can be written to")
-    print(f"{count} queries written to {directory}; each says in its comments what it asks, and the answer claimed")
+    print(f"{count} queries written to {directory}; the comments of each state its claim and the expected answer")
     return 0
 
 
@@ -129,30 +130,30 @@ def _write_certificates(parser: argparse.ArgumentParser, directory: Path) -> int
         written = refuting.write(directory)
     except OSError as problem:
         parser.error(f"--certificates {directory}: {problem.strerror}; give a directory that can be written to")
-    except (refuting.Refused, Rejected) as problem:
+    except (refuting.NoCertificate, RejectedCertificate) as problem:
         print(f"nothing was written: {problem}", file=sys.stderr)
         return 1
-    for name, said in written.items():
-        steps = said.lemmas + said.deletions
-        print(f"{name}: {said.variables} variables, {said.clauses} clauses, {steps} proof steps, verified")
-    print(f"{directory / 'README.txt'} says how to check them")
+    for name, size in written.items():
+        steps = size.lemmas + size.deletions
+        print(f"{name}: {size.variables} variables, {size.clauses} clauses, {steps} proof steps, verified")
+    print(f"{directory / 'README.txt'} explains how to check them")
     return 0
 
 
-def _print_table(records: Sequence[Record]) -> None:
-    width = max(len(record.name) for record in records) + 2
+def _print_table(results: Sequence[TheoremResult]) -> None:
+    width = max(len(result.name) for result in results) + 2
     print(f"{'clause':7}{'theorem':{width}}{'verdict':10}{'seconds':>8}  decided by")
-    for record in records:
-        theorem = THEOREMS[record.name]
-        verdict = f"{record.verdict.value:10}{record.seconds:>8.2f}"
-        print(f"{theorem.clause:7}{record.name:{width}}{verdict}  {_oracles(record)}")
+    for result in results:
+        theorem = THEOREMS[result.name]
+        verdict = f"{result.verdict.value:10}{result.seconds:>8.2f}"
+        print(f"{theorem.clause:7}{result.name:{width}}{verdict}  {_oracles(result)}")
         print(textwrap.fill(theorem.statement, 110, initial_indent=" " * 9, subsequent_indent=" " * 9))
 
 
-def _oracles(record: Record) -> str:
-    said = []
-    for name, oracle in record.oracles.items():
-        result = oracle.result
-        mark = "" if result.verdict is Verdict.PROVED else f" {result.verdict.value.upper()}"
-        said.append(f"{name}{mark} ({result.checked:,} {result.unit})")
-    return ", ".join(said)
+def _oracles(result: TheoremResult) -> str:
+    parts = []
+    for name, oracle in result.oracles.items():
+        decided = oracle.result
+        mark = "" if decided.verdict is Verdict.PROVED else f" {decided.verdict.value.upper()}"
+        parts.append(f"{name}{mark} ({decided.checked:,} {decided.unit})")
+    return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""Negative controls: contracts that are wrong in one place, each to be caught by a theorem."""
+"""Negative controls: contracts that are wrong in one place, each of which a theorem must refute."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ __all__ = [
 
 
 def drop_row(number: int) -> Mutant:
-    """Make the table without one row."""
+    """Return the mutant without one row of the table."""
     return Mutant(
         f"the table without row {number}",
         lambda m: replace(m, rows=tuple(row for row in m.rows if row.number != number)),
     )
 
 
-def change_row(number: int, says: str, **changes: object) -> Mutant:
-    """Make the table with one row changed."""
+def change_row(number: int, description: str, **changes: object) -> Mutant:
+    """Return the mutant with one row of the table changed; `description` completes `row N ...`."""
     return Mutant(
-        f"row {number} {says}",
+        f"row {number} {description}",
         lambda m: replace(
             m,
             rows=tuple(
@@ -51,64 +51,69 @@ def change_row(number: int, says: str, **changes: object) -> Mutant:
 
 
 def drop_rule(clause: str, index: int = 0) -> Mutant:
-    """Make the prose without the index-th rule of one clause."""
+    """Return the mutant without one rule of a clause of the prose; `index` counts from 0."""
 
     def apply(m: Model) -> Model:
         victim = [rule for rule in m.rules if rule.clause == clause][index]
         return replace(m, rules=tuple(rule for rule in m.rules if rule is not victim))
 
-    return Mutant(f"the prose without {clause} ({index + 1})", apply)
+    return Mutant(f"the prose without rule {index + 1} of {clause}", apply)
 
 
-def override(code: ViolationCode, says: str, predicate: Callable[[Model, z3.BoolRef], z3.BoolRef]) -> Mutant:
-    """Make one violation's predicate another, given the model and the right predicate."""
+def override(code: ViolationCode, description: str, predicate: Callable[[Model, z3.BoolRef], z3.BoolRef]) -> Mutant:
+    """Return the mutant with another predicate of one violation; `predicate` gets the model and the correct term."""
 
     def apply(m: Model) -> Model:
-        right = m.predicates[code]
+        correct = m.predicates[code]
         return replace(
-            m, predicates=MappingProxyType({**m.predicates, code: lambda model: predicate(model, right(model))})
+            m, predicates=MappingProxyType({**m.predicates, code: lambda model: predicate(model, correct(model))})
         )
 
-    return Mutant(f"{code.value} {says}", apply)
+    return Mutant(f"{code.value} {description}", apply)
 
 
 def without_code(code: ViolationCode) -> Mutant:
-    """Make a contract in which one violation never holds."""
-    return override(code, "never holds", lambda _model, _right: z3.BoolVal(False))
+    """Return the mutant in which one violation never holds."""
+    return override(code, "never holds", lambda _model, _correct: z3.BoolVal(False))
 
 
 def reorder_sizes(*order: Source) -> Mutant:
-    """Make another precedence of sizes."""
+    """Return the mutant with another precedence of sizes."""
     return Mutant("sizes in the order " + ", ".join(order), lambda m: replace(m, size_order=order))
 
 
 def reorder_dtypes(*order: Source) -> Mutant:
-    """Make another precedence of dtypes."""
+    """Return the mutant with another precedence of dtypes."""
     return Mutant("dtypes in the order " + ", ".join(order), lambda m: replace(m, dtype_order=order))
 
 
 def reorder_groups(*order: Source) -> Mutant:
-    """Make another precedence of the groups that are no direct source."""
+    """Return the mutant with another precedence of the config's and the mesh's group."""
     return Mutant("groups in the order " + ", ".join(order), lambda m: replace(m, config_group_order=order))
 
 
-def redefine(name: str, says: str, make: Callable[[Model, Any], object]) -> Mutant:
-    """Make one derived term of the model another, given the model and the right term; `replace` keeps the change."""
-    right = Model.__dict__[name].func
-    changed = cached_property(lambda m: make(m, right(m)))
+def redefine(name: str, description: str, make: Callable[[Model, Any], object]) -> Mutant:
+    """Return the mutant with another derived term; `make` gets the model and the correct term.
+
+    The mutated model is a subclass, so that `dataclasses.replace` keeps the change.
+    """
+    correct = Model.__dict__[name].func
+    changed = cached_property(lambda m: make(m, correct(m)))
     changed.__set_name__(Model, name)
     mutated = type("MutatedModel", (Model,), {name: changed})
-    return Mutant(f"{name} {says}", lambda m: mutated(**{item.name: getattr(m, item.name) for item in fields(Model)}))
+    return Mutant(
+        f"{name} {description}", lambda m: mutated(**{item.name: getattr(m, item.name) for item in fields(Model)})
+    )
 
 
 def no_disabling() -> Mutant:
-    """Forget D2: `autotp_size: 0` never switches a section off."""
-    return Mutant("D2 forgotten", lambda m: replace(m, disabled_by=lambda _symbols: z3.BoolVal(False)))
+    """Return the mutant without D2: `autotp_size: 0` never disables a section."""
+    return Mutant("the contract without D2", lambda m: replace(m, disabled_by=lambda _symbols: z3.BoolVal(False)))
 
 
 def forget_mesh() -> Mutant:
-    """Forget that a mesh is a group source (D4): a group is created beside it."""
-    return Mutant("the mesh forgotten", lambda m: replace(m, config_group_order=(Source.CONFIG_TP_GROUP,)))
+    """Return the mutant in which a mesh is no group source (D4): a group is created although a mesh supplies one."""
+    return Mutant("the mesh is no group source", lambda m: replace(m, config_group_order=(Source.CONFIG_TP_GROUP,)))
 
 
-ROW_8_INITS_NOTHING = change_row(8, "says no AutoTP", outcome=Outcome.NO_AUTOTP)
+ROW_8_INITS_NOTHING = change_row(8, "has the outcome `no AutoTP`", outcome=Outcome.NO_AUTOTP)

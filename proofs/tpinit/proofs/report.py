@@ -1,4 +1,4 @@
-"""What `tpinit prove` does with the ledger: write it with its page, keep it, hold it against the committed one."""
+"""The ledger options of `tpinit prove`: write the ledger and its page, or compare it with the committed ledger."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tpinit.proofs.ledger.comparing import UnreadableLedger, differences, read, 
 from tpinit.proofs.ledger.entries import ledger, missing, text
 from tpinit.proofs.ledger.necessity import needed_by_each
 from tpinit.proofs.ledger.page import page
-from tpinit.proofs.running import Record
+from tpinit.proofs.running import TheoremResult
 
 __all__ = ["add_arguments", "is_wanted", "prepare", "report"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that speak of the ledger."""
+    """Add the ledger options to the parser."""
     parser.add_argument(
         "--report", metavar="DIR", type=Path, help="write the ledger (ledger.json) and its page (index.html) to DIR"
     )
@@ -26,20 +26,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--check-ledger",
         metavar="FILE",
         type=Path,
-        help="fail where FILE differs from the ledger of now, but for times",
+        help="fail where FILE differs from the ledger of this run; times are not compared",
     )
-    parser.add_argument("--write-ledger", metavar="FILE", type=Path, help="write the ledger without times, to be kept")
+    parser.add_argument(
+        "--write-ledger", metavar="FILE", type=Path, help="write the ledger without times, to be committed"
+    )
 
 
 def is_wanted(arguments: argparse.Namespace) -> bool:
-    """Tell whether any option asks for the ledger, and so for witnesses and cores."""
+    """Return whether an option needs the ledger, and so witnesses and cores."""
     return any(getattr(arguments, name) is not None for name in ("report", "check_ledger", "write_ledger"))
 
 
 def prepare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Mapping[str, object] | None:
-    """Refuse now what would be refused after all proofs. Return the committed ledger, where one is named."""
+    """Check the options before the proofs start, and return the committed ledger where one is named (SystemExit 2)."""
     if arguments.only and (arguments.check_ledger is not None or arguments.write_ledger is not None):
-        parser.error("--check-ledger and --write-ledger speak of all theorems; leave out --only")
+        parser.error("--check-ledger and --write-ledger need all theorems; leave out --only")
     try:
         if arguments.report is not None:
             arguments.report.mkdir(parents=True, exist_ok=True)
@@ -53,25 +55,27 @@ def prepare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> M
 def report(
     arguments: argparse.Namespace,
     committed: Mapping[str, object] | None,
-    records: Sequence[Record],
+    results: Sequence[TheoremResult],
     started: float,
 ) -> list[str]:
-    """Make the ledger of the records and do with it what was asked. Return the problems found, in words.
+    """Make the ledger of the results, write and compare it as the options say, and return the problems as text.
 
     Raises OSError where a file can't be written.
     """
-    names = [record.name for record in records]
+    names = [result.name for result in results]
     needs = needed_by_each(names, arguments.jobs)
-    whole = ledger(THEOREMS, records, needs, time.perf_counter() - started)
-    problems = [] if arguments.only else missing(needs, whole)
+    entire = ledger(THEOREMS, results, needs, time.perf_counter() - started)
+    problems = [] if arguments.only else missing(needs, entire)
     if arguments.report is not None:
-        (arguments.report / "ledger.json").write_text(text(whole), encoding="utf-8")
-        (arguments.report / "index.html").write_text(page(whole), encoding="utf-8")
+        (arguments.report / "ledger.json").write_text(text(entire), encoding="utf-8")
+        (arguments.report / "index.html").write_text(page(entire), encoding="utf-8")
     if arguments.write_ledger is not None:
-        arguments.write_ledger.write_text(text(without_times(whole)), encoding="utf-8")
+        arguments.write_ledger.write_text(text(without_times(entire)), encoding="utf-8")
     if committed is not None:
-        different = [f"{arguments.check_ledger}: {line}" for line in differences(committed, whole)]
+        different = [f"{arguments.check_ledger}: {line}" for line in differences(committed, entire)]
         if different:
-            different.append(f"where this is meant, keep it: tpinit prove --write-ledger {arguments.check_ledger}")
+            different.append(
+                f"if the change is intended, commit it: tpinit prove --write-ledger {arguments.check_ledger}"
+            )
         problems += different
     return problems

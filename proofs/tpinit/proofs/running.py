@@ -1,4 +1,4 @@
-"""Running theorems: every oracle, each with its control, and never taken for proven by accident."""
+"""Run theorems with every oracle and their controls. An error inside a proof is `unknown`, never a pass."""
 
 from __future__ import annotations
 
@@ -10,81 +10,81 @@ from functools import partial
 from multiprocessing import get_context
 
 from tpinit.proofs import brute
-from tpinit.proofs.claims import THEOREMS, Claim, Result, Theorem, Verdict, right_model
-from tpinit.proofs.ledger.findings import Findings, explain
+from tpinit.proofs.claims import THEOREMS, CheckResult, Claim, Theorem, Verdict, right_model
+from tpinit.proofs.ledger.evidence import ProofEvidence, explain
 from tpinit.proofs.solvers import SOLVERS, decide_all, digest
 
-__all__ = ["OracleRun", "Record", "judge", "run"]
+__all__ = ["OracleRun", "TheoremResult", "judge", "run"]
 
 
 @dataclass(frozen=True, slots=True)
 class OracleRun:
-    """What one oracle said of a theorem: its result, and the seconds it took."""
+    """The result of one oracle for a theorem, and the seconds it took."""
 
-    result: Result
+    result: CheckResult
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What became of one theorem.
+class TheoremResult:
+    """The result of one theorem.
 
-    `oracles` has what each said; `beyond` why the small domain could not be asked, where it could not.
-    `controls` has each oracle's verdict on the control. `formula` is the digest of what was proven.
-    `findings` has witnesses and cores, where they were asked for.
+    `oracles` maps each oracle to its run, `controls` maps each oracle to its result for the control.
+    `no_brute_force` is the reason why brute force did not run, empty where it did. `formula` is the SHA-256 of
+    the claims. `evidence` holds witnesses and cores, empty unless requested.
     """
 
     name: str
     verdict: Verdict
     detail: str = ""
     oracles: Mapping[str, OracleRun] = field(default_factory=dict)
-    controls: Mapping[str, Result] = field(default_factory=dict)
-    beyond: str = ""
+    controls: Mapping[str, CheckResult] = field(default_factory=dict)
+    no_brute_force: str = ""
     formula: str = ""
     seconds: float = 0.0
-    findings: Findings = field(default_factory=Findings)
+    evidence: ProofEvidence = field(default_factory=ProofEvidence)
 
 
-def judge(theorem: Theorem, explained: bool = False) -> Record:
-    """Decide a theorem and its control by every oracle that can, and find witnesses and cores if asked to.
+def judge(theorem: Theorem, explained: bool = False) -> TheoremResult:
+    """Decide a theorem and its control by every oracle that applies; with `explained`, find witnesses and cores too.
 
-    All must agree. A control that is not refuted makes the theorem fail. Whatever goes wrong inside a
-    proof is `unknown`, with the reason: never a pass, never a crash.
+    All oracles must agree. A control that is not refuted makes the theorem fail. An exception inside a proof
+    gives the verdict `unknown` with the exception as detail: never a pass, never a crash.
     """
     started = time.perf_counter()
     try:
-        record = _by_claims(theorem) if theorem.claims is not None else _by_engine(theorem)
-    except Exception as exception:  # a theorem that breaks is reported beside the others
-        record = Record(theorem.name, Verdict.UNKNOWN, _told(exception))
-    record = replace(record, seconds=time.perf_counter() - started)
-    return _explained(theorem, record) if explained and record.verdict is Verdict.PROVED else record
+        result = _by_claims(theorem) if theorem.claims is not None else _by_engine(theorem)
+    except Exception as exception:  # one broken theorem must not hide the others
+        result = TheoremResult(theorem.name, Verdict.UNKNOWN, _told(exception))
+    result = replace(result, seconds=time.perf_counter() - started)
+    return _explained(theorem, result) if explained and result.verdict is Verdict.PROVED else result
 
 
-def _explained(theorem: Theorem, record: Record) -> Record:
+def _explained(theorem: Theorem, result: TheoremResult) -> TheoremResult:
     try:
-        return replace(record, findings=explain(theorem))
-    except Exception as exception:  # what is proven and can't be explained is not understood: not a pass
-        return replace(record, verdict=Verdict.UNKNOWN, detail=f"no witness or core: {_told(exception)}")
+        return replace(result, evidence=explain(theorem))
+    except Exception as exception:  # a proof without evidence is no pass
+        return replace(result, verdict=Verdict.UNKNOWN, detail=f"no witness or core: {_told(exception)}")
 
 
-def _by_claims(theorem: Theorem) -> Record:
+def _by_claims(theorem: Theorem) -> TheoremResult:
     assert theorem.claims is not None
     assert theorem.mutant is not None
     claims = list(theorem.claims(right_model()))
-    wrong = list(theorem.claims(theorem.mutant.apply(right_model())))
+    mutated = list(theorem.claims(theorem.mutant.apply(right_model())))
     oracles = {name: _timed(partial(decide_all, claims, solve)) for name, solve in SOLVERS.items()}
-    controls = {name: _guarded(partial(decide_all, wrong, solve)) for name, solve in SOLVERS.items()}
-    beyond = "" if any(not claim.beyond for claim in claims) else _reasons(claims)
-    if not beyond:
+    controls = {name: _guarded(partial(decide_all, mutated, solve)) for name, solve in SOLVERS.items()}
+    no_brute_force = "" if any(not claim.no_brute_force for claim in claims) else _reasons(claims)
+    if not no_brute_force:
         oracles["brute"] = _timed(partial(brute.decide_all, claims))
-    return _summed_up(theorem, oracles, controls, beyond, digest(claims))
+    return _summed_up(theorem, oracles, controls, no_brute_force, digest(claims))
 
 
 def _reasons(claims: Sequence[Claim]) -> str:
-    return "; ".join(sorted({claim.beyond for claim in claims}))
+    return "; ".join(sorted({claim.no_brute_force for claim in claims}))
 
 
-def _by_engine(theorem: Theorem) -> Record:
+def _by_engine(theorem: Theorem) -> TheoremResult:
     assert theorem.prove is not None
     assert theorem.refute is not None
     oracles = {theorem.engine: _timed(theorem.prove)}
@@ -92,8 +92,12 @@ def _by_engine(theorem: Theorem) -> Record:
 
 
 def _summed_up(
-    theorem: Theorem, oracles: Mapping[str, OracleRun], controls: Mapping[str, Result], beyond: str, formula: str
-) -> Record:
+    theorem: Theorem,
+    oracles: Mapping[str, OracleRun],
+    controls: Mapping[str, CheckResult],
+    no_brute_force: str,
+    formula: str,
+) -> TheoremResult:
     verdicts = {name: run.result.verdict for name, run in oracles.items()}
     failed = {name: verdict for name, verdict in verdicts.items() if verdict is not Verdict.PROVED}
     survived = {name: result for name, result in controls.items() if result.verdict is not Verdict.REFUTED}
@@ -103,40 +107,40 @@ def _summed_up(
         detail = oracles[name].result.detail
         if len(set(verdicts.values())) > 1 and Verdict.UNKNOWN not in verdicts.values():
             verdict = Verdict.DISAGREEMENT
-            detail = ", ".join(f"{oracle} says {said.value}" for oracle, said in verdicts.items()) + f": {detail}"
+            detail = ", ".join(f"{oracle} says {each.value}" for oracle, each in verdicts.items()) + f": {detail}"
     elif survived:
         name, result = next(iter(survived.items()))
         verdict = Verdict.CONTROL_SURVIVED
-        detail = f"the control must fall and is {result.verdict.value} by {name}: {theorem.control}"
+        detail = f"the control must be refuted, but {name} says {result.verdict.value}: {theorem.control}"
         detail += f" ({result.detail})" if result.detail else ""
-    return Record(theorem.name, verdict, detail, oracles, controls, beyond, formula)
+    return TheoremResult(theorem.name, verdict, detail, oracles, controls, no_brute_force, formula)
 
 
-def _timed(decide: Callable[[], Result]) -> OracleRun:
+def _timed(decide: Callable[[], CheckResult]) -> OracleRun:
     started = time.perf_counter()
     result = _guarded(decide)
     return OracleRun(result, time.perf_counter() - started)
 
 
-def _guarded(decide: Callable[[], Result]) -> Result:
+def _guarded(decide: Callable[[], CheckResult]) -> CheckResult:
     try:
         return decide()
-    except Exception as exception:  # an oracle that breaks is reported beside the others
-        return Result(Verdict.UNKNOWN, detail=_told(exception))
+    except Exception as exception:  # one broken oracle must not hide the others
+        return CheckResult(Verdict.UNKNOWN, detail=_told(exception))
 
 
 def _told(exception: BaseException) -> str:
     return f"{type(exception).__name__}: {exception}"
 
 
-def _judge_by_name(name: str, explained: bool) -> Record:
+def _judge_by_name(name: str, explained: bool) -> TheoremResult:
     import tpinit.proofs.theorems  # registers them in this process
 
     del tpinit
     return judge(THEOREMS[name], explained)
 
 
-# The longest first, so that no process is left alone with them at the end.
+# The longest theorems start first, so that no process runs one of them alone at the end.
 _SLOW = ("crosshair_group_size_mismatch", "crosshair_", "shipped_")
 
 
@@ -144,21 +148,23 @@ def _slowest_first(name: str) -> int:
     return next((place for place, start in enumerate(_SLOW) if name.startswith(start)), len(_SLOW))
 
 
-def run(names: Sequence[str], jobs: int, done: Callable[[Record], None], explained: bool = False) -> list[Record]:
-    """Judge the named theorems in `jobs` processes; `done` hears of each as it ends. In the given order.
+def run(
+    names: Sequence[str], jobs: int, done: Callable[[TheoremResult], None], explained: bool = False
+) -> list[TheoremResult]:
+    """Judge the named theorems in `jobs` processes and return their results in the order of `names`.
 
-    With `explained`, witnesses and cores are found too.
+    `done` is called with each result as it arrives. With `explained`, witnesses and cores are found too.
     """
     order = sorted(names, key=_slowest_first)
-    records: dict[str, Record] = {}
+    results: dict[str, TheoremResult] = {}
     with ProcessPoolExecutor(min(jobs, len(names)), mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(_judge_by_name, name, explained): name for name in order}
         try:
             for future in as_completed(waiting):
-                record = future.result()
-                records[record.name] = record
-                done(record)
+                result = future.result()
+                results[result.name] = result
+                done(result)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [records[name] for name in names]
+    return [results[name] for name in names]

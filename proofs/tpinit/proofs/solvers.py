@@ -1,7 +1,7 @@
-"""Deciding claims by Z3 and by cvc5, through one interface: proved, refuted, vacuous or unknown.
+"""Decide claims with Z3 and with cvc5 through one interface: proved, refuted, vacuous or unknown.
 
-Z3 decides the terms themselves. cvc5 decides what they print as in SMT-LIB 2, in its own parser, so
-that the two share no code beyond that text. Unknown and time-out are failures.
+Z3 decides the terms themselves. cvc5 parses and decides the SMT-LIB 2 text of the terms, so that the two
+share no code except that text. Unknown and time-out are failures.
 """
 
 from __future__ import annotations
@@ -11,43 +11,43 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 
 import z3
-from tpinit.proofs.claims import Claim, Result, Verdict
-from tpinit.proofs.words import tell
+from tpinit.proofs.claims import CheckResult, Claim, Verdict
+from tpinit.proofs.describe import describe
 
-__all__ = ["SOLVERS", "Answer", "decide", "decide_all", "digest", "queries", "smt2"]
+__all__ = ["SOLVERS", "SolverAnswer", "decide", "decide_all", "digest", "queries", "smt2"]
 
 TIMEOUT_MS = 30_000
 
 
-class Answer(str, Enum):
-    """What a solver says of a set of formulas."""
+class SolverAnswer(str, Enum):
+    """A solver's answer for a set of formulas."""
 
     SAT = "sat"
     UNSAT = "unsat"
     UNKNOWN = "unknown"
 
 
-Solve = Callable[[Sequence[z3.BoolRef]], Answer]
+Solve = Callable[[Sequence[z3.BoolRef]], SolverAnswer]
 
 
-def ask_z3(terms: Sequence[z3.BoolRef]) -> Answer:
-    """Ask Z3 whether the terms can hold together."""
-    return Answer(str(_z3_solver(terms).check()))
+def ask_z3(terms: Sequence[z3.BoolRef]) -> SolverAnswer:
+    """Return whether the conjunction of the terms is satisfiable, by Z3."""
+    return SolverAnswer(str(_z3_solver(terms).check()))
 
 
-def ask_cvc5(terms: Sequence[z3.BoolRef]) -> Answer:
-    """Ask cvc5 the same, of the SMT-LIB 2 text."""
+def ask_cvc5(terms: Sequence[z3.BoolRef]) -> SolverAnswer:
+    """Return whether the conjunction of the terms is satisfiable, by cvc5 on their SMT-LIB 2 text."""
     import cvc5
 
     solver = cvc5.Solver()
     solver.setOption("tlimit-per", str(TIMEOUT_MS))
     parser = cvc5.InputParser(solver)
     parser.setStringInput(cvc5.InputLanguage.SMT_LIB_2_6, smt2(terms), "claim")
-    symbols, said = parser.getSymbolManager(), ""
+    symbols, output = parser.getSymbolManager(), ""
     while not (command := parser.nextCommand()).isNull():
-        said += command.invoke(solver, symbols)
-    words = said.split()
-    return Answer(words[0]) if words in (["sat"], ["unsat"]) else Answer.UNKNOWN
+        output += command.invoke(solver, symbols)
+    words = output.split()
+    return SolverAnswer(words[0]) if words in (["sat"], ["unsat"]) else SolverAnswer.UNKNOWN
 
 
 SOLVERS: dict[str, Solve] = {"z3": ask_z3, "cvc5": ask_cvc5}
@@ -61,7 +61,7 @@ def _z3_solver(terms: Sequence[z3.BoolRef]) -> z3.Solver:
 
 
 def smt2(terms: Sequence[z3.BoolRef]) -> str:
-    """Print the question whether the terms can hold together in SMT-LIB 2."""
+    """Return an SMT-LIB 2 script that asks whether the conjunction of the terms is satisfiable."""
     solver = z3.Solver()
     solver.add(*terms)
     return "(set-logic ALL)\n" + "".join(
@@ -69,21 +69,21 @@ def smt2(terms: Sequence[z3.BoolRef]) -> str:
     )
 
 
-def queries(claim: Claim) -> list[tuple[str, tuple[z3.BoolRef, ...], Answer]]:
-    """List what must be asked to decide a claim, and the answer that is claimed: name, terms, answer."""
+def queries(claim: Claim) -> list[tuple[str, tuple[z3.BoolRef, ...], SolverAnswer]]:
+    """Return the queries that decide a claim: the name, the terms and the expected answer of each."""
     if claim.possible:
-        return [("witness", (claim.given, claim.then), Answer.SAT)]
+        return [("witness", (claim.premises, claim.conclusion), SolverAnswer.SAT)]
     return [
-        ("counterexample", (claim.given, z3.Not(claim.then)), Answer.UNSAT),
-        ("premises", (claim.given,), Answer.SAT),
+        ("counterexample", (claim.premises, z3.Not(claim.conclusion)), SolverAnswer.UNSAT),
+        ("premises", (claim.premises,), SolverAnswer.SAT),
     ]
 
 
 def digest(claims: Iterable[Claim]) -> str:
-    """Hash the formulas of a theorem: the same as long as what is proven is the same (SHA-256, hex).
+    """Return the SHA-256 (hex) of the queries of a theorem; it changes exactly when what is proven changes.
 
-    A term's hash is made of its operator's and its parts' hashes. (What a solver prints won't do: its names
-    for shared parts depend on what else it was ever told.)
+    The hash of a term is computed from its operator and the hashes of its children. The text that a solver
+    prints is not stable enough: its names for shared subterms depend on all terms made before.
     """
     known: dict[int, str] = {}
     kept = list(claims)  # a term's id is its own only as long as the term lives
@@ -107,9 +107,9 @@ def _hash(term: z3.ExprRef, known: dict[int, str]) -> str:
 
 
 def _operator(term: z3.ExprRef) -> str:
-    """Say what a term does with its parts, its sort included. Raises ValueError for a quantifier."""
+    """Return the operator and the sort of a term as text. Raises ValueError for a quantifier."""
     if not z3.is_app(term):
-        raise ValueError(f"the digest knows no {type(term).__name__}: {term}")
+        raise ValueError(f"the digest does not support {type(term).__name__}: {term}")
     name = str(term) if z3.is_int_value(term) else term.decl().name()
     sort = term.sort()
     members = ""
@@ -119,35 +119,35 @@ def _operator(term: z3.ExprRef) -> str:
     return f"{free}{name}: {sort} {members}"
 
 
-def decide_all(claims: Iterable[Claim], solve: Solve = ask_z3) -> Result:
-    """Decide the claims in turn, up to the first that is not as claimed. No claims at all is vacuous."""
+def decide_all(claims: Iterable[Claim], solve: Solve = ask_z3) -> CheckResult:
+    """Decide the claims in order, up to the first that is not proved. No claim at all is vacuous."""
     count = 0
     for claim in claims:
         result = decide(claim, solve)
         count += 1
         if result.verdict is not Verdict.PROVED:
-            return Result(result.verdict, count, detail=result.detail)
-    return Result(Verdict.PROVED if count else Verdict.VACUOUS, count)
+            return CheckResult(result.verdict, count, detail=result.detail)
+    return CheckResult(Verdict.PROVED if count else Verdict.VACUOUS, count)
 
 
-def decide(claim: Claim, solve: Solve = ask_z3) -> Result:
-    """Decide one claim over all inputs."""
+def decide(claim: Claim, solve: Solve = ask_z3) -> CheckResult:
+    """Decide one claim for all inputs."""
     for name, terms, claimed in queries(claim):
         answer = solve(terms)
         if answer is claimed:
             continue
-        if answer is Answer.UNKNOWN:
-            return Result(Verdict.UNKNOWN, 1, detail=f"{claim.says}: the solver did not decide the {name}")
+        if answer is SolverAnswer.UNKNOWN:
+            return CheckResult(Verdict.UNKNOWN, 1, detail=f"{claim.label}: the solver did not decide the {name}")
         if name == "premises":
-            return Result(Verdict.VACUOUS, 1, detail=f"{claim.says}: no input satisfies the premises")
+            return CheckResult(Verdict.VACUOUS, 1, detail=f"{claim.label}: no input satisfies the premises")
         if name == "witness":
-            return Result(Verdict.REFUTED, 1, detail=f"{claim.says}: no input does that")
-        return Result(Verdict.REFUTED, 1, detail=f"{claim.says}: falls{_for_which_input(claim, terms)}")
-    return Result(Verdict.PROVED, 1)
+            return CheckResult(Verdict.REFUTED, 1, detail=f"{claim.label}: no input satisfies it")
+        return CheckResult(Verdict.REFUTED, 1, detail=f"{claim.label}: false{_for_which_input(claim, terms)}")
+    return CheckResult(Verdict.PROVED, 1)
 
 
 def _for_which_input(claim: Claim, terms: Sequence[z3.BoolRef]) -> str:
     solver = _z3_solver(terms)
     if not claim.shown or solver.check() != z3.sat:
         return ""
-    return " for " + "; ".join(tell(solver.model(), shown) for shown in claim.shown)
+    return " for " + "; ".join(describe(solver.model(), shown) for shown in claim.shown)

@@ -1,11 +1,11 @@
 """Symbolic execution of the shipped source: the real functions, run by the real interpreter.
 
 The functions are called as users call them, on inputs whose integers and identities are Z3 terms and
-whose optional parts are decided only when they are looked at. Whenever the code needs the truth of a
-term, the explorer takes one side, remembers the other, and runs the function again until every side
-was taken (Boyer, Elspas and Levitt's SELECT, 1975; CrossHair works alike). Nothing is approximated: an
-operation that a term does not support raises `Unsupported`, which fails the proof. That the explored
-paths cover every input is itself checked, by Z3, at the end.
+whose optional parts are created only when they are read. Whenever the code needs the truth value of a
+term, the explorer takes one branch, remembers the other, and runs the function again until every branch
+was taken (Boyer, Elspas and Levitt's SELECT, 1975; CrossHair works in the same way). Nothing is
+approximated: an operation that a term does not support raises `Unsupported`, which fails the proof. At the
+end Z3 checks that the explored paths cover every input.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ MAX_PATHS, MAX_DECISIONS = 200_000, 500
 
 
 class Unsupported(Exception):
-    """The code under proof used a term in a way that the explorer does not follow."""
+    """The code under proof used a term in a way that symbolic execution does not support."""
 
 
 @dataclass(frozen=True)
 class Path(Generic[T]):
-    """One path: the condition on the inputs that leads there, and what the function gave or raised."""
+    """One path: its condition on the inputs, and the result or the exception of the function."""
 
     condition: z3.BoolRef
     result: T | None
@@ -38,24 +38,24 @@ class Path(Generic[T]):
 
 
 class Explorer:
-    """Takes one side of every decision, in depth-first order, and knows which sides are left."""
+    """Takes one branch of every decision, in depth-first order, and keeps the branches still to take."""
 
     def __init__(self, assuming: z3.BoolRef) -> None:
         self._solver = z3.Solver()
         self._solver.add(assuming)
-        self._plan: list[tuple[bool, bool]] = []  # (side taken, other side still to take)
+        self._plan: list[tuple[bool, bool]] = []  # (branch taken, other branch still to take)
         self._taken: list[z3.BoolRef] = []
 
     @property
     def condition(self) -> z3.BoolRef:
-        """The conjunction of all sides taken on the current path."""
+        """The conjunction of all branches taken on the current path."""
         return z3.And(*self._taken) if self._taken else z3.BoolVal(True)
 
     def decide(self, term: z3.BoolRef) -> bool:
-        """Take a side of `term` that some input takes, and keep the other one for later."""
+        """Return a truth value of `term` that some input has, and keep the other one for a later path."""
         index = len(self._taken)
         if index == MAX_DECISIONS:
-            raise Unsupported(f"more than {MAX_DECISIONS} decisions on one path: does it end?")
+            raise Unsupported(f"more than {MAX_DECISIONS} decisions on one path: it may not terminate")
         if index == len(self._plan):
             both = [side for side in (True, False) if self._feasible(term if side else z3.Not(term))]
             if not both:
@@ -69,7 +69,7 @@ class Explorer:
         return side
 
     def rewind(self) -> bool:
-        """Go back to the last decision with a side left and take it. False when there is none."""
+        """Go back to the last decision with a branch left and take that branch. Return False when there is none."""
         if self._taken:
             self._solver.pop(len(self._taken))
         self._taken.clear()
@@ -100,7 +100,7 @@ def _decide(term: z3.BoolRef) -> bool:
 def explore(function: Callable[[], T], assuming: z3.BoolRef) -> Iterator[Path[T]]:
     """Run `function` once for every path that inputs satisfying `assuming` can take.
 
-    Raises Unsupported where the paths are too many, one does not end, or they do not cover every input.
+    Raises Unsupported where there are too many paths, one is too long, or they do not cover every input.
     """
     explorer = Explorer(assuming)
     conditions: list[z3.BoolRef] = []
@@ -111,7 +111,7 @@ def explore(function: Callable[[], T], assuming: z3.BoolRef) -> Iterator[Path[T]
             result = function()
         except Unsupported:
             raise
-        except Exception as exception:  # whatever the code raises is a finding, told with its path
+        except Exception as exception:  # an exception of the code is part of the path's result
             raised = exception
         finally:
             _CURRENT.pop()
@@ -135,7 +135,7 @@ def _refuse(what: str) -> Callable[..., NoReturn]:
 
 
 class SymbolicBool:
-    """A truth that depends on the input. Asking for it takes a side."""
+    """A bool that depends on the input. `bool()` of it takes a branch."""
 
     __slots__ = ("term",)
 
@@ -145,8 +145,8 @@ class SymbolicBool:
     def __bool__(self) -> bool:
         return _decide(self.term)
 
-    __eq__ = _refuse("compared a truth with another")
-    __hash__ = _refuse("hashed a truth")
+    __eq__ = _refuse("compared a bool with another")
+    __hash__ = _refuse("hashed a bool")
 
 
 def _int_term(value: object) -> z3.ArithRef:
@@ -158,14 +158,14 @@ def _int_term(value: object) -> z3.ArithRef:
 
 
 class SymbolicInt:
-    """An unbounded integer that depends on the input. Python's meaning of `//` and `%` is kept."""
+    """An unbounded integer that depends on the input. `//` and `%` have Python's meaning."""
 
     __slots__ = ("term",)
 
     def __init__(self, term: z3.ArithRef) -> None:
         self.term = term
 
-    def __eq__(self, other: object) -> SymbolicBool:  # type: ignore[override] # the truth is a term
+    def __eq__(self, other: object) -> SymbolicBool:  # type: ignore[override] # the result is a term
         return SymbolicBool(self.term == _int_term(other))
 
     def __ne__(self, other: object) -> SymbolicBool:  # type: ignore[override]
@@ -226,7 +226,7 @@ class SymbolicInt:
 
 
 def _divide(dividend: z3.ArithRef, divisor: z3.ArithRef) -> tuple[SymbolicInt, SymbolicInt]:
-    """Python's floor division. Z3's rounds so that the remainder is not negative: mirror it below 0."""
+    """Return Python's floor division and modulo. Z3's remainder is never negative: negate for a divisor below 0."""
     if _decide(divisor == 0):
         raise ZeroDivisionError("integer division or modulo by zero")
     if _decide(divisor > 0):
@@ -235,14 +235,14 @@ def _divide(dividend: z3.ArithRef, divisor: z3.ArithRef) -> tuple[SymbolicInt, S
 
 
 class SymbolicIdentity:
-    """The identity of a group: it can be compared with another, and nothing else."""
+    """The identity of a group. It supports comparison with another identity and nothing else."""
 
     __slots__ = ("term",)
 
     def __init__(self, term: z3.ExprRef) -> None:
         self.term = term
 
-    def __eq__(self, other: object) -> SymbolicBool:  # type: ignore[override] # the truth is a term
+    def __eq__(self, other: object) -> SymbolicBool:  # type: ignore[override] # the result is a term
         return SymbolicBool(self.term == _identity(other))
 
     def __ne__(self, other: object) -> SymbolicBool:  # type: ignore[override]
@@ -258,14 +258,14 @@ def _identity(other: object) -> z3.ExprRef:
 
 
 class Lazy:
-    """An object whose attributes are made when first looked at, so that only what is read is decided."""
+    """An object whose attributes are created when first read, so that unread attributes cause no decision."""
 
     def __init__(self, **parts: Callable[[], object]) -> None:
         self.__dict__["_parts"] = parts
 
     def __getattr__(self, name: str) -> object:
         if name not in self.__dict__["_parts"]:
-            raise Unsupported(f"the code under proof read .{name}, which the contract does not know")
+            raise Unsupported(f"the code under proof read .{name}, which is not in the contract")
         value = self.__dict__["_parts"][name]()
         self.__dict__[name] = value
         return value
@@ -275,7 +275,7 @@ class Lazy:
 
 
 def lazy_inputs(s: Symbols) -> Lazy:
-    """Make an `Inputs` in which everything is open, over the terms of `s`. Make a new one for each path."""
+    """Return a symbolic `Inputs` over the terms of `s`. Each path needs a new one."""
 
     def when(term: z3.BoolRef, part: Callable[[], object]) -> Callable[[], object]:
         return lambda: part() if _decide(term) else None
@@ -287,7 +287,7 @@ def lazy_inputs(s: Symbols) -> Lazy:
         return lambda: next(member for member in DType if _decide(term == constant(member)))
 
     def group(term: z3.ExprRef) -> Callable[[], object]:
-        return lambda: Group(SymbolicIdentity(term), SymbolicInt(SIZE_OF(term)))  # type: ignore[arg-type] # terms stand in
+        return lambda: Group(SymbolicIdentity(term), SymbolicInt(SIZE_OF(term)))  # type: ignore[arg-type] # terms replace values
 
     def call() -> object:
         return Lazy(tp_size=integer(s.call_size), dtype=dtype(s.call_dtype), tp_group=when(s.tpg, group(s.call_group)))

@@ -75,14 +75,14 @@ def run(arguments: argparse.Namespace) -> int:
     from tpinit.decision_tables.analysis import Severity, analyse
     from tpinit.decision_tables.format import read_table
     from tpinit.decision_tables.report import as_object, as_text
-    from tpinit.decision_tables.space import Undecided
+    from tpinit.decision_tables.space import UndecidedTable
 
     try:
         table = read_table(arguments.file, axioms=arguments.axiom, number=arguments.table)
         analysis = analyse(table, arguments.limit)
     except ConfigError as error:
         raise UsageError(_told(error)) from error
-    except Undecided as error:
+    except UndecidedTable as error:
         raise UsageError(f"{error}. fix: split the table, or make its axioms simpler") from error
     if arguments.json:
         json.dump(as_object(analysis, arguments.limit), sys.stdout, indent=2)

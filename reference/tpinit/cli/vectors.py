@@ -97,12 +97,12 @@ def _regenerate(replace: bool) -> int:
             "fix: pip install 'tpinit[proofs]'"
         )
     from tpinit.proofs.vectors.candidates import MissingWitness
-    from tpinit.proofs.vectors.classes import Undecided
-    from tpinit.proofs.vectors.generating import Refused, generate
+    from tpinit.proofs.vectors.classes import UndecidedClasses
+    from tpinit.proofs.vectors.generating import OraclesDisagree, generate
 
     try:
         generated = generate()
-    except (MissingWitness, Refused, Undecided) as problem:
+    except (MissingWitness, OraclesDisagree, UndecidedClasses) as problem:
         print(f"tpinit: nothing was written: {problem}", file=sys.stderr)
         return 1
     return _write(generated) if replace else _check(generated)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pysat.solvers import Cadical153
 from tpinit.proofs.certificates import check as checker
 from tpinit.proofs.certificates import encoding
-from tpinit.proofs.certificates.check import Rejected, check
+from tpinit.proofs.certificates.check import RejectedCertificate, check
 from tpinit.proofs.certificates.refuting import bound
 
 
@@ -29,7 +29,7 @@ def proof(formula, *steps):
 
 
 def rejection(formula, steps):
-    with pytest.raises(Rejected) as caught:
+    with pytest.raises(RejectedCertificate) as caught:
         check(formula, steps)
     return str(caught.value)
 
@@ -175,7 +175,7 @@ def test_the_checker_verifies_nothing_that_has_a_model(clauses, lemmas):
     steps = [" ".join(map(str, (*lemma, 0))) for lemma in lemmas if lemma]
     try:
         check(formula, proof(formula, *steps, "0"))
-    except Rejected:
+    except RejectedCertificate:
         return
     assert not has_a_model(clauses)
 

@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 from pysat.solvers import Cadical153
 from tpinit.proofs.certificates.encoding import FORMULAS, Contract
-from tpinit.proofs.certificates.refuting import Vacuous, premises_witness, refute
+from tpinit.proofs.certificates.refuting import VacuousPremises, premises_witness, refute
 from tpinit.proofs.claims import Verdict
 from tpinit.proofs.theorems import certified
 from tpinit.spec.prose import RULES
@@ -74,7 +74,7 @@ def test_premises_hold_for_just_the_facts_that_a0_allows(name):
 def test_a_formula_whose_premises_exclude_facts_is_vacuous(monkeypatch, name, extra, says):
     right = FORMULAS[name](Contract())
     vacuous = replace(right, premises=right.premises + extra)
-    with pytest.raises(Vacuous, match=says):
+    with pytest.raises(VacuousPremises, match=says):
         refute(vacuous)
     monkeypatch.setattr(certified, "FORMULAS", {name: lambda _contract: vacuous})
     assert certified.decide(name, Contract()).verdict is Verdict.VACUOUS
@@ -83,5 +83,5 @@ def test_a_formula_whose_premises_exclude_facts_is_vacuous(monkeypatch, name, ex
 def test_premises_without_a0_are_not_what_they_should_be():
     right = FORMULAS[EXHAUSTIVE](Contract())
     assert right.premises[0] == (-2, 1)
-    with pytest.raises(Vacuous, match="allow TPI is false, TPG is true"):
+    with pytest.raises(VacuousPremises, match="allow TPI is false, TPG is true"):
         premises_witness(replace(right, premises=right.premises[1:]))

@@ -14,7 +14,7 @@ import pytest
 import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
 import z3
 from tpinit.proofs.claims import THEOREMS, Claim, Mutant, right_model
-from tpinit.proofs.ledger import entries, findings, necessity
+from tpinit.proofs.ledger import entries, evidence, necessity
 from tpinit.proofs.ledger.cores import CoreError, core, needs
 from tpinit.proofs.ledger.naming import conjuncts, name_of
 from tpinit.proofs.ledger.witnesses import witness
@@ -96,19 +96,19 @@ def test_no_part_of_any_core_can_be_left_out():
             chosen = core(claim)
             for left_out in range(len(chosen)):
                 solver = z3.Solver()
-                solver.add(z3.Not(claim.then), *chosen[:left_out], *chosen[left_out + 1 :])
+                solver.add(z3.Not(claim.conclusion), *chosen[:left_out], *chosen[left_out + 1 :])
                 assert solver.check() == z3.sat
                 checked += 1
     assert checked > 10
 
 
 def test_what_is_found_is_what_a_reader_would_say():
-    found = findings.explain(THEOREMS["no_size_is_ignored"])
+    found = evidence.explain(THEOREMS["no_size_is_ignored"])
     assert found.cores[("no SIZE_MISMATCH holds", "config.tp.tp_size is given")] == ["config.tp.tp_size"]
     assert found.cores[("no SIZE_MISMATCH holds", "call.tp_size and call.dtype are given")] == ["call.tp_size"]
-    assert findings.explain(THEOREMS["rows_are_exhaustive"]).cores == {("A0 (TPG implies TPI)",): ["some row holds"]}
-    assert findings.explain(THEOREMS["rows_are_exhaustive"]).control.startswith(
-        "some row holds: falls for TPI, a section"
+    assert evidence.explain(THEOREMS["rows_are_exhaustive"]).cores == {("A0 (TPG implies TPI)",): ["some row holds"]}
+    assert evidence.explain(THEOREMS["rows_are_exhaustive"]).control.startswith(
+        "some row holds: false for TPI, a section"
     )
 
 
@@ -207,7 +207,7 @@ def test_the_hash_of_a_formula_is_that_of_what_is_proven():
     ]
     hashes = {digest([one]) for one in [claim, *others]} | {digest([claim, others[0]]), digest([others[0], claim])}
     assert len(hashes) == len(others) + 3
-    with pytest.raises(ValueError, match="knows no QuantifierRef"):
+    with pytest.raises(ValueError, match="does not support QuantifierRef"):
         digest([Claim("", X > 1, z3.ForAll([Y], Y > X))])
 
 
@@ -216,7 +216,7 @@ def test_findings_do_not_depend_on_order_or_hash_seed():
     program = (
         "import sys, tpinit.proofs.theorems\n"
         "from tpinit.proofs.claims import THEOREMS, right_model\n"
-        "from tpinit.proofs.ledger.findings import explain\n"
+        "from tpinit.proofs.ledger.evidence import explain\n"
         "from tpinit.proofs.solvers import digest\n"
         "found = {n: (explain(THEOREMS[n]), digest(THEOREMS[n].claims(right_model()))) for n in sys.argv[1:]}\n"
         "print(*(f'{name}: {found[name]}' for name in sorted(found)), sep='\\n')\n"
@@ -240,7 +240,7 @@ def test_findings_do_not_depend_on_order_or_hash_seed():
 
 
 def test_each_drop_drops_one_part():
-    made = {drop.says: drop.apply(right_model()) for drop in necessity.drops()}
+    made = {drop.description: drop.apply(right_model()) for drop in necessity.drops()}
     assert len(made) == 1 + 12 + 11 + 10
     right = right_model()
     for name, model in made.items():
@@ -265,23 +265,23 @@ def test_a_model_whose_a0_has_another_name_is_refused():
 
 def test_the_first_theorem_to_fall_is_named_and_nothing_is_said_where_none_does():
     names = ["rows_are_disjoint", "rows_are_exhaustive"]
-    row_7 = next(drop for drop in necessity.drops() if drop.says == "row 7")
+    row_7 = next(drop for drop in necessity.drops() if drop.description == "row 7")
     assert necessity.needed_by(row_7, names).theorem == "rows_are_exhaustive"
     harmless = Mutant("nothing", lambda model: model)
-    assert necessity.needed_by(harmless, names) == necessity.Need("nothing")
+    assert necessity.needed_by(harmless, names) == necessity.NecessityResult("nothing")
 
 
 def test_every_part_is_committed_as_needed():
-    assert list(COMMITTED["necessity"]) == [drop.says for drop in necessity.drops()]
+    assert list(COMMITTED["necessity"]) == [drop.description for drop in necessity.drops()]
     assert all(THEOREMS[need["theorem"]] for need in COMMITTED["necessity"].values())
 
 
 def test_a_part_that_nothing_needs_and_a_witness_that_is_missing_are_problems():
     whole = copy.deepcopy(COMMITTED)
-    assert entries.missing([necessity.Need("row 7", "some_theorem", "falls")], whole) == []
+    assert entries.missing([necessity.NecessityResult("row 7", "some_theorem", "falls")], whole) == []
     del whole["witnesses"]["rows"]["7"]
     del whole["witnesses"]["codes"]["SIZE_MISSING"]
-    problems = entries.missing([necessity.Need("row 7")], whole)
+    problems = entries.missing([necessity.NecessityResult("row 7")], whole)
     assert problems == [
         "without row 7 every theorem still holds: nothing needs it",
         "row 7 has no witness",

@@ -67,7 +67,7 @@ def test_a_change_is_told_by_its_path(path, value):
 
     (told,) = _changed(change)
     assert told.startswith(f"{'.'.join(path)}: is now {json.dumps(value)}; committed is ")
-    assert ("another version" in told) == (path[0] == "versions")
+    assert ("a different version" in told) == (path[0] == "versions")
 
 
 def test_what_is_gone_and_what_is_new_are_told():
@@ -179,7 +179,7 @@ def test_the_page_tells_what_is_not_proven():
     text = page(ledger)
     total, parts = len(ledger["theorems"]), len(ledger["necessity"])
     assert f"<strong>1 of {total} theorems are not proven.</strong>" in text
-    assert f"<strong>1 of {parts} parts of the contract can be left out, and no theorem falls.</strong>" in text
+    assert f"<strong>Without 1 of {parts} parts of the contract, every theorem still holds.</strong>" in text
     assert f"All {total} theorems are proven" in page(COMMITTED)
     assert '<span class="badge">refuted</span>' in text
-    assert "<strong>no theorem falls</strong>" in text
+    assert "<strong>no theorem is false</strong>" in text

@@ -10,14 +10,14 @@ from collections import Counter
 import pytest
 import z3
 from tpinit.proofs.claims import right_model
-from tpinit.proofs.mutation import running
-from tpinit.proofs.mutation.judging import by_theorems, judge_spec
+from tpinit.proofs.mutation import workers
+from tpinit.proofs.mutation.judge import by_theorems, judge_spec
 from tpinit.proofs.mutation.main import mutate
-from tpinit.proofs.mutation.record import Fate, Judged
-from tpinit.proofs.mutation.running import listed, stale
+from tpinit.proofs.mutation.result import MutantResult, MutantStatus
 from tpinit.proofs.mutation.sources import SourceMutant, source_mutants
 from tpinit.proofs.mutation.spec import SpecMutant, spec_mutants
-from tpinit.proofs.mutation.terms import changes, rewritten
+from tpinit.proofs.mutation.terms import apply_change, changes
+from tpinit.proofs.mutation.workers import accepted_survivors, stale_entries
 from tpinit.spec.vocabulary import ViolationCode
 
 X, Y = z3.Ints("x y")
@@ -32,7 +32,7 @@ def spec(name):
 
 
 def changed(term, leaves=()):
-    return [rewritten(term, change) for change in changes(term, leaves)]
+    return [apply_change(term, change) for change in changes(term, leaves)]
 
 
 def same(one, other):
@@ -86,7 +86,7 @@ def test_everything_that_the_issue_names_is_mutated():
         "row 2 ends in init_from_config",
         "sizes in the order call.tp_size, config.autotp_size, config.tp.tp_size",
         "A0 dropped",
-        "D2 forgotten",
+        "D2 removed",
         "D6: an unset dtype is fp32",
     ],
 )
@@ -94,14 +94,14 @@ def test_wrong_contracts_are_killed(name):
     names = [mutant.name for mutant in spec_mutants()]
     name = next(one for one in names if one.casefold() == name.casefold())
     judged = judge_spec(spec(name))
-    assert judged.fate is Fate.KILLED
+    assert judged.status is MutantStatus.KILLED
     assert judged.killer
 
 
 def test_the_right_contract_is_killed_by_nothing_and_equal_to_itself():
     itself = SpecMutant("predicates", "no change", lambda m: m)
     assert by_theorems(itself) == ("", "")
-    assert judge_spec(itself).fate is Fate.EQUIVALENT
+    assert judge_spec(itself).status is MutantStatus.EQUIVALENT
 
 
 MESH_FIRST = "the mesh's group before the config's"
@@ -111,7 +111,7 @@ def test_a_mutant_that_no_theorem_notices_survives_with_what_tells_it():
     mutant = spec(MESH_FIRST)
     killer, _ = by_theorems(mutant)
     judged = judge_spec(mutant, without=[killer])
-    assert (judged.fate, judged.how) == (Fate.SURVIVED, "differs in effective_group")
+    assert (judged.status, judged.message) == (MutantStatus.SURVIVED, "differs in effective_group")
 
 
 # --- sources -------------------------------------------------------------------------------------------
@@ -187,21 +187,21 @@ def test_a_change_that_changes_nothing_is_refused():
 
 
 def test_the_committed_reasons_are_sentences():
-    assert all(reason.endswith(".") for reason in listed().values())
+    assert all(reason.endswith(".") for reason in accepted_survivors().values())
 
 
 def test_a_listed_survivor_without_a_reason_is_refused(tmp_path, monkeypatch):
     file = tmp_path / "equivalent.json"
     file.write_text('{"a.b: `x` -> `y`": "equal"}', encoding="utf-8")
-    monkeypatch.setattr(running, "_LISTED", file)
+    monkeypatch.setattr(workers, "_LISTED", file)
     with pytest.raises(ValueError, match="has no reason"):
-        listed()
+        accepted_survivors()
 
 
 def test_a_listed_survivor_that_is_none_is_stale():
-    judged = [Judged("t", "killed", Fate.KILLED), Judged("t", "kept", Fate.LISTED)]
+    judged = [MutantResult("t", "killed", MutantStatus.KILLED), MutantResult("t", "kept", MutantStatus.LISTED)]
     reasons = {"killed": "…", "kept": "…", "not sampled": "…", "gone": "…"}
-    assert stale(judged, {"killed", "kept", "not sampled"}, reasons) == ["killed", "gone"]
+    assert stale_entries(judged, {"killed", "kept", "not sampled"}, reasons) == ["killed", "gone"]
 
 
 def test_the_command_passes_where_all_are_killed_and_says_by_whom(capsys, tmp_path):

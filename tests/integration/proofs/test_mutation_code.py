@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tpinit.proofs.mutation.battery import Coverage, bytecode_elsewhere
 from tpinit.proofs.mutation.code import TARGETS, judge_code, mutants_of
-from tpinit.proofs.mutation.record import Fate
+from tpinit.proofs.mutation.result import MutantStatus
+from tpinit.proofs.mutation.test_runner import Coverage, temporary_bytecode
 
 RESOLVER = TARGETS[0]
 # No test reaches the resolver here: what its theorems say stands alone. The one test is for the way there.
@@ -14,7 +14,7 @@ NO_TESTS = Coverage({"tests/unit/reference/test_evidence.py::test_what_a_decisio
 
 @pytest.fixture(scope="module", autouse=True)
 def _bytecode():
-    with bytecode_elsewhere():
+    with temporary_bytecode():
         yield
 
 
@@ -37,15 +37,15 @@ def test_the_resolver_comes_first():
 
 def test_what_all_theorems_about_it_still_prove_is_equivalent():
     found = judged(EQUAL)
-    assert (found.fate, found.killer) == (Fate.EQUIVALENT, "z3")
-    assert found.how.endswith("gives no evidence: shipped_size_not_dividing_world")
+    assert (found.status, found.killer) == (MutantStatus.EQUIVALENT, "z3")
+    assert found.message.endswith("evidence does not depend on it: shipped_size_not_dividing_world")
 
 
 def test_what_gives_evidence_is_never_excused_by_theorems():
-    assert judged(EVIDENCE).fate is Fate.SURVIVED
-    assert judged(EVIDENCE, listed=[EVIDENCE]).fate is Fate.LISTED
+    assert judged(EVIDENCE).status is MutantStatus.SURVIVED
+    assert judged(EVIDENCE, listed=[EVIDENCE]).status is MutantStatus.LISTED
 
 
 def test_what_decides_otherwise_is_killed_though_listed():
     found = judged(WRONG, listed=[WRONG])
-    assert (found.fate, found.killer) == (Fate.KILLED, "shipped_size_not_dividing_world")
+    assert (found.status, found.killer) == (MutantStatus.KILLED, "shipped_size_not_dividing_world")

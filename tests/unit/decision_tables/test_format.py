@@ -83,7 +83,7 @@ def test_what_axioms_mean(text, true):
         ("m = q", 5, "no such value"),
         ("m in x", 6, "set of values"),
         ("m in {x; w}", 8, "does not belong"),
-        ("A = m", 5, "other values"),
+        ("A = m", 5, "the same values"),
         ("A and 'B", 7, "no closing quote"),
         ("(" * 100, 61, "nests at most"),
         ("A iff " * 100 + "A", 367, "at most 60 iff"),
@@ -123,7 +123,7 @@ ROW = {"cells": "Y Y", "outcome": "a"}
         (edited(rows=[]), ["rows: has 0 items"]),
         (edited(rows={}), ["rows = {}: must be a list"]),
         (edited(conditions=[]), ["conditions: has 0 items"]),
-        (edited(conditions=["A", "A"]), ["conditions[1]", "already that of conditions[0]"]),
+        (edited(conditions=["A", "A"]), ["conditions[1]", "already used by conditions[0]"]),
         (edited(conditions=[{"name": "A", "kind": "enumm"}]), ["conditions[0].kind", 'write "enum"']),
         (edited(conditions=[{"name": "A", "kind": "enum"}]), ["conditions[0].values: is missing"]),
         (edited(conditions=[{"name": "A", "values": ["x"]}]), ["has 1 items; 2 to"]),
@@ -132,7 +132,7 @@ ROW = {"cells": "Y Y", "outcome": "a"}
             ["[1]", "twice", "values[2]", "values[3]"],
         ),
         (edited(conditions=[{"name": "A", "kind": "bool", "values": ["x", "y"]}]), ["has the values Y and N"]),
-        (edited(rows=[ROW | {"id": 1}, ROW | {"id": "1"}]), ["rows[1]", "already that of rows[0]"]),
+        (edited(rows=[ROW | {"id": 1}, ROW | {"id": "1"}]), ["rows[1]", "already used by rows[0]"]),
         (edited(rows=[{"cells": "Y Y"}]), ["rows[0].outcome: is missing"]),
         (edited(rows=[ROW | {"outcom": 1}]), ["rows[0].outcom", 'write "outcome"']),
         (edited(rows=[ROW | {"cells": "Y"}]), ["there are 1 cells and 2 conditions"]),
@@ -148,7 +148,7 @@ ROW = {"cells": "Y Y", "outcome": "a"}
         ),
         (edited(axioms=["A and Q"]), ["axioms[0]", "column 7", "no such condition"]),
         (edited(axioms=[{"name": "x"}]), ["axioms[0].text: is missing"]),
-        (edited(axioms=[{"name": "x", "text": "A"}, {"name": "x", "text": "B"}]), ["already that of axioms[0]"]),
+        (edited(axioms=[{"name": "x", "text": "A"}, {"name": "x", "text": "B"}]), ["already used by axioms[0]"]),
         (edited(axioms=[3]), ["an axiom is a text or an object"]),
     ],
 )
@@ -234,7 +234,7 @@ def test_a_named_axiom_begins_its_line():
     ("text", "words"),
     [
         ("| A | B | out |\n|---|---|---|\n| Y | X | a |\n| N | Y | b |", 'line 3 = "X": in the column "B"'),
-        ("| A | out | B |\n|---|---|---|\n| Y | a | Y |", "else looks like a condition"),
+        ("| A | out | B |\n|---|---|---|\n| Y | a | Y |", "otherwise looks like a condition"),
         ("| A | out |\n|---|---|\n| Y |", "line 3.*1 cells and the head has 2"),
         ("| only | words |\n|---|---|\n| a | b |", "conditions"),
         ("| A | out |\n|---|---|\n| Y | a |\n\n| B | out |\n|---|---|\n| Y | a |", "1 in line 1, 2 in line 5"),
@@ -252,5 +252,5 @@ def test_one_of_several_markdown_tables():
     assert table_from(loads(text, "stdin", 2)).conditions[0].name == "B"
     with pytest.raises(ConfigError, match="the text has 2 tables"):
         loads(text, "stdin", 3)
-    with pytest.raises(ConfigError, match="none"):
+    with pytest.raises(ConfigError, match="not Markdown"):
         loads("{}", "stdin", 1)

@@ -8,16 +8,16 @@ import pytest
 import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
 import z3
 from tpinit.proofs import brute, running
-from tpinit.proofs.claims import THEOREMS, Claim, Result, Theorem, Verdict, register, right_model
+from tpinit.proofs.claims import THEOREMS, CheckResult, Claim, Theorem, Verdict, register, right_model
+from tpinit.proofs.describe import describe
 from tpinit.proofs.running import judge
-from tpinit.proofs.solvers import SOLVERS, Answer, decide, decide_all, smt2
-from tpinit.proofs.words import tell
+from tpinit.proofs.solvers import SOLVERS, SolverAnswer, decide, decide_all, smt2
 from tpinit.spec.concrete import assume
 from tpinit.spec.model import Model, fresh_symbols
 from tpinit.spec.vocabulary import Call, DType, Group, Inputs, Mpu, Section, ViolationCode
 
 X = z3.Int("x")
-PROVED, REFUTED = Result(Verdict.PROVED, 1), Result(Verdict.REFUTED, 1)
+PROVED, REFUTED = CheckResult(Verdict.PROVED, 1), CheckResult(Verdict.REFUTED, 1)
 
 
 # --- deciding claims ---------------------------------------------------------------------------------
@@ -30,8 +30,8 @@ def test_a_true_claim_is_proved_and_a_false_one_refuted(solve):
 
 
 def test_what_is_printed_for_the_second_solver_is_the_question():
-    assert SOLVERS["cvc5"]((X > 2, X < 4)) is Answer.SAT
-    assert SOLVERS["cvc5"]((X > 2, X < 3)) is Answer.UNSAT
+    assert SOLVERS["cvc5"]((X > 2, X < 4)) is SolverAnswer.SAT
+    assert SOLVERS["cvc5"]((X > 2, X < 3)) is SolverAnswer.UNSAT
     assert smt2((X > 2,)).splitlines()[0] == "(set-logic ALL)"
 
 
@@ -68,7 +68,7 @@ def test_a_counterexample_speaks_the_contracts_words():
     solver = z3.Solver()
     solver.add(assume(inputs, model.given_input))
     assert solver.check() == z3.sat
-    words = tell(solver.model(), model.given_input)
+    words = describe(solver.model(), model.given_input)
     for said in (
         "TPI",
         "call.tp_size = 4",
@@ -88,7 +88,7 @@ def _theorem(prove, refute) -> Theorem:
     return Theorem("name", "statement", "6.1", "control", engine="test", prove=prove, refute=refute)
 
 
-@pytest.mark.parametrize("control", [Result(verdict) for verdict in Verdict if verdict is not Verdict.REFUTED])
+@pytest.mark.parametrize("control", [CheckResult(verdict) for verdict in Verdict if verdict is not Verdict.REFUTED])
 def test_a_control_that_is_not_refuted_fails_the_theorem(control):
     assert judge(_theorem(lambda: PROVED, lambda: control)).verdict is Verdict.CONTROL_SURVIVED
 
@@ -99,7 +99,7 @@ def test_a_theorem_passes_only_with_proof_and_refuted_control():
 
 
 def test_a_proof_that_breaks_is_unknown_with_its_reason():
-    def breaks() -> Result:
+    def breaks() -> CheckResult:
         raise KeyError("lost")
 
     record = judge(_theorem(breaks, lambda: REFUTED))
@@ -109,14 +109,14 @@ def test_a_proof_that_breaks_is_unknown_with_its_reason():
 
 def test_oracles_that_differ_are_a_disagreement(monkeypatch):
     theorem = THEOREMS["rows_are_exhaustive"]
-    monkeypatch.setitem(running.SOLVERS, "contrarian", lambda _terms: Answer.SAT)
+    monkeypatch.setitem(running.SOLVERS, "contrarian", lambda _terms: SolverAnswer.SAT)
     record = judge(theorem)
     assert record.verdict is Verdict.DISAGREEMENT
     assert "contrarian says refuted" in record.detail
 
 
 def test_an_oracle_that_does_not_know_makes_the_theorem_unknown(monkeypatch):
-    monkeypatch.setitem(running.SOLVERS, "shy", lambda _terms: Answer.UNKNOWN)
+    monkeypatch.setitem(running.SOLVERS, "shy", lambda _terms: SolverAnswer.UNKNOWN)
     assert judge(THEOREMS["rows_are_exhaustive"]).verdict is Verdict.UNKNOWN
 
 
@@ -143,7 +143,7 @@ def test_every_theorem_of_the_model_holds_and_its_control_falls(name):
     claims, mutant = THEOREMS[name].claims, THEOREMS[name].mutant
     assert claims is not None
     assert mutant is not None
-    assert decide_all(claims(right_model())) == Result(Verdict.PROVED, len(list(claims(right_model()))))
+    assert decide_all(claims(right_model())) == CheckResult(Verdict.PROVED, len(list(claims(right_model()))))
     assert decide_all(claims(mutant.apply(right_model()))).verdict is Verdict.REFUTED
 
 
@@ -155,6 +155,6 @@ def test_brute_force_proves_refutes_and_knows_its_bounds():
     assert (result.verdict, result.checked) == (Verdict.PROVED, 1_318_032)
     fallen = brute.decide_all(safe.claims(safe.mutant.apply(right_model())))
     assert fallen.verdict is Verdict.REFUTED
-    assert brute.decide_all([Claim("", X > 1, X > 0, beyond="sizes beyond the domain")]).verdict is Verdict.UNKNOWN
-    with pytest.raises(ValueError, match="knows nothing of x"):
+    assert brute.decide_all([Claim("", X > 1, X > 0, no_brute_force="sizes out of it")]).verdict is Verdict.UNKNOWN
+    with pytest.raises(ValueError, match="does not support x"):
         brute.decide_all([Claim("", X > 1, X > 0)])

@@ -7,7 +7,8 @@ import types
 import pytest
 import z3
 from tpinit.proofs.claims import Verdict
-from tpinit.proofs.integers import Lemma, arbitrary_range, edited_module, prove_lemmas, summarised, term
+from tpinit.proofs.edited_source import edited_module
+from tpinit.proofs.integers import Lemma, arbitrary_range, prove_lemmas, summarised, term
 from tpinit.proofs.symbolic import SymbolicInt, Unsupported
 from tpinit.runtime import shards
 from tpinit.runtime.groups import topology
@@ -47,11 +48,11 @@ def test_code_that_raises_is_refuted():
 
 def test_a_solver_that_does_not_know_makes_it_unknown(monkeypatch):
     from tpinit.proofs import integers
-    from tpinit.proofs.solvers import Answer
+    from tpinit.proofs.solvers import SolverAnswer
 
-    monkeypatch.setitem(integers.SOLVERS, "shy", lambda _terms: Answer.UNKNOWN)
+    monkeypatch.setitem(integers.SOLVERS, "shy", lambda _terms: SolverAnswer.UNKNOWN)
     assert _verdict(X > 1, lambda: term(x) > 0) is Verdict.UNKNOWN
-    monkeypatch.setitem(integers.SOLVERS, "shy", lambda _terms: Answer.SAT)
+    monkeypatch.setitem(integers.SOLVERS, "shy", lambda _terms: SolverAnswer.SAT)
     assert _verdict(X > 1, lambda: term(x) > 0) is Verdict.DISAGREEMENT
 
 

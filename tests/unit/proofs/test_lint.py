@@ -9,7 +9,7 @@ import pytest
 import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
 from tpinit.proofs import lint, main
 from tpinit.proofs.claims import THEOREMS
-from tpinit.proofs.running import Record
+from tpinit.proofs.running import TheoremResult
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_the_theorems_as_they_are_have_no_problem(folder):
 def test_a_module_that_nothing_imports_is_found(folder):
     (folder / "forgotten.py").write_text('"""Nothing."""\n', encoding="utf-8")
     (problem,) = lint.problems(folder, THEOREMS)
-    assert problem.startswith("theorems/forgotten.py: no suite imports it")
+    assert problem.startswith("theorems/forgotten.py: no module imports it")
 
 
 def test_a_module_that_another_one_imports_is_reached(folder):
@@ -41,12 +41,21 @@ def test_a_module_that_another_one_imports_is_reached(folder):
 @pytest.mark.parametrize(
     ("added", "said"),
     [
-        ("def undecorated(m):\n    yield Claim('', m.a0, m.a0)\n", "undecorated states claims and nothing runs it"),
-        ("def lemmas(m):\n    return [Lemma('', m.a0, m)]\n", "lemmas states claims and nothing runs it"),
-        ("@theorem('6.1', control=drop_row(7))\ndef unseen(m):\n    pass\n", "unseen is a theorem that no suite runs"),
-        ("@claims.theorem('6.1', control=None)\ndef unseen(m):\n    pass\n", "unseen is a theorem that no suite runs"),
-        ("def later():\n    register(Theorem(name='unheard', clause=''))\n", "unheard is a theorem that no suite runs"),
-        ("def later():\n    register(Theorem('unheard', ''))\n", "unheard is a theorem that no suite runs"),
+        ("def undecorated(m):\n    yield Claim('', m.a0, m.a0)\n", "undecorated states claims but never runs"),
+        ("def lemmas(m):\n    return [Lemma('', m.a0, m)]\n", "lemmas states claims but never runs"),
+        (
+            "@theorem('6.1', control=drop_row(7))\ndef unseen(m):\n    pass\n",
+            "unseen is a theorem that is not",
+        ),
+        (
+            "@claims.theorem('6.1', control=None)\ndef unseen(m):\n    pass\n",
+            "unseen is a theorem that is not",
+        ),
+        (
+            "def later():\n    register(Theorem(name='unheard', clause=''))\n",
+            "unheard is a theorem that is not",
+        ),
+        ("def later():\n    register(Theorem('unheard', ''))\n", "unheard is a theorem that is not"),
     ],
 )
 def test_a_theorem_that_nothing_runs_is_found(folder, added, said):
@@ -75,18 +84,18 @@ def test_a_clause_that_no_theorem_names_is_found(folder, clause):
 def test_a_clause_that_the_contract_has_not_is_found(folder):
     odd = replace(THEOREMS["rows_are_exhaustive"], clause="6.11")
     (problem,) = lint.problems(folder, {**THEOREMS, odd.name: odd})
-    assert "'6.11', which the contract has not" in problem
+    assert "'6.11', which is not in the contract" in problem
 
 
 def test_a_theorem_of_an_engine_says_of_which_source_it_is_proven(folder):
     silent = replace(THEOREMS["shipped_row_number"], sources=())
     (problem,) = lint.problems(folder, {**THEOREMS, silent.name: silent})
-    assert "does not say which source" in problem
+    assert "does not name the source" in problem
 
 
 def test_a_problem_fails_the_whole_run_and_is_told(monkeypatch, capsys):
     def run(names, *_):
-        return [Record(name, main.Verdict.PROVED) for name in names]
+        return [TheoremResult(name, main.Verdict.PROVED) for name in names]
 
     monkeypatch.setattr(main, "run", run)
     assert main.prove(["--quiet"]) == 0

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
 from tpinit.proofs import main
-from tpinit.proofs.claims import THEOREMS, Mutant, Result, Verdict
-from tpinit.proofs.running import Record
+from tpinit.proofs.claims import THEOREMS, CheckResult, Mutant, Verdict
+from tpinit.proofs.running import TheoremResult
 from tpinit.spec.model import Model, fresh_symbols
 
 REPO = Path(__file__).parents[3]
-PROVED, REFUTED = Result(Verdict.PROVED, 1), Result(Verdict.REFUTED, 1)
+PROVED, REFUTED = CheckResult(Verdict.PROVED, 1), CheckResult(Verdict.REFUTED, 1)
 
 
 def test_the_command_lists_and_selects(capsys):
@@ -36,7 +36,7 @@ def test_a_usage_error_is_code_two(arguments, capsys):
 
 @pytest.mark.parametrize("verdict", [verdict for verdict in Verdict if verdict is not Verdict.PROVED])
 def test_anything_but_proved_ends_with_code_one_and_is_told(verdict, monkeypatch, capsys):
-    record = Record("rows_are_exhaustive", verdict, "because of this")
+    record = TheoremResult("rows_are_exhaustive", verdict, "because of this")
     monkeypatch.setattr(main, "run", lambda *_: [record])
     assert main.prove(["--only", "rows_are_exhaustive"]) == 1
     assert "because of this" in capsys.readouterr().out
@@ -94,5 +94,5 @@ def test_mutants_say_what_is_wrong_with_them():
     from tpinit.proofs import mutants
 
     made = [mutants.drop_row(3), mutants.no_disabling(), mutants.forget_mesh(), mutants.drop_rule("P6")]
-    assert all(isinstance(mutant, Mutant) and mutant.says for mutant in made)
+    assert all(isinstance(mutant, Mutant) and mutant.description for mutant in made)
     assert len(mutants.drop_row(3).apply(Model(fresh_symbols())).rows) == 11

@@ -6,15 +6,15 @@ import pytest
 import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
 import z3
 from tpinit.proofs import crosshair
-from tpinit.proofs.claims import THEOREMS, Result, Verdict
-from tpinit.proofs.shipping import edited
+from tpinit.proofs.claims import THEOREMS, CheckResult, Verdict
+from tpinit.proofs.edited_source import edited
 from tpinit.proofs.symbolic import SymbolicInt, Unsupported, explore, lazy_inputs
 from tpinit.spec.concrete import assume
 from tpinit.spec.model import Model, constant, fresh_symbols
 from tpinit.spec.vocabulary import Call, DType, Group, Inputs, Mpu, Section, ViolationCode
 
 X = z3.Int("x")
-PROVED, REFUTED = Result(Verdict.PROVED, 1), Result(Verdict.REFUTED, 1)
+PROVED, REFUTED = CheckResult(Verdict.PROVED, 1), CheckResult(Verdict.REFUTED, 1)
 
 
 # --- symbolic execution ------------------------------------------------------------------------------

@@ -1,17 +1,16 @@
-"""Certificates: refutations of the propositional theorems that anybody can check without trusting us.
+"""Certificates: refutations of the propositional theorems, which anyone can check with an independent checker.
 
-`encoding` makes a formula of the rows and rules, `refuting` has a SAT solver refute it and writes the
-formula and the clausal proof down, and `check`, which shares no code with both, checks the two files.
+`encoding` makes a formula from the rows and rules, `refuting` lets a SAT solver refute it and writes the
+formula and the clausal proof, and `check`, which shares no code with the other two, checks the two files.
 
-The other theorems, those about sizes, worlds and groups, have no certificate: they rest on two solvers
-that agree, Z3 and cvc5, and on brute force over a small domain. What is missing is a checker, not the
-proofs. Of 161 implications tried, cvc5 1.4 wrote a proof of all but one without a single trust step
-(`proof-granularity=dsl-rewrite`; the one, a table row of `sizes_and_worlds_are_unbounded`, was not
-elaborated in 20 seconds; at the coarser `theory-rewrite` every proof has such steps). But what
-checks such proofs, Ethos and lfscc of the solver's authors and Carcara for Alethe, comes as source
-alone: neither PyPI nor Debian nor npm has any of it, nor the signature of the rules that Ethos reads. cvc5
-checking its own proofs would be no second opinion.
+The theorems about sizes, worlds and groups have no certificate. Their evidence is that two solvers, Z3 and
+cvc5, and brute force over a small domain agree. The missing part is a checker, not the proofs: cvc5 1.4 wrote
+a proof without trust steps for 160 of 161 implications (`proof-granularity=dsl-rewrite`; the remaining one,
+row 3 or 9 of `sizes_and_worlds_are_unbounded`, was not elaborated in 20 seconds; at the coarser
+`theory-rewrite` every proof has trust steps). The checkers for such proofs, Ethos, lfscc and Carcara, are
+distributed as source only: PyPI, Debian and npm have none of them, nor the signature file that Ethos needs.
+A check by cvc5 itself would not be independent.
 
-The formula of a certificate is what the encoder says it is: that it states the theorem is
-read in its comments and tested against all 16 combinations of the facts, not proven.
+That the formula of a certificate states the theorem is not proven: its comments document it, and a test
+compares it with all 16 combinations of the facts.
 """

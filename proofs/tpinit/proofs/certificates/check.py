@@ -1,16 +1,16 @@
 """Check a clausal refutation: `python -m tpinit.proofs.certificates.check FILE.cnf FILE.drup`.
 
 The files are a formula in DIMACS CNF and a proof in DRUP: lemmas, and deletions of clauses that are no
-longer needed, one a line. A lemma is accepted when assuming all its literals false and propagating unit
-clauses ends in a conflict (reverse unit propagation), so that it follows from what is there; a
-deletion must delete a clause that is there. The last lemma must be the empty clause: then the
-formula has no model. Nothing is skipped and nothing is repaired, a file that is malformed is refused.
+longer needed, one per line. A lemma is accepted when assuming all its literals false and propagating unit
+clauses ends in a conflict (reverse unit propagation), so that it follows from the current clauses; a
+deletion must delete a current clause. The last lemma must be the empty clause: the formula then has no
+model. No line is skipped or repaired; a malformed file is rejected.
 
-A proof is of one formula and no other: its first line, `c cnf-sha256 HEX`, is the SHA-256 of the whole
-CNF file. It guards against a mixed-up pair; what makes a verdict sound is that every lemma is checked.
+A proof belongs to one formula: its first line, `c cnf-sha256 HEX`, is the SHA-256 of the whole CNF file. The
+hash guards against a mixed-up pair of files; the verdict is sound because every lemma is checked.
 
-This file needs the standard library alone, not even the rest of this project, and shares no code
-with what writes the files. It runs as a script too: `python check.py FILE.cnf FILE.drup`.
+This file needs only the standard library, no other file of this project, and shares no code with the
+writer of the files. It runs as a script too: `python check.py FILE.cnf FILE.drup`.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Rejected", "Verified", "check", "main"]
+__all__ = ["RejectedCertificate", "CertificateSize", "check", "main"]
 
 _HEADER = re.compile(r"p cnf (0|[1-9][0-9]{0,8}) (0|[1-9][0-9]{0,8})")
 _CLAUSE = re.compile(r"(?:-?[1-9][0-9]{0,8} )*0")
 _STEP = re.compile(r"(d )?((?:-?[1-9][0-9]{0,8} )*0)")
 _BINDING = re.compile(r"c cnf-sha256 ([0-9a-f]{64})")
 
-Clause = frozenset[int]
+ClauseSet = frozenset[int]
 
 
-class Rejected(Exception):
-    """The two files are no certificate. The message says which file and line, and why."""
+class RejectedCertificate(Exception):
+    """The two files are not a certificate. The message names the file and the line, and gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
-    """What was checked: the formula's variables and clauses, the proof's lemmas and deletions."""
+class CertificateSize:
+    """The size of a verified certificate: variables and clauses of the formula, lemmas and deletions of the proof."""
 
     variables: int
     clauses: int
@@ -47,22 +47,22 @@ class Verified:
 
 
 class _Clauses:
-    """The clauses in force, each as often as it was given, and what unit propagation makes of them."""
+    """The current clauses with their multiplicities, and unit propagation over them."""
 
     def __init__(self) -> None:
-        self._copies: Counter[Clause] = Counter()
-        self._short: set[Clause] = set()  # those of at most one literal: where propagation starts
-        self._with: defaultdict[int, set[Clause]] = defaultdict(set)
+        self._copies: Counter[ClauseSet] = Counter()
+        self._short: set[ClauseSet] = set()  # clauses of at most one literal, where propagation starts
+        self._with: defaultdict[int, set[ClauseSet]] = defaultdict(set)
 
-    def add(self, clause: Clause) -> None:
+    def add(self, clause: ClauseSet) -> None:
         self._copies[clause] += 1
         if len(clause) < 2:
             self._short.add(clause)
         for literal in clause:
             self._with[literal].add(clause)
 
-    def remove(self, clause: Clause) -> bool:
-        """Remove one copy. False when there is none."""
+    def remove(self, clause: ClauseSet) -> bool:
+        """Remove one copy. Return False when there is none."""
         if not self._copies[clause]:
             return False
         self._copies[clause] -= 1
@@ -73,7 +73,7 @@ class _Clauses:
         return True
 
     def conflict(self, assumed: Iterable[int]) -> bool:
-        """Whether unit propagation from the assumed literals makes some clause false."""
+        """Return whether unit propagation from the assumed literals makes some clause false."""
         if frozenset() in self._short:
             return True
         true: set[int] = set()
@@ -100,9 +100,9 @@ def _lines(text: bytes, name: str) -> list[str]:
     try:
         lines = text.decode("ascii").split("\n")
     except UnicodeDecodeError:
-        raise Rejected(f"{name}: not a text file in ASCII") from None
+        raise RejectedCertificate(f"{name}: not a text file in ASCII") from None
     if lines.pop() != "":
-        raise Rejected(f"{name}: the last line does not end: the file was cut off")
+        raise RejectedCertificate(f"{name}: the last line does not end: the file was cut off")
     return lines
 
 
@@ -110,15 +110,17 @@ def _is_comment(line: str) -> bool:
     return line == "c" or line.startswith("c ")
 
 
-def _clause(words: str, variables: int, where: str) -> Clause:
+def _clause(words: str, variables: int, where: str) -> ClauseSet:
     literals = [int(word) for word in words.split()[:-1]]
     for literal in literals:
         if abs(literal) > variables:
-            raise Rejected(f"{where}: {literal} is no literal of the formula, which has {variables} variables")
+            raise RejectedCertificate(
+                f"{where}: {literal} is not a literal of the formula, which has {variables} variables"
+            )
     return frozenset(literals)
 
 
-def _formula(text: bytes) -> tuple[int, list[Clause]]:
+def _formula(text: bytes) -> tuple[int, list[ClauseSet]]:
     header, clauses = None, []
     for number, line in enumerate(_lines(text, "cnf"), 1):
         where = f"cnf, line {number}"
@@ -127,39 +129,39 @@ def _formula(text: bytes) -> tuple[int, list[Clause]]:
         if header is None:
             header = _HEADER.fullmatch(line)
             if header is None:
-                raise Rejected(f"{where}: 'p cnf VARIABLES CLAUSES' must come first, not {line[:40]!r}")
+                raise RejectedCertificate(f"{where}: 'p cnf VARIABLES CLAUSES' must come first, not {line[:40]!r}")
         elif _CLAUSE.fullmatch(line):
             clauses.append(_clause(line, int(header[1]), where))
         else:
-            raise Rejected(f"{where}: not a clause that ends in 0: {line[:40]!r}")
+            raise RejectedCertificate(f"{where}: not a clause that ends in 0: {line[:40]!r}")
     if header is None:
-        raise Rejected("cnf: there is no 'p cnf' line")
+        raise RejectedCertificate("cnf: there is no 'p cnf' line")
     if len(clauses) != int(header[2]):
-        raise Rejected(f"cnf: {len(clauses)} clauses where 'p cnf' says {header[2]}")
+        raise RejectedCertificate(f"cnf: {len(clauses)} clauses where 'p cnf' says {header[2]}")
     return int(header[1]), clauses
 
 
-def _steps(text: bytes, digest: str, variables: int) -> Iterator[tuple[str, bool, Clause]]:
-    """Read the proof: where each step is, whether it is a deletion, and its clause."""
+def _steps(text: bytes, digest: str, variables: int) -> Iterator[tuple[str, bool, ClauseSet]]:
+    """Yield for each step of the proof its location, whether it is a deletion, and its clause."""
     lines = _lines(text, "proof")
     binding = _BINDING.fullmatch(lines[0]) if lines else None
     if binding is None:
-        raise Rejected("proof: the first line must be 'c cnf-sha256 HEX', the SHA-256 of the CNF file")
+        raise RejectedCertificate("proof: the first line must be 'c cnf-sha256 HEX', the SHA-256 of the CNF file")
     if binding[1] != digest:
-        raise Rejected("proof: of another formula: the CNF file has a different SHA-256")
+        raise RejectedCertificate("proof: of another formula: the CNF file has a different SHA-256")
     for number, line in enumerate(lines, 1):
         if _is_comment(line):
             continue
         where, step = f"proof, line {number}", _STEP.fullmatch(line)
         if step is None:
-            raise Rejected(f"{where}: not a lemma or a deletion that ends in 0: {line[:40]!r}")
+            raise RejectedCertificate(f"{where}: not a lemma or a deletion that ends in 0: {line[:40]!r}")
         yield where, step[1] is not None, _clause(step[2], variables, where)
 
 
-def check(cnf: bytes, proof: bytes) -> Verified:
+def check(cnf: bytes, proof: bytes) -> CertificateSize:
     """Check that the proof refutes the formula, both given as the contents of their files.
 
-    Raises Rejected where a file is malformed, the proof is of another formula, a lemma does not follow
+    Raises RejectedCertificate where a file is malformed, the proof is of another formula, a lemma does not follow
     by unit propagation, a deletion deletes what is not there, or the empty clause is not the last step.
     """
     variables, formula = _formula(cnf)
@@ -170,20 +172,20 @@ def check(cnf: bytes, proof: bytes) -> Verified:
     refuted = False
     for where, deletes, clause in _steps(proof, hashlib.sha256(cnf).hexdigest(), variables):
         if refuted:
-            raise Rejected(f"{where}: a step after the empty clause")
+            raise RejectedCertificate(f"{where}: a step after the empty clause")
         if deletes:
             if not clauses.remove(clause):
-                raise Rejected(f"{where}: deletes a clause that is not there")
+                raise RejectedCertificate(f"{where}: deletes a clause that is not there")
             deletions += 1
             continue
         if not clauses.conflict(-literal for literal in clause):
-            raise Rejected(f"{where}: does not follow by unit propagation")
+            raise RejectedCertificate(f"{where}: does not follow by unit propagation")
         clauses.add(clause)
         lemmas += 1
         refuted = not clause
     if not refuted:
-        raise Rejected("proof: ends without the empty clause, so that it refutes nothing")
-    return Verified(variables, len(formula), lemmas, deletions)
+        raise RejectedCertificate("proof: ends without the empty clause, so it refutes nothing")
+    return CertificateSize(variables, len(formula), lemmas, deletions)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -196,13 +198,13 @@ def main(arguments: Sequence[str]) -> int:
         for path in arguments:
             with open(path, "rb") as file:
                 contents.append(file.read())
-        said = check(*contents)
-    except (Rejected, OSError) as problem:
+        size = check(*contents)
+    except (RejectedCertificate, OSError) as problem:
         sys.stdout.write(f"c {problem}\ns NOT VERIFIED\n")
         return 1
     sys.stdout.write(
-        f"c {said.variables} variables, {said.clauses} clauses; {said.lemmas} lemmas, the empty clause the last of "
-        f"them, and {said.deletions} deletions\ns VERIFIED\n"
+        f"c {size.variables} variables, {size.clauses} clauses; {size.lemmas} lemmas, the empty clause the last of "
+        f"them, and {size.deletions} deletions\ns VERIFIED\n"
     )
     return 0
 

@@ -1,9 +1,9 @@
-"""The propositional theorems as CNF, made from the rows and the rules as data. No solver takes part.
+"""The propositional theorems as CNF, made from the rows and the rules as data, without a solver.
 
-A path of its own from the contract to a formula: it shares the data with the Z3 model and no line of
-code. Every value of every column is a variable of its own, defined by the rows or rules that say it, so
-that a formulation which says two values, or none, differs from one that says one. A formula is the
-premises, which are A0 and the definitions, and the negation of the theorem: no model, no exception.
+The encoding is independent of the Z3 model: they share the data of the contract and no code. Every value of
+every column has its own variable, defined by the rows or rules that give this value, so a formulation that
+gives two values or none differs from one that gives one. A formula consists of the premises (A0 and the
+definitions) and the negation of the theorem; the theorem holds when the formula has no model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Clause = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """The two formulations, as data. A weakened contract is one with other rows or rules."""
+    """The two formulations as data. A weakened contract has other rows or rules."""
 
     rows: tuple[Row, ...] = ROWS
     rules: tuple[Rule, ...] = RULES
@@ -33,13 +33,13 @@ class Contract:
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """A theorem's premises and its negation, in clauses. Variable n is named by `variables[n - 1]`.
+    """The premises and the negation of a theorem as clauses. Variable n has the name `variables[n - 1]`.
 
     The four facts are variables 1 to 4, in the vocabulary's order.
     """
 
     theorem: str
-    says: str
+    negated: str
     variables: tuple[str, ...]
     premises: tuple[Clause, ...]
     negation: tuple[Clause, ...]
@@ -52,7 +52,7 @@ class Formula:
 
 @dataclass(frozen=True, slots=True)
 class _Definitions:
-    """Variables, and the clauses that define them: each is equivalent to what it stands for (Tseitin)."""
+    """Variables and the clauses that define them by equivalence (Tseitin encoding)."""
 
     names: list[str] = field(default_factory=list)
     clauses: list[Clause] = field(default_factory=list)
@@ -62,28 +62,30 @@ class _Definitions:
         return len(self.names)
 
     def every(self, name: str, parts: Iterable[int]) -> int:
-        """Make a variable that is true exactly when all the literals are."""
-        literals, whole = tuple(parts), self.new(name)
-        self.clauses.extend((-whole, literal) for literal in literals)
-        self.clauses.append((whole, *(-literal for literal in literals)))
-        return whole
+        """Return a new variable that is true exactly when all literals are true."""
+        literals, defined = tuple(parts), self.new(name)
+        self.clauses.extend((-defined, literal) for literal in literals)
+        self.clauses.append((defined, *(-literal for literal in literals)))
+        return defined
 
     def some(self, name: str, parts: Iterable[int]) -> int:
-        """Make a variable that is true exactly when one of the literals is. Of none it is false."""
-        literals, whole = tuple(parts), self.new(name)
-        self.clauses.extend((whole, -literal) for literal in literals)
-        self.clauses.append((-whole, *literals))
-        return whole
+        """Return a new variable that is true exactly when at least one literal is true; false for no literals."""
+        literals, defined = tuple(parts), self.new(name)
+        self.clauses.extend((defined, -literal) for literal in literals)
+        self.clauses.append((-defined, *literals))
+        return defined
 
     def differ(self, name: str, one: int, other: int) -> int:
-        """Make a variable that is true exactly when the two literals are not equal."""
-        whole = self.new(name)
-        self.clauses.extend([(-whole, one, other), (-whole, -one, -other), (whole, -one, other), (whole, one, -other)])
-        return whole
+        """Return a new variable that is true exactly when the two literals differ."""
+        defined = self.new(name)
+        self.clauses.extend(
+            [(-defined, one, other), (-defined, -one, -other), (defined, -one, other), (defined, one, -other)]
+        )
+        return defined
 
 
 def _start() -> tuple[_Definitions, Mapping[Fact, int]]:
-    """Make the facts, and A0: TPG implies TPI."""
+    """Return the variables of the facts, with A0 (TPG implies TPI) as a clause."""
     made = _Definitions()
     facts = {fact: made.new(fact.value) for fact in Fact}
     made.clauses.append((-facts[Fact.TPG], facts[Fact.TPI]))
@@ -122,11 +124,11 @@ def _disjoint(contract: Contract) -> Formula:
     )
 
 
-# A formulation's verdict: for each column, each value and the variable that says it.
-_Verdict = Mapping[tuple[str, Enum], int]
+# For each column and each value, the variable that is true where a formulation gives this value.
+_ColumnVariables = Mapping[tuple[str, Enum], int]
 
 
-def _table(made: _Definitions, facts: Mapping[Fact, int], rows: Sequence[Row]) -> _Verdict:
+def _table(made: _Definitions, facts: Mapping[Fact, int], rows: Sequence[Row]) -> _ColumnVariables:
     holds = list(zip(_row_variables(made, facts, rows), rows, strict=True))
 
     def says(column: str, value: Enum) -> int:
@@ -135,8 +137,8 @@ def _table(made: _Definitions, facts: Mapping[Fact, int], rows: Sequence[Row]) -
     return {(column, value): says(column, value) for column, enum in _COLUMNS.items() for value in enum}
 
 
-def _prose(made: _Definitions, facts: Mapping[Fact, int], rules: Sequence[Rule]) -> _Verdict:
-    """Sum the rules up: those that fire add to each other, a rejection overrides all but its code."""
+def _prose(made: _Definitions, facts: Mapping[Fact, int], rules: Sequence[Rule]) -> _ColumnVariables:
+    """Combine the rules that fire: they add up, and a rejection overrides everything except its code."""
     fires = [
         (made.every(f"rule {place} ({rule.clause}) fires", _conditions(facts, rule.when.items())), rule)
         for place, rule in enumerate(rules, 1)

@@ -1,4 +1,4 @@
-"""A SAT solver refutes a formula, or finds a model of it; both are told in files that others can read."""
+"""Refute a formula with a SAT solver and write the certificate files, or return a model of the formula."""
 
 from __future__ import annotations
 
@@ -8,22 +8,30 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from tpinit.proofs.certificates.check import Verified, check
+from tpinit.proofs.certificates.check import CertificateSize, check
 from tpinit.proofs.certificates.encoding import FORMULAS, Clause, Contract, Formula
 from tpinit.spec.vocabulary import Fact
 
-__all__ = ["Certificate", "Counterexample", "Refused", "Vacuous", "bound", "premises_witness", "refute", "write"]
+__all__ = [
+    "Certificate",
+    "Counterexample",
+    "NoCertificate",
+    "VacuousPremises",
+    "bound",
+    "premises_witness",
+    "refute",
+    "write",
+]
 
 _README = """\
-Certificates of tpinit: the table is exhaustive, it is disjoint, and it says what the prose says.
+Certificates of tpinit: the table is exhaustive, it is disjoint, and it is equivalent to the prose.
 
-Each theorem has two files. NAME.cnf is its negation in DIMACS CNF: the comments say what every variable
-stands for, which clauses are premises, and a witness that the premises alone can hold. NAME.drup is a
-proof, found by a SAT solver, that the formula has no model: lemmas that each follow by unit propagation
-(RUP), deletions of clauses no longer needed, the empty clause as the last line. Its first line is the
-SHA-256 of the CNF file that it is about.
+Each theorem has two files. NAME.cnf is its negation in DIMACS CNF; the comments name every variable, the
+clauses that are premises, and a model of the premises alone. NAME.drup is a proof, found by a SAT solver,
+that the formula has no model: lemmas that each follow by unit propagation (RUP), deletions of clauses that
+are no longer needed, and the empty clause as the last line. Its first line is the SHA-256 of the CNF file.
 
-Check them, with a checker that shares no code with what made them (one file, standard library only):
+Check them with a checker that shares no code with the encoder (one file, standard library only):
 
 {commands}
 
@@ -32,12 +40,12 @@ checker of DRUP or DRAT proofs will do, for example drat-trim NAME.cnf NAME.drup
 """
 
 
-class Refused(Exception):
-    """There is no certificate: the message names the theorem and says why."""
+class NoCertificate(Exception):
+    """There is no certificate. The message names the theorem and gives the reason."""
 
 
-class Vacuous(Refused):
-    """The premises do not say what they should: the message names the facts for which they fail."""
+class VacuousPremises(NoCertificate):
+    """The premises exclude or allow the wrong facts, which the message names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +66,8 @@ class Counterexample:
 
     def __str__(self) -> str:
         facts = {fact.value for fact in Fact}
-        told = [f"{name} is {str(truth).lower()}" for name, truth in self.truths.items() if name in facts]
-        return ", ".join(told + [name for name, truth in self.truths.items() if truth and name not in facts])
+        values = [f"{name} is {str(truth).lower()}" for name, truth in self.truths.items() if name in facts]
+        return ", ".join(values + [name for name, truth in self.truths.items() if truth and name not in facts])
 
 
 def _holds(clauses: Iterable[Clause], model: Sequence[int]) -> bool:
@@ -68,7 +76,7 @@ def _holds(clauses: Iterable[Clause], model: Sequence[int]) -> bool:
 
 
 def _solve(clauses: Sequence[Clause], assuming: Sequence[int] = ()) -> list[int] | None:
-    """Find a model of the clauses; None when there is none. A model is not believed but evaluated."""
+    """Return a model of the clauses, None when there is none. The model of the solver is checked by evaluation."""
     from pysat.solvers import Cadical153
 
     with Cadical153(bootstrap_with=[list(clause) for clause in clauses]) as solver:
@@ -76,15 +84,15 @@ def _solve(clauses: Sequence[Clause], assuming: Sequence[int] = ()) -> list[int]
             return None
         model: list[int] = solver.get_model()
     if not _holds([*clauses, *((literal,) for literal in assuming)], model):
-        raise RuntimeError("the SAT solver gave a model that is none")
+        raise RuntimeError("the SAT solver returned an assignment that is not a model")
     return model
 
 
 def premises_witness(formula: Formula) -> tuple[int, ...]:
-    """Show that the premises are not vacuous: they hold for just those facts that A0 allows.
+    """Check that the premises are satisfiable for exactly the facts that A0 allows, and return a model of them.
 
-    Returns a model of the premises, as literals. Raises Vacuous where they exclude facts that A0 allows,
-    so that the theorem would say nothing of them, or allow facts that A0 excludes.
+    The model is a tuple of literals. Raises VacuousPremises where the premises exclude facts that A0 allows, for
+    which the theorem would be vacuous, or allow facts that A0 excludes.
     """
     witness: tuple[int, ...] = ()
     for truths in product((False, True), repeat=len(Fact)):
@@ -92,8 +100,8 @@ def premises_witness(formula: Formula) -> tuple[int, ...]:
         allowed = facts[Fact.TPI] or not facts[Fact.TPG]
         model = _solve(formula.premises, [place if truth else -place for place, truth in enumerate(truths, 1)])
         if (model is not None) is not allowed:
-            told = ", ".join(f"{fact.value} is {str(truth).lower()}" for fact, truth in facts.items())
-            raise Vacuous(f"{formula.theorem}: the premises {'exclude' if allowed else 'allow'} {told}")
+            described = ", ".join(f"{fact.value} is {str(truth).lower()}" for fact, truth in facts.items())
+            raise VacuousPremises(f"{formula.theorem}: the premises {'exclude' if allowed else 'allow'} {described}")
         witness = witness or tuple(model or ())
     return witness
 
@@ -101,8 +109,8 @@ def premises_witness(formula: Formula) -> tuple[int, ...]:
 def _dimacs(formula: Formula, witness: Sequence[int]) -> bytes:
     count = len(formula.premises)
     lines = [
-        f"c {formula.theorem}, negated: {formula.says}",
-        f"c clauses 1 to {count} are the premises: A0, and what each defined variable means",
+        f"c {formula.theorem}, negated: {formula.negated}",
+        f"c clauses 1 to {count} are the premises: A0 and the definitions of the variables",
         f"c clauses {count + 1} to {len(formula.clauses)} are the negation: without a model, the theorem holds",
         *(f"c variable {place}: {name}" for place, name in enumerate(formula.variables, 1)),
         "c the premises alone have a model: " + " ".join(map(str, witness)),
@@ -113,7 +121,7 @@ def _dimacs(formula: Formula, witness: Sequence[int]) -> bytes:
 
 
 def bound(steps: Iterable[str], cnf: bytes) -> bytes:
-    """Write steps down as a proof of this formula: the file's SHA-256 first, nothing after the refutation."""
+    """Return the steps as a DRUP proof of this CNF file: its SHA-256 first, nothing after the empty clause."""
     lines = [f"c cnf-sha256 {hashlib.sha256(cnf).hexdigest()}"]
     for step in steps:
         lines.append(" ".join(step.split()))
@@ -123,9 +131,9 @@ def bound(steps: Iterable[str], cnf: bytes) -> bytes:
 
 
 def refute(formula: Formula) -> Certificate | Counterexample:
-    """Have the SAT solver refute the formula: what it gives is a proof to check, or a model, evaluated.
+    """Let the SAT solver refute the formula. Return its proof, not yet checked, or a checked model of the formula.
 
-    Raises Vacuous where the premises are not what they should be.
+    Raises VacuousPremises as `premises_witness` does.
     """
     from pysat.solvers import Cadical153
 
@@ -137,17 +145,18 @@ def refute(formula: Formula) -> Certificate | Counterexample:
     return Counterexample({formula.variables[abs(literal) - 1]: literal > 0 for literal in model}, cnf)
 
 
-def write(directory: Path) -> dict[str, Verified]:
-    """Write every theorem's two files and a README.txt that says how to check them. Say what was checked.
+def write(directory: Path) -> dict[str, CertificateSize]:
+    """Write the two files of every theorem and a README.txt, and return the size of each verified certificate.
 
-    The directory is made where there is none. Raises OSError where it can't be written to, and before
-    anything is written Refused where a theorem has no refutation, Rejected where the checker refuses it.
+    The directory is created where it is missing. Raises NoCertificate where a theorem has no refutation and
+    RejectedCertificate where the checker rejects a proof, both before anything is written; OSError where the
+    directory can't be written to.
     """
     certificates, verified = [], {}
     for name in FORMULAS:
         answer = refute(FORMULAS[name](Contract()))
         if isinstance(answer, Counterexample):
-            raise Refused(f"{name} has no refutation: {answer}")
+            raise NoCertificate(f"{name} has no refutation: {answer}")
         certificates.append(answer)
         verified[name] = check(answer.cnf, answer.proof)
     directory.mkdir(parents=True, exist_ok=True)

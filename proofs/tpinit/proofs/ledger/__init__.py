@@ -1,1 +1,1 @@
-"""The ledger: what is proven, by what, from what, and what each part is needed for; as JSON and as a page."""
+"""The ledger of proofs, as JSON and as a page: each theorem with its verdicts, evidence, and sources."""

@@ -1,4 +1,4 @@
-"""Two ledgers, held against each other path by path. Times never count."""
+"""Compare two ledgers path by path. Times are not compared."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _SHOWN = 160
 
 
 class UnreadableLedger(ValueError):
-    """What should be a ledger is none."""
+    """The file is not a ledger."""
 
 
 def read(path: Path) -> Mapping[str, object]:
-    """Read a ledger. Raises UnreadableLedger, with the reason, for whatever is not a JSON object."""
+    """Read a ledger. Raises UnreadableLedger, with the reason, for a file that is not a JSON object with theorems."""
     try:
         ledger = json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
@@ -24,17 +24,17 @@ def read(path: Path) -> Mapping[str, object]:
     except (ValueError, RecursionError) as problem:
         raise UnreadableLedger(f"{path} is not JSON: {problem}") from None
     if not isinstance(ledger, dict) or not isinstance(ledger.get("theorems"), dict):
-        raise UnreadableLedger(f'{path} is no ledger: it has no object "theorems"')
+        raise UnreadableLedger(f'{path} is not a ledger: it has no object "theorems"')
     return ledger
 
 
 def without_times(ledger: Mapping[str, object]) -> dict[str, object]:
-    """Give the ledger without what differs from run to run."""
+    """Return the ledger without the times, which differ from run to run."""
     return {key: value for key, value in ledger.items() if key != "times"}
 
 
 def differences(committed: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
-    """List what differs, one line a path: what is committed, and what is true now."""
+    """Return the differences, one line per path: the committed value and the current value."""
     return list(_differ("", without_times(committed), without_times(now)))
 
 
@@ -43,7 +43,7 @@ def _differ(path: str, committed: object, now: object) -> Iterator[str]:
         for key in dict.fromkeys((*committed, *now)):
             at = f"{path}.{key}" if path else str(key)
             if key not in now:
-                yield f"{at}: is gone; committed is {_shown(committed[key])}"
+                yield f"{at}: is missing now; committed is {_shown(committed[key])}"
             elif key not in committed:
                 yield f"{at}: is new: {_shown(now[key])}"
             else:
@@ -71,4 +71,4 @@ def _shown(value: object) -> str:
 def _advice(path: str) -> str:
     if not path.startswith("versions."):
         return ""
-    return " (another version, not another proof: the versions of constraints.txt are what the ledger is kept with)"
+    return " (a different version, not a different proof: the ledger is kept with the versions of constraints.txt)"

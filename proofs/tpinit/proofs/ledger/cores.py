@@ -1,8 +1,8 @@
-"""Which premises a claim needs: an unsatisfiable core of them, minimal and always the same one.
+"""The premises that a claim needs: an unsatisfiable core, minimal and deterministic.
 
-The premises are dropped one by one in their own order, and one that the claim holds without stays
-dropped. What is left is a core of which no part can be dropped; since every step is decided, it does
-not depend on the solver, its version or its seeds, as the core that a solver offers would.
+The premises are dropped one by one, in order; a premise stays dropped where the claim holds without it. The
+rest is a core of which no premise can be dropped. Every step is a decision, so the core does not depend on
+the solver, its version or its seed, unlike the core that a solver returns.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from tpinit.proofs.ledger.naming import conjuncts, name_of
 
 __all__ = ["CoreError", "core", "needs"]
 
-# A count of the solver's steps and not of seconds, so that a busy machine changes nothing.
+# Z3's resource limit counts steps instead of seconds, so that the result does not depend on the machine's load.
 _STEPS = 50_000_000
 
 
 class CoreError(Exception):
-    """A claim of which a core was asked does not hold, or could not be decided."""
+    """A claim has no core: it does not hold, is undecided, or only claims that something is possible."""
 
 
 def needs(claim: Claim) -> list[str]:
-    """Say the premises that a claim needs. None at all means that it holds by the definitions alone.
+    """Return the names of the premises that a claim needs. An empty list means that it holds by definition.
 
-    Raises CoreError for a claim that does not hold, and for one that only says that something is possible.
+    Raises CoreError for a claim that does not hold, and for a claim that something is possible.
     """
     if claim.possible:
-        raise CoreError(f"{claim.says}: what is possible needs no premises, it has a witness")
+        raise CoreError(f"{claim.label}: a claim that something is possible has a witness, not a core")
     return [name_of(premise) for premise in core(claim)]
 
 
 def core(claim: Claim) -> list[z3.BoolRef]:
-    """Find a minimal set of the premises from which the claim follows. Raises CoreError as `needs` does."""
-    premises = conjuncts(claim.given)
+    """Return a minimal set of premises from which the claim follows. Raises CoreError as `needs` does."""
+    premises = conjuncts(claim.premises)
     solver = z3.Solver()
     solver.set("rlimit", _STEPS)
-    solver.add(z3.Not(claim.then))
+    solver.add(z3.Not(claim.conclusion))
     marks = [z3.FreshBool("premise") for _ in premises]
     for mark, premise in zip(marks, premises, strict=True):
         solver.add(z3.Implies(mark, premise))
     kept = list(range(len(premises)))
     if solver.check([marks[index] for index in kept]) != z3.unsat:
-        raise CoreError(f"{claim.says}: does not follow from its premises")
+        raise CoreError(f"{claim.label}: does not follow from its premises")
     for index in range(len(premises)):
         without = [other for other in kept if other != index]
         if solver.check([marks[other] for other in without]) == z3.unsat:
@@ -55,11 +55,11 @@ def core(claim: Claim) -> list[z3.BoolRef]:
 
 
 def _confirm(claim: Claim, chosen: Sequence[z3.BoolRef]) -> None:
-    """Have the solver track the core in a fresh run: it must need all of it."""
+    """Check in a new solver that the claim follows from the core and needs all of it. Raises CoreError otherwise."""
     solver = z3.Solver()
     solver.set("rlimit", _STEPS)
-    solver.add(z3.Not(claim.then))
+    solver.add(z3.Not(claim.conclusion))
     for index, premise in enumerate(chosen):
         solver.assert_and_track(premise, f"premise {index}")
     if solver.check() != z3.unsat or len(solver.unsat_core()) != len(chosen):
-        raise CoreError(f"{claim.says}: the core is not one, or not minimal")
+        raise CoreError(f"{claim.label}: the core is wrong or not minimal")

@@ -1,6 +1,6 @@
-"""The ledger as data: what `tpinit prove` found, in the shape in which it is written, compared and shown.
+"""The ledger as plain data: the results of `tpinit prove`, as they are written, compared and shown.
 
-Times stand in an object of their own, so that a ledger without it is the same on every run.
+Times are in an object of their own, so that a ledger without it is the same on every run.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from tpinit.proofs import brute
 from tpinit.proofs.claims import Theorem, Verdict
-from tpinit.proofs.ledger.necessity import Need
+from tpinit.proofs.ledger.necessity import NecessityResult
 from tpinit.proofs.lint import CLAUSES
-from tpinit.proofs.running import Record
+from tpinit.proofs.running import TheoremResult
 from tpinit.spec.table import ROWS
 from tpinit.spec.vocabulary import ViolationCode
 
@@ -29,14 +29,14 @@ _DISTRIBUTIONS = ("z3-solver", "cvc5", "crosshair-tool", "python-sat", "numpy")
 
 
 def ledger(
-    theorems: Mapping[str, Theorem], records: Sequence[Record], needs: Sequence[Need], seconds: float
+    theorems: Mapping[str, Theorem], results: Sequence[TheoremResult], needs: Sequence[NecessityResult], seconds: float
 ) -> dict[str, object]:
-    """Put together what is known of the theorems of the records, as plain data."""
-    entries = {record.name: _entry(theorems[record.name], record) for record in records}
-    proven = sum(record.verdict is Verdict.PROVED for record in records)
+    """Return the ledger of these results as plain data that JSON can hold."""
+    entries = {result.name: _entry(theorems[result.name], result) for result in results}
+    proven = sum(result.verdict is Verdict.PROVED for result in results)
     return {
         "format": FORMAT,
-        "summary": {"theorems": len(records), "proven": proven},
+        "summary": {"theorems": len(results), "proven": proven},
         "versions": {
             "python": ".".join(platform.python_version_tuple()[:2]),
             **{name: version(name) for name in _DISTRIBUTIONS},
@@ -45,38 +45,38 @@ def ledger(
         "clauses": dict(CLAUSES),
         "theorems": entries,
         "witnesses": {
-            "rows": _witnesses(records, ROWS_THEOREM, {f"row {row.number}": str(row.number) for row in ROWS}),
-            "codes": _witnesses(records, CODES_THEOREM, {code.value: code.value for code in ViolationCode}),
+            "rows": _witnesses(results, ROWS_THEOREM, {f"row {row.number}": str(row.number) for row in ROWS}),
+            "codes": _witnesses(results, CODES_THEOREM, {code.value: code.value for code in ViolationCode}),
         },
         "necessity": {need.dropped: {"theorem": need.theorem, "falls": need.falls} for need in needs},
         "times": {
             "total": round(seconds, 2),
-            "theorems": {record.name: _times(record) for record in records},
+            "theorems": {result.name: _times(result) for result in results},
         },
     }
 
 
-def _entry(theorem: Theorem, record: Record) -> dict[str, object]:
-    found = record.findings
+def _entry(theorem: Theorem, result: TheoremResult) -> dict[str, object]:
+    found = result.evidence
     return {
         "clause": theorem.clause,
         "statement": theorem.statement,
-        "verdict": record.verdict.value,
-        "detail": record.detail,
+        "verdict": result.verdict.value,
+        "detail": result.detail,
         "bound": theorem.bound,
         "oracles": {
             name: {"verdict": run.result.verdict.value, "checked": run.result.checked, "unit": run.result.unit}
-            for name, run in record.oracles.items()
+            for name, run in result.oracles.items()
         },
-        "not_asked": {"brute": record.beyond} if record.beyond else {},
+        "not_asked": {"brute": result.no_brute_force} if result.no_brute_force else {},
         "control": {
             "says": theorem.control,
-            "verdicts": {name: result.verdict.value for name, result in record.controls.items()},
+            "verdicts": {name: result.verdict.value for name, result in result.controls.items()},
             "falls": found.control,
         },
-        "formula": record.formula,
+        "formula": result.formula,
         "sources": {module: source_hash(module) for module in theorem.sources},
-        "premises": [{"input": told, "claims": list(claims)} for told, claims in found.premises.items()],
+        "premises": [{"input": text, "claims": list(claims)} for text, claims in found.premises.items()],
         "reached": dict(found.reached),
         "needs": list(dict.fromkeys(premise for core in found.cores for premise in core)),
         "cores": [{"needs": list(core), "claims": list(claims)} for core, claims in found.cores.items()],
@@ -84,35 +84,35 @@ def _entry(theorem: Theorem, record: Record) -> dict[str, object]:
 
 
 def source_hash(module: str) -> str:
-    """Hash the source of an installed module (SHA-256, hex). Raises LookupError where it has none."""
+    """Return the SHA-256 (hex) of the source file of a module. Raises LookupError where it has none."""
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         raise LookupError(f"{module} has no source")
     return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
 
 
-def _witnesses(records: Iterable[Record], theorem: str, keys: Mapping[str, str]) -> dict[str, str]:
-    reached = next((record.findings.reached for record in records if record.name == theorem), {})
+def _witnesses(results: Iterable[TheoremResult], theorem: str, keys: Mapping[str, str]) -> dict[str, str]:
+    reached = next((result.evidence.reached for result in results if result.name == theorem), {})
     return {key: reached[claim] for claim, key in keys.items() if claim in reached}
 
 
-def _times(record: Record) -> dict[str, float]:
-    oracles = {name: round(run.seconds, 2) for name, run in record.oracles.items()}
-    return {"total": round(record.seconds, 2), **oracles}
+def _times(result: TheoremResult) -> dict[str, float]:
+    oracles = {name: round(run.seconds, 2) for name, run in result.oracles.items()}
+    return {"total": round(result.seconds, 2), **oracles}
 
 
-def missing(needs: Sequence[Need], whole: Mapping[str, object]) -> list[str]:
-    """List what the ledger of all theorems must have and has not: a need of every part, a witness of all."""
+def missing(needs: Sequence[NecessityResult], entire: Mapping[str, object]) -> list[str]:
+    """Return the gaps of a ledger of all theorems: parts that no theorem needs, rows and violations without witness."""
     problems = [
-        f"without {need.dropped} every theorem still holds: nothing needs it" for need in needs if not need.theorem
+        f"without {need.dropped} every theorem still holds: no theorem needs it" for need in needs if not need.theorem
     ]
-    witnesses = whole["witnesses"]
+    witnesses = entire["witnesses"]
     assert isinstance(witnesses, dict)
     problems += [f"row {row.number} has no witness" for row in ROWS if str(row.number) not in witnesses["rows"]]
     problems += [f"{code.value} has no witness" for code in ViolationCode if code.value not in witnesses["codes"]]
     return problems
 
 
-def text(whole: Mapping[str, object]) -> str:
-    """Write a ledger as JSON, in the one form in which it is committed."""
-    return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+def text(entire: Mapping[str, object]) -> str:
+    """Return a ledger as JSON text, in the form in which it is committed."""
+    return json.dumps(entire, indent=1, ensure_ascii=False) + "\n"

@@ -1,4 +1,4 @@
-"""Every query of every theorem as an SMT-LIB 2 file, for any solver to decide and any reader to read."""
+"""Write every query of every theorem as an SMT-LIB 2 file, which any SMT solver can decide."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ __all__ = ["files", "write_smt2"]
 
 
 def files(theorem: Theorem) -> Iterator[tuple[str, str]]:
-    """Give the name and the text of a file for each query of a theorem; none where an engine decides it.
+    """Yield the name and the text of one file per query of a theorem; none for a theorem with an engine.
 
     The names are THEOREM.NN.QUERY.smt2, where NN counts the claims from 1. The status in a file is the
-    answer that is claimed, not one that a solver gave.
+    expected answer, not the answer of a solver.
     """
     if theorem.claims is None:
         return
     for number, claim in enumerate(theorem.claims(right_model()), 1):
         for query, terms, answer in queries(claim):
-            said = (
+            header = (
                 f"theorem: {theorem.name} (contract, section {theorem.clause})",
                 f"statement: {theorem.statement}",
-                f"claim {number}: {claim.says}",
+                f"claim {number}: {claim.label}",
                 f"query: {query}; the claim holds when the answer is {answer.value}",
             )
             head = [f"(set-info :status {answer.value})", "(set-info :smt-lib-version 2.6)"]
-            question = smt2(terms).replace("(set-info :status unknown)\n", "")  # the printer's, which claims nothing
-            yield f"{theorem.name}.{number:02}.{query}.smt2", "\n".join([*_comments(said), *head, question])
+            question = smt2(terms).replace("(set-info :status unknown)\n", "")  # Z3's printer writes this status
+            yield f"{theorem.name}.{number:02}.{query}.smt2", "\n".join([*_comments(header), *head, question])
 
 
 def _comments(lines: Sequence[str]) -> Iterator[str]:
@@ -39,7 +39,7 @@ def _comments(lines: Sequence[str]) -> Iterator[str]:
 
 
 def write_smt2(directory: Path, names: Sequence[str]) -> int:
-    """Write the queries of the named theorems into a directory, which is made, and return how many.
+    """Write the queries of the named theorems into a directory, create it where it is missing, and return their number.
 
     Raises OSError where the directory can't be written to.
     """

@@ -1,7 +1,7 @@
-"""Terms of the model in the contract's words: `no SIZE_MISMATCH holds`, `call.tp_size is given`.
+"""Names of the model's terms in the language of the contract: `no SIZE_MISMATCH holds`, `call.tp_size is given`.
 
-A term is known by its structure: whatever builds `Model.given(source)` again builds the term that has
-the name. What has no name is printed, operator by operator, with the names of its parts.
+Z3 shares equal terms, so a term that is built a second time has the same id and the same name. A term
+without a name is printed operator by operator, with the names of its subterms.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tpinit.spec.vocabulary import FieldsFrom, GroupFrom, Outcome, Source, Viola
 
 __all__ = ["conjuncts", "name_of"]
 
-# The Boolean symbols: what it means that one is true, and that it is false.
+# The Boolean symbols: the text for true and the text for false.
 FACTS: Mapping[str, tuple[str, str]] = {
     "tpi": ("TPI", "no TPI"),
     "tpg": ("TPG", "no TPG"),
@@ -62,14 +62,14 @@ _TIGHT = (z3.Z3_OP_ADD, z3.Z3_OP_SUB, z3.Z3_OP_MUL, z3.Z3_OP_MOD)
 
 
 def _named(model: Model) -> Iterator[tuple[z3.ExprRef, str]]:
-    """Give every term of one input that has a name. An earlier name goes before a later one."""
+    """Yield every named term of one input. Where a term has two names, the first one counts."""
     s = model.given_input
     for name, term in model.typing.items():
         yield term, name
     for code in ViolationCode:
         yield z3.Not(model.violation(code)), f"no {code.value} holds"
         yield model.violation(code), f"{code.value} holds"
-    # A call always has both, so that they are given by one and the same term.
+    # A call always gives both, so one term stands for both.
     yield model.given(Source.CALL_TP_SIZE), "call.tp_size and call.dtype are given"
     for source in Source:
         if source not in (Source.CREATED, Source.UNSET, Source.WORLD_SIZE):
@@ -128,16 +128,16 @@ def _is(term: z3.DatatypeRef, member: Enum) -> z3.BoolRef:
 
 @lru_cache(maxsize=1)
 def _names() -> Mapping[int, tuple[z3.ExprRef, str]]:
-    """Map the id of each named term to it (a term's id is its own only as long as the term lives) and its name."""
+    """Map the id of each named term to the term and its name. The term is kept because Z3 reuses ids of freed terms."""
     names: dict[int, tuple[z3.ExprRef, str]] = {}
-    for suffix, said in (("", ""), ("_other", _OTHER)):
+    for suffix, owner in (("", ""), ("_other", _OTHER)):
         for term, name in _named(Model(fresh_symbols(suffix))):
-            names.setdefault(term.get_id(), (term, name + said))
+            names.setdefault(term.get_id(), (term, name + owner))
     return names
 
 
 def conjuncts(term: z3.BoolRef) -> list[z3.BoolRef]:
-    """Take a premise apart into the conditions that it is the conjunction of, in order, each once."""
+    """Return the conjuncts of a premise in order, without repetitions."""
     parts: dict[int, z3.BoolRef] = {}
     for part in _flat(term):
         parts.setdefault(part.get_id(), part)
@@ -158,7 +158,7 @@ def _flat(term: z3.BoolRef) -> Iterator[z3.BoolRef]:
 
 
 def name_of(term: z3.ExprRef) -> str:
-    """Say a term in the contract's words."""
+    """Return the text of a term in the language of the contract."""
     known = _names().get(term.get_id())
     if known is not None:
         return known[1]
@@ -180,7 +180,7 @@ def name_of(term: z3.ExprRef) -> str:
 
 
 def _of_both(term: z3.ExprRef) -> str:
-    """Say shortly what is said of both inputs alike. Empty where it is not."""
+    """Return a short text for a term that states the same about both inputs; empty for another term."""
     if term.num_args() != 2 or not z3.substitute(term.arg(0), *_others()).eq(term.arg(1)):
         return ""
     if term.arg(0).eq(term.arg(1)):
@@ -194,11 +194,11 @@ def _others() -> list[tuple[z3.ExprRef, z3.ExprRef]]:
 
 
 def _bracketed(part: z3.ExprRef, inside: int) -> str:
-    said = name_of(part)
+    text = name_of(part)
     plain = not part.children() or part.get_id() in _names() or part.decl().eq(SIZE_OF)
     loose = inside in (z3.Z3_OP_AND, z3.Z3_OP_OR, z3.Z3_OP_IMPLIES) or part.decl().kind() in _TIGHT
     binds = part.decl().kind() not in (z3.Z3_OP_AND, z3.Z3_OP_OR, z3.Z3_OP_IMPLIES, z3.Z3_OP_ITE)
-    return said if plain or (loose and binds) else f"({said})"
+    return text if plain or (loose and binds) else f"({text})"
 
 
 _FORMS: Mapping[int, Callable[[z3.ExprRef], str]] = {

@@ -1,7 +1,7 @@
-"""What each part of the contract is needed for: drop it, and see which theorem is the first to fall.
+"""Necessity of each part of the contract: drop the part and find the first theorem that is then false.
 
-A part that could be dropped unnoticed would be a part that nothing proven depends on. The parts are A0,
-each row of the table, each rule of the prose, and each violation code.
+No proof would depend on a part that can be dropped without a false theorem. The parts are A0, each row of
+the table, each rule of the prose, and each violation code.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from multiprocessing import get_context
 
 import z3
 from tpinit.proofs.claims import THEOREMS, Mutant, right_model
-from tpinit.proofs.ledger.findings import first_to_fall
+from tpinit.proofs.ledger.evidence import first_to_fall
 from tpinit.proofs.mutants import drop_row, without_code
 from tpinit.spec.model import Model
 from tpinit.spec.prose import RULES
 from tpinit.spec.table import ROWS
 from tpinit.spec.vocabulary import ViolationCode
 
-__all__ = ["A0", "Need", "drops", "needed_by", "needed_by_each"]
+__all__ = ["A0", "NecessityResult", "drops", "needed_by", "needed_by_each"]
 
 A0 = "A0 (TPG implies TPI)"
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """What a part is needed for: the first theorem that falls without it, and how. Empty where none does."""
+class NecessityResult:
+    """The first theorem that is false without a part, and its false claim; both empty where no theorem is false."""
 
     dropped: str
     theorem: str = ""
@@ -37,11 +37,11 @@ class Need:
 
 @dataclass(frozen=True)
 class _NotAssumingA0(Model):
-    """The model, but A0 is no premise. (It stays defined, so that theorems can speak of it.)"""
+    """The model in which A0 is no premise. The term A0 stays defined because theorems use it."""
 
     @cached_property
     def typing(self) -> Mapping[str, z3.BoolRef]:
-        """What every input satisfies by its type, less A0."""
+        """The conditions that every input satisfies by its type, without A0."""
         return {name: term for name, term in super().typing.items() if name != A0}
 
 
@@ -56,7 +56,7 @@ def _without_rule(place: int) -> Callable[[Model], Model]:
 
 
 def drops() -> Iterator[Mutant]:
-    """Give every contract that lacks one part; what it says is the part."""
+    """Yield every contract without one part; its description is the name of the part."""
     yield Mutant(A0, _without_a0)
     for row in ROWS:
         yield Mutant(f"row {row.number}", drop_row(row.number).apply)
@@ -66,25 +66,25 @@ def drops() -> Iterator[Mutant]:
         yield Mutant(code.value, without_code(code).apply)
 
 
-def needed_by(drop: Mutant, names: Sequence[str]) -> Need:
-    """Find the first of the named theorems that falls without the part."""
+def needed_by(drop: Mutant, names: Sequence[str]) -> NecessityResult:
+    """Return the first of the named theorems that is false without the part."""
     for name in names:
         claims = THEOREMS[name].claims
         falls = None if claims is None else first_to_fall(claims(drop.apply(right_model())))
         if falls is not None:
-            return Need(drop.says, name, falls)
-    return Need(drop.says)
+            return NecessityResult(drop.description, name, falls)
+    return NecessityResult(drop.description)
 
 
-def _needed_by_place(place: int, names: Sequence[str]) -> Need:
+def _needed_by_place(place: int, names: Sequence[str]) -> NecessityResult:
     import tpinit.proofs.theorems  # registers them in this process
 
     del tpinit
     return needed_by(list(drops())[place], names)
 
 
-def needed_by_each(names: Sequence[str], jobs: int) -> list[Need]:
-    """Find for every part the first of the named theorems that falls without it, in `jobs` processes."""
+def needed_by_each(names: Sequence[str], jobs: int) -> list[NecessityResult]:
+    """Return for every part the first of the named theorems that is false without it; runs in `jobs` processes."""
     places = range(len(list(drops())))
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         return list(pool.map(_needed_by_place, places, [names] * len(places)))

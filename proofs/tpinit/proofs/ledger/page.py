@@ -1,6 +1,6 @@
-"""The ledger as a page: one file that needs nothing else, for a browser of any width, in light and dark.
+"""The ledger as one self-contained HTML page, for any browser width, light and dark.
 
-Everything that comes out of the ledger is escaped, and the page's own policy forbids it to load anything.
+Every text of the ledger is escaped, and the page's content security policy forbids loading any resource.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Ledger = Mapping[str, Any]
 
 
 def page(ledger: Ledger) -> str:
-    """Make the page of a ledger, with or without times. Raises KeyError for what is no ledger."""
+    """Return the HTML page of a ledger, with or without times. Raises KeyError for data that is not a ledger."""
     template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     theorems, times = ledger["theorems"], ledger.get("times")
     parts = {
@@ -42,22 +42,20 @@ def _summary(ledger: Ledger) -> str:
     parts = len(ledger["necessity"])
     unneeded = sum(not need["theorem"] for need in ledger["necessity"].values())
     witnesses = ledger["witnesses"]
-    said = f"All {total} theorems are proven, and every control is refuted."
+    result = f"All {total} theorems are proven, and every control is refuted."
     if proven != total:
-        said = f"<strong>{total - proven} of {total} theorems are not proven.</strong>"
-    left_out = f"Leave out any one of the {parts} parts of the contract, and a theorem falls."
+        result = f"<strong>{total - proven} of {total} theorems are not proven.</strong>"
+    left_out = f"Without any one of the {parts} parts of the contract, a theorem is false."
     if unneeded:
-        left_out = (
-            f"<strong>{unneeded} of {parts} parts of the contract can be left out, and no theorem falls.</strong>"
-        )
+        left_out = f"<strong>Without {unneeded} of {parts} parts of the contract, every theorem still holds.</strong>"
     rows, codes = len(witnesses["rows"]), len(witnesses["codes"])
-    return f"{said} {rows} rows and {codes} violations have an input each that shows them. {left_out}"
+    return f"{result} {rows} rows and {codes} violations each have an example input. {left_out}"
 
 
 def _row(name: str, entry: Mapping[str, Any], times: Mapping[str, Any] | None) -> str:
     words = escape(f"{name} {entry['clause']} {entry['statement']}".lower())
     verdict = escape(entry["verdict"])
-    # A class only for the one verdict that is good: whatever else there is looks bad.
+    # Only a pass has the class `proved`; every other verdict gets the style of a failure.
     badge = f'<span class="badge{" proved" if verdict == "proved" else ""}">{verdict}</span>'
     oracles = "".join(f"<li>{_oracle(*pair)}</li>" for pair in entry["oracles"].items())
     time = ""
@@ -75,7 +73,7 @@ def _row(name: str, entry: Mapping[str, Any], times: Mapping[str, Any] | None) -
 
 
 def _name(name: str) -> str:
-    """Escape a name, which may be broken at its underscores."""
+    """Return a name, escaped, that may wrap at its underscores."""
     return escape(name).replace("_", "_<wbr>")
 
 
@@ -87,31 +85,34 @@ def _hash(digest: str) -> str:
     return f'<code class="hash">{escape(digest)}</code>'
 
 
-def _oracle(name: str, said: Mapping[str, Any]) -> str:
-    failed = "" if said["verdict"] == "proved" else f" <strong>{escape(said['verdict'])}</strong>"
-    unit = said["unit"].removesuffix("s") if said["checked"] == 1 else said["unit"]
-    return f'{escape(name)}{failed} <span class="quiet">{said["checked"]:,} {escape(unit)}</span>'
+def _oracle(name: str, run: Mapping[str, Any]) -> str:
+    failed = "" if run["verdict"] == "proved" else f" <strong>{escape(run['verdict'])}</strong>"
+    unit = run["unit"].removesuffix("s") if run["checked"] == 1 else run["unit"]
+    return f'{escape(name)}{failed} <span class="quiet">{run["checked"]:,} {escape(unit)}</span>'
 
 
 def _evidence(entry: Mapping[str, Any]) -> str:
     control = entry["control"]
-    fallen = [f"{verdict} by {oracle}" for oracle, verdict in control["verdicts"].items()]
-    told = [
-        ("What went wrong", escape(entry["detail"])),
+    refuted = [f"{verdict} by {oracle}" for oracle, verdict in control["verdicts"].items()]
+    rows = [
+        ("Reason", escape(entry["detail"])),
         ("Bound", escape(entry["bound"])),
-        ("Not asked", "; ".join(escape(f"{oracle}: {why}") for oracle, why in entry["not_asked"].items())),
+        ("Not decided by", "; ".join(escape(f"{oracle}: {why}") for oracle, why in entry["not_asked"].items())),
         ("Needs", _cores(entry["cores"])),
-        ("Premises hold for", _listed(_of(case["input"], case["claims"]) for case in entry["premises"])),
-        ("Reached for", _listed(_of(found, [claim]) for claim, found in entry["reached"].items())),
-        ("Control", escape(f"{control['says']}: {', '.join(fallen)}")),
-        ("It falls at", escape(control["falls"])),
+        (
+            "Input that satisfies the premises",
+            _listed(_of(case["input"], case["claims"]) for case in entry["premises"]),
+        ),
+        ("Witness", _listed(_of(found, [claim]) for claim, found in entry["reached"].items())),
+        ("Control", escape(f"{control['says']}: {', '.join(refuted)}")),
+        ("False claim of the control", escape(control["falls"])),
         ("Formula, SHA-256", _hash(entry["formula"]) if entry["formula"] else ""),
         (
             "Source, SHA-256",
-            _listed(f"{escape(one)} {_hash(its)}" for one, its in entry["sources"].items()),
+            _listed(f"{escape(module)} {_hash(digest)}" for module, digest in entry["sources"].items()),
         ),
     ]
-    return "<dl>" + "".join(f"<dt>{title}</dt><dd>{text}</dd>" for title, text in told if text) + "</dl>"
+    return "<dl>" + "".join(f"<dt>{title}</dt><dd>{text}</dd>" for title, text in rows if text) + "</dl>"
 
 
 def _cores(cores: Iterable[Mapping[str, Any]]) -> str:
@@ -119,8 +120,8 @@ def _cores(cores: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _of(text: str, claims: list[str]) -> str:
-    said = ", ".join(claims) if len(claims) <= 6 else f"{len(claims)} claims, {claims[0]} to {claims[-1]}"
-    return f'{escape(text)} <span class="of">({escape(said)})</span>'
+    labels = ", ".join(claims) if len(claims) <= 6 else f"{len(claims)} claims, {claims[0]} to {claims[-1]}"
+    return f'{escape(text)} <span class="of">({escape(labels)})</span>'
 
 
 def _listed(items: Iterable[str]) -> str:
@@ -129,7 +130,7 @@ def _listed(items: Iterable[str]) -> str:
 
 
 def _table(title: str, key: str, heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Make a section with a table. On a phone every cell but the first carries its head as a label."""
+    """Return a section with a table. On a narrow screen each cell shows the head of its column as a label."""
     columns = "".join(f'<th role="columnheader" scope="col">{escape(head)}</th>' for head in heads)
     body = "".join(
         '<tr role="row">'
@@ -146,10 +147,10 @@ def _table(title: str, key: str, heads: tuple[str, ...], rows: Iterable[tuple[st
 
 
 def _witnesses(witnesses: Mapping[str, Mapping[str, str]]) -> str:
-    rows = [(f"row {escape(number)}", escape(told)) for number, told in witnesses["rows"].items()]
-    codes = [(f"<code>{_name(code)}</code>", escape(told)) for code, told in witnesses["codes"].items()]
+    rows = [(f"row {escape(number)}", escape(text)) for number, text in witnesses["rows"].items()]
+    codes = [(f"<code>{_name(code)}</code>", escape(text)) for code, text in witnesses["codes"].items()]
     return _table("An input for every row", "rows", ("Row", "Input"), rows) + _table(
-        "An input for every violation, where no other holds", "codes", ("Violation", "Input"), codes
+        "An input for every violation, for which no other holds", "codes", ("Violation", "Input"), codes
     )
 
 
@@ -157,20 +158,20 @@ def _necessity(necessity: Mapping[str, Mapping[str, str]]) -> str:
     rows = [
         (
             escape(dropped),
-            f"<code>{_name(need['theorem'])}</code>" if need["theorem"] else "<strong>no theorem falls</strong>",
+            f"<code>{_name(need['theorem'])}</code>" if need["theorem"] else "<strong>no theorem is false</strong>",
             escape(need["falls"]),
         )
         for dropped, need in necessity.items()
     ]
-    title = "What each part of the contract is needed for"
-    return _table(title, "necessity", ("Dropped", "The first theorem to fall", "At"), rows)
+    title = "The theorem that needs each part of the contract"
+    return _table(title, "necessity", ("Dropped part", "First false theorem", "False claim"), rows)
 
 
 def _made_with(ledger: Ledger) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in ledger["versions"].items())
-    took = f" All of it took {ledger['times']['total']:.0f} seconds." if ledger.get("times") else ""
+    took = f" The run took {ledger['times']['total']:.0f} seconds." if ledger.get("times") else ""
     return (
         f"<p>Decided with {escape(versions)}.{took}</p>"
-        f"<p>Brute force goes over every input with {escape(ledger['bounds']['brute'])}; the solvers have no such "
-        "bounds. A theorem that has a bound of its own states it.</p>"
+        f"<p>Brute force covers every input with {escape(ledger['bounds']['brute'])}; the solvers have no such "
+        "bounds. A theorem with a bound of its own states it.</p>"
     )

@@ -1,8 +1,8 @@
-"""An input that satisfies given terms, the same one always: as little as possible is given, values are small.
+"""A deterministic input that satisfies given terms, with few fields given and small values.
 
-Every symbol is pinned in turn, in the order of the vocabulary, to the first value that still leaves an
-input: not given before given, 1 before 2, the same group before another. So the input does not depend
-on which one a solver happens to find.
+Every symbol is fixed in turn, in the order of the vocabulary, to the first value that leaves the terms
+satisfiable: not given before given, 1 before 2, an earlier group before a new one. So the input does not
+depend on the model that a solver happens to find.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from dataclasses import astuple
 from itertools import chain
 
 import z3
-from tpinit.proofs.words import tell
+from tpinit.proofs.describe import describe
 from tpinit.spec.model import SIZE_OF, GroupSort, fresh_symbols
 
 __all__ = ["witness"]
 
-_STEPS = 50_000_000  # of the solver, so that a busy machine changes nothing
+_STEPS = 50_000_000  # Z3's resource limit counts steps, so the machine's load has no effect
 _SMALL = (*range(1, 9), 0, *range(-1, -9, -1))
 
 
 def witness(*terms: z3.BoolRef) -> str | None:
-    """Tell the first input that satisfies all terms, in the contract's words. None where there is none.
+    """Return a description of the first input that satisfies all terms; None where there is none.
 
-    Where the terms speak of two inputs, both are told. Numbers beside the inputs are told by their names.
+    Where the terms are about two inputs, both are described. Other integers are listed by name.
     """
     solver = z3.Solver()
     solver.set("rlimit", _STEPS)
@@ -33,22 +33,22 @@ def witness(*terms: z3.BoolRef) -> str | None:
     if solver.check() != z3.sat:
         return None
     free = _constants(terms)
-    inputs = [fresh_symbols()] if not free or any(not _is_other(one) for one in free) else []
-    if any(_is_other(one) for one in free):
+    inputs = [fresh_symbols()] if not free or any(not _is_other(symbol) for symbol in free) else []
+    if any(_is_other(symbol) for symbol in free):
         inputs.append(fresh_symbols("_other"))
     of_inputs = list(chain.from_iterable(astuple(symbols) for symbols in inputs))
-    mine = {one.get_id() for one in of_inputs}
-    numbers = sorted((one for one in free if one.get_id() not in mine), key=str)
-    _pin(solver, [*of_inputs, *numbers], {one.get_id() for one in free})
+    input_ids = {symbol.get_id() for symbol in of_inputs}
+    numbers = sorted((symbol for symbol in free if symbol.get_id() not in input_ids), key=str)
+    _pin(solver, [*of_inputs, *numbers], {symbol.get_id() for symbol in free})
     solver.check()
     state = solver.model()
-    said = [_lettered(tell(state, symbols)) for symbols in inputs]
-    # A claim about inputs built by hand has none of an input's own facts in it.
-    if not any(one.sort() == z3.BoolSort() for one in free) and free:
-        said = [", ".join(_values(state, sorted(free, key=str)))]
+    texts = [_with_letters(describe(state, symbols)) for symbols in inputs]
+    # A claim about hand-made inputs has no Boolean symbol of an input in its terms.
+    if not any(symbol.sort() == z3.BoolSort() for symbol in free) and free:
+        texts = [", ".join(_values(state, sorted(free, key=str)))]
         numbers = []
-    told = said if len(said) == 1 else [f"one input: {said[0]}", f"another: {said[1]}"]
-    return "; ".join([*told, *_values(state, numbers)])
+    described = texts if len(texts) == 1 else [f"one input: {texts[0]}", f"another: {texts[1]}"]
+    return "; ".join([*described, *_values(state, numbers)])
 
 
 def _is_other(term: z3.ExprRef) -> bool:
@@ -79,10 +79,10 @@ def _constants(terms: Sequence[z3.ExprRef]) -> list[z3.ExprRef]:
 
 
 def _pin(solver: z3.Solver, constants: Sequence[z3.ExprRef], occurring: set[int]) -> None:
-    """Pin each constant to the first of its values that the solver still allows. Bools first, groups last."""
-    ranks = {z3.BoolSort(): 0, z3.IntSort(): 1, GroupSort: 3}
+    """Fix each constant to the first of its values that the solver allows. Bools come first, groups last."""
+    order = {z3.BoolSort(): 0, z3.IntSort(): 1, GroupSort: 3}
     groups: list[z3.ExprRef] = []
-    for constant in sorted(constants, key=lambda one: ranks.get(one.sort(), 2)):
+    for constant in sorted(constants, key=lambda symbol: order.get(symbol.sort(), 2)):
         if constant.sort() == GroupSort:
             _choose(solver, constant, groups)
             groups.append(constant)
@@ -107,7 +107,7 @@ def _choose(solver: z3.Solver, term: z3.ExprRef, values: Sequence[z3.ExprRef]) -
 def _choose_number(solver: z3.Solver, term: z3.ArithRef) -> None:
     if _choose(solver, term, [z3.IntVal(number) for number in _SMALL]):
         return
-    # Not a small one: the smallest above, found by halving what is left between 8 and one that will do.
+    # No small value fits: bisect between the largest small value and a value that fits.
     solver.check()
     found = solver.model().eval(term, model_completion=True).as_long()
     low, high = (_SMALL[-1], found) if found < 0 else (max(_SMALL), found)
@@ -118,7 +118,7 @@ def _choose_number(solver: z3.Solver, term: z3.ArithRef) -> None:
     solver.add(term == high)
 
 
-def _lettered(said: str) -> str:
-    """Name the groups A, B, ... in the order in which they are told, whatever the solver calls them."""
+def _with_letters(text: str) -> str:
+    """Rename the groups of a description to A, B, ... in order of appearance, whatever the solver calls them."""
     letters: dict[str, str] = {}
-    return re.sub(r"Group (\d+)", lambda hit: "group " + letters.setdefault(hit[1], chr(65 + len(letters))), said)
+    return re.sub(r"Group (\d+)", lambda hit: "group " + letters.setdefault(hit[1], chr(65 + len(letters))), text)

@@ -1,1 +1,1 @@
-"""Mutation: every theorem and every test of the contract's code, tried on what it must reject (issue 3, item 5)."""
+"""Mutation testing of the theorems and the tests: each mutant of the contract and of its code must be killed."""

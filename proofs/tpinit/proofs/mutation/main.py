@@ -14,27 +14,28 @@ from pathlib import Path
 
 import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
 from tpinit.proofs.claims import THEOREMS
-from tpinit.proofs.mutation.battery import Coverage, bytecode_elsewhere
 from tpinit.proofs.mutation.code import TARGETS, checkout, cover, mutants_of
-from tpinit.proofs.mutation.ending import unwinding
-from tpinit.proofs.mutation.record import Fate, Judged
-from tpinit.proofs.mutation.running import Code, Spec, judge_all, listed, stale
+from tpinit.proofs.mutation.result import MutantResult, MutantStatus
+from tpinit.proofs.mutation.sigterm import raising_on_sigterm
 from tpinit.proofs.mutation.spec import spec_mutants
+from tpinit.proofs.mutation.test_runner import Coverage, temporary_bytecode
+from tpinit.proofs.mutation.workers import CodeMutantId, SpecMutantId, accepted_survivors, judge_all, stale_entries
 
 __all__ = ["mutate"]
 
 SAMPLE = 120
 
 _DESCRIPTION = """\
-Change the contract and its code in one small place at a time, and see that a theorem or a test notices.
-Without options: every mutant of the contract, and a sample of those of the code."""
+Mutation testing: change the contract and its code in one small place at a time, and check that a theorem or a
+test fails. Without options: every mutant of the contract, and a sample of the mutants of the code."""
 
 _EPILOG = f"""\
-A mutant of the contract is killed by a theorem, or proven by Z3 to decide as the contract does. One of the
-code is killed by a theorem about the shipped source or by a test, or it is in equivalent.json with a reason.
+Each mutant of the contract must be killed by a theorem or proven by Z3 to be equivalent to the contract. Each
+mutant of the code must be killed by a theorem about the shipped source or by a test, or be listed in
+equivalent.json with a reason.
 
-exit codes: 0 all of that holds, 1 a mutant survived or a listed survivor is none, 2 a usage error.
-The sample has {SAMPLE} mutants unless --sample or --all says otherwise; the same seed takes the same ones."""
+exit codes: 0 all of that holds; 1 a mutant survived, or a listed survivor was killed or does not exist; 2 a
+usage error. The sample has {SAMPLE} mutants unless --sample or --all is given; a seed fixes the sample."""
 
 
 def _number(text: str) -> int:
@@ -57,12 +58,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--spec", action="store_true", help="mutants of the contract alone")
-    parser.add_argument("--code", action="store_true", help="mutants of the code alone")
+    parser.add_argument("--spec", action="store_true", help="only mutants of the contract")
+    parser.add_argument("--code", action="store_true", help="only mutants of the code")
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--all", action="store_true", help="every mutant of the code")
     amount.add_argument("--sample", metavar="N", type=_positive, help="this many mutants of the code")
-    parser.add_argument("--seed", metavar="S", type=_number, default=0, help="which sample (default: 0)")
+    parser.add_argument("--seed", metavar="S", type=_number, default=0, help="seed of the sample (default: 0)")
     parser.add_argument(
         "--only", metavar="TEXT", help="only mutants with this text in 'target/name'; no sample is taken"
     )
@@ -71,18 +72,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="THEOREM",
         action="append",
         default=[],
-        help="leave a theorem out, for mutants of the contract",
+        help="judge mutants of the contract without this theorem; repeatable",
     )
     jobs = os.cpu_count() or 1
     parser.add_argument("--jobs", metavar="N", type=_positive, default=jobs, help=f"processes (here: {jobs})")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write what became of each mutant to a file")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result of each mutant to a file")
     parser.add_argument("--list", action="store_true", help="list the chosen mutants, and judge none")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     return parser
 
 
 def mutate(argv: Sequence[str]) -> int:
-    """Judge what the arguments ask for. Return 0 when nothing survives that may not, else 1 (SystemExit 2 on usage)."""
+    """Run `tpinit mutate`. Return 0 when no unlisted mutant survives, else 1 (SystemExit 2 on a usage error)."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     for name in arguments.without:
@@ -101,15 +102,15 @@ def mutate(argv: Sequence[str]) -> int:
     return _judge(arguments, tasks)
 
 
-def _tasks(arguments: argparse.Namespace) -> list[Spec | Code]:
+def _tasks(arguments: argparse.Namespace) -> list[SpecMutantId | CodeMutantId]:
     both = arguments.spec == arguments.code
-    spec: list[Spec | Code] = []
-    code: list[Spec | Code] = []
+    spec: list[SpecMutantId | CodeMutantId] = []
+    code: list[SpecMutantId | CodeMutantId] = []
     if both or arguments.spec:
-        spec += [Spec(place, tuple(arguments.without)) for place in range(len(spec_mutants()))]
+        spec += [SpecMutantId(place, tuple(arguments.without)) for place in range(len(spec_mutants()))]
     if both or arguments.code:
         checkout()
-        code += [Code(place, name) for place, target in enumerate(TARGETS) for name in mutants_of(target)]
+        code += [CodeMutantId(place, name) for place, target in enumerate(TARGETS) for name in mutants_of(target)]
     if arguments.only is not None:
         return [task for task in [*spec, *code] if arguments.only in _name(task)]
     if not arguments.all:
@@ -118,42 +119,44 @@ def _tasks(arguments: argparse.Namespace) -> list[Spec | Code]:
     return [*spec, *code]
 
 
-def _name(task: Spec | Code) -> str:
-    if isinstance(task, Code):
+def _name(task: SpecMutantId | CodeMutantId) -> str:
+    if isinstance(task, CodeMutantId):
         return f"{TARGETS[task.target].name}/{task.name}"
     mutant = spec_mutants()[task.place]
     return f"{mutant.target}/{mutant.name}"
 
 
-def _judge(arguments: argparse.Namespace, tasks: Sequence[Spec | Code]) -> int:
+def _judge(arguments: argparse.Namespace, tasks: Sequence[SpecMutantId | CodeMutantId]) -> int:
     started = time.perf_counter()
-    wanted = sorted({task.target for task in tasks if isinstance(task, Code)})
+    wanted = sorted({task.target for task in tasks if isinstance(task, CodeMutantId)})
     if wanted and not arguments.quiet:
         print("recording which test reaches which line", file=sys.stderr, flush=True)
-    with unwinding(), bytecode_elsewhere():
+    with raising_on_sigterm(), temporary_bytecode():
         judged = _judged(arguments, tasks, wanted)
-    reasons = listed()
-    gone = stale(judged, _all_code_names() if wanted else set(reasons), reasons)
+    reasons = accepted_survivors()
+    gone = stale_entries(judged, _all_code_names() if wanted else set(reasons), reasons)
     _print_table(judged)
     _print_killers(judged)
     _print_rest(judged, gone)
-    survived = sum(one.fate is Fate.SURVIVED for one in judged)
+    survived = sum(one.status is MutantStatus.SURVIVED for one in judged)
     if arguments.json is not None:
         _write(arguments, judged, gone)
     print(f"\n{len(judged)} mutants, {survived} survived, in {time.perf_counter() - started:.1f} s")
     return 1 if survived or gone else 0
 
 
-def _judged(arguments: argparse.Namespace, tasks: Sequence[Spec | Code], wanted: Sequence[int]) -> list[Judged]:
+def _judged(
+    arguments: argparse.Namespace, tasks: Sequence[SpecMutantId | CodeMutantId], wanted: Sequence[int]
+) -> list[MutantResult]:
     recorded = cover([TARGETS[place] for place in wanted])
     coverage: Mapping[int, Coverage] = {place: recorded[TARGETS[place].tests] for place in wanted}
     count = 0
 
-    def progress(one: Judged) -> None:
+    def progress(one: MutantResult) -> None:
         nonlocal count
         count += 1
-        if not arguments.quiet and (count % 50 == 0 or count == len(tasks) or one.fate is Fate.SURVIVED):
-            told = f": {one.target}/{one.name} SURVIVED" if one.fate is Fate.SURVIVED else ""
+        if not arguments.quiet and (count % 50 == 0 or count == len(tasks) or one.status is MutantStatus.SURVIVED):
+            told = f": {one.target}/{one.name} SURVIVED" if one.status is MutantStatus.SURVIVED else ""
             print(f"[{count}/{len(tasks)}]{told}", file=sys.stderr, flush=True)
 
     return judge_all(tasks, coverage, min(arguments.jobs, len(tasks)), progress)
@@ -163,67 +166,71 @@ def _all_code_names() -> set[str]:
     return {name for target in TARGETS for name in mutants_of(target)}
 
 
-# --- words ---------------------------------------------------------------------------------------------
+# --- output --------------------------------------------------------------------------------------------
 
-_FATES = (Fate.KILLED, Fate.EQUIVALENT, Fate.LISTED, Fate.SURVIVED)
+_STATUSES = (MutantStatus.KILLED, MutantStatus.EQUIVALENT, MutantStatus.LISTED, MutantStatus.SURVIVED)
 
 
-def _summary(judged: Sequence[Judged]) -> dict[str, Counter[Fate]]:
-    counts: dict[str, Counter[Fate]] = {}
+def _summary(judged: Sequence[MutantResult]) -> dict[str, Counter[MutantStatus]]:
+    counts: dict[str, Counter[MutantStatus]] = {}
     for one in judged:
-        counts.setdefault(one.target, Counter())[one.fate] += 1
+        counts.setdefault(one.target, Counter())[one.status] += 1
     return counts
 
 
-def _rate(counts: Counter[Fate]) -> str:
-    """The part of those killed that no proof and no reason excuses. 100 % is said only where none survived."""
-    live = counts[Fate.KILLED] + counts[Fate.SURVIVED]
+def _rate(counts: Counter[MutantStatus]) -> str:
+    """Return the share of killed among killed and survived mutants. 100 % is printed only where none survived."""
+    live = counts[MutantStatus.KILLED] + counts[MutantStatus.SURVIVED]
     if not live:
         return "-"
-    return "100 %" if not counts[Fate.SURVIVED] else f"{min(99.9, 100 * counts[Fate.KILLED] / live):.1f} %"
+    return (
+        "100 %" if not counts[MutantStatus.SURVIVED] else f"{min(99.9, 100 * counts[MutantStatus.KILLED] / live):.1f} %"
+    )
 
 
-def _print_table(judged: Sequence[Judged]) -> None:
+def _print_table(judged: Sequence[MutantResult]) -> None:
     print(f"{'target':14}{'mutants':>9}{'killed':>9}{'equivalent':>12}{'listed':>9}{'survived':>10}{'kill rate':>11}")
     counts = _summary(judged)
-    total = sum(counts.values(), Counter[Fate]())
+    total = sum(counts.values(), Counter[MutantStatus]())
     for target, of_target in [*counts.items(), ("all", total)]:
-        killed, equivalent, with_reason, survived = (of_target[fate] for fate in _FATES)
+        killed, equivalent, with_reason, survived = (of_target[status] for status in _STATUSES)
         numbers = f"{of_target.total():>9}{killed:>9}{equivalent:>12}{with_reason:>9}{survived:>10}"
         print(f"{target:14}{numbers}{_rate(of_target):>11}")
 
 
-def _print_killers(judged: Sequence[Judged]) -> None:
+def _print_killers(judged: Sequence[MutantResult]) -> None:
     print("\nkilled by")
-    # A test is told by its file: --json has the test itself.
-    killers = Counter(one.killer.partition("::")[0] for one in judged if one.fate is Fate.KILLED)
+    # Only the file of a test is printed; --json has the test itself.
+    killers = Counter(one.killer.partition("::")[0] for one in judged if one.status is MutantStatus.KILLED)
     for killer, count in sorted(killers.items(), key=lambda item: (-item[1], item[0])):
         print(f"{count:>7}  {killer}")
 
 
-def _print_rest(judged: Sequence[Judged], gone: Sequence[str]) -> None:
-    for fate, title in (
-        (Fate.EQUIVALENT, "equivalent, as Z3 proves"),
-        (Fate.LISTED, "survivors with a reason"),
-        (Fate.SURVIVED, "SURVIVED"),
+def _print_rest(judged: Sequence[MutantResult], gone: Sequence[str]) -> None:
+    for status, title in (
+        (MutantStatus.EQUIVALENT, "equivalent, as Z3 proves"),
+        (MutantStatus.LISTED, "survivors with a reason"),
+        (MutantStatus.SURVIVED, "SURVIVED"),
     ):
-        ones = [one for one in judged if one.fate is fate]
+        ones = [one for one in judged if one.status is status]
         if ones:
             print(f"\n{title}")
         for one in ones:
             print(f"  {one.target}/{one.name}")
-            if one.how and fate is not Fate.EQUIVALENT:
-                print(f"      {one.how}")
+            if one.message and status is not MutantStatus.EQUIVALENT:
+                print(f"      {one.message}")
     if gone:
-        print("\nSTALE in equivalent.json: killed, or no such mutant; take them out")
+        print("\nSTALE in equivalent.json: killed, or no such mutant; remove them")
     for name in gone:
         print(f"  {name}")
 
 
-def _write(arguments: argparse.Namespace, judged: Sequence[Judged], gone: Sequence[str]) -> None:
-    summary = {target: {fate.value: counts[fate] for fate in _FATES} for target, counts in _summary(judged).items()}
+def _write(arguments: argparse.Namespace, judged: Sequence[MutantResult], gone: Sequence[str]) -> None:
+    summary = {
+        target: {status.value: counts[status] for status in _STATUSES} for target, counts in _summary(judged).items()
+    }
     mutants = [
-        {"target": one.target, "name": one.name, "fate": one.fate.value, "killer": one.killer, "how": one.how}
+        {"target": one.target, "name": one.name, "fate": one.status.value, "killer": one.killer, "how": one.message}
         for one in judged
     ]
     page = {"seed": arguments.seed, "summary": summary, "stale": list(gone), "mutants": mutants}

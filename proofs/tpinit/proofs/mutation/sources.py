@@ -1,7 +1,8 @@
-"""Every small change of a module's source, over its syntax tree, each with a name that outlives edits elsewhere.
+"""Mutation operators for Python source: every small change of a module's syntax tree, each with a stable name.
 
-Annotations, docstrings, messages and `__all__` are left alone: a change there changes no decision. A
-string is changed only where it picks something: compared, looked up, or a key.
+The name of a mutant depends on its function and its change only, so it survives edits elsewhere. Annotations,
+docstrings, messages and `__all__` are not mutated, because they affect no decision. A string is mutated only
+where it selects something: a comparison, a look-up or a key.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ _ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
 }
 _NAMES = {"any": "all", "all": "any", "min": "max", "max": "min", "startswith": "endswith", "endswith": "startswith"}
 
-# Of these the order of two arguments is no matter, or a message's.
+# Calls for which the order of two arguments has no effect, or affects a message only.
 _UNORDERED = ("isinstance", "getattr", "Problem", "note", "min", "max", "is_near", "_distance")
 
 
 @dataclass(frozen=True, slots=True)
 class SourceMutant:
-    """One changed module. `lines` are those that run the changed piece, empty where that is on import."""
+    """One mutated module. `lines` are the lines that run the changed code, empty where it runs on import."""
 
     name: str
     function: str
@@ -51,26 +52,26 @@ class SourceMutant:
     new: ast.AST
 
     def source(self) -> str:
-        """Return the changed source.
+        """Return the mutated source.
 
-        Raises ValueError where the change changes nothing: the mutator would be broken, and its survivors no news.
+        Raises ValueError where it equals the original, which is a defect of the operator.
         """
         changed = ast.unparse(ast.fix_missing_locations(_Replace(self.node, self.new).visit(self.tree)))
         if changed == ast.unparse(self.tree):
-            raise ValueError(f"the mutator made no change: {self.name}")
+            raise ValueError(f"the mutation operator made no change: {self.name}")
         return changed
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a node stands: its function, the lines of its statement, and whether it runs on import."""
+    """The location of a node: its function and the lines of its statement, empty where it runs on import."""
 
     function: str
     lines: tuple[int, ...]
 
 
 def source_mutants(module: str, source: str) -> list[SourceMutant]:
-    """Return every mutant of a module's source, in the order of the source."""
+    """Return every mutant of a module's source, in source order."""
     tree = ast.parse(source)
     seen: Counter[str] = Counter()
     mutants = []
@@ -84,7 +85,7 @@ def source_mutants(module: str, source: str) -> list[SourceMutant]:
 
 
 class _Replace(ast.NodeTransformer):
-    """Copies the path down to one node, and puts another in its place; the tree itself stays as it is."""
+    """Copies the path from the root to one node and replaces that node; the original tree is not changed."""
 
     def __init__(self, node: ast.AST, new: ast.AST) -> None:
         self._node, self._new = node, new
@@ -101,12 +102,12 @@ class _Replace(ast.NodeTransformer):
         return twin
 
 
-# --- what may be changed -------------------------------------------------------------------------------
+# --- what is mutated -----------------------------------------------------------------------------------
 
 
 def _statements(body: list[ast.stmt], function: str, *, on_import: bool) -> Iterator[tuple[ast.AST, _Place]]:
     for statement in body:
-        if _is_left_alone(statement):
+        if _is_excluded(statement):
             continue
         if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
             inner = statement.name if function == "module" else f"{function}.{statement.name}"
@@ -143,7 +144,7 @@ def _header(statement: ast.stmt) -> Iterator[ast.expr]:
                 yield item
 
 
-def _is_left_alone(statement: ast.stmt) -> bool:
+def _is_excluded(statement: ast.stmt) -> bool:
     if isinstance(statement, (ast.Import, ast.ImportFrom, ast.Assert, ast.Global, ast.Nonlocal)):
         return True
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
@@ -175,7 +176,7 @@ def _expressions(node: ast.expr, place: _Place) -> Iterator[tuple[ast.AST, _Plac
                     yield from _expressions(one, place)
 
 
-# --- how it is changed ---------------------------------------------------------------------------------
+# --- how it is mutated ---------------------------------------------------------------------------------
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
@@ -235,7 +236,7 @@ def _other_statements(node: ast.stmt) -> Iterator[ast.AST]:
 
 
 def _sets_a_part(node: ast.stmt) -> bool:
-    """Tell an assignment to an attribute or an item: without one to a name, the name would be missing."""
+    """Return whether a statement assigns only to attributes or items; deleting one to a name would be a NameError."""
     return isinstance(node, ast.Assign) and not all(isinstance(one, (ast.Name, ast.Tuple)) for one in node.targets)
 
 

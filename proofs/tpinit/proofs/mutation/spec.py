@@ -1,8 +1,8 @@
-"""Every wrong contract that is one small step away from ours, as mutants of the model.
+"""Mutants of the contract: every model that differs from it by one small change.
 
-The two formulations, the definitions of section 4, the predicates of the ten violations, the order of the
-effective values, and D1, D2, D4, D5 and D6, which the model encodes. (D3 and D7 to D11 are about reading
-and about calls: `sources` has their mutants.)
+Mutated are the two formulations, the definitions of section 4, the predicates of the ten violations, the
+precedence of effective values, and D1, D2, D4, D5 and D6. D3 and D7 to D11 are about reading configs and
+about calls, which the model does not have; their mutants are made by `sources`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tpinit.proofs.mutants import (
     reorder_groups,
     reorder_sizes,
 )
-from tpinit.proofs.mutation.terms import Change, changes, rewritten
+from tpinit.proofs.mutation.terms import TermChange, apply_change, changes
 from tpinit.spec.model import DTYPES, SIZES, FieldTerm, Model, constant
 from tpinit.spec.prose import Disagreement, Rule
 from tpinit.spec.table import Row
@@ -40,7 +40,7 @@ Apply = Callable[[Model], Model]
 
 @dataclass(frozen=True, slots=True)
 class SpecMutant:
-    """One wrong contract: what it is a mutant of, its name, and how to make it of the right model."""
+    """One mutant of the contract: its target, its name, and the function that makes it from the correct model."""
 
     target: str
     name: str
@@ -49,7 +49,7 @@ class SpecMutant:
 
 @cache
 def spec_mutants() -> tuple[SpecMutant, ...]:
-    """Return all of them, always in the same order. Raises ValueError where two have one name."""
+    """Return all mutants of the contract in a fixed order. Raises ValueError for a duplicate name."""
     found = [*_of_rows(), *_of_rules(), *_of_p3(), *_of_definitions(), *_of_predicates(), *_of_orders(), *_decisions()]
     names = [mutant.name for mutant in found]
     if len(set(names)) != len(names):
@@ -109,7 +109,10 @@ def _with_rule(index: int, rule: Rule | None) -> Apply:
 def _other_guards(rule: Rule, fact: Fact) -> Iterator[tuple[str, Mapping[Fact, bool]]]:
     if fact in rule.when:
         yield f"with {fact.name} flipped", {**rule.when, fact: not rule.when[fact]}
-        yield f"whatever {fact.name} is", {one: truth for one, truth in rule.when.items() if one is not fact}
+        yield (
+            f"without its condition on {fact.name}",
+            {key: truth for key, truth in rule.when.items() if key is not fact},
+        )
     else:
         yield f"only with {fact.name}", {**rule.when, fact: True}
         yield f"only without {fact.name}", {**rule.when, fact: False}
@@ -154,12 +157,12 @@ def _with_p3(index: int, what: Disagreement) -> Apply:
 
 # --- section 4: definitions and predicates -------------------------------------------------------------
 
-# The model's words, each with what the words before it are built of.
+# The definitions of section 4, in order: each uses only earlier ones.
 _DEFINITIONS = ("a0", "cfg", "in_scope", "any_group", "created", "error", "starts")
 
 
 def _words(m: Model, but: str = "") -> list[z3.ExprRef]:
-    """The terms that are words of section 4, not to be looked into."""
+    """Return the terms that section 4 defines; mutation operators treat them as leaves."""
     size, dtype = m.effective_size, m.effective_dtype
     words = [m.given(source) for source in Source if source not in (Source.CREATED, Source.UNSET, Source.WORLD_SIZE)]
     words += [m.violation(code) for code in ViolationCode]
@@ -168,19 +171,19 @@ def _words(m: Model, but: str = "") -> list[z3.ExprRef]:
     return words + [getattr(m, name) for name in _DEFINITIONS if name != but]
 
 
-def _distinct(term: z3.BoolRef, words: list[z3.ExprRef]) -> Iterator[Change]:
-    """The changes of a term that make different terms, simplified."""
+def _distinct(term: z3.BoolRef, words: list[z3.ExprRef]) -> Iterator[TermChange]:
+    """Yield the changes of a term whose simplified results are all different."""
     kept = {z3.simplify(term).get_id(): z3.simplify(term)}
     for change in changes(term, words):
-        simple = z3.simplify(rewritten(term, change))
+        simple = z3.simplify(apply_change(term, change))
         if simple.get_id() not in kept:
             kept[simple.get_id()] = simple
             yield change
 
 
-def _named(changed: Iterator[Change], name: str) -> Iterator[tuple[str, Change]]:
+def _named(changed: Iterator[TermChange], name: str) -> Iterator[tuple[str, TermChange]]:
     for change in changed:
-        yield f"{name} at {'.'.join(map(str, change.place)) or 'the top'}: {change.says}", change
+        yield f"{name} at {'.'.join(map(str, change.place)) or 'the top'}: {change.description}", change
 
 
 def _of_definitions() -> Iterator[SpecMutant]:
@@ -192,10 +195,10 @@ def _of_definitions() -> Iterator[SpecMutant]:
         yield SpecMutant("decisions", says, _disabled_otherwise(change))
 
 
-def _disabled_otherwise(change: Change) -> Apply:
+def _disabled_otherwise(change: TermChange) -> Apply:
     def apply(m: Model) -> Model:
         right = m.disabled_by
-        return replace(m, disabled_by=lambda symbols: rewritten(right(symbols), change))
+        return replace(m, disabled_by=lambda symbols: apply_change(right(symbols), change))
 
     return apply
 
@@ -208,8 +211,8 @@ def _of_predicates() -> Iterator[SpecMutant]:
             yield SpecMutant("predicates", says, override(code, "", _changing(change)).apply)
 
 
-def _changing(change: Change) -> Callable[[Model, Any], z3.BoolRef]:
-    return lambda _m, right: rewritten(right, change)
+def _changing(change: TermChange) -> Callable[[Model, Any], z3.BoolRef]:
+    return lambda _m, right: apply_change(right, change)
 
 
 # --- the order of effective values ---------------------------------------------------------------------
@@ -235,7 +238,7 @@ def _and_then(first: Apply, second: Apply) -> Apply:
 
 
 def _naming(name: str, sources: Sequence[Source]) -> Apply:
-    """Keep a source that an order leaves out as one that a theorem may ask for: it never is the source."""
+    """Add the sources that a shorter order omits, each as never the source, because theorems look them up."""
     never = {source: z3.BoolVal(False) for source in sources}
 
     def complete(_m: Model, term: FieldTerm) -> FieldTerm:
@@ -250,8 +253,8 @@ def _naming(name: str, sources: Sequence[Source]) -> Apply:
 def _decisions() -> Iterator[SpecMutant]:
     yield SpecMutant("decisions", "A0 dropped", redefine("typing", "", _typing_without_a0).apply)
     yield SpecMutant("decisions", "D1: an empty section is absent", redefine("cfg", "", _filled_section).apply)
-    yield SpecMutant("decisions", "D2 forgotten", no_disabling().apply)
-    yield SpecMutant("decisions", "D4: the mesh forgotten", forget_mesh().apply)
+    yield SpecMutant("decisions", "D2 removed", no_disabling().apply)
+    yield SpecMutant("decisions", "D4: the mesh is no group source", forget_mesh().apply)
     yield SpecMutant(
         "decisions",
         "D4: a mesh is a direct source",
@@ -259,7 +262,7 @@ def _decisions() -> Iterator[SpecMutant]:
     )
     yield SpecMutant(
         "decisions",
-        "D4: creation needs a size of the section's own",
+        "D4: creation needs a size in the section",
         override(ViolationCode.SIZE_MISSING, "", _needs_own_size).apply,
     )
     yield SpecMutant("decisions", "D5: tp.tp_size is no size", _alias_ignored)
@@ -282,7 +285,7 @@ def _needs_own_size(m: Model, right: z3.BoolRef) -> z3.BoolRef:
 
 
 def _alias_ignored(m: Model) -> Model:
-    """No size of the alias: neither given, nor invalid, nor in disagreement, nor effective."""
+    """Return the model without the alias: never given, invalid, in disagreement or effective."""
     sizes = (ViolationCode.SIZE_MISSING, ViolationCode.SIZE_INVALID, ViolationCode.SIZE_MISMATCH)
     changed = {code: _without_alias(m.predicates[code]) for code in sizes}
     order = tuple(source for source in m.size_order if source is not Source.CONFIG_TP_SIZE)

@@ -1,7 +1,7 @@
-"""Every small change of a Z3 term, by position, so that the same change can be made of the same term elsewhere.
+"""Mutation operators for Z3 terms. A change refers to a position, so it applies to an equal term of another model.
 
-A term is read as what section 4 says: `leaves` are the model's own words (given(...), in scope, effective
-size), which are not looked into, since they are changed where they are defined.
+`leaves` are terms with their own definition in section 4 (given(...), in scope, effective size). Operators do
+not descend into them, because they are mutated at their definition.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from dataclasses import dataclass
 
 import z3
 
-__all__ = ["Change", "at", "changes", "rewritten"]
+__all__ = ["TermChange", "node_at", "changes", "apply_change"]
 
 Rewrite = Callable[[z3.ExprRef], z3.ExprRef]
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """One change: the place of the node in the term (child numbers from the top), what it does, and how."""
+class TermChange:
+    """One change: the position of the node (child indices from the root), a description, and the function."""
 
     place: tuple[int, ...]
-    says: str
+    description: str
     rewrite: Rewrite
 
 
-def at(term: z3.ExprRef, place: Sequence[int]) -> z3.ExprRef:
-    """Return the node at a place."""
-    return at(term.arg(place[0]), place[1:]) if place else term
+def node_at(term: z3.ExprRef, place: Sequence[int]) -> z3.ExprRef:
+    """Return the node at a position."""
+    return node_at(term.arg(place[0]), place[1:]) if place else term
 
 
-def rewritten(term: z3.ExprRef, change: Change) -> z3.ExprRef:
-    """Return the term with the change made."""
-    return _put(term, change.place, change.rewrite(at(term, change.place)))
+def apply_change(term: z3.ExprRef, change: TermChange) -> z3.ExprRef:
+    """Return the term with the change applied."""
+    return _put(term, change.place, change.rewrite(node_at(term, change.place)))
 
 
 def _put(term: z3.ExprRef, place: Sequence[int], new: z3.ExprRef) -> z3.ExprRef:
@@ -47,18 +47,18 @@ def _put(term: z3.ExprRef, place: Sequence[int], new: z3.ExprRef) -> z3.ExprRef:
     return term.decl()(*children)
 
 
-def changes(term: z3.ExprRef, leaves: Sequence[z3.ExprRef]) -> Iterator[Change]:
-    """Yield every change of the term, from the top down."""
+def changes(term: z3.ExprRef, leaves: Sequence[z3.ExprRef]) -> Iterator[TermChange]:
+    """Yield every change of the term, from the root down."""
     words = {leaf.get_id() for leaf in leaves}
     yield from _of(term, (), words)
 
 
-def _of(term: z3.ExprRef, place: tuple[int, ...], words: set[int]) -> Iterator[Change]:
+def _of(term: z3.ExprRef, place: tuple[int, ...], words: set[int]) -> Iterator[TermChange]:
     known = term.get_id() in words
     if z3.is_bool(term):
-        yield Change(place, f"the opposite of {_text(term)}", _negated)
-        yield Change(place, f"true for {_text(term)}", lambda _: z3.BoolVal(True))
-        yield Change(place, f"false for {_text(term)}", lambda _: z3.BoolVal(False))
+        yield TermChange(place, f"the opposite of {_text(term)}", _negated)
+        yield TermChange(place, f"true for {_text(term)}", lambda _: z3.BoolVal(True))
+        yield TermChange(place, f"false for {_text(term)}", lambda _: z3.BoolVal(False))
     if known or not z3.is_app(term):
         return
     yield from _at_node(term, place)
@@ -66,19 +66,19 @@ def _of(term: z3.ExprRef, place: tuple[int, ...], words: set[int]) -> Iterator[C
         yield from _of(child, (*place, index), words)
 
 
-def _at_node(term: z3.ExprRef, place: tuple[int, ...]) -> Iterator[Change]:
+def _at_node(term: z3.ExprRef, place: tuple[int, ...]) -> Iterator[TermChange]:
     children = term.children()
     if (z3.is_and(term) or z3.is_or(term)) and len(children) > 1:
         word = "or" if z3.is_and(term) else "and"
-        yield Change(place, f"{word} for the connective of {_text(term)}", _swapped)
+        yield TermChange(place, f"{word} for the connective of {_text(term)}", _swapped)
     for name, compare in _COMPARISONS.get(term.decl().kind(), ()) if children and z3.is_int(children[0]) else ():
-        yield Change(place, f"{name} in {_text(term)}", _comparing(compare))
+        yield TermChange(place, f"{name} in {_text(term)}", _comparing(compare))
     if term.decl().kind() == z3.Z3_OP_MOD:
-        yield Change(place, f"operands swapped in {_text(term)}", lambda node: node.arg(1) % node.arg(0))
-        yield Change(place, f"only the dividend of {_text(term)}", lambda node: node.arg(0))
+        yield TermChange(place, f"operands swapped in {_text(term)}", lambda node: node.arg(1) % node.arg(0))
+        yield TermChange(place, f"only the dividend of {_text(term)}", lambda node: node.arg(0))
     if z3.is_int_value(term):
         for step in (-1, 1):
-            yield Change(place, f"{term.as_long() + step} for {term}", _plus(step))
+            yield TermChange(place, f"{term.as_long() + step} for {term}", _plus(step))
 
 
 def _negated(term: z3.ExprRef) -> z3.ExprRef:
@@ -102,7 +102,7 @@ _LESS_EQUAL = ("<=", lambda a, b: a <= b)
 _EQUAL = ("==", lambda a, b: a == b)
 _MORE_EQUAL = (">=", lambda a, b: a >= b)
 _MORE = (">", lambda a, b: a > b)
-# What each comparison may become; its negation is made anyway.
+# The replacements of each comparison; its negation is another operator.
 _COMPARISONS = {
     z3.Z3_OP_LT: (_LESS_EQUAL, _EQUAL, _MORE),
     z3.Z3_OP_LE: (_LESS, _EQUAL, _MORE_EQUAL),
@@ -114,5 +114,5 @@ _COMPARISONS = {
 
 
 def _text(term: z3.ExprRef) -> str:
-    text = " ".join(term.sexpr().split())  # str(term) is fifty times slower
+    text = " ".join(term.sexpr().split())  # str(term) is far slower
     return text if len(text) <= 70 else f"{text[:45]}...{text[-20:]}"

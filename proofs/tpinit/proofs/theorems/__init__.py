@@ -1,4 +1,4 @@
-"""The theorems, one module a group. Importing this package registers them all."""
+"""The theorems, one module per group. Importing this package registers all of them."""
 
 from tpinit.proofs.theorems import (
     bounds,

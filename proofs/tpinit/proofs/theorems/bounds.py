@@ -22,8 +22,8 @@ def _no_size_above(limit: int) -> Mutant:
 
 @theorem("6.7", control=_no_size_above(2**64))
 def sizes_and_worlds_are_unbounded(m: Model) -> Iterable[Claim]:
-    """For every bound, however large, a size above it starts in a world of that size: with a created
-    group (row 3) and with the call's own group (row 9).
+    """Sizes and worlds have no upper bound: for every integer, AutoTP starts with a size above it in a world of
+    that size, with a created group (row 3) and with the call's own group (row 9).
     """
     bound = z3.Int("bound")
     s = m.given_input
@@ -33,10 +33,10 @@ def sizes_and_worlds_are_unbounded(m: Model) -> Iterable[Claim]:
     row_9 = replace(s, **nothing | {"tpi": true, "tpg": true}, call_size=bound + 1, world=bound + 1)
     positive = z3.And(bound >= 1, *(SIZE_OF(group) >= 1 for group in (s.call_group, s.cgroup, s.mpu_group)))
     created, brought = replace(m, given_input=row_3), replace(m, given_input=row_9)
-    beyond = "it speaks of every bound"
-    yield Claim("row 3", positive, z3.And(created.row_number == 3, created.starts), beyond=beyond)
+    no_brute_force = "the claim is about every integer bound"
+    yield Claim("row 3", positive, z3.And(created.row_number == 3, created.starts), no_brute_force=no_brute_force)
     fits = z3.And(positive, SIZE_OF(s.call_group) == bound + 1)
-    yield Claim("row 9", fits, z3.And(brought.row_number == 9, brought.starts), beyond=beyond)
+    yield Claim("row 9", fits, z3.And(brought.row_number == 9, brought.starts), no_brute_force=no_brute_force)
 
 
 @theorem(
@@ -55,8 +55,8 @@ def sizes_and_worlds_are_unbounded(m: Model) -> Iterable[Claim]:
     ),
 )
 def groups_are_uninterpreted(m: Model) -> Iterable[Claim]:
-    """Groups are an uninterpreted sort: any number of different ones can be supplied, of any sizes, and
-    among any three different ones there is a mismatch.
+    """Groups are an uninterpreted sort: different groups of any sizes can be supplied, and when the config, the
+    mpu and the mesh supply three different groups, GROUP_IDENTITY_MISMATCH holds.
     """
     s = m.given_input
     terms = (s.call_group, s.cgroup, s.mpu_group, s.mesh_group)
@@ -66,7 +66,13 @@ def groups_are_uninterpreted(m: Model) -> Iterable[Claim]:
     different = z3.Distinct(s.cgroup, s.mpu_group, s.mesh_group)
     bound = z3.Int("bound")
     large = z3.And(*(SIZE_OF(term) > bound for term in terms), bound > 2**64)
-    yield Claim("different and large", supplied, z3.And(different, large), possible=True, beyond="three large groups")
+    yield Claim(
+        "different and large",
+        supplied,
+        z3.And(different, large),
+        possible=True,
+        no_brute_force="the claim needs three large groups",
+    )
     mismatch = m.violation(ViolationCode.GROUP_IDENTITY_MISMATCH)
-    beyond = "three different groups"
-    yield Claim("mismatch", z3.And(supplied, different), mismatch, shown=(s,), beyond=beyond)
+    no_brute_force = "the claim needs three different groups"
+    yield Claim("mismatch", z3.And(supplied, different), mismatch, shown=(s,), no_brute_force=no_brute_force)

@@ -1,8 +1,8 @@
 """The propositional theorems of section 6, items 1 and 2, each with a certificate that a checker verified.
 
-The same theorems are decided by the solvers too (`rows`, `equivalence`); here they go another way: from
-the rows and rules as data to CNF, to a SAT solver's proof, to a checker that reads two files and shares
-no code with the rest.
+The SMT solvers decide the same theorems in `rows` and `equivalence`. This module decides them independently:
+the rows and rules are encoded as CNF, a SAT solver proves the CNF unsatisfiable, and a checker that shares no
+code with the rest verifies that proof.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from tpinit.proofs.certificates.check import Rejected, check
+from tpinit.proofs.certificates.check import RejectedCertificate, check
 from tpinit.proofs.certificates.encoding import FORMULAS, Contract
-from tpinit.proofs.certificates.refuting import Counterexample, Vacuous, bound, refute
-from tpinit.proofs.claims import Result, Theorem, Verdict, register
+from tpinit.proofs.certificates.refuting import Counterexample, VacuousPremises, bound, refute
+from tpinit.proofs.claims import CheckResult, Theorem, Verdict, register
 from tpinit.spec.table import Row
 from tpinit.spec.vocabulary import Outcome
 
@@ -22,36 +22,36 @@ __all__ = ["changed_row", "decide", "without_row"]
 
 
 def without_row(number: int) -> Contract:
-    """Make the contract without one row of the table."""
+    """Return the contract without one row of the table."""
     right = Contract()
     return replace(right, rows=tuple(row for row in right.rows if row.number != number))
 
 
 def changed_row(number: int, change: Callable[[Row], Row]) -> Contract:
-    """Make the contract with one row of the table changed."""
+    """Return the contract with one row of the table changed."""
     right = Contract()
     return replace(right, rows=tuple(change(row) if row.number == number else row for row in right.rows))
 
 
-def decide(name: str, contract: Contract) -> Result:
-    """Decide a theorem about a contract: proved when the checker verified the refutation of its negation."""
+def decide(name: str, contract: Contract) -> CheckResult:
+    """Decide a theorem about a contract. It is proved when the checker verifies a refutation of its negation."""
     try:
         answer = refute(FORMULAS[name](contract))
         if isinstance(answer, Counterexample):
-            return Result(Verdict.REFUTED, 1, "models", f"falls for {answer}")
-        said = check(answer.cnf, answer.proof)
-    except Vacuous as problem:
-        return Result(Verdict.VACUOUS, detail=str(problem))
-    except Rejected as problem:
-        return Result(Verdict.UNKNOWN, detail=f"the checker rejects the SAT solver's proof: {problem}")
-    return Result(Verdict.PROVED, said.lemmas + said.deletions, "proof steps")
+            return CheckResult(Verdict.REFUTED, 1, "models", f"false for {answer}")
+        size = check(answer.cnf, answer.proof)
+    except VacuousPremises as problem:
+        return CheckResult(Verdict.VACUOUS, detail=str(problem))
+    except RejectedCertificate as problem:
+        return CheckResult(Verdict.UNKNOWN, detail=f"the checker rejects the SAT solver's proof: {problem}")
+    return CheckResult(Verdict.PROVED, size.lemmas + size.deletions, "proof steps")
 
 
-def _refute(name: str, weakened: Contract) -> Result:
-    """Decide the control: the weakened contract has a model, and no forged proof gets past the checker.
+def _refute(name: str, weakened: Contract) -> CheckResult:
+    """Decide the control: the weakened contract's formula has a model, and the checker rejects every forged proof.
 
-    The proof of the right contract is forged onto the weakened one's formula: as it is, and with its
-    first line rewritten so that it claims to be about that formula.
+    Two proofs are forged: the correct contract's proof as it is, and the same proof with its first line
+    rewritten to the SHA-256 of the weakened contract's formula.
     """
     wrong, right = refute(FORMULAS[name](weakened)), refute(FORMULAS[name](Contract()))
     if not isinstance(wrong, Counterexample) or isinstance(right, Counterexample):
@@ -60,9 +60,9 @@ def _refute(name: str, weakened: Contract) -> Result:
     for proof in (right.proof, forged):
         try:
             check(wrong.cnf, proof)
-        except Rejected:
+        except RejectedCertificate:
             continue
-        return Result(Verdict.PROVED, detail="the checker verifies a forged proof of a formula that has a model")
+        return CheckResult(Verdict.PROVED, detail="the checker verifies a forged proof of a formula that has a model")
     return decide(name, weakened)
 
 
@@ -72,7 +72,7 @@ def _certified(clause: str, name: str, statement: str, control: str, weakened: C
             name,
             statement,
             clause,
-            f"{control}; the right contract's proof, forged onto it, is rejected",
+            f"{control}; the checker rejects the correct contract's proof for its formula",
             engine="certificate",
             sources=("tpinit.spec.table", "tpinit.spec.prose"),
             prove=partial(decide, name, Contract()),
@@ -84,22 +84,25 @@ def _certified(clause: str, name: str, statement: str, control: str, weakened: C
 _certified(
     "6.1",
     "certified_rows_are_exhaustive",
-    "Under A0, every combination of the four facts is described by some row: a clausal proof, checked.",
+    "Under A0, at least one row matches every combination of the four facts. Evidence: a clausal proof that an "
+    "independent checker verified.",
     "the table without row 7",
     without_row(7),
 )
 _certified(
     "6.1",
     "certified_rows_are_disjoint",
-    "Under A0, no combination of the four facts is described by two rows: a clausal proof, checked.",
-    "row 6 also about CFG, like row 8",
+    "Under A0, no combination of the four facts matches two rows. Evidence: a clausal proof that an independent "
+    "checker verified.",
+    "row 6 requires CFG, like row 8",
     changed_row(6, lambda row: replace(row, cfg=True)),
 )
 _certified(
     "6.2",
     "certified_table_is_prose",
-    "Under A0, for every combination of the four facts the table and the prose say the same outcome, code, place of "
-    "size and dtype, and place of the group: a clausal proof, checked.",
-    "row 8 says no AutoTP",
+    "Under A0, for every combination of the four facts the table and the prose give the same outcome, violation "
+    "code, source of size and dtype, and source of the group. Evidence: a clausal proof that an independent checker "
+    "verified.",
+    "row 8 has the outcome `no AutoTP`",
     changed_row(8, lambda row: replace(row, outcome=Outcome.NO_AUTOTP)),
 )

@@ -1,6 +1,6 @@
-"""What mutation found that no other theorem says: nothing is refused needlessly, and nothing for another's reason.
+"""Theorems that mutation testing showed to be missing, such as: no consistent input is rejected.
 
-Each is a sentence of sections 2, 4 and 5 about what was given, not about the model's own definitions.
+Each states a sentence of section 2, 4 or 5 about the raw input, without the model's own definitions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tpinit.spec.vocabulary import DType, Outcome, Source, ViolationCode
 
 
 def _cfg(m: Model) -> z3.BoolRef:
-    """D1, D2: CFG of what was given."""
+    """Return CFG, computed from the raw input (D1, D2)."""
     s = m.given_input
     off = z3.And(s.autotp_given, s.autotp == 0, z3.Not(s.alias_given), z3.Not(s.tpi))
     return z3.And(s.section, z3.Not(off))
@@ -49,7 +49,7 @@ def _some(given: Sequence[tuple[z3.BoolRef, z3.ExprRef]]) -> z3.BoolRef:
     "6.6",
     control=override(
         ViolationCode.SIZE_NOT_DIVIDING_WORLD,
-        "also for a supplied group",
+        "holds also where a group is supplied",
         lambda m, _right: z3.And(
             m.cfg,
             m.effective_size.exists,
@@ -58,16 +58,16 @@ def _some(given: Sequence[tuple[z3.BoolRef, z3.ExprRef]]) -> z3.BoolRef:
         ),
     ),
 )
-def what_adds_up_is_accepted(m: Model) -> Iterable[Claim]:
-    """Nothing is refused needlessly. Where a size n of at least 1 is given and every given size is n, every
-    given dtype is the same, every supplied group is the same and has n ranks, and, where none is
-    supplied, n divides the world, then a row that is no error starts; and where there is neither a call
-    nor a section but an mpu, nothing of it matters.
+def consistent_inputs_are_accepted(m: Model) -> Iterable[Claim]:
+    """No consistent input is rejected. Let n be at least 1: if a size is given and every given size is n, all
+    given dtypes are equal, all supplied groups are one group of n ranks, and n divides the world where no group
+    is supplied, then AutoTP starts in every row that is not an error row, and no violation holds. With an mpu
+    but neither a call nor a section, the outcome is `no AutoTP` for all field values.
     """
     s, cfg = m.given_input, _cfg(m)
     size, dtype, group = z3.Int("n"), z3.Const("d", s.dtype.sort()), z3.Const("g", s.cgroup.sort())
     groups = _groups(m)
-    adds_up = z3.And(
+    consistent = z3.And(
         m.well_typed,
         size >= 1,
         _some(_sizes(m)),
@@ -78,28 +78,31 @@ def what_adds_up_is_accepted(m: Model) -> Iterable[Claim]:
         z3.Implies(z3.Not(_some(groups)), s.world % size == 0),
     )
     row = z3.Or(z3.And(cfg, z3.Not(z3.And(s.tpg, s.mpu))), z3.And(s.tpi, s.tpg != s.mpu))
-    beyond = "n, d and g are any"
-    yield Claim("starts", z3.And(adds_up, row), m.starts, shown=(s,), beyond=beyond)
+    no_brute_force = "n, the dtype d and the group g are arbitrary"
+    yield Claim("starts", z3.And(consistent, row), m.starts, shown=(s,), no_brute_force=no_brute_force)
     for code in ViolationCode:
-        yield Claim(code.value, z3.And(adds_up, row), z3.Not(m.violation(code)), shown=(s,), beyond=beyond)
-    alone = z3.And(m.well_typed, z3.Not(s.tpi), z3.Not(cfg), s.mpu)
+        yield Claim(
+            code.value, z3.And(consistent, row), z3.Not(m.violation(code)), shown=(s,), no_brute_force=no_brute_force
+        )
+    only_mpu = z3.And(m.well_typed, z3.Not(s.tpi), z3.Not(cfg), s.mpu)
     no_autotp = z3.And(m.outcome == constant(Outcome.NO_AUTOTP), z3.Not(m.starts))
-    yield Claim("an mpu alone", alone, no_autotp, shown=(s,))
+    yield Claim("an mpu alone", only_mpu, no_autotp, shown=(s,))
 
 
 @theorem(
     "6.6",
     control=override(
         ViolationCode.SIZE_INVALID,
-        "also for a section's 0, which D2 excepts",
+        "holds also for `autotp_size: 0`, which D2 excepts",
         lambda m, right: z3.Or(right, z3.And(m.given(Source.CONFIG_AUTOTP_SIZE), m.given_input.autotp == 0)),
     ),
 )
 def a_violation_holds_for_its_own_reason(m: Model) -> Iterable[Claim]:
-    """Each of the three violations that neither the table nor P3 is about holds exactly for its reason, whatever
-    else is wrong. SIZE_MISSING: a section, and no size from it or a call. SIZE_INVALID: a call's size or an alias
-    below 1, or an `autotp_size` below 0; so never for D2's 0. SIZE_NOT_DIVIDING_WORLD: a section, no group
-    from anywhere, and an effective size of at least 1 that leaves ranks over.
+    """Neither the table nor P3 decides SIZE_MISSING, SIZE_INVALID and SIZE_NOT_DIVIDING_WORLD; each holds exactly
+    for its own reason, whatever else is wrong. SIZE_MISSING: CFG holds, and neither the section nor a call gives
+    a size. SIZE_INVALID: a call's size or `tp.tp_size` is below 1, or `autotp_size` is below 0, so never for the
+    0 of D2. SIZE_NOT_DIVIDING_WORLD: CFG holds, no group is supplied, and the effective size is at least 1 and
+    does not divide the world.
     """
     s, cfg, shown = m.given_input, _cfg(m), (m.given_input,)
     missing, invalid = m.violation(ViolationCode.SIZE_MISSING), m.violation(ViolationCode.SIZE_INVALID)
@@ -111,21 +114,21 @@ def a_violation_holds_for_its_own_reason(m: Model) -> Iterable[Claim]:
     to_create = z3.And(m.well_typed, cfg, z3.Not(_some(_groups(m))), _some(_sizes(m)))
     yield Claim("only where a group is to be created", z3.And(m.well_typed, undivided), to_create, shown=shown)
     effective = z3.If(autotp_given, autotp, z3.If(alias_given, alias, call_size))
-    leaves_over = z3.And(effective >= 1, s.world % effective != 0)
-    yield Claim("where ranks are left over", to_create, undivided == leaves_over, shown=shown)
+    not_dividing = z3.And(effective >= 1, s.world % effective != 0)
+    yield Claim("where the size does not divide the world", to_create, undivided == not_dividing, shown=shown)
 
 
 @theorem(
     "6.6",
     control=override(
         ViolationCode.SIZE_MISMATCH,
-        "forgives a section's 0",
+        "never holds for `autotp_size: 0`",
         lambda m, right: z3.And(right, z3.Not(z3.And(m.given(Source.CONFIG_AUTOTP_SIZE), m.given_input.autotp == 0))),
     ),
 )
 def zero_is_a_size_like_any_other(m: Model) -> Iterable[Claim]:
-    """D2: an `autotp_size` of 0 beside a call or a `tp.tp_size` is a given size, so it differs from every
-    valid one: SIZE_MISMATCH, and never SIZE_INVALID for itself.
+    """D2: an `autotp_size` of 0 beside a call or `tp.tp_size` is a given size. It differs from every valid
+    size, so SIZE_MISMATCH holds; SIZE_INVALID never holds because of it.
     """
     s = m.given_input
     zero = z3.And(m.well_typed, s.section, s.autotp_given, s.autotp == 0)
@@ -144,12 +147,14 @@ def zero_is_a_size_like_any_other(m: Model) -> Iterable[Claim]:
     "6.6",
     control=redefine(
         "error",
-        "only where the sizes are valid",
+        "holds only where the sizes are valid",
         lambda m, right: z3.And(right, z3.Not(m.violation(ViolationCode.SIZE_INVALID))),
     ),
 )
 def every_violation_refuses(m: Model) -> Iterable[Claim]:
-    """Each violation by itself is an error, and nothing starts; and an error has at least one of the ten."""
+    """Each violation alone makes the outcome an error, and AutoTP does not start; every error has at least one of
+    the ten violations; without a violation AutoTP starts exactly when the outcome is an initialisation.
+    """
     holding = [m.violation(code) for code in ViolationCode]
     refused = z3.And(m.outcome == constant(Outcome.ERROR), z3.Not(m.starts))
     for code, holds in zip(ViolationCode, holding, strict=True):
@@ -163,7 +168,7 @@ def every_violation_refuses(m: Model) -> Iterable[Claim]:
 
 @theorem("6.3", control=reorder_groups(Source.MESH_TP_GROUP, Source.CONFIG_TP_GROUP))
 def the_configs_group_comes_before_the_meshs(m: Model) -> Iterable[Claim]:
-    """Rows 3 and 7 take the config's group, else the mesh's: where both give the same one, the config is
+    """Rows 3 and 7 take the config's group, else the mesh's: where both supply the same group, the config is
     named as its source (P1).
     """
     s = m.given_input
@@ -179,15 +184,15 @@ def the_configs_group_comes_before_the_meshs(m: Model) -> Iterable[Claim]:
     "6.3",
     control=redefine(
         "effective_dtype",
-        "is fp32 where nobody gives one",
+        "is fp32 where no dtype is given",
         lambda _m, right: FieldTerm(
             z3.BoolVal(True), z3.If(right.exists, right.value, constant(DType.FP32)), right.comes_from
         ),
     ),
 )
 def a_dtype_that_nobody_gives_stays_unset(m: Model) -> Iterable[Claim]:
-    """D6: on success there is an effective dtype exactly where one is given, by the section, the precision or
-    the call; else its source is `unset`, and no dtype stands in for it.
+    """D6: on success there is an effective dtype exactly when the section, the precision or the call gives one;
+    otherwise its source is `unset`, and no default dtype replaces it.
     """
     dtype = m.effective_dtype
     success = z3.And(m.well_typed, z3.Not(m.error))

@@ -1,4 +1,4 @@
-"""Section 6, item 2: the table and the prose, written apart, say the same."""
+"""Section 6, item 2: the table and the prose, written independently, give the same outcome."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ _ROW_CODES = (ViolationCode.NO_TP_INTENT, ViolationCode.NO_GROUP_SOURCE, Violati
 
 @theorem("6.2", control=ROW_8_INITS_NOTHING)
 def table_and_prose_agree_on_the_outcome(m: Model) -> Iterable[Claim]:
-    """For every input the table and the prose give the same outcome and, where that is an error, the
-    same code.
-    """
+    """For every input the table and the prose give the same outcome and, for an error, the same code."""
     table, prose = m.by_table, m.by_prose
     shown = (m.given_input,)
     yield Claim("outcome", m.well_typed, table.outcome == prose.outcome, shown=shown)
@@ -33,7 +31,9 @@ def table_and_prose_agree_on_the_outcome(m: Model) -> Iterable[Claim]:
 
 @theorem("6.2", control=drop_rule("P5", 1))
 def table_and_prose_agree_on_the_sources(m: Model) -> Iterable[Claim]:
-    """For every input the table and the prose take size and dtype from the same place, and the group."""
+    """For every input the table and the prose take size and dtype from the same source, and the group from the
+    same source.
+    """
     table, prose = m.by_table, m.by_prose
     shown = (m.given_input,)
     yield Claim("size and dtype", m.well_typed, table.fields_from == prose.fields_from, shown=shown)
@@ -42,8 +42,8 @@ def table_and_prose_agree_on_the_sources(m: Model) -> Iterable[Claim]:
 
 @theorem("6.2", control=drop_rule("P6"))
 def rows_reject_exactly_by_their_codes(m: Model) -> Iterable[Claim]:
-    """The three violations that the four facts alone decide hold exactly where the table, and where the
-    prose, names them.
+    """NO_TP_INTENT, NO_GROUP_SOURCE and GROUP_AND_MPU, which depend on the four facts only, hold exactly where
+    the table names them and exactly where the prose names them.
     """
     for code in _ROW_CODES:
         for formulation, verdict in (("table", m.by_table), ("prose", m.by_prose)):
@@ -55,8 +55,8 @@ def rows_reject_exactly_by_their_codes(m: Model) -> Iterable[Claim]:
 
 @theorem("6.2", control=without_code(ViolationCode.GROUP_IDENTITY_MISMATCH))
 def section_four_is_p3(m: Model) -> Iterable[Claim]:
-    """P3's disagreements are section 4's mismatches: the same codes hold, but that P3, holding every
-    given size against every group, may add GROUP_SIZE_MISMATCH where the sizes already mismatch.
+    """The disagreements of P3 are the mismatches of section 4: the same codes hold. One exception: P3 compares
+    every given size with every group, so it can add GROUP_SIZE_MISMATCH where SIZE_MISMATCH holds already.
     """
     by_code = {what.code: m.disagree(what) for what in m.disagreements}
     for code in _P3_CODES:
@@ -68,8 +68,8 @@ def section_four_is_p3(m: Model) -> Iterable[Claim]:
 
 @theorem("6.2", control=without_code(ViolationCode.DTYPE_MISMATCH))
 def both_formulations_decide_alike(m: Model) -> Iterable[Claim]:
-    """The whole decision is an error by the table with section 4 exactly when it is one by the prose
-    with P3; only SIZE_MISSING, SIZE_INVALID and SIZE_NOT_DIVIDING_WORLD are section 4's alone.
+    """The decision is an error by the table with section 4 exactly when it is an error by the prose with P3.
+    SIZE_MISSING, SIZE_INVALID and SIZE_NOT_DIVIDING_WORLD are defined in section 4 only and count on both sides.
     """
     common = (ViolationCode.SIZE_MISSING, ViolationCode.SIZE_INVALID, ViolationCode.SIZE_NOT_DIVIDING_WORLD)
     by_table = z3.Or(m.by_table.outcome == constant(Outcome.ERROR), m.error)
@@ -83,8 +83,9 @@ def both_formulations_decide_alike(m: Model) -> Iterable[Claim]:
 
 @theorem("6.2", control=change_row(4, "takes the group from the config", group_from=GroupFrom.CONFIG))
 def columns_say_where_values_come_from(m: Model) -> Iterable[Claim]:
-    """Where AutoTP starts, size and dtype come from where the table's fifth column says, and the group
-    from where its last column says: never from the call where it says config, and so on.
+    """Where AutoTP starts, size and dtype come from the source in the table's column `size and dtype from`, and
+    the group from the source in its column `TP group from`; for example, a row that reads `config` never takes
+    them from the call.
     """
     table, group = m.by_table, m.effective_group
     shown = (m.given_input,)

@@ -26,8 +26,8 @@ def _all_are(m: Model, sources: tuple[Source, ...], value: z3.ExprRef) -> z3.Boo
 
 @theorem("6.3", control=reorder_sizes(*_CALL_FIRST))
 def config_is_canonical(m: Model) -> Iterable[Claim]:
-    """P1: a size or dtype that the config gives is the effective one and is named as the source, also
-    where the call gives one; between the two names of the size, `autotp_size` comes first (D5).
+    """P1: a size or dtype that the config gives is the effective one, and the config is named as its source,
+    also where the call gives one. Of the two keys of the size, `autotp_size` comes first (D5).
     """
     shown = (m.given_input,)
     size, dtype = m.effective_size, m.effective_dtype
@@ -44,9 +44,7 @@ def config_is_canonical(m: Model) -> Iterable[Claim]:
 
 @theorem("6.3", control=reorder_dtypes(*_DTYPE_CALL_FIRST))
 def the_call_fills_only_what_is_missing(m: Model) -> Iterable[Claim]:
-    """P2: a value comes from the call only where the config lacks it, and does where the call is all
-    there is.
-    """
+    """P2: the size or dtype comes from the call exactly when there is a call and the config does not give it."""
     shown = (m.given_input,)
     size, dtype = m.effective_size.comes_from, m.effective_dtype.comes_from
     no_size = z3.Not(z3.Or(*(m.given(source) for source in _CONFIG_SIZES)))
@@ -61,12 +59,12 @@ def the_call_fills_only_what_is_missing(m: Model) -> Iterable[Claim]:
     "6.3",
     control=override(
         ViolationCode.SIZE_MISMATCH,
-        "blind to one integer",
+        "ignores the size 48271",
         lambda m, right: z3.And(right, m.given_input.call_size != 48271),
     ),
 )
 def mismatch_exactly_when_values_differ(m: Model) -> Iterable[Claim]:
-    """P3: a size or dtype mismatch holds exactly when not all that is given is one and the same value."""
+    """P3: SIZE_MISMATCH and DTYPE_MISMATCH hold exactly when two given values of that field differ."""
     shown = (m.given_input,)
     for code, sources in ((ViolationCode.SIZE_MISMATCH, SIZES), (ViolationCode.DTYPE_MISMATCH, DTYPES)):
         agree = z3.Or(*(_all_are(m, sources, m.value(source)) for source in sources))
@@ -76,8 +74,8 @@ def mismatch_exactly_when_values_differ(m: Model) -> Iterable[Claim]:
 
 @theorem("6.3", control=reorder_sizes(Source.CONFIG_TP_SIZE, Source.CALL_TP_SIZE, Source.CONFIG_AUTOTP_SIZE))
 def merging_is_idempotent(m: Model) -> Iterable[Claim]:
-    """Writing the effective size and dtype into the config and merging again changes neither, and now
-    the config is their source. (Of every input, also one that is an error.)
+    """Writing the effective size and dtype into the config and merging again changes neither value, and the
+    config is then their source. This holds for every input, errors included.
     """
     size, dtype = m.effective_size, m.effective_dtype
     written = replace(
@@ -87,12 +85,12 @@ def merging_is_idempotent(m: Model) -> Iterable[Claim]:
         dtype=dtype.value,
         dtype_given=dtype.exists,
     )
-    again = replace(m, given_input=written)
-    given = z3.And(m.well_typed, m.cfg, again.cfg)
+    second = replace(m, given_input=written)
+    given = z3.And(m.well_typed, m.cfg, second.cfg)
     shown = (m.given_input,)
     for name, before, after, source in (
-        ("size", size, again.effective_size, Source.CONFIG_AUTOTP_SIZE),
-        ("dtype", dtype, again.effective_dtype, Source.CONFIG_DTYPE),
+        ("size", size, second.effective_size, Source.CONFIG_AUTOTP_SIZE),
+        ("dtype", dtype, second.effective_dtype, Source.CONFIG_DTYPE),
     ):
         had = z3.And(given, before.exists)
         yield Claim(name, had, z3.And(after.exists, after.value == before.value), shown=shown)
@@ -101,8 +99,8 @@ def merging_is_idempotent(m: Model) -> Iterable[Claim]:
 
 @theorem("6.3", control=without_code(ViolationCode.SIZE_MISSING))
 def the_named_source_holds_the_value(m: Model) -> Iterable[Claim]:
-    """Each effective field has exactly one source, that source is given, and it holds the field's value;
-    where AutoTP starts there always is a size and a source of the group.
+    """Where AutoTP starts, each effective field has exactly one source, that source is given, and its value is
+    the field's value; in particular there is always a size and a source of the group.
     """
     shown = (m.given_input,)
     for name, term in _fields(m):
@@ -117,9 +115,9 @@ def the_named_source_holds_the_value(m: Model) -> Iterable[Claim]:
 
 
 @theorem("6.3", control=forget_mesh())
-def a_created_group_is_nobodys(m: Model) -> Iterable[Claim]:
-    """The group's source is `created` exactly when CFG holds and no group is supplied (D4); a supplied
-    group is never passed over for a new one, whatever the row.
+def a_group_is_created_only_when_none_is_supplied(m: Model) -> Iterable[Claim]:
+    """Where AutoTP starts, the group's source is `created` exactly when CFG holds and no group is supplied (D4):
+    in no row does a new group replace a supplied one.
     """
     created = m.effective_group.comes_from[Source.CREATED]
     started = z3.And(m.well_typed, m.starts)

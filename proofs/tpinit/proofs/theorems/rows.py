@@ -18,13 +18,13 @@ def _some_row(m: Model) -> z3.BoolRef:
 
 @theorem("6.1", control=drop_row(7))
 def rows_are_exhaustive(m: Model) -> Iterable[Claim]:
-    """Under A0, every combination of the four facts is described by some row."""
+    """Under A0, at least one row matches every combination of the four facts."""
     yield Claim("some row holds", m.well_typed, _some_row(m), shown=(m.given_input,))
 
 
-@theorem("6.1", control=change_row(6, "also about CFG, like row 8", cfg=True))
+@theorem("6.1", control=change_row(6, "requires CFG, like row 8", cfg=True))
 def rows_are_disjoint(m: Model) -> Iterable[Claim]:
-    """No input is described by two rows."""
+    """No input matches two rows."""
     for one, other in combinations(m.rows, 2):
         both = z3.And(m.row_holds(one), m.row_holds(other))
         yield Claim(f"rows {one.number} and {other.number}", m.well_typed, z3.Not(both), shown=(m.given_input,))
@@ -32,25 +32,23 @@ def rows_are_disjoint(m: Model) -> Iterable[Claim]:
 
 @theorem("6.1", control=drop_row(3))
 def a0_is_necessary(m: Model) -> Iterable[Claim]:
-    """Without A0 the table is not exhaustive, and the inputs that no row describes are exactly those
-    that A0 excludes.
-    """
+    """Without A0 the table is not exhaustive: the inputs that match no row are exactly those that A0 excludes."""
     anything = z3.BoolVal(True)
     yield Claim("an input without a row", anything, z3.Not(_some_row(m)), possible=True)
     yield Claim("A0 is what is missing", anything, z3.Not(m.a0) == z3.Not(_some_row(m)), shown=(m.given_input,))
 
 
-@theorem("6.1", control=change_row(11, "also without a call", tpi=False))
+@theorem("6.1", control=change_row(11, "holds without a call", tpi=False))
 def every_row_is_reachable(m: Model) -> Iterable[Claim]:
-    """Every row describes some input, and there its outcome is the decision's outcome."""
+    """Every row matches some input for which the decision has the outcome of the row."""
     for row in m.rows:
         happens = z3.And(m.row_holds(row), m.outcome == constant(row.outcome))
         yield Claim(f"row {row.number}", m.well_typed, happens, possible=True)
 
 
-@theorem("6.1", control=change_row(8, "takes its group from where row 7 does", group_from=GroupFrom.CONFIG))
+@theorem("6.1", control=change_row(8, "takes its group from the same source as row 7", group_from=GroupFrom.CONFIG))
 def one_pair_differs_in_a_single_condition(m: Model) -> Iterable[Claim]:
-    """Rows 10 and 12 differ in a single condition and nothing else, and no other pair of rows does."""
+    """Rows 10 and 12 differ in a single condition and in nothing else, and no other pair of rows does."""
     other = Model(fresh_symbols("_other"), rows=m.rows)
     differing = z3.Sum(*(z3.If(m.fact(fact) != other.fact(fact), 1, 0) for fact in Fact))
     mine, theirs = m.by_table, other.by_table

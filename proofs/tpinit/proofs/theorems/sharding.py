@@ -1,6 +1,6 @@
-"""Section 6, item 9: the shipped shard arithmetic, for every dimension and every degree.
+"""Section 6, item 9: the shipped shard arithmetic, for every dimension and every number of shards.
 
-All integers are unbounded. L is a length, n the number of shards, i the index of one, u a unit.
+All integers are unbounded. L is a length, N the number of shards, I the index of a shard, U a unit.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _length, _parts, _index, _other, _unit = map(SymbolicInt, (_L, _N, _I, _J, _U))
 
 @lemma_theorem("6.9", shards, control=("(1 if index < length % parts else 0)", "(1 if index <= length % parts else 0)"))
 def shards_tile_the_dimension(m: Any) -> list[Lemma]:
-    """For every length and every number of shards, dividing it or not: the first shard begins at 0, each
-    ends where the next begins, the last ends at the length, and none is negative. So there is no gap
-    and no overlap.
+    """For every length and every number of shards, whether it divides the length or not: the first shard begins
+    at 0, each shard ends where the next begins, the last ends at the length, and no shard has a negative length.
+    So there is no gap and no overlap.
     """
     return [
         Lemma("begins at 0", _DIMENSION, lambda: term(m.shard_offset(_length, _parts, 0)) == 0),
@@ -44,8 +44,8 @@ def _end(shard: tuple[object, object]) -> z3.ArithRef:
 
 @lemma_theorem("6.9", shards, control=("index * (length // parts) + (index", "index * (length // parts) - (index"))
 def every_position_has_one_shard(m: Any) -> list[Lemma]:
-    """For every length, every number of shards and any two different ones, the earlier ends at or before
-    the later begins: no position is in two shards.
+    """For every length, every number of shards and any two different shards, the earlier shard ends at or before
+    the offset of the later one: no position is in two shards.
     """
 
     def apart() -> z3.BoolRef:
@@ -56,8 +56,8 @@ def every_position_has_one_shard(m: Any) -> list[Lemma]:
 
 @lemma_theorem("6.9", shards, control=("return length // parts + (1", "return length // parts + (2"))
 def shards_are_balanced(m: Any) -> list[Lemma]:
-    """For every length and every number of shards, any two shards differ by at most 1, the longer ones
-    come first, and all are equal where the number divides the length.
+    """For every length and every number of shards, the lengths of two shards differ by at most 1, the longer
+    shards come first, and all lengths are equal where the number of shards divides the length.
     """
 
     def lengths() -> tuple[z3.ArithRef, z3.ArithRef]:
@@ -75,14 +75,14 @@ def shards_are_balanced(m: Any) -> list[Lemma]:
     return [Lemma("at most 1", later, at_most_one), Lemma("equal", z3.And(later, _L % _N == 0), equal)]
 
 
-# What is proven above of `shard`, and below of `aligned_shard`, said of functions that stand for them.
+# Uninterpreted functions that replace `shard` and `aligned_shard` in later proofs, with the properties proven of these.
 _INTS3, _INTS4 = [z3.IntSort()] * 4, [z3.IntSort()] * 5
 _BEGINS, _HOLDS = z3.Function("shard_begins", *_INTS3), z3.Function("shard_holds", *_INTS3)
 _ALIGNED_BEGINS, _ALIGNED_HOLDS = z3.Function("aligned_begins", *_INTS4), z3.Function("aligned_holds", *_INTS4)
 
 
 def _tiles(begins: z3.FuncDeclRef, holds: z3.FuncDeclRef, length: z3.ArithRef, *front: z3.ArithRef) -> z3.BoolRef:
-    """State that shards begin at 0, go on without gap at index i, end at the length, and none is negative."""
+    """State that the shards tile: they begin at 0, have no gap after index I, end at the length, none is negative."""
     ends = begins(*front, _N - 1) + holds(*front, _N - 1)
     goes_on = begins(*front, _I) + holds(*front, _I) == begins(*front, _I + 1)
     return z3.And(begins(*front, 0) == 0, goes_on, ends == length, holds(*front, _I) >= 0)
@@ -90,9 +90,9 @@ def _tiles(begins: z3.FuncDeclRef, holds: z3.FuncDeclRef, length: z3.ArithRef, *
 
 @lemma_theorem("6.9", shards, control=("return offset * unit, held * unit", "return offset * unit, held"))
 def aligned_shards_keep_units_whole(m: Any) -> list[Lemma]:
-    """For every unit (a head's size) that divides the length: an aligned shard is the shard of the units,
-    times the unit, so it begins and ends between units, begins where the one before ends, and the
-    shards reach from 0 to the length. (Of `shard` this uses only that its shards tile.)
+    """For every unit (the size of a head) that divides the length, an aligned shard is the shard of the number of
+    units, multiplied by the unit: it begins and ends at multiples of the unit, begins where the previous shard
+    ends, and the shards cover 0 to the length. The proof uses of `shard` only that its shards tile.
     """
 
     def shard(index: object) -> Any:
@@ -104,7 +104,7 @@ def aligned_shards_keep_units_whole(m: Any) -> list[Lemma]:
         begins, holds = _BEGINS(_UNITS, _N, _I), _HOLDS(_UNITS, _N, _I)
         return z3.And(term(begin) == begins * _U, term(held) == holds * _U)
 
-    # length // unit is the number of units, so these are facts about the shards that the code asks for.
+    # length // unit is the number of units, so these are the shards that the code computes.
     units = z3.And(_ALIGNED, _L / _U == _UNITS)
     tiled = z3.And(units, _tiles(_BEGINS, _HOLDS, _UNITS, _UNITS, _N))
     return [
@@ -124,10 +124,10 @@ _BLOCKS = z3.Ints("block_1 block_2 block_3")
     "6.9", shards, control=("start = start + length", "start = start + held"), bound="at most three fused blocks"
 )
 def fused_pieces_are_inverted_by_gather(m: Any) -> list[Lemma]:
-    """For one, two and three fused blocks of any lengths and any unit (the number of blocks is a bound: q, k,
-    v and gate, up are what there is), each block's pieces tile that block alone: so the pieces of all
-    shards are a permutation of the dimension, and writing each back to its offset gives the whole. (Of
-    `aligned_shard` this uses only that its shards tile.)
+    """For one, two and three fused blocks of any lengths and any unit, the pieces of each block tile that block.
+    So the pieces of all shards are a permutation of the dimension, and writing each piece back to its offset
+    restores the unsharded dimension. The number of blocks is a bound; the fused layouts in use are q, k, v and
+    gate, up. The proof uses of `aligned_shard` only that its shards tile.
     """
     lemmas = []
     for count in (1, 2, 3):

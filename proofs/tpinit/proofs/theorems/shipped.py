@@ -1,8 +1,8 @@
 """Section 6, item 10: the resolver that users import equals the model on every path of its source.
 
-Each part of the resolver is executed symbolically and compared with the model's term; then the whole
-is proven to be put together of exactly these parts. The control of each is the shipped source with one
-text changed, among them resolvers that are wrong on a single integer.
+Each function of the resolver is executed symbolically and compared with the model's term; then `resolve` is
+proven to combine exactly these functions. The control of each theorem is the shipped source with one piece
+of text replaced; some of these edited resolvers are wrong for a single integer only.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from itertools import product
 from typing import Any
 
 import z3
-from tpinit.proofs.claims import Result, Theorem, Verdict, register
+from tpinit.proofs.claims import CheckResult, Theorem, Verdict, register
 from tpinit.proofs.crosshair import check_predicate
-from tpinit.proofs.shipping import edited, shipped
+from tpinit.proofs.describe import describe
+from tpinit.proofs.edited_source import edited, shipped
 from tpinit.proofs.symbolic import Path, SymbolicBool, SymbolicIdentity, SymbolicInt, Unsupported, explore, lazy_inputs
-from tpinit.proofs.words import tell
 from tpinit.spec.model import FieldTerm, Model, constant, fresh_symbols
 from tpinit.spec.vocabulary import DType, Effective, Group, Inputs, Outcome, ViolationCode
 
 Agrees = Callable[[Model, Any], z3.BoolRef]
-Resolver = Any  # the module, shipped or edited
+ResolverModule = Any  # the module, shipped or edited
 
 
-def _on_every_path(function: Callable[[Any], object], agrees: Agrees) -> Result:
-    """Run the function on every path and hold what it gives against the model's term."""
+def _on_every_path(function: Callable[[Any], object], agrees: Agrees) -> CheckResult:
+    """Run the function on every path and compare its result with the model's term."""
     model = Model(fresh_symbols())
     paths = 0
     try:
@@ -34,10 +34,10 @@ def _on_every_path(function: Callable[[Any], object], agrees: Agrees) -> Result:
             paths += 1
             failure = _difference(model, path, agrees)
             if failure is not None:
-                return Result(failure[0], paths, "paths", failure[1])
+                return CheckResult(failure[0], paths, "paths", failure[1])
     except Unsupported as reason:
-        return Result(Verdict.UNKNOWN, paths, "paths", str(reason))
-    return Result(Verdict.PROVED if paths else Verdict.VACUOUS, paths, "paths")
+        return CheckResult(Verdict.UNKNOWN, paths, "paths", str(reason))
+    return CheckResult(Verdict.PROVED if paths else Verdict.VACUOUS, paths, "paths")
 
 
 def _difference(model: Model, path: Path[object], agrees: Agrees) -> tuple[Verdict, str] | None:
@@ -50,8 +50,8 @@ def _difference(model: Model, path: Path[object], agrees: Agrees) -> tuple[Verdi
         return None
     if answer == z3.unknown:
         return Verdict.UNKNOWN, "the solver did not decide a path"
-    ended = f"raises {path.raised!r}" if path.raised is not None else f"gives {_shown(path.result, solver.model())}"
-    return Verdict.REFUTED, f"{ended} for {tell(solver.model(), model.given_input)}"
+    ended = f"raises {path.raised!r}" if path.raised is not None else f"returns {_shown(path.result, solver.model())}"
+    return Verdict.REFUTED, f"{ended} for {describe(solver.model(), model.given_input)}"
 
 
 def _shown(result: object, state: z3.ModelRef) -> str:
@@ -85,15 +85,18 @@ def _is_field(result: Effective[Any], term: FieldTerm) -> z3.BoolRef:
     return z3.And(z3.BoolVal(known), term.exists, _same_value(result.value, term.value), *sources)
 
 
-def _predicate(code: ViolationCode) -> Callable[[Resolver], Callable[[Any], object]]:
-    """Pick the predicate from the shipped table of violations, by its code: the wiring is proven too."""
+def _predicate(code: ViolationCode) -> Callable[[ResolverModule], Callable[[Any], object]]:
+    """Return a function that takes the predicate of a code from the shipped table VIOLATIONS.
+
+    So the proof also covers which predicate the table names for each code.
+    """
     return lambda module: next(holds for listed, holds, _ in module.VIOLATIONS if listed is code)
 
 
 def _part(
     name: str,
     statement: str,
-    pick: Callable[[Resolver], Callable[[Any], object]],
+    pick: Callable[[ResolverModule], Callable[[Any], object]],
     agrees: Agrees,
     control: tuple[str, str],
 ) -> None:
@@ -102,7 +105,7 @@ def _part(
             name=name,
             statement=statement,
             clause="6.10",
-            control=f"the source with {control[1].strip()!r} for {control[0].strip()!r}",
+            control=f"the source with {control[0].strip()!r} replaced by {control[1].strip()!r}",
             engine="paths",
             sources=(shipped.__name__,),
             prove=lambda: _on_every_path(pick(shipped), agrees),
@@ -158,7 +161,7 @@ def _violation_agrees(code: ViolationCode) -> Agrees:
 for _code in ViolationCode:
     _part(
         f"shipped_{_code.value.lower()}",
-        f"The shipped predicate of {_code.value} equals the model's, for every input.",
+        f"The shipped predicate of {_code.value} equals the model's predicate, for every input.",
         _predicate(_code),
         _violation_agrees(_code),
         _CONTROLS[_code],
@@ -166,21 +169,21 @@ for _code in ViolationCode:
 
 _part(
     "shipped_row_number",
-    "The shipped resolver names the row of the table that holds, for every input.",
+    "The shipped resolver returns the number of the row that matches, for every input.",
     lambda module: module.row_number,
     lambda model, result: model.row_number == result,
     ("return 1 + 4 * (tpi + tpg) + 2 * cfg", "return 1 + 4 * (tpi or tpg) + 2 * cfg"),
 )
 _part(
     "shipped_section_disabled",
-    "The shipped resolver says that a section is disabled exactly where the model does (D2).",
+    "The shipped resolver reports a section as disabled exactly where the model does (D2).",
     lambda module: module.section_disabled,
     lambda model, result: _is(result, model.disabled),
     ("section.autotp_size == 0 and", "section.autotp_size < 1 and"),
 )
 _part(
     "shipped_success_outcome",
-    "Where no violation holds, the shipped outcome is the one that the table names.",
+    "Where no violation holds, the shipped outcome is the outcome that the table names.",
     lambda module: module.success_outcome,
     lambda model, result: z3.Or(model.error, model.outcome == constant(result)),
     (
@@ -190,21 +193,21 @@ _part(
 )
 _part(
     "shipped_effective_size",
-    "Where no violation holds and AutoTP starts, the shipped effective size and its source are the model's.",
+    "Where no violation holds and AutoTP starts, the shipped effective size and its source equal the model's.",
     lambda module: module.effective_size,
     lambda model, result: z3.Or(model.error, _is_field(result, model.effective_size)),
     ("if section is not None and section.tp_size is not None:", "if section is not None and inputs.call is None:"),
 )
 _part(
     "shipped_effective_dtype",
-    "Where no violation holds, the shipped effective dtype and its source are the model's, unset included.",
+    "Where no violation holds, the shipped effective dtype and its source equal the model's, `unset` included.",
     lambda module: module.effective_dtype,
     lambda model, result: z3.Or(model.error, _is_field(result, model.effective_dtype)),
     ("if inputs.precision is not None:", "if inputs.precision is not None and section is not None:"),
 )
 _part(
     "shipped_effective_group",
-    "Where no violation holds, the shipped group and its source are the model's, created included.",
+    "Where no violation holds, the shipped group and its source equal the model's, `created` included.",
     lambda module: module.effective_group,
     lambda model, result: z3.Or(model.error, _is_field(result, model.effective_group)),
     (
@@ -214,16 +217,21 @@ _part(
 )
 
 
-# --- put together ------------------------------------------------------------------------------------
+# --- resolve combines these functions ----------------------------------------------------------------
 
 _PARTS = ("row_number", "success_outcome", "effective_size", "effective_dtype", "effective_group", "section_disabled")
 
 
-def _composition(module: Resolver) -> Result:
-    """Run `resolve` with its parts replaced by marks, for all 1,024 combinations of violations."""
+def _composition(module: ResolverModule) -> CheckResult:
+    """Run `resolve` with its parts replaced by functions that return marker objects.
+
+    All 1,024 combinations of violations are run.
+    """
     listed = [code for code, _, _ in module.VIOLATIONS]
     if listed != list(ViolationCode):
-        return Result(Verdict.REFUTED, 0, "combinations", f"the violations are listed as {[c.value for c in listed]}")
+        return CheckResult(
+            Verdict.REFUTED, 0, "combinations", f"the violations are listed as {[c.value for c in listed]}"
+        )
     saved = {name: getattr(module, name) for name in (*_PARTS, "VIOLATIONS")}
     marks = {name: object() for name in _PARTS}
     inputs, count = Inputs(world_size=1), 0
@@ -231,7 +239,7 @@ def _composition(module: Resolver) -> Result:
     def marked(mark: object) -> Callable[[object], object]:
         def part(given: object) -> object:
             if given is not inputs:
-                raise Unsupported("`resolve` asked a part about another input than its own")
+                raise Unsupported("`resolve` passed an input to a part that is not the input it was given")
             return mark
 
         return part
@@ -245,11 +253,11 @@ def _composition(module: Resolver) -> Result:
             problem = _wrongly_composed(module.resolve(inputs), holding, listed, marks)
             count += 1
             if problem:
-                return Result(Verdict.REFUTED, count, "combinations", problem)
+                return CheckResult(Verdict.REFUTED, count, "combinations", problem)
     finally:
         for name, value in saved.items():
             setattr(module, name, value)
-    return Result(Verdict.PROVED, count, "combinations")
+    return CheckResult(Verdict.PROVED, count, "combinations")
 
 
 def _wrongly_composed(
@@ -259,27 +267,29 @@ def _wrongly_composed(
     if [violation.code for violation in decision.violations] != expected:
         return f"lists {[v.code.value for v in decision.violations]} where {[c.value for c in expected]} hold"
     if any(violation.given != ("evidence", violation.code) for violation in decision.violations):
-        return "gives a violation another one's evidence"
+        return "attaches the evidence of another violation"
     if decision.row is not marks["row_number"] or decision.section_disabled is not marks["section_disabled"]:
-        return "does not carry the row or D2's note"
+        return "does not carry the row number or the disabled section"
     effective = (decision.tp_size, decision.dtype, decision.tp_group)
     if expected:
         if decision.outcome is not Outcome.ERROR or any(part != Effective() for part in effective):
-            return f"is not a plain error where {expected[0].value} holds"
+            return f"is not an error without effective values where {expected[0].value} holds"
         return ""
     wanted = (marks["effective_size"], marks["effective_dtype"], marks["effective_group"])
-    whole = decision.outcome is marks["success_outcome"] and all(a is b for a, b in zip(effective, wanted, strict=True))
-    return "" if whole else "does not carry the effective values where nothing is violated"
+    complete = decision.outcome is marks["success_outcome"] and all(
+        a is b for a, b in zip(effective, wanted, strict=True)
+    )
+    return "" if complete else "does not carry the outcome and the effective values where no violation holds"
 
 
 register(
     Theorem(
         name="shipped_resolve_is_its_parts",
-        statement="`resolve` lists exactly the violations that hold, in canonical order with their evidence, is an "
-        "error exactly when there is one, and else carries the row, the outcome and the effective values of the parts "
-        "proven above: for all 1,024 combinations of violations.",
+        statement="`resolve` lists exactly the violations that hold, in canonical order and with their evidence. Its "
+        "outcome is an error exactly when there is one; otherwise the decision carries the outcome and the effective "
+        "values that the functions above return. All 1,024 combinations of violations are run.",
         clause="6.10",
-        control="a resolver that forgives nine violations at once",
+        control="a resolver whose outcome is no error where fewer than nine violations hold",
         engine="composition",
         sources=(shipped.__name__,),
         prove=lambda: _composition(shipped),
@@ -288,16 +298,16 @@ register(
 )
 
 
-# --- the predicates again, by an engine that shares nothing with ours --------------------------------
+# --- the predicates, by CrossHair, which shares no code with `symbolic` --------------------------------
 
 for _code in ViolationCode:
     register(
         Theorem(
             name=f"crosshair_{_code.value.lower()}",
             statement=f"CrossHair, an independent symbolic executor, confirms over all paths that the shipped "
-            f"predicate of {_code.value} equals the model's.",
+            f"predicate of {_code.value} equals the model's predicate.",
             clause="6.10",
-            control=f"the source with {_CONTROLS[_code][1].strip()!r} for {_CONTROLS[_code][0].strip()!r}",
+            control=f"the source with {_CONTROLS[_code][0].strip()!r} replaced by {_CONTROLS[_code][1].strip()!r}",
             engine="crosshair",
             sources=(shipped.__name__,),
             prove=partial(check_predicate, _code),

@@ -1,6 +1,6 @@
-"""Section 6, item 8: the shipped topology, for every world and every dividing size.
+"""Section 6, item 8: the shipped topology, for every world size and every TP size that divides it.
 
-All integers are unbounded. W is the world, t the size, and t dividing W is W == k * t with k >= 1.
+All integers are unbounded. W is the world size, T the TP size; T divides W when W == K * T with K >= 1.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _world, _size, _rank, _dp, _tp, _other_dp, _other_tp = map(SymbolicInt, (_W, _T,
 
 @lemma_theorem("6.8", topology, control=("return rank // tp_size", "return rank // tp_size if rank != 65537 else 0"))
 def every_rank_has_one_place(m: Any) -> list[Lemma]:
-    """For every world and every dividing size, each rank has a place (dp, tp) inside the mesh, and
-    `rank_at` of that place is the rank again.
+    """For every world size and every TP size that divides it, each rank has a place (dp, tp) inside the mesh, and
+    `rank_at` of that place returns the rank.
     """
     return [
         Lemma(
@@ -36,7 +36,7 @@ def every_rank_has_one_place(m: Any) -> list[Lemma]:
                 term(m.dp_rank(_rank, _size)) < term(m.dp_size(_world, _size)),
             ),
         ),
-        Lemma("and leads back", _RANK, lambda: term(_back(m, _rank)) == _R),
+        Lemma("rank_at returns the rank", _RANK, lambda: term(_back(m, _rank)) == _R),
     ]
 
 
@@ -46,8 +46,8 @@ def _back(m: Any, rank: SymbolicInt) -> object:
 
 @lemma_theorem("6.8", topology, control=("* tp_size + tp_rank", "* tp_size + tp_rank * 2"))
 def every_place_has_one_rank(m: Any) -> list[Lemma]:
-    """For every world and every dividing size, each place (dp, tp) has a rank of the world, whose place it
-    is: rank to (dp, tp) is a bijection.
+    """For every world size and every TP size that divides it, each place (dp, tp) has a rank in the world, and the
+    place of that rank is (dp, tp): the map from ranks to places is a bijection.
     """
 
     def rank() -> Any:
@@ -55,9 +55,9 @@ def every_place_has_one_rank(m: Any) -> list[Lemma]:
 
     return [
         Lemma("in the world", _PLACE, lambda: z3.And(term(rank()) >= 0, term(rank()) < _W)),
-        Lemma("whose dp it is", _PLACE, lambda: term(m.dp_rank(rank(), _size)) == _D),
-        Lemma("whose tp it is", _PLACE, lambda: term(m.tp_rank(rank(), _size)) == _P),
-        Lemma("as many groups", _WORLD, lambda: term(m.dp_size(_world, _size)) == _K),
+        Lemma("its dp", _PLACE, lambda: term(m.dp_rank(rank(), _size)) == _D),
+        Lemma("its tp", _PLACE, lambda: term(m.tp_rank(rank(), _size)) == _P),
+        Lemma("world / size groups", _WORLD, lambda: term(m.dp_size(_world, _size)) == _K),
     ]
 
 
@@ -70,15 +70,15 @@ def every_place_has_one_rank(m: Any) -> list[Lemma]:
     ),
 )
 def created_tp_groups_partition_the_ranks(m: Any) -> list[Lemma]:
-    """For every world and every dividing size, the created TP groups are as many as the size divides the
-    world, each is exactly the ranks whose dp is its index, in the order of their tp, and so every rank
-    is in exactly one of them, once.
+    """For every world size and every TP size that divides it, there are world / size created TP groups, and each
+    holds exactly the ranks whose dp is the index of the group, in the order of their tp. So every rank is in
+    exactly one TP group, once.
     """
 
     def members() -> z3.BoolRef:
-        with arbitrary_range(m, _D, _P) as asked:
+        with arbitrary_range(m, _D, _P) as lengths:
             ((member,),) = m.tp_groups(_world, _size)
-        return z3.And(asked[0] == _K, asked[1] == _T, term(member) == _D * _T + _P)
+        return z3.And(lengths[0] == _K, lengths[1] == _T, term(member) == _D * _T + _P)
 
     def same_rank_same_place() -> z3.BoolRef:
         one, other = m.rank_at(_dp, _tp, _size), m.rank_at(_other_dp, _other_tp, _size)
@@ -98,15 +98,14 @@ def created_tp_groups_partition_the_ranks(m: Any) -> list[Lemma]:
     control=("range(dp_size(world_size, tp_size)))\n\n\ndef tp_groups", "range(tp_size))\n\n\ndef tp_groups"),
 )
 def dp_groups_cross_each_tp_group_once(m: Any) -> list[Lemma]:
-    """For every world and every dividing size, the DP group at each position has one rank of every TP group,
-    the one at that position, and TP group i and DP group p have the rank at (i, p) in common and no
-    other.
+    """For every world size and every TP size that divides it, the DP group at each tp position holds one rank of
+    every TP group, the rank at that position. TP group i and DP group p share the rank at (i, p) and no other.
     """
 
     def members() -> z3.BoolRef:
-        with arbitrary_range(m, _P, _D) as asked:
+        with arbitrary_range(m, _P, _D) as lengths:
             ((member,),) = m.dp_groups(_world, _size)
-        return z3.And(asked[0] == _T, asked[1] == _K, term(member) == _D * _T + _P)
+        return z3.And(lengths[0] == _T, lengths[1] == _K, term(member) == _D * _T + _P)
 
     def common() -> z3.BoolRef:
         with arbitrary_range(m, _OTHER_P):

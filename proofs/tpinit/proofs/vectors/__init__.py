@@ -1,6 +1,6 @@
-"""Where the conformance vectors come from: classes of inputs, one witness each, and every oracle's answer.
+"""Generation of the conformance vectors: classes of inputs, one witness per class, and every oracle's answer.
 
-`families` says by which predicates each part of the answer is decided, `classes` enumerates their
-satisfiable valuations, `candidates` finds the witnesses, `flags` and `boundaries` say why a vector is
-there, and `generating` puts all of it together, checks and writes it.
+`families` defines which predicates decide each part of the answer, `classes` enumerates their satisfiable
+valuations, `candidates` finds the witnesses, `flags` gives the reason of each vector, `boundaries` adds
+boundary inputs, and `generating` combines, checks and writes the vectors.
 """

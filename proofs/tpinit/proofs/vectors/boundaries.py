@@ -1,32 +1,34 @@
-"""Witnesses at the edges of the classes: huge sizes, size 1, size = world, off by one, every dtype.
+"""Boundary inputs of the classes: huge sizes, size 1, size = world, off by one, every dtype.
 
-The classes are decided by predicates such as `size divides world`; an implementation can have them right
-for the small numbers of a class's witness and wrong in 32 bits, in floating point, or at 1.
+Predicates such as `size divides world` define the classes. An implementation can be correct for the small
+sizes of a class's witness and wrong for 32-bit or floating-point overflow, or for a size of 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tpinit.proofs.vectors.flags import Why
+from tpinit.proofs.vectors.flags import VectorReason
 from tpinit.spec.vocabulary import Call, DType, Group, Inputs, Mpu, Section
 
 __all__ = ["HUGE", "boundaries"]
 
-# The greatest integer of which a JSON parser that reads numbers as 64-bit floats keeps all digits.
+# The largest integer that a JSON parser with 64-bit floats reads exactly.
 HUGE = 2**53 - 1
 
-_ONE = Why("BOUNDARY_SIZE_ONE", ("4",), "a size of 1 is taken for `no tensor parallelism`, or for false")
-_WORLD = Why("BOUNDARY_SIZE_IS_WORLD", ("4",), "a size that is the whole world's is off by one")
-_BIG = Why("BOUNDARY_HUGE", ("4",), "a size beyond 32 bits wraps around")
-_FLOAT = Why("BOUNDARY_OFF_BY_ONE", ("P3", "4"), "sizes are compared or divided in floating point, and 1 is lost")
-_TILES = Why("BOUNDARY_DIVISION", ("4",), "`divides` is mixed up with `is smaller`, or with sharing a factor")
-_NEGATIVE = Why("BOUNDARY_NEGATIVE", ("D7", "4"), "a huge negative size wraps around, or -1 means `all ranks`")
-_DTYPE = Why("BOUNDARY_DTYPE", ("D6", "D8"), "one dtype is a special case: fp32 counts as unset, fp16 as bf16")
+_ONE = VectorReason("BOUNDARY_SIZE_ONE", ("4",), "a size of 1 is taken for `no tensor parallelism`, or for false")
+_WORLD = VectorReason("BOUNDARY_SIZE_IS_WORLD", ("4",), "a size that is the whole world's is off by one")
+_BIG = VectorReason("BOUNDARY_HUGE", ("4",), "a size beyond 32 bits wraps around")
+_FLOAT = VectorReason(
+    "BOUNDARY_OFF_BY_ONE", ("P3", "4"), "sizes are compared or divided in floating point, and 1 is lost"
+)
+_TILES = VectorReason("BOUNDARY_DIVISION", ("4",), "`divides` is mixed up with `is smaller`, or with sharing a factor")
+_NEGATIVE = VectorReason("BOUNDARY_NEGATIVE", ("D7", "4"), "a huge negative size wraps around, or -1 means `all ranks`")
+_DTYPE = VectorReason("BOUNDARY_DTYPE", ("D6", "D8"), "one dtype is a special case: fp32 counts as unset, fp16 as bf16")
 
 
-def boundaries() -> Iterator[tuple[Why, Inputs]]:
-    """Give each boundary input with why it exists. Some are also the witness of a class."""
+def boundaries() -> Iterator[tuple[VectorReason, Inputs]]:
+    """Yield each boundary input with its reason. Some are also the witness of a class."""
     for size, world in ((1, 1), (1, 2), (1, 4)):
         yield from ((_ONE, inputs) for inputs in _initialising(size, world))
     for size in (2, 4, 8):
@@ -41,7 +43,7 @@ def boundaries() -> Iterator[tuple[Why, Inputs]]:
 
 
 def _initialising(size: int, world: int) -> Iterator[Inputs]:
-    """Give one input for each row that starts AutoTP, rows 3, 4, 6, 7, 8, 9 and 11, and its alias for row 3."""
+    """Yield one input for each row that starts AutoTP (3, 4, 6, 7, 8, 9, 11), and one more for row 3 with the alias."""
     group = Group(1, max(size, 1))
     mpu, call, own = Mpu(group), Call(size, DType.BF16), Call(size, DType.BF16, group)
     yield Inputs(world, None, Section(size))
@@ -54,8 +56,8 @@ def _initialising(size: int, world: int) -> Iterator[Inputs]:
     yield Inputs(world, own, Section(size))
 
 
-def _off_by_one() -> Iterator[tuple[Why, Inputs]]:
-    for size in (2**24 + 1, HUGE):  # where floats of 32 and of 64 bits have no next integer, or soon will not
+def _off_by_one() -> Iterator[tuple[VectorReason, Inputs]]:
+    for size in (2**24 + 1, HUGE):  # near the limits of exact integers in 32-bit and 64-bit floats
         other = size - 1
         yield _FLOAT, Inputs(size, Call(size, DType.BF16), Section(other))
         yield _FLOAT, Inputs(size, None, Section(size, other))
@@ -65,7 +67,7 @@ def _off_by_one() -> Iterator[tuple[Why, Inputs]]:
         yield _FLOAT, Inputs(other, None, Section(size))
 
 
-def _divisions() -> Iterator[tuple[Why, Inputs]]:
+def _divisions() -> Iterator[tuple[VectorReason, Inputs]]:
     for size, world in ((3, 4), (4, 2), (4, 6), (6, 4), (5, 8), (2, 1), (3, 8), (2, 8), (4, 8), (3, 6)):
         yield _TILES, Inputs(world, None, Section(size))
         yield _TILES, Inputs(world, None, Section(None, size))

@@ -1,10 +1,9 @@
-"""One witness a class: the nicest of a small set of candidates, the same with any solver and version.
+"""One witness per class: the best of a small set of candidates, independent of the solver and its version.
 
-A solver's own state would do as a witness, but it is neither small nor the same from one version to the
-next. So each family has a product of few values, evaluated at once as columns, and of all candidates in
-a class the first in a fixed order is taken: the fewest violations beside what the class asks for, a
-disabled section that would be noticed if it were read, groups that real ranks can form, sizes within
-the world, the preferred world, and the fewest things given.
+A solver's model is a witness too, but it is not small and changes with the version. So each family has
+candidates, the product of a few values, evaluated as columns. The witness of a class is its first candidate
+in a fixed order: the fewest violations, a disabled section whose fields would cause a difference if they were
+read, groups that real ranks can form, sizes within the world, the preferred world, and the fewest given fields.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from typing import Any
 import numpy as np
 import z3
 from tpinit.proofs import brute
+from tpinit.proofs.brute import Columns
 from tpinit.proofs.claims import right_model
-from tpinit.proofs.vectors.families import Family, valuation
+from tpinit.proofs.vectors.families import VectorFamily, valuation
 from tpinit.spec.model import Model
 from tpinit.spec.vocabulary import Call, DType, Group, Inputs, Mpu, Section, ViolationCode
 
 __all__ = ["MissingWitness", "columns_of", "signatures_of", "witnesses"]
 
-Columns = dict[str, Any]
 _DTYPES = tuple(DType)
 _NAMES = (
     *("tpi", "call_size", "call_dtype"),
@@ -41,14 +40,14 @@ _BOOLEANS = frozenset(
 
 
 class MissingWitness(RuntimeError):
-    """No candidate is of a class that the solver found: the candidates are too few."""
+    """A class that the solver found has no candidate: the set of candidates is too small."""
 
 
 @dataclass(frozen=True, slots=True)
-class Values:
-    """The values that a family's candidates are a product of; what comes first is preferred.
+class CandidateValues:
+    """The values whose product is the set of candidates of a family; earlier values are preferred.
 
-    Every size, dtype and group may also be absent. `apart` lets groups be different objects.
+    Every size, dtype and group may also be absent. `apart` allows groups to be different objects.
     """
 
     call: tuple[int, ...] = (2,)
@@ -62,19 +61,21 @@ class Values:
     worlds: tuple[int, ...] = (2, 4)
 
 
-# Worlds of 2 come first, being cheap to start; of 4 where a size must differ from the world to be told from it.
-_VALUES: Mapping[str, Values] = MappingProxyType(
+# A world of 2 is preferred because it is cheap to start; 4 where a size must differ from the world.
+_VALUES: Mapping[str, CandidateValues] = MappingProxyType(
     {
-        "sizes": Values((2, 1, 4, 0, -1, -2), (2, 1, 4, 0, -1, -2), (2, 1, 4, 0, -1, -2), group_sizes=(2, 1, 4)),
-        "dtypes": Values(
+        "sizes": CandidateValues(
+            (2, 1, 4, 0, -1, -2), (2, 1, 4, 0, -1, -2), (2, 1, 4, 0, -1, -2), group_sizes=(2, 1, 4)
+        ),
+        "dtypes": CandidateValues(
             call_dtypes=(DType.BF16, DType.FP16, DType.FP32),
             dtypes=(DType.BF16, DType.FP16, DType.FP32),
             precisions=(DType.BF16, DType.FP16),
         ),
-        "identities": Values(apart=True),
-        "group-sizes": Values(alias=(2,), group_sizes=(2, 1), apart=True),
-        "division": Values((2, 3, -1), (2, 3, 0, -1), (2, 3, -1), group_sizes=(2, 3)),
-        "successes": Values(
+        "identities": CandidateValues(apart=True),
+        "group-sizes": CandidateValues(alias=(2,), group_sizes=(2, 1), apart=True),
+        "division": CandidateValues((2, 3, -1), (2, 3, 0, -1), (2, 3, -1), group_sizes=(2, 3)),
+        "successes": CandidateValues(
             alias=(2,),
             dtypes=(DType.BF16, DType.FP16),
             precisions=(DType.BF16,),
@@ -82,7 +83,7 @@ _VALUES: Mapping[str, Values] = MappingProxyType(
             apart=True,
             worlds=(4,),
         ),
-        "errors": Values(
+        "errors": CandidateValues(
             (2, 3, -1),
             (2, 3, 0, -1),
             (2, 3, -1),
@@ -104,7 +105,7 @@ def _dtypes(values: Sequence[DType]) -> list[int]:
 
 
 def _groupings(sizes: Sequence[int], apart: bool) -> Iterator[tuple[int, ...]]:
-    """Give every way to supply the four groups: which are there, which are the same object, and their sizes."""
+    """Yield every way to supply the four groups: which are given, which are the same object, and their sizes."""
     for present in product((False, True), repeat=4):
         for identities in product(range(4 if apart else 1), repeat=sum(present)):
             firsts = list(dict.fromkeys(identities))
@@ -117,7 +118,7 @@ def _groupings(sizes: Sequence[int], apart: bool) -> Iterator[tuple[int, ...]]:
                 yield (*(value for slot in slots for value in slot), *size_of)
 
 
-def _table(values: Values) -> Any:
+def _table(values: CandidateValues) -> Any:
     calls = [(0, 0, 0), *((1, *pair) for pair in product(values.call, _dtypes(values.call_dtypes)))]
     fields = product(_maybe(values.autotp), _maybe(values.alias), _maybe(_dtypes(values.dtypes)))
     sections = [(0,) * 7, *((1, *one, *two, *three) for one, two, three in fields)]
@@ -141,17 +142,17 @@ def _named(table: Any) -> Columns:
     return columns | {"size_of": np.stack([columns[f"size_{group}"] for group in range(4)], axis=1)}
 
 
-def _candidates(values: Values) -> Columns:
+def _candidates(values: CandidateValues) -> Columns:
     table = _table(values)
     columns = _named(table)
     typed = (columns["tpi"] | ~columns["tpg"]) & (columns["section"] | ~columns["cgroup_given"])
     return _named(table[typed])
 
 
-def signatures_of(family: Family, model: Model, columns: Columns) -> tuple[Any, Any]:
-    """Evaluate the family over columns: the signature of each row as an integer, and which rows it is about.
+def signatures_of(family: VectorFamily, model: Model, columns: Columns) -> tuple[Any, Any]:
+    """Return the signature of each row as an integer, and a mask of the rows that the family is about.
 
-    The first atom is the highest bit. No solver takes part.
+    The first atom is the highest bit. The terms are evaluated without a solver.
     """
     known: dict[int, Any] = {}
     rows = len(columns["size_of"])
@@ -162,8 +163,8 @@ def signatures_of(family: Family, model: Model, columns: Columns) -> tuple[Any, 
     return code, np.broadcast_to(brute.evaluate(within, columns, known), rows)
 
 
-def _costs(model: Model, columns: Columns, values: Values) -> list[Any]:
-    """List what makes a candidate worse than another, the weightiest first."""
+def _costs(model: Model, columns: Columns, values: CandidateValues) -> list[Any]:
+    """Return the costs of each candidate, the most important first."""
     s = model.given_input
     dead_and_alike = z3.And(
         model.disabled,
@@ -175,7 +176,7 @@ def _costs(model: Model, columns: Columns, values: Values) -> list[Any]:
     )
     effective = model.effective_size
     too_big = z3.And(effective.exists, effective.value > s.world)
-    # Terms are kept in a list: a term's id, by which its value is known, is its own only as long as it lives.
+    # The list keeps the terms alive: values are cached by the id of a term, and Z3 reuses ids of freed terms.
     terms = [dead_and_alike, too_big, *(model.violation(code) for code in ViolationCode)]
     known: dict[int, Any] = {}
     rows = len(columns["size_of"])
@@ -189,8 +190,8 @@ def _costs(model: Model, columns: Columns, values: Values) -> list[Any]:
     return [sum(violations), dead, unfit, big, preferred, given]
 
 
-def witnesses(family: Family, signatures: Sequence[str]) -> dict[str, Inputs]:
-    """Find the witness of each class. Raises MissingWitness where no candidate is of a class."""
+def witnesses(family: VectorFamily, signatures: Sequence[str]) -> dict[str, Inputs]:
+    """Return the witness of each class. Raises MissingWitness where a class has no candidate."""
     model, values = right_model(), _VALUES[family.name]
     columns = _candidates(values)
     code, within = signatures_of(family, model, columns)
@@ -243,7 +244,7 @@ def _inputs(columns: Columns, row: int) -> Inputs:
 
 
 def columns_of(cases: Sequence[Inputs]) -> Columns:
-    """Lay inputs out as columns, one a row, for `signatures_of`. Groups are numbered anew in each row."""
+    """Return inputs as columns, one input per row, for `signatures_of`. Each row numbers its groups from 0."""
     return _named(np.array([_row(inputs) for inputs in cases], dtype=np.int64))
 
 

@@ -1,27 +1,27 @@
-"""Every satisfiable class of a family: all valuations of its atoms that some input has, by the solver."""
+"""Enumerate the satisfiable classes of a family: all valuations of its atoms that some input has."""
 
 from __future__ import annotations
 
 import z3
 from tpinit.proofs.claims import right_model
-from tpinit.proofs.vectors.families import Family, formula, valuation
+from tpinit.proofs.vectors.families import VectorFamily, formula, valuation
 from tpinit.spec.model import Model
 
-__all__ = ["Undecided", "classes", "coverage"]
+__all__ = ["UndecidedClasses", "classes", "coverage"]
 
-# A count of the solver's steps and not of seconds, so that a busy machine changes nothing.
+# Z3's resource limit counts steps instead of seconds, so the machine's load has no effect.
 _STEPS = 100_000_000
 
 
-class Undecided(RuntimeError):
-    """The solver could not say whether there is another class."""
+class UndecidedClasses(RuntimeError):
+    """The solver could not decide whether there is another class."""
 
 
-def classes(family: Family, model: Model | None = None) -> tuple[str, ...]:
-    """Enumerate the signatures of a family's classes, in order: each atom of the family, 1 where it holds.
+def classes(family: VectorFamily, model: Model | None = None) -> tuple[str, ...]:
+    """Return the signatures of a family's classes in order. A signature has one digit per atom, 1 where it holds.
 
-    Each class that is found is blocked, until no input is left; so what is returned covers all inputs.
-    Raises Undecided where the solver gives up.
+    Each class that is found is excluded until no input is left, so the result covers all inputs.
+    Raises UndecidedClasses where the solver gives up.
     """
     model = model or right_model()
     atoms = valuation(family, model)
@@ -35,11 +35,11 @@ def classes(family: Family, model: Model | None = None) -> tuple[str, ...]:
         found.append("".join("01"[it_holds] for it_holds in holds))
         solver.add(z3.Not(formula(atoms, found[-1])))
     if answer != z3.unsat:
-        raise Undecided(f"family {family.name}: {solver.reason_unknown()} after {len(found)} classes")
+        raise UndecidedClasses(f"family {family.name}: {solver.reason_unknown()} after {len(found)} classes")
     return tuple(sorted(found))
 
 
-def coverage(family: Family, model: Model, signatures: tuple[str, ...]) -> z3.BoolRef:
-    """Say that an input is of one of the classes."""
+def coverage(family: VectorFamily, model: Model, signatures: tuple[str, ...]) -> z3.BoolRef:
+    """Return the term that is true where an input belongs to one of the classes."""
     atoms = valuation(family, model)
     return z3.Or(*(formula(atoms, signature) for signature in signatures))

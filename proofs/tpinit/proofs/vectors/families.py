@@ -1,9 +1,9 @@
-"""By which predicates of the contract each part of the answer is decided.
+"""Families: which predicates of the contract decide each part of the answer.
 
-An atom is one predicate of the contract's own definitions: a fact, that something is given, that two
-given values are equal, a sign, that a size divides the world. A family is a set of atoms and the parts
-of the answer that they decide. A valuation of a family's atoms is a class of inputs. The families
-together decide the whole answer; that each decides its parts is proven in `theorems.classes`.
+An atom is one predicate of the contract: a fact, a field is given, two given values are equal, the sign of a
+size, a size divides the world. A family is a set of atoms and the parts of the answer that they decide. A
+valuation of a family's atoms is a class of inputs. Together the families decide the whole answer;
+`theorems.classes` proves that each family decides its parts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import z3
 from tpinit.spec.model import SIZE_OF, FieldTerm, Model
 from tpinit.spec.vocabulary import Source, ViolationCode
 
-__all__ = ["ATOMS", "FAMILIES", "Family", "Part", "PARTS", "formula", "valuation"]
+__all__ = ["ATOMS", "FAMILIES", "VectorFamily", "AnswerPart", "PARTS", "formula", "valuation"]
 
 Term = Callable[[Model], z3.BoolRef]
 
@@ -30,7 +30,7 @@ def _in_section(name: str) -> Term:
     return lambda m: z3.And(m.given_input.section, getattr(m.given_input, name))
 
 
-# Whether each value is written down anywhere, also in a section that is disabled and so gives nothing.
+# Whether each value is written, also in a disabled section, whose values are not given.
 _WRITTEN: Mapping[str, Term] = MappingProxyType(
     {
         "call.tp_size": _fact("tpi"),
@@ -119,33 +119,33 @@ ATOMS: Mapping[str, Term] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One part of the answer: Z3 terms of it, which a class must leave no choice about."""
+class AnswerPart:
+    """One part of the answer: the Z3 terms that must have the same value for all inputs of a class."""
 
     name: str
     terms: Callable[[Model], Mapping[str, z3.ExprRef]]
 
 
-def _sources(name: str) -> Part:
+def _sources(name: str) -> AnswerPart:
     def terms(m: Model) -> Mapping[str, z3.ExprRef]:
         field: FieldTerm = getattr(m, name)
         comes = {f"{name} comes from {source.value}": term for source, term in field.comes_from.items()}
         return {f"there is an {name}": field.exists, **comes}
 
-    return Part(name, terms)
+    return AnswerPart(name, terms)
 
 
-def _holds(code: ViolationCode) -> Part:
-    return Part(code.value, lambda m: {code.value: m.violation(code)})
+def _holds(code: ViolationCode) -> AnswerPart:
+    return AnswerPart(code.value, lambda m: {code.value: m.violation(code)})
 
 
-PARTS: Mapping[str, Part] = MappingProxyType(
+PARTS: Mapping[str, AnswerPart] = MappingProxyType(
     {
         part.name: part
         for part in (
-            Part("row", lambda m: {"row": m.row_number}),
-            Part("section_disabled", lambda m: {"section_disabled": m.disabled}),
-            Part("outcome", lambda m: {"outcome": m.outcome}),
+            AnswerPart("row", lambda m: {"row": m.row_number}),
+            AnswerPart("section_disabled", lambda m: {"section_disabled": m.disabled}),
+            AnswerPart("outcome", lambda m: {"outcome": m.outcome}),
             *map(_holds, ViolationCode),
             _sources("effective_size"),
             _sources("effective_dtype"),
@@ -163,11 +163,11 @@ def _always(_: Model) -> z3.BoolRef:
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
-    """Atoms, the parts of the answer that they decide, and the inputs that it is about."""
+class VectorFamily:
+    """Atoms, the names of the answer parts that they decide, and a term for the inputs that the family is about."""
 
     name: str
-    says: str
+    description: str
     atoms: tuple[str, ...]
     decides: tuple[str, ...]
     within: Term = _always
@@ -182,32 +182,32 @@ _OTHER_GROUPS = _written("config.tp.tp_group", "mesh.tp_group")
 _ROW_ERRORS = (ViolationCode.NO_TP_INTENT, ViolationCode.NO_GROUP_SOURCE, ViolationCode.GROUP_AND_MPU)
 _SIZE_ERRORS = (ViolationCode.SIZE_MISSING, ViolationCode.SIZE_INVALID, ViolationCode.SIZE_MISMATCH)
 
-FAMILIES: tuple[Family, ...] = (
-    Family(
+FAMILIES: tuple[VectorFamily, ...] = (
+    VectorFamily(
         "sizes",
         "which sizes are given, their signs, and which of them are equal",
         (*_FACTS, *_SECTION_SIZES, *_SIGNS, *_pairs(_SIZES)),
         ("row", "section_disabled", *(code.value for code in (*_ROW_ERRORS, *_SIZE_ERRORS))),
     ),
-    Family(
+    VectorFamily(
         "dtypes",
         "which dtypes are given, and which of them are equal",
         (*_FACTS, *_written("config.dtype", "precision"), *_pairs(_DTYPES)),
         (ViolationCode.DTYPE_MISMATCH.value,),
     ),
-    Family(
+    VectorFamily(
         "identities",
         "which groups are supplied, and which of them are the same object",
         (*_FACTS, *_OTHER_GROUPS, *_pairs(_GROUPS)),
         (ViolationCode.GROUP_IDENTITY_MISMATCH.value,),
     ),
-    Family(
+    VectorFamily(
         "group-sizes",
         "which sizes and groups are given, and which groups have the effective size",
         (*_FACTS, *_SECTION_SIZES, *_OTHER_GROUPS, *_FITS),
         (ViolationCode.GROUP_SIZE_MISMATCH.value,),
     ),
-    Family(
+    VectorFamily(
         "division",
         "which sizes and groups are given, and whether the effective size is valid and divides the world",
         (
@@ -219,7 +219,7 @@ FAMILIES: tuple[Family, ...] = (
         ),
         (ViolationCode.SIZE_NOT_DIVIDING_WORLD.value,),
     ),
-    Family(
+    VectorFamily(
         "successes",
         "everything that can be given or not, where no violation holds",
         (
@@ -231,7 +231,7 @@ FAMILIES: tuple[Family, ...] = (
         ("outcome", "effective_size", "effective_dtype", "effective_group"),
         within=lambda m: z3.Not(m.error),
     ),
-    Family(
+    VectorFamily(
         "errors",
         "every set of violations that can hold together, in each row, with and without a disabled section",
         (*_FACTS, *_CODES),
@@ -241,12 +241,12 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-def valuation(family: Family, model: Model) -> tuple[z3.BoolRef, ...]:
-    """Make the family's atoms about one model, in order."""
+def valuation(family: VectorFamily, model: Model) -> tuple[z3.BoolRef, ...]:
+    """Return the terms of the family's atoms over one model, in order."""
     return tuple(ATOMS[name](model) for name in family.atoms)
 
 
 def formula(atoms: tuple[z3.BoolRef, ...], signature: str) -> z3.BoolRef:
-    """Say that exactly the atoms hold whose place in the signature is 1."""
+    """Return the term that is true where exactly the atoms with a 1 in the signature hold."""
     pairs = zip(atoms, signature, strict=True)
     return z3.And(*(atom if bit == "1" else z3.Not(atom) for atom, bit in pairs))

@@ -1,4 +1,4 @@
-"""All vectors: the witness of every class and the boundaries, each answered alike by every oracle."""
+"""Generate all vectors: the witness of every class and the boundaries, each with the answer of every oracle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tpinit.proofs.vectors.boundaries import boundaries
 from tpinit.proofs.vectors.candidates import witnesses
 from tpinit.proofs.vectors.classes import classes
 from tpinit.proofs.vectors.families import FAMILIES
-from tpinit.proofs.vectors.flags import Why, reason
+from tpinit.proofs.vectors.flags import VectorReason, reason
 from tpinit.proofs.vectors.schema import SCHEMA
 from tpinit.reference.resolver import resolve
 from tpinit.spec.concrete import evaluate
@@ -27,7 +27,7 @@ __all__ = [
     "FORMAT",
     "ORACLES",
     "Oracle",
-    "Refused",
+    "OraclesDisagree",
     "check",
     "committed",
     "generate",
@@ -46,17 +46,17 @@ Oracle = Callable[[Inputs], "Decision | ComparableDecision"]
 ORACLES: Mapping[str, Oracle] = {"z3": evaluate, "resolver": resolve, "brute force": oracle}
 
 
-class Refused(RuntimeError):
-    """A vector that is not written, since the oracles do not agree on its answer."""
+class OraclesDisagree(RuntimeError):
+    """The oracles give different answers for one input, or two vectors have one id; no vector is written."""
 
 
 # --- one vector ----------------------------------------------------------------------------------------
 
 
-def vector_of(inputs: Inputs, why: Why | None = None, oracles: Mapping[str, Oracle] = ORACLES) -> Vector:
-    """Make the vector of an input: ask every oracle for the answer, and say why it exists.
+def vector_of(inputs: Inputs, why: VectorReason | None = None, oracles: Mapping[str, Oracle] = ORACLES) -> Vector:
+    """Return the vector of an input, with the answer that every oracle gives and its reason.
 
-    Raises Refused, with what each said, unless all give the same answer.
+    Raises OraclesDisagree, with the answer of each oracle, unless all answers are equal.
     """
     case = input_of(inputs)
     same = to_inputs(case)
@@ -64,8 +64,8 @@ def vector_of(inputs: Inputs, why: Why | None = None, oracles: Mapping[str, Orac
     answers = {name: answer_of(decision, case["groups"]) for name, decision in decisions.items()}
     expected, *others = answers.values()
     if any(other != expected for other in others):
-        said = "\n".join(f"  {name}: {_canonical(answer)}" for name, answer in answers.items())
-        raise Refused(f"the oracles disagree on {_canonical(case)}:\n{said}")
+        table = "\n".join(f"  {name}: {_canonical(answer)}" for name, answer in answers.items())
+        raise OraclesDisagree(f"the oracles disagree on {_canonical(case)}:\n{table}")
     why = why or reason(same, next(iter(decisions.values())))
     return Vector(
         id=_slug(expected, case),
@@ -97,14 +97,14 @@ def _canonical(value: object) -> str:
 
 
 def _slug(expected: Mapping[str, Any], case: Mapping[str, Any]) -> str:
-    """Name a vector by its answer and a hash of its input: the same whatever other vectors there are."""
+    """Return the id of a vector, from its answer and a hash of its input; it does not depend on other vectors."""
     codes = [code.lower().replace("_", "-") for code in expected["violations"]]
     word = codes[0] if codes else expected["outcome"].replace("_", "-")
     more = f"-and-{len(codes) - 1}-more" if len(codes) > 1 else ""
     return f"r{expected['row']:02}-{word}{more}-{hashlib.sha256(_canonical(case).encode()).hexdigest()[:8]}"
 
 
-# --- all of them ---------------------------------------------------------------------------------------
+# --- all vectors ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class Generated:
     manifest: Mapping[str, Any]
 
     def texts(self) -> dict[str, str]:
-        """Print the three files."""
+        """Return the text of each of the three files."""
         lines = (json.dumps(vector.to_json()) for vector in self.vectors)
         return {
             "vectors.jsonl": "".join(f"{line}\n" for line in lines),
@@ -125,20 +125,20 @@ class Generated:
 
 
 def generate(oracles: Mapping[str, Oracle] = ORACLES) -> Generated:
-    """Enumerate the classes, find their witnesses, add the boundaries, and ask every oracle about each.
+    """Enumerate the classes, find their witnesses, add the boundaries, and ask every oracle about each input.
 
-    Raises Refused where the oracles disagree, Undecided where the solver does not know whether there
-    are more classes, MissingWitness where no candidate is of a class. Then nothing was written.
+    Raises OraclesDisagree where the oracles disagree, UndecidedClasses where the solver can't decide whether
+    there are more classes, MissingWitness where a class has no candidate. No file is written.
     """
     made: dict[str, Vector] = {}
     asked: dict[Inputs, str] = {}
 
-    def add(inputs: Inputs, why: Why | None) -> str:
+    def add(inputs: Inputs, why: VectorReason | None) -> str:
         inputs = to_inputs(input_of(inputs))
         if inputs not in asked:
             vector = vector_of(inputs, why, oracles)
             if vector.id in made:
-                raise Refused(f"two vectors would be named {vector.id}: lengthen the hash in the name")
+                raise OraclesDisagree(f"two vectors would be named {vector.id}: lengthen the hash in the name")
             made[vector.id], asked[inputs] = vector, vector.id
         return asked[inputs]
 
@@ -167,7 +167,7 @@ def _manifest(vectors: Sequence[Vector], families: Mapping[str, Any], edges: Seq
         },
         "families": {
             family.name: {
-                "says": family.says,
+                "says": family.description,
                 "decides": list(family.decides),
                 "atoms": list(family.atoms),
                 "classes": families[family.name],
@@ -180,13 +180,13 @@ def _manifest(vectors: Sequence[Vector], families: Mapping[str, Any], edges: Seq
 
 
 def _runnable(vector: Vector, world: int) -> bool:
-    """Say whether a world of so many real ranks can give every rank a group of each size asked for."""
+    """Return whether a world of this many real ranks can form groups of every size in the vector."""
     sizes = vector.input["groups"].values()
     return bool(vector.input["world_size"] == world and all(world % size == 0 for size in sizes))
 
 
 def _smoke(vectors: Sequence[Vector]) -> frozenset[str]:
-    """Choose the simplest witness of every row with the table's own outcome, and of every code alone."""
+    """Return the ids of the simplest vector of every row with the table's outcome, and of every code alone."""
 
     def simplest(fits: Callable[[Vector], bool]) -> Vector:
         return min(filter(fits, vectors), key=_complexity)
@@ -202,7 +202,7 @@ def _smoke(vectors: Sequence[Vector]) -> frozenset[str]:
 
 
 def _complexity(vector: Vector) -> tuple[bool, bool, int, str]:
-    """Order vectors: those for real ranks, successes where a size of 2 is not the world, few things given."""
+    """Return the sort key: runnable by real ranks first, successes in a world of 4 first, few given fields first."""
     given = sum(value is not None for value in _leaves(vector.input))
     world = 2 if vector.expected["violations"] else 4
     at_all = any(_runnable(vector, one) for one in WORLDS)
@@ -221,12 +221,12 @@ def _leaves(value: object) -> Iterator[object]:
 
 
 def spec_hash() -> str:
-    """Hash the spec's sources (SHA-256, hex)."""
+    """Return the SHA-256 (hex) of the spec's sources."""
     return hash_of({name: files("tpinit.spec").joinpath(name).read_bytes().decode() for name in SPEC})
 
 
 def hash_of(sources: Mapping[str, str]) -> str:
-    """Hash sources by name, line ends and space at the end of lines aside (SHA-256, hex)."""
+    """Return the SHA-256 (hex) of sources and their names; line ends and trailing spaces do not count."""
     digest = hashlib.sha256()
     for name, source in sources.items():
         digest.update("\n".join([name, *(line.rstrip() for line in source.splitlines()), ""]).encode())
@@ -240,7 +240,7 @@ def write(generated: Generated, folder: Path) -> None:
 
 
 def committed() -> dict[str, str]:
-    """Read the files that are there. A missing one is left out."""
+    """Return the text of each committed file that exists."""
     folder = files("tpinit.spec.vectors")
     return {
         name: folder.joinpath(name).read_text(encoding="utf-8") for name in FILES if folder.joinpath(name).is_file()
@@ -248,7 +248,7 @@ def committed() -> dict[str, str]:
 
 
 def check(generated: Generated, texts: Mapping[str, str]) -> list[str]:
-    """List what differs between what was generated now and the texts of the committed files. Empty is right."""
+    """Return the differences between the generated and the committed files; an empty list is a pass."""
     now = generated.texts()
     if dict(texts) == now:
         return []
@@ -265,7 +265,7 @@ def _differing_vectors(now: str, committed: str) -> Iterator[str]:
         if name not in old:
             yield f"{name}: is not committed"
         elif name not in new:
-            yield f"{name}: is committed, and generated no more"
+            yield f"{name}: is committed, and no longer generated"
         elif new[name] != old[name]:
             keys = [key for key in new[name] if new[name][key] != old[name].get(key)]
             yield f"{name}: differs in {', '.join(keys) or 'its keys'}"
@@ -280,7 +280,7 @@ def _id_and_vector(number: int, line: str) -> tuple[str, Mapping[str, Any]]:
         vector = json.loads(line)
         return vector["id"], vector
     except (ValueError, KeyError, TypeError):
-        return f"line {number} of vectors.jsonl, which is no vector", {}
+        return f"line {number} of vectors.jsonl, which is not a vector", {}
 
 
 def _differing_manifest(now: str, committed: str) -> Iterator[str]:
@@ -291,5 +291,5 @@ def _differing_manifest(now: str, committed: str) -> Iterator[str]:
         return
     for key, value in json.loads(now).items():
         if not isinstance(old, dict) or old.get(key) != value:
-            told = "the spec has changed since these vectors were written" if key == "spec" else "differs"
-            yield f"manifest.json: {key}: {told}"
+            reason = "the spec has changed since these vectors were written" if key == "spec" else "differs"
+            yield f"manifest.json: {key}: {reason}"

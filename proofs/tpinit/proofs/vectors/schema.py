@@ -1,4 +1,4 @@
-"""The JSON Schema of one vector, made of the vocabulary."""
+"""The JSON Schema of one vector, built from the vocabulary."""
 
 from __future__ import annotations
 

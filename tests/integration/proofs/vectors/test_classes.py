@@ -69,7 +69,7 @@ def test_another_contract_has_other_classes(name, mutant):
 
 def test_a_solver_that_gives_up_is_no_enumeration(monkeypatch):
     monkeypatch.setattr(classes, "_STEPS", 1)
-    with pytest.raises(classes.Undecided, match="family sizes"):
+    with pytest.raises(classes.UndecidedClasses, match="family sizes"):
         classes.classes(FAMILIES[0])
 
 

@@ -12,7 +12,7 @@ from tpinit.conformance.vectors import (
     manifest,
 )
 from tpinit.proofs.vectors import generating
-from tpinit.proofs.vectors.generating import Refused
+from tpinit.proofs.vectors.generating import OraclesDisagree
 
 VECTORS = load()
 MANIFEST = manifest()
@@ -55,7 +55,7 @@ def test_the_command_writes(generated, monkeypatch, capsys, tmp_path):
 
 def test_oracles_that_disagree_end_with_1_and_write_nothing(monkeypatch, capsys):
     def refuse():
-        raise Refused("the oracles disagree on this")
+        raise OraclesDisagree("the oracles disagree on this")
 
     monkeypatch.setattr(generating, "generate", refuse)
     monkeypatch.setattr(generating, "write", lambda *_: pytest.fail("it wrote"))

@@ -19,11 +19,11 @@ from tpinit.conformance.vectors import (
     schema,
     to_inputs,
 )
-from tpinit.proofs.shipping import edited
+from tpinit.proofs.edited_source import edited
 from tpinit.proofs.vectors import generating
 from tpinit.proofs.vectors.boundaries import HUGE
 from tpinit.proofs.vectors.flags import REASONS, reason
-from tpinit.proofs.vectors.generating import Refused, check, committed, generate, vector_of
+from tpinit.proofs.vectors.generating import OraclesDisagree, check, committed, generate, vector_of
 from tpinit.reference.resolver import resolve
 from tpinit.spec.concrete import evaluate
 from tpinit.spec.table import ROWS
@@ -173,7 +173,7 @@ def test_z3_answers_some_vectors():
 def test_a_vector_on_which_the_oracles_disagree_is_refused():
     blind = edited("section.tp_size is not None:\n        sizes", "False:\n        sizes")
     inputs = Inputs(4, None, Section(None, 2))
-    with pytest.raises(Refused, match="the oracles disagree") as refusal:
+    with pytest.raises(OraclesDisagree, match="the oracles disagree") as refusal:
         vector_of(inputs, oracles={**FAST, "z3": evaluate, "blind": blind.resolve})
     assert re.search(r"blind: .*SIZE_MISSING", str(refusal.value))
     assert re.search(r"z3: .*config\.tp\.tp_size", str(refusal.value))
@@ -193,7 +193,7 @@ def test_a_vector_on_which_the_oracles_disagree_is_refused():
     ],
 )
 def test_oracles_must_agree_on_every_part_of_the_answer(change):
-    with pytest.raises(Refused):
+    with pytest.raises(OraclesDisagree):
         vector_of(Inputs(4, None, Section(2)), oracles={**FAST, "wrong": lambda inputs: change(resolve(inputs))})
 
 
@@ -205,5 +205,5 @@ def test_nothing_is_generated_where_one_oracle_is_wrong_once(monkeypatch):
         decision = resolve(inputs)
         return replace(decision, violations=()) if decision.row == 12 and len(decision.violations) == 5 else decision
 
-    with pytest.raises(Refused, match="the oracles disagree"):
+    with pytest.raises(OraclesDisagree, match="the oracles disagree"):
         generate({**FAST, "wrong": wrong})

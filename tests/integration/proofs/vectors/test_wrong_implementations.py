@@ -12,7 +12,7 @@ from tpinit.conformance.vectors import (
     manifest,
     to_inputs,
 )
-from tpinit.proofs.shipping import edited
+from tpinit.proofs.edited_source import edited
 from tpinit.reference.resolver import resolve
 from tpinit.spec.vocabulary import Inputs, Mpu
 

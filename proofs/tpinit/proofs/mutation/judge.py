@@ -1,4 +1,4 @@
-"""What becomes of a mutant of the model: killed by a theorem, or proven equal to the original, or neither."""
+"""Judge a mutant of the contract: killed by a theorem, proven equivalent to the contract, or surviving."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Collection, Iterator, Mapping
 import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
 import z3
 from tpinit.proofs.claims import THEOREMS, Theorem, Verdict, right_model
-from tpinit.proofs.mutation.record import Fate, Judged
+from tpinit.proofs.mutation.result import MutantResult, MutantStatus
 from tpinit.proofs.mutation.spec import SpecMutant
 from tpinit.proofs.solvers import decide_all
 from tpinit.spec.model import FieldTerm, Model, constant
 from tpinit.spec.model import Verdict as RowVerdict
 from tpinit.spec.vocabulary import Outcome, ViolationCode
 
-__all__ = ["by_theorems", "differences", "judge_spec", "seen_in"]
+__all__ = ["by_theorems", "differences", "judge_spec", "first_difference"]
 
 TIMEOUT_MS = 30_000
 
-# Which theorems to try first, so that most mutants fall at once; all others follow, as registered.
+# The theorems that kill most mutants of each target; they run first, all others follow in order of registration.
 _FIRST: Mapping[str, tuple[str, ...]] = {
     "table": ("table_and_prose_agree_on_the_outcome", "table_and_prose_agree_on_the_sources"),
     "prose": ("table_and_prose_agree_on_the_outcome", "table_and_prose_agree_on_the_sources", "section_four_is_p3"),
@@ -44,13 +44,13 @@ _FIRST: Mapping[str, tuple[str, ...]] = {
 
 def _in_order(target: str, without: Collection[str]) -> Iterator[Theorem]:
     first = [THEOREMS[name] for name in _FIRST[target]]
-    for theorem in [*first, *(one for one in THEOREMS.values() if one not in first)]:
+    for theorem in [*first, *(other for other in THEOREMS.values() if other not in first)]:
         if theorem.claims is not None and theorem.name not in without:
             yield theorem
 
 
 def by_theorems(mutant: SpecMutant, without: Collection[str] = ()) -> tuple[str, str]:
-    """Return the first theorem that the mutant does not satisfy, and what that said; two empty texts for none."""
+    """Return the name of the first theorem that is false for the mutant and its message; two empty strings for none."""
     for theorem in _in_order(mutant.target, without):
         assert theorem.claims is not None
         result = decide_all(theorem.claims(mutant.apply(right_model())))
@@ -59,48 +59,48 @@ def by_theorems(mutant: SpecMutant, without: Collection[str] = ()) -> tuple[str,
     return "", ""
 
 
-def judge_spec(mutant: SpecMutant, without: Collection[str] = ()) -> Judged:
-    """Try every theorem on the mutant, then prove it equal, else let it survive, with an input that tells it.
+def judge_spec(mutant: SpecMutant, without: Collection[str] = ()) -> MutantResult:
+    """Judge a mutant with every theorem, then by a proof of equivalence. A survivor's message names a difference.
 
     `without` are the names of theorems to leave out.
     """
-    # What the prose says is all that a theorem sees of it: a mutant that says the same can't be killed.
-    if mutant.target == "prose" and not seen_in(mutant):
+    # Theorems depend on the prose only through its answers, so a mutant with the same answers can't be killed.
+    if mutant.target == "prose" and not first_difference(mutant):
         return _equivalent(mutant)
     killer, how = by_theorems(mutant, without)
     if killer:
-        return Judged(mutant.target, mutant.name, Fate.KILLED, killer, how)
-    seen = seen_in(mutant)
-    return Judged(mutant.target, mutant.name, Fate.SURVIVED, "", seen) if seen else _equivalent(mutant)
+        return MutantResult(mutant.target, mutant.name, MutantStatus.KILLED, killer, how)
+    seen = first_difference(mutant)
+    return MutantResult(mutant.target, mutant.name, MutantStatus.SURVIVED, "", seen) if seen else _equivalent(mutant)
 
 
-def _equivalent(mutant: SpecMutant) -> Judged:
-    proof = "Z3 proves that it decides, merges and says the same for every input"
-    return Judged(mutant.target, mutant.name, Fate.EQUIVALENT, "z3", proof)
+def _equivalent(mutant: SpecMutant) -> MutantResult:
+    proof = "Z3 proves that it decides and merges every input as the contract does"
+    return MutantResult(mutant.target, mutant.name, MutantStatus.EQUIVALENT, "z3", proof)
 
 
-def seen_in(mutant: SpecMutant) -> str:
-    """Return what tells the mutant from the original, empty where Z3 proves that nothing does."""
-    right = right_model()
-    wrong = mutant.apply(right_model())
-    for says, term in differences(right, wrong):
+def first_difference(mutant: SpecMutant) -> str:
+    """Return the first observable difference from the contract; empty where Z3 proves that there is none."""
+    original = right_model()
+    mutated = mutant.apply(right_model())
+    for name, term in differences(original, mutated):
         solver = z3.Solver()
         solver.set("timeout", TIMEOUT_MS)
         solver.add(term)
-        if says != "what an input is":
-            solver.add(right.well_typed)
+        if name != "well-typed inputs":
+            solver.add(original.well_typed)
         answer = solver.check()
         if answer != z3.unsat:
-            return f"differs in {says}" if answer == z3.sat else f"Z3 could not compare {says}"
+            return f"differs in {name}" if answer == z3.sat else f"Z3 could not compare {name}"
     return ""
 
 
 def differences(right: Model, wrong: Model) -> Iterator[tuple[str, z3.BoolRef]]:
-    """Yield everything that can be seen of a contract, each with the term for: the two differ in it."""
-    yield "what an input is", right.well_typed != wrong.well_typed
+    """Yield the name of each observable part of a contract and the term that is true where the two differ in it."""
+    yield "well-typed inputs", right.well_typed != wrong.well_typed
     yield "the outcome", right.outcome != wrong.outcome
     yield "whether it starts", right.starts != wrong.starts
-    yield "D2's note", right.disabled != wrong.disabled
+    yield "whether the section is disabled", right.disabled != wrong.disabled
     yield "the row", right.row_number != wrong.row_number
     for code in ViolationCode:
         yield code.value, right.violation(code) != wrong.violation(code)

@@ -1,11 +1,11 @@
-"""A Z3 state of one symbolic input, told in the contract's words."""
+"""Describe a Z3 model of one symbolic input in the terms of the contract."""
 
 from __future__ import annotations
 
 import z3
 from tpinit.spec.model import SIZE_OF, Symbols
 
-__all__ = ["tell"]
+__all__ = ["describe"]
 
 _PRESENCE = {
     "call_size": ("call.tp_size", ("tpi",)),
@@ -22,15 +22,15 @@ _PRESENCE = {
 }
 
 
-def tell(state: z3.ModelRef, symbols: Symbols) -> str:
-    """Name everything that is given in this state, with its value: `TPI, config.autotp_size = 0, ...`."""
+def describe(state: z3.ModelRef, symbols: Symbols) -> str:
+    """Return everything that is given in this Z3 model, with its value: `TPI, config.autotp_size = 0, ...`."""
 
     def value(term: z3.ExprRef) -> z3.ExprRef:
         return state.eval(term, model_completion=True)
 
-    words = ["TPI" if z3.is_true(value(symbols.tpi)) else "no TPI"]
+    parts = ["TPI" if z3.is_true(value(symbols.tpi)) else "no TPI"]
     if z3.is_true(value(symbols.section)):
-        words.append("a section")
+        parts.append("a section")
     for name, (path, gates) in _PRESENCE.items():
         if not all(z3.is_true(value(getattr(symbols, gate))) for gate in gates):
             continue
@@ -38,5 +38,5 @@ def tell(state: z3.ModelRef, symbols: Symbols) -> str:
         shown = str(value(term)).rpartition(".")[2]
         if term.sort().name() == "Group":
             shown = f"{shown.replace('!val!', ' ')} of size {value(SIZE_OF(term))}"
-        words.append(f"{path} = {shown}")
-    return ", ".join(words)
+        parts.append(f"{path} = {shown}")
+    return ", ".join(parts)

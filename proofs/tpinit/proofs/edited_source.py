@@ -1,0 +1,28 @@
+"""Shipped modules with one piece of source text replaced, as negative controls."""
+
+from __future__ import annotations
+
+import inspect
+import types
+
+from tpinit.reference import resolver as shipped
+
+__all__ = ["edited", "edited_module", "shipped"]
+
+
+def edited(old: str, new: str) -> types.ModuleType:
+    """Return `edited_module` of the shipped resolver."""
+    return edited_module(shipped, old, new)
+
+
+def edited_module(module: types.ModuleType, old: str, new: str) -> types.ModuleType:
+    """Return a copy of a shipped module in which the text `old` of its source is replaced by `new`.
+
+    Raises ValueError unless `old` occurs exactly once: a control that changes nothing controls nothing.
+    """
+    source = inspect.getsource(module)
+    if source.count(old) != 1:
+        raise ValueError(f"{old!r} occurs {source.count(old)} times in the source of {module.__name__}")
+    copy = types.ModuleType(f"edited_{module.__name__.rpartition('.')[2]}")
+    exec(compile(source.replace(old, new), copy.__name__, "exec"), copy.__dict__)
+    return copy
