@@ -1,4 +1,4 @@
-"""Plans come from the data flow of a model and are rehearsed: what that finds, and what it refuses."""
+"""Plans come from the data flow of a model and pass a dry run: what that finds, and what it refuses."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_model_without_telling_names_is_cut_by_what_it_computes() -> None:
     assert [(block.module, block.attributes) for block in plan.blocks] == [("", (("parts", (3, 3)),))]
 
 
-def test_a_plan_that_mixes_features_is_refused_by_the_rehearsal() -> None:
+def test_a_plan_that_mixes_features_is_refused_by_the_dry_run() -> None:
     """The norm between the two layers reads all features: no rank can do with its own."""
 
     class Normed(nn.Module):
@@ -164,7 +164,7 @@ def test_what_chance_skips_is_watched_and_dropped_out_too(draw: Callable[[], Any
     assert states[1:] == after[1:]
 
 
-def test_a_likely_plan_takes_one_watching_and_one_rehearsal_for_each_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_likely_plan_takes_one_trace_and_one_dry_run_for_each_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     def runs(name: str, tp_size: int) -> int:
         model = catalogue.build(name)
         original, calls = type(model).forward, 0

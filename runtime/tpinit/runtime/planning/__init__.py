@@ -1,4 +1,4 @@
-"""The plan: which parameter is cut how, one record a parameter; and what becomes of each module."""
+"""Planning: how every parameter of a model is sharded or replicated, and which modules are replaced or patched."""
 
 from tpinit.runtime.planning.check.user_plan import check_plan
 from tpinit.runtime.planning.make_plan import make_plan

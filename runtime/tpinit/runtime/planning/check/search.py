@@ -129,9 +129,9 @@ def _with_names_of(region: Region, sharding: RegionSharding) -> RegionSharding:
 
 
 def unreached_regions(task: PlanningTask, regions: Sequence[CutRegion]) -> list[CutRegion]:
-    """Return regions for the blocks that the trace did not reach and that equal one of `regions` but for numbers.
+    """Return regions for blocks that the trace did not reach: those like the block of a region but for their index.
 
-    Those are the experts of a list, of which one small batch uses only a few.
+    They are experts in a list: one small batch uses only a few of them.
     """
     kinds = {
         (_without_numbers(region.block), type(task.model.get_submodule(region.block))): (region, sharding, patch)

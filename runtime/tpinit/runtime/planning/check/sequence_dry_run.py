@@ -49,26 +49,26 @@ def is_inside(name: str, modules: Sequence[str]) -> bool:
 
 
 def check_sequence(
-    task: PlanningTask, plan: SequencePlan, token_regions: Sequence[CutRegion], regions: Sequence[CutRegion]
+    task: PlanningTask, sequence: SequencePlan, token_regions: Sequence[CutRegion], regions: Sequence[CutRegion]
 ) -> set[str]:
-    """Check in a dry run that the tokens of a stack can be sharded as `plan` says.
+    """Check in a dry run that the tokens of a stack can be sharded as `sequence` says.
 
     `token_regions` are the regions of the stack that read a part of the tokens, `regions` those of the whole model.
     Returns the column-parallel layers that read the gathered tokens. Raises ShardMismatch, with the module, the rank
     and the error, if a rank computes something else.
     """
-    layers = [f"{plan.stack}.{name}" for name, _ in task.model.get_submodule(plan.stack).named_children()]
-    unsharded = _run_unsharded(task, plan, layers)
+    layers = [f"{sequence.stack}.{name}" for name, _ in task.model.get_submodule(sequence.stack).named_children()]
+    unsharded = _run_unsharded(task, sequence, layers)
     columns = {name for region, _, _ in token_regions for name in region.columns if name not in region.fed_by_shared}
-    for name in plan.gather_inputs:
+    for name in sequence.gather_inputs:
         readers = unsharded.readers.get(name, set())
         if not readers:
             raise ShardMismatch(f"no linear layer reads the input of `{name}` directly")
         if readers - columns:
             others = ", ".join(f"`{reader}`" for reader in sorted(readers - columns))
             raise ShardMismatch(f"the input of `{name}` is read by {others} too, which is not column-parallel with it")
-    readers = {reader for name in plan.gather_inputs for reader in unsharded.readers[name]}
-    run = _RankRun(task, plan, layers, unsharded, readers, token_regions, regions)
+    readers = {reader for name in sequence.gather_inputs for reader in unsharded.readers[name]}
+    run = _RankRun(task, sequence, layers, unsharded, readers, token_regions, regions)
     for rank in range(task.tp_size):
         _check_rank(run, rank)
     return readers
@@ -124,7 +124,7 @@ def _record_once(records: dict[str, torch.Tensor], name: str, hidden: torch.Tens
     return hidden
 
 
-def _run_unsharded(task: PlanningTask, plan: SequencePlan, layers: Sequence[str]) -> _Unsharded:
+def _run_unsharded(task: PlanningTask, sequence: SequencePlan, layers: Sequence[str]) -> _Unsharded:
     unsharded, uses, next_call = _Unsharded(), _TensorUses(), recorded_calls()
 
     def run_linear(linear: LinearInfo, features: torch.Tensor) -> torch.Tensor:
@@ -140,9 +140,11 @@ def _run_unsharded(task: PlanningTask, plan: SequencePlan, layers: Sequence[str]
     def watch_input(name: str, hidden: torch.Tensor) -> torch.Tensor:
         return uses.watch(name, _record_once(unsharded.inputs, name, hidden).clone())
 
-    inputs = {name: partial(_record_once, unsharded.inputs, name) for name in (layers[0], *plan.replicated_modules)}
-    inputs |= {name: partial(watch_input, name) for name in plan.gather_inputs}
-    outputs = {name: partial(_record_once, unsharded.outputs, name) for name in (layers[-1], *plan.replicated_modules)}
+    inputs = {name: partial(_record_once, unsharded.inputs, name) for name in (layers[0], *sequence.replicated_modules)}
+    inputs |= {name: partial(watch_input, name) for name in sequence.gather_inputs}
+    outputs = {
+        name: partial(_record_once, unsharded.outputs, name) for name in (layers[-1], *sequence.replicated_modules)
+    }
     with _mapped(task.model, inputs, outputs), uses:
         _run_forward(task, run_linear, lambda name, _: next_call(task.trace.expert_outputs, name)[1].clone())
     if uses.used:
@@ -161,7 +163,7 @@ class _RankRun:
     """What the runs of all ranks share; `readers` are the column-parallel layers that read the gathered tokens."""
 
     task: PlanningTask
-    plan: SequencePlan
+    sequence: SequencePlan
     layers: Sequence[str]
     unsharded: _Unsharded
     readers: set[str]
@@ -170,13 +172,13 @@ class _RankRun:
 
     def takes_token_part(self, name: str, rows: Mapping[str, object]) -> bool:
         """Return whether the input of a linear layer is a part of the tokens on every rank."""
-        if not name.startswith(f"{self.plan.stack}.") or name in self.readers or name in rows:
+        if not name.startswith(f"{self.sequence.stack}.") or name in self.readers or name in rows:
             return False
-        return not is_inside(name, (*self.plan.gather_inputs, *self.plan.replicated_modules))
+        return not is_inside(name, (*self.sequence.gather_inputs, *self.sequence.replicated_modules))
 
 
 def _check_rank(run: _RankRun, rank: int) -> None:
-    task, plan, trace = run.task, run.plan, run.task.trace
+    task, sequence, trace = run.task, run.sequence, run.task.trace
     next_call = recorded_calls()
     columns, rows = column_slices(run.regions, rank), row_slices(run.regions, rank)
     scattered = {name for region, _, _ in run.token_regions for name in region.rows}
@@ -213,9 +215,10 @@ def _check_rank(run: _RankRun, rank: int) -> None:
 
     inputs: dict[str, _Change] = {run.layers[0]: scatter}
     inputs |= {
-        name: partial(gather, run.unsharded.inputs, name) for name in (*plan.gather_inputs, *plan.replicated_modules)
+        name: partial(gather, run.unsharded.inputs, name)
+        for name in (*sequence.gather_inputs, *sequence.replicated_modules)
     }
-    outputs: dict[str, _Change] = dict.fromkeys(plan.replicated_modules, scatter)
+    outputs: dict[str, _Change] = dict.fromkeys(sequence.replicated_modules, scatter)
     outputs[run.layers[-1]] = partial(gather, run.unsharded.outputs, run.layers[-1])
     with ExitStack() as stack:
         for region, sharding, patch in reached_regions(task, run.regions):

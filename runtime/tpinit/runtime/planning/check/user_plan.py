@@ -193,7 +193,7 @@ def _shard_map(record: ParameterPlan, tp_size: int) -> ShardMap:
 
 
 def _sharded_vocabulary(vocabulary: Vocabulary, kinds: Mapping[str, LayerKind]) -> Vocabulary:
-    """Return the part of a vocabulary that a plan shards: every weight of which one module is among its layers."""
+    """Return the part of a vocabulary that a plan shards: the modules whose weight belongs to a layer of the plan."""
     weights = {
         name.rpartition(".")[0]: id(parameter) for name, parameter in vocabulary.parameters if name.endswith(".weight")
     }
