@@ -14,6 +14,7 @@ from tpinit.runtime.errors import PlanError
 from tpinit.runtime.parallel.blocks import LocalBlock
 from tpinit.runtime.parallel.layer_kinds import LayerKind
 from tpinit.runtime.shards import pieces
+from tpinit.runtime.slicing import Pieces
 
 __all__ = [
     "BlockPlan",
@@ -26,7 +27,6 @@ __all__ = [
     "SequencePlan",
 ]
 
-Pieces = tuple[tuple[int, int], ...]  # the (offset, length) of each piece of a dimension that one rank holds, in order
 VERSION = 2  # of the JSON format: it changes when a field is renamed, added or removed
 
 

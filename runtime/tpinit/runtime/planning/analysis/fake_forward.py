@@ -1,6 +1,6 @@
 """Runs a model's forward with the linear layers and expert modules replaced by callbacks.
 
-So a run costs no matrix product and needs no weights: the model may be on the meta device.
+So a run reads no weight and costs no product with one: the model may be on the meta device.
 """
 
 from __future__ import annotations

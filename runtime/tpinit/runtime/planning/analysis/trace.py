@@ -1,7 +1,7 @@
 """Traces the data flow between the linear layers of a model in one fake forward.
 
 Every linear layer and every expert module returns random values of the right shape instead of computing. So the trace
-costs no matrix product, needs no weights (the model may be on the meta device) and does not depend on their values. A
+reads no weight (the model may be on the meta device), costs no product with one, and does not depend on their values. A
 dispatch mode attaches names to the storage of every tensor: the linears that the tensor depends on with no other
 linear in between, the parameters, and whether it went through a dropout.
 """

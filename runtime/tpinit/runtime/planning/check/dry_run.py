@@ -18,8 +18,8 @@ from tpinit.runtime.planning.analysis.fake_forward import HELD_PIECES, run_fake_
 from tpinit.runtime.planning.analysis.linears import LinearInfo
 from tpinit.runtime.planning.build import PlanningTask
 from tpinit.runtime.planning.partition.regions import BlockPatch, CutRegion, ShardMismatch, block_plan
-from tpinit.runtime.planning.partition.shard_maps import Pieces, RegionSharding, per_head_shard_map
-from tpinit.runtime.slicing import take_pieces
+from tpinit.runtime.planning.partition.shard_maps import RegionSharding, per_head_shard_map
+from tpinit.runtime.slicing import Pieces, take_pieces
 
 __all__ = [
     "check_input",

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from tpinit.runtime.planning.schema import Cut
 from tpinit.runtime.shards import aligned_shard, pieces, shard
+from tpinit.runtime.slicing import Pieces
 
 __all__ = [
     "HeadSharding",
-    "Pieces",
     "Placement",
     "RegionSharding",
     "ShardMap",
@@ -26,8 +26,6 @@ __all__ = [
     "per_head_shard_map",
     "respects_fused_sizes",
 ]
-
-Pieces = tuple[tuple[int, int], ...]
 
 _HEADS, _KV_HEADS = 0, 1  # indices into an element of HeadSharding.slices
 
@@ -171,7 +169,7 @@ def _shard_heads(num_heads: int, num_kv_heads: int, tp_size: int) -> HeadShardin
     if all(first == last for first, last in kv_read):
         slices = tuple((held, (kv_head, 1)) for held, (kv_head, _) in zip(even_slices, kv_read, strict=True))
         return HeadSharding(num_heads, num_kv_heads, slices)
-    # An even cut would split the group of a key/value head: each key/value head gets some ranks of its own instead.
+    # In an even cut, heads of one rank would read two key/value heads: each of these gets ranks of its own instead.
     ranks: list[tuple[tuple[int, int], tuple[int, int]]] = []
     for kv_head in range(num_kv_heads):
         _, rank_count = shard(tp_size, num_kv_heads, kv_head)
