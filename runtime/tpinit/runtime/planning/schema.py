@@ -1,6 +1,6 @@
 """The records of a plan: frozen dataclasses that convert to JSON and back, and print as a table.
 
-Loading, gradient reduction, the gradient norm, clipping and checkpoints read these records and nothing else.
+Loading, gradient reduction, the gradient norm and clipping find in them which slice of a parameter a rank holds.
 """
 
 from __future__ import annotations
