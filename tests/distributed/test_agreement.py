@@ -27,7 +27,7 @@ ROWS = {
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("number", ROWS)
 def test_every_row_in_real_processes(worlds: Any, size: int, number: int) -> None:
-    results = worlds[size].run("scenarios.training:row", number=number)
+    results = worlds[size].run("scenarios.agreement:initialize_by_row", number=number)
     code, source = ROWS[number]
     for result in results:
         if code is not None:
@@ -45,9 +45,9 @@ def test_every_row_in_real_processes(worlds: Any, size: int, number: int) -> Non
 
 
 def test_ranks_that_agree_send_a_hash_and_no_more(world2: Any) -> None:
-    for result in world2.run("scenarios.training:exchanged", same=True):
+    for result in world2.run("scenarios.agreement:exchange_reports", same=True):
         assert result == {"own": [0, 0], "lengths": [32]}
-    for result in world2.run("scenarios.training:exchanged", same=False):
+    for result in world2.run("scenarios.agreement:exchange_reports", same=False):
         assert result["own"] == [0, 1]
         assert result["lengths"][0] == 32
         assert result["lengths"][1] > 1000
@@ -72,7 +72,7 @@ DIFFERENT = {
 
 @pytest.mark.parametrize("case", DIFFERENT)
 def test_ranks_that_differ_all_raise_and_name_the_difference(world4: Any, case: str) -> None:
-    results = world4.run("scenarios.training:refused", timeout=20, case=case)
+    results = world4.run("scenarios.agreement:initialize_refused", timeout=20, case=case)
     for result in results:
         assert result["type"] == "AgreementError", result
         assert result["text"] == results[0]["text"]
@@ -83,7 +83,7 @@ def test_ranks_that_differ_all_raise_and_name_the_difference(world4: Any, case: 
 
 
 def test_ranks_with_other_views_of_the_groups_all_raise(world4: Any) -> None:
-    results = world4.run("scenarios.training:refused", timeout=20, case="other views of the groups")
+    results = world4.run("scenarios.agreement:initialize_refused", timeout=20, case="other views of the groups")
     for result in results:
         assert result["type"] == "AgreementError"
         assert result["text"] == results[0]["text"]
@@ -124,7 +124,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_can_not_be_honoured_is_refused_before_anything_is_cut(world4: Any, case: str) -> None:
     kind, words = REFUSED[case]
-    for result in world4.run("scenarios.training:refused", timeout=20, case=case):
+    for result in world4.run("scenarios.agreement:initialize_refused", timeout=20, case=case):
         assert result["type"] == kind, result
         assert words in result["text"]
         assert result["untouched"]

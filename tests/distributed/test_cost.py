@@ -32,7 +32,7 @@ FAMILIES = (
 def test_what_is_foreseen_is_what_is_sent(worlds: Any, family: str, world: int, tp: int) -> None:
     if world == 4 and family not in ("llama", "qwen3", "mixtral"):
         pytest.skip("two groups send what one does, and average: a few families show it")
-    for result in worlds[world].run("scenarios.cost:costed", name=family, tp=tp):
+    for result in worlds[world].run("scenarios.cost:count_step", name=family, tp=tp):
         assert Counter(map(tuple, result["seen_passes"])) == Counter(map(tuple, result["passes"]))
         assert result["alone"] == 0
         # The second micro batch's own backward is among what the update is counted with.
@@ -45,7 +45,7 @@ def test_what_is_foreseen_is_what_is_sent(worlds: Any, family: str, world: int, 
 
 @pytest.mark.parametrize("layers", [1, 2, 5])
 def test_a_llama_issues_four_a_layer_and_none_of_the_size_of_its_logits(worlds: Any, layers: int) -> None:
-    for result in worlds[2].run("scenarios.cost:costed", name="llama", tp=2, num_hidden_layers=layers):
+    for result in worlds[2].run("scenarios.cost:count_step", name="llama", tp=2, num_hidden_layers=layers):
         seen = result["seen_passes"]
         assert result["layers"] == layers
         assert len(seen) == 4 * layers + 3 <= 4 * layers + 5
@@ -55,6 +55,6 @@ def test_a_llama_issues_four_a_layer_and_none_of_the_size_of_its_logits(worlds: 
 
 
 def test_one_rank_sends_nothing(worlds: Any) -> None:
-    for result in worlds[2].run("scenarios.cost:costed", name="llama", tp=1):
+    for result in worlds[2].run("scenarios.cost:count_step", name="llama", tp=1):
         assert result["passes"] == result["seen_passes"] == []
         assert result["alone"] == 0

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.distributed
 
 
 def test_the_users_model_stays_the_users(world4: Any) -> None:
-    for result in world4.run("scenarios.engine:kept"):
+    for result in world4.run("scenarios.engine:keep_user_model"):
         hook, rest, names = result.pop("hook"), result.pop("rest"), result.pop("names")
         assert all(result.values()), result
         assert hook == [(2, 12, 8)]
@@ -22,7 +22,7 @@ def test_the_users_model_stays_the_users(world4: Any) -> None:
 
 
 def test_bf16_has_fp32_masters(world2: Any) -> None:
-    for result in world2.run("scenarios.engine:precision", dtype="bf16"):
+    for result in world2.run("scenarios.engine:train_in_low_precision", dtype="bf16"):
         assert result["parameters"] == ["torch.bfloat16"]
         assert result["masters"] == ["torch.float32"]
         assert result["buffers"] == ["torch.float32"]
@@ -34,7 +34,7 @@ def test_bf16_has_fp32_masters(world2: Any) -> None:
 
 def test_fp16_scales_its_loss(world2: Any) -> None:
     for result in world2.run(
-        "scenarios.engine:precision", dtype="fp16", fp16={"initial_scale_power": 8, "loss_scale_window": 2}
+        "scenarios.engine:train_in_low_precision", dtype="fp16", fp16={"initial_scale_power": 8, "loss_scale_window": 2}
     ):
         assert result["parameters"] == ["torch.float16"]
         assert result["masters"] == ["torch.float32"]
@@ -47,24 +47,24 @@ def test_fp16_scales_its_loss(world2: Any) -> None:
 
 def test_an_fp16_overflow_skips_the_step_on_every_rank(world2: Any) -> None:
     for result in world2.run(
-        "scenarios.engine:precision", dtype="fp16", fp16={"initial_scale_power": 40, "hysteresis": 1}
+        "scenarios.engine:train_in_low_precision", dtype="fp16", fp16={"initial_scale_power": 40, "hysteresis": 1}
     ):
         assert result["skipped"] == 4
         assert result["scales"] == [2.0 ** (40 - halved) for halved in range(5)]
 
 
 def test_a_static_scale_stays(world2: Any) -> None:
-    for result in world2.run("scenarios.engine:precision", dtype="fp16", fp16={"loss_scale": 64}):
+    for result in world2.run("scenarios.engine:train_in_low_precision", dtype="fp16", fp16={"loss_scale": 64}):
         assert result["scales"] == [64.0] * 5
         assert result["norm"] == pytest.approx(1, abs=2e-2)
 
 
 def test_replicas_stay_equal_bit_by_bit(world4: Any) -> None:
-    assert [result["unequal"] for result in world4.run("scenarios.engine:replicas")] == [[]] * 4
+    assert [result["unequal"] for result in world4.run("scenarios.engine:compare_replicas")] == [[]] * 4
 
 
 def test_calls_of_tp_model_init(world2: Any) -> None:
-    for result in world2.run("scenarios.engine:calls"):
+    for result in world2.run("scenarios.engine:record_calls"):
         errors = result["errors"]
         assert errors["same again"]["type"] is None
         assert errors["other model"]["type"] is None
@@ -92,14 +92,14 @@ def test_configs_from_every_place(world4: Any, tmp_path: Path) -> None:
         "tensor_parallel": {"autotp_size": 2},
     }
     (tmp_path / "ds.json").write_text(json.dumps(config))
-    for result in world4.run("scenarios.engine:configs", folder=str(tmp_path)):
+    for result in world4.run("scenarios.engine:read_configs", folder=str(tmp_path)):
         assert result["kept"]
         # 8 samples over 2 data-parallel ranks in 2 micro batches are 2 samples each.
         assert set(result["rows"].values()) == {(3, (8, 2, 2))}
 
 
 def test_the_loader_feeds_tp_groups(world4: Any) -> None:
-    results = world4.run("scenarios.engine:data")
+    results = world4.run("scenarios.engine:feed_data")
     for case in range(2):
         by_group: dict[tuple[int, ...], list[Any]] = {}
         for result in results:
@@ -110,7 +110,7 @@ def test_the_loader_feeds_tp_groups(world4: Any) -> None:
 
 
 def test_other_inputs_in_a_tp_group_raise_on_all_its_ranks(world4: Any) -> None:
-    results = world4.run("scenarios.engine:other_inputs")
+    results = world4.run("scenarios.engine:run_on_different_inputs")
     for result in results[:2]:
         assert result["type"] == "AgreementError"
         assert result["text"] == results[0]["text"]
@@ -120,7 +120,7 @@ def test_other_inputs_in_a_tp_group_raise_on_all_its_ranks(world4: Any) -> None:
 
 
 def test_the_engine_out_of_order(world2: Any) -> None:
-    for result in world2.run("scenarios.engine:order"):
+    for result in world2.run("scenarios.engine:call_out_of_order"):
         errors = result["errors"]
         assert {error["type"] for error in errors.values()} == {"EngineError"}
         assert "without a backward" in errors["step first"]["text"]
@@ -138,7 +138,7 @@ def test_the_engine_out_of_order(world2: Any) -> None:
 
 @pytest.mark.parametrize("how", ["object", "callable"])
 def test_an_optimizer_over_the_whole_parameters_goes_on_with_the_cut_ones(world2: Any, how: str) -> None:
-    for result in world2.run("scenarios.engine:user_optimizer", how=how):
+    for result in world2.run("scenarios.engine:train_with_user_optimizer", how=how):
         assert result["apart"] < 1e-5
         assert result["same"]
         assert result["rate"] == [1e-5, 1e-5]
@@ -146,19 +146,19 @@ def test_an_optimizer_over_the_whole_parameters_goes_on_with_the_cut_ones(world2
 
 def test_schedules(world2: Any) -> None:
     log = [0.0] + [0.1 * math.log(step + 1) / math.log(4) for step in range(4)] + [0.1] * 4
-    assert world2.run("scenarios.engine:schedule", kind="WarmupLR")[0] == pytest.approx(log)
+    assert world2.run("scenarios.engine:learning_rates", kind="WarmupLR")[0] == pytest.approx(log)
     linear = [0.0, 0.0, 0.025, 0.05, 0.075, 0.1, 0.075, 0.05, 0.025]
-    assert world2.run("scenarios.engine:schedule", kind="WarmupDecayLR")[0] == pytest.approx(linear)
+    assert world2.run("scenarios.engine:learning_rates", kind="WarmupDecayLR")[0] == pytest.approx(linear)
 
 
 def test_ranks_that_used_other_parameters_average_all_the_same(world2: Any) -> None:
-    for result in world2.run("scenarios.engine:unused_parameters"):
+    for result in world2.run("scenarios.engine:train_with_unused_parameters"):
         assert result["grad"]
         assert result["collective"]
 
 
 def test_row_2_leaves_each_ranks_part_of_the_model_alone(world4: Any) -> None:
-    results = world4.run("scenarios.engine:row_2", how="parts differ")
+    results = world4.run("scenarios.engine:train_row_2", how="parts differ")
     assert [result["type"] for result in results] == [None] * 4
     assert results[0]["losses"] == results[1]["losses"] != results[2]["losses"] == results[3]["losses"]
 
@@ -168,7 +168,7 @@ def test_row_2_leaves_each_ranks_part_of_the_model_alone(world4: Any) -> None:
     [("clipping", "UnsupportedError", "gradient_clipping"), ("replicas differ", "AgreementError", "rank 1 has")],
 )
 def test_row_2_refuses_what_would_be_silently_wrong(world4: Any, how: str, kind: str, words: str) -> None:
-    for result in world4.run("scenarios.engine:row_2", how=how):
+    for result in world4.run("scenarios.engine:train_row_2", how=how):
         assert result["type"] == kind
         assert words in result["text"]
         assert result["collective"]

@@ -43,9 +43,9 @@ def assert_same(results: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("shards", ["5GB", "20KB"])
 @pytest.mark.parametrize("family", LOADED)
 def test_what_is_loaded_by_slices_trains_as_what_is_cut(world2: Any, tmp_path: Path, family: str, shards: str) -> None:
-    files = world2.run("scenarios.loading:saved", name=family, folder=str(tmp_path), shards=shards)[0]
+    files = world2.run("scenarios.loading:save_checkpoint", name=family, folder=str(tmp_path), shards=shards)[0]
     assert ("model.safetensors.index.json" in files["files"]) == (shards == "20KB")
-    results = world2.run("scenarios.loading:loaded", name=family, folder=str(tmp_path), tp=2)
+    results = world2.run("scenarios.loading:train_loaded", name=family, folder=str(tmp_path), tp=2)
     assert_same(results)
     assert all(bool(result["tied"]) == (family in ("llama_tied", "gpt2", "bert")) for result in results)
     if family == "mixtral":
@@ -54,23 +54,25 @@ def test_what_is_loaded_by_slices_trains_as_what_is_cut(world2: Any, tmp_path: P
 
 @pytest.mark.parametrize("tp", [2, 4])
 def test_groups_of_ranks_load_the_same(world4: Any, tmp_path: Path, tp: int) -> None:
-    world4.run("scenarios.loading:saved", name="llama_uneven", folder=str(tmp_path), shards="10KB")
-    assert_same(world4.run("scenarios.loading:loaded", name="llama_uneven", folder=str(tmp_path), tp=tp, adamw=True))
+    world4.run("scenarios.loading:save_checkpoint", name="llama_uneven", folder=str(tmp_path), shards="10KB")
+    assert_same(
+        world4.run("scenarios.loading:train_loaded", name="llama_uneven", folder=str(tmp_path), tp=tp, adamw=True)
+    )
 
 
 @pytest.mark.parametrize(("stored", "dtype"), [("bfloat16", "fp32"), ("float32", "bf16"), ("bfloat16", "bf16")])
 def test_numbers_are_converted_to_the_dtype_of_the_decision(
     world2: Any, tmp_path: Path, stored: str, dtype: str
 ) -> None:
-    world2.run("scenarios.loading:saved", name="llama", folder=str(tmp_path), dtype=stored)
+    world2.run("scenarios.loading:save_checkpoint", name="llama", folder=str(tmp_path), dtype=stored)
     assert_same(
-        world2.run("scenarios.loading:loaded", name="llama", folder=str(tmp_path), tp=2, dtype=dtype, adamw=True)
+        world2.run("scenarios.loading:train_loaded", name="llama", folder=str(tmp_path), tp=2, dtype=dtype, adamw=True)
     )
 
 
 def test_the_comparison_sees_one_wrong_number(world2: Any, tmp_path: Path) -> None:
-    world2.run("scenarios.loading:saved", name="llama", folder=str(tmp_path))
-    results = world2.run("scenarios.loading:loaded", name="llama", folder=str(tmp_path), tp=2, spoil="one number")
+    world2.run("scenarios.loading:save_checkpoint", name="llama", folder=str(tmp_path))
+    results = world2.run("scenarios.loading:train_loaded", name="llama", folder=str(tmp_path), tp=2, spoil="one number")
     assert results[0]["weights"]
     assert not results[1]["weights"]
     assert all(result["loss"] > 0 for result in results)
@@ -78,17 +80,17 @@ def test_the_comparison_sees_one_wrong_number(world2: Any, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("family", DRAWN)
 def test_what_is_drawn_by_slices_is_what_the_whole_model_draws(world2: Any, family: str) -> None:
-    assert_same(world2.run("scenarios.loading:drawn", name=family, tp=2))
+    assert_same(world2.run("scenarios.loading:train_drawn", name=family, tp=2))
 
 
 def test_another_seed_draws_others(world2: Any) -> None:
     assert not any(
-        result["weights"] for result in world2.run("scenarios.loading:drawn", name="llama", tp=2, other_seed=4)
+        result["weights"] for result in world2.run("scenarios.loading:train_drawn", name="llama", tp=2, other_seed=4)
     )
 
 
 def test_ranks_with_other_seeds_are_refused_alike(world2: Any) -> None:
-    results = world2.run("scenarios.loading:differing_seeds")
+    results = world2.run("scenarios.loading:draw_with_different_seeds")
     assert {result["type"] for result in results} == {"AgreementError"}
     assert len({result["text"] for result in results}) == 1
     assert "seed" in results[0]["fields"]
@@ -101,8 +103,8 @@ def test_ranks_with_other_seeds_are_refused_alike(world2: Any) -> None:
 @pytest.fixture(scope="module")
 def large(world2: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     found = {name: str(tmp_path_factory.mktemp(name)) for name in ("folder", "small")}
-    world2.run("scenarios.loading:large", folder=found["folder"])
-    world2.run("scenarios.loading:saved", name="llama", folder=found["small"])
+    world2.run("scenarios.loading:save_large_checkpoint", folder=found["folder"])
+    world2.run("scenarios.loading:save_checkpoint", name="llama", folder=found["small"])
     assert sum(path.stat().st_size for path in Path(found["folder"]).glob("*.safetensors")) > 100e6
     return found
 
@@ -110,7 +112,7 @@ def large(world2: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
 @pytest.mark.parametrize("how", ["pretrained", "config"])
 def test_no_rank_holds_more_than_its_slices_and_one_more(fresh_world: Any, large: dict[str, str], how: str) -> None:
     world = fresh_world(2)
-    for result in world.run("scenarios.loading:memory", how=how, **large):
+    for result in world.run("scenarios.loading:peak_memory", how=how, **large):
         assert result["own"] > 50e6
         assert result["after"] > 0.9 * result["own"]
         assert result["peak"] <= 1.1 * result["own"] + result["largest"], result
@@ -119,7 +121,7 @@ def test_no_rank_holds_more_than_its_slices_and_one_more(fresh_world: Any, large
 
 def test_the_measurement_sees_a_whole_model(fresh_world: Any, large: dict[str, str]) -> None:
     world = fresh_world(2)
-    for result in world.run("scenarios.loading:memory", how="whole", **large):
+    for result in world.run("scenarios.loading:peak_memory", how="whole", **large):
         assert result["peak"] > 1.1 * result["own"] + result["largest"], result
     world.stop()
 
@@ -265,7 +267,7 @@ def saved_llama(world2: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[b
     found = {}
     for many, shards in ((False, "5GB"), (True, "20KB")):
         found[many] = tmp_path_factory.mktemp("llama")
-        world2.run("scenarios.loading:saved", name="llama", folder=str(found[many]), shards=shards)
+        world2.run("scenarios.loading:save_checkpoint", name="llama", folder=str(found[many]), shards=shards)
     return found
 
 
@@ -277,7 +279,7 @@ def test_a_broken_checkpoint_is_the_same_error_on_every_rank(
     folder = tmp_path / "model"
     shutil.copytree(saved_llama[many], folder)
     change(folder)
-    results = world2.run("scenarios.loading:unloadable", folder=str(folder))
+    results = world2.run("scenarios.loading:load_refused", folder=str(folder))
     for result in results:
         assert result["type"] == "LoadError", result
         assert words in result["text"], result["text"]
@@ -290,7 +292,7 @@ def test_one_rank_with_a_broken_copy_stops_all(world2: Any, saved_llama: dict[bo
     for rank in range(2):
         shutil.copytree(saved_llama[True], tmp_path / f"model{rank}")
     _truncate(tmp_path / "model1")
-    results = world2.run("scenarios.loading:unloadable", folder=str(tmp_path / "modelRANK"))
+    results = world2.run("scenarios.loading:load_refused", folder=str(tmp_path / "modelRANK"))
     for result in results:
         assert result["type"] == "AgreementError"
         assert "rank 1: LoadError" in result["text"]
@@ -307,7 +309,7 @@ def test_ranks_with_different_numbers_under_equal_headers_are_seen(
     raw = bytearray(path.read_bytes())
     raw[-5000] ^= 1
     path.write_bytes(bytes(raw))
-    results = world4.run("scenarios.loading:unloadable", folder=str(tmp_path / "modelRANK"))
+    results = world4.run("scenarios.loading:load_refused", folder=str(tmp_path / "modelRANK"))
     for result in results:
         assert result["type"] == "AgreementError"
         assert "numbers of" in result["text"]
@@ -320,7 +322,7 @@ def test_ranks_with_different_numbers_under_equal_headers_are_seen(
 def test_a_file_that_fails_while_it_is_read_stops_all(
     world2: Any, saved_llama: dict[bool, Path], how: str, words: str
 ) -> None:
-    results = world2.run("scenarios.loading:failing_read", folder=str(saved_llama[True]), how=how)
+    results = world2.run("scenarios.loading:load_failing_file", folder=str(saved_llama[True]), how=how)
     for result in results:
         assert result["type"] == "AgreementError"
         assert "rank 1: LoadError" in result["text"]
@@ -329,15 +331,15 @@ def test_a_file_that_fails_while_it_is_read_stops_all(
 
 
 def test_a_tied_matrix_that_is_stored_twice_with_other_numbers_is_refused(world2: Any, tmp_path: Path) -> None:
-    world2.run("scenarios.loading:saved", name="llama", folder=str(tmp_path))
+    world2.run("scenarios.loading:save_checkpoint", name="llama", folder=str(tmp_path))
     _settings(tmp_path, tie_word_embeddings=True)
-    for result in world2.run("scenarios.loading:unloadable", folder=str(tmp_path)):
+    for result in world2.run("scenarios.loading:load_refused", folder=str(tmp_path)):
         assert result["type"] == "LoadError"
         assert "different numbers" in result["text"]
         assert result["collective"]
 
 
 def test_a_directory_that_is_none(world2: Any) -> None:
-    for result in world2.run("scenarios.loading:unloadable", folder="/nonexistent/model"):
+    for result in world2.run("scenarios.loading:load_refused", folder="/nonexistent/model"):
         assert result["type"] == "LoadError"
         assert "is no directory" in result["text"]

@@ -71,7 +71,7 @@ EXACT = {
 @pytest.mark.parametrize("case", EXACT)
 def test_a_partition_config_is_followed_exactly(worlds: Any, case: str, tp: int) -> None:
     name, said, cut = EXACT[case]
-    results = worlds[tp].run("scenarios.families:family", name=name, tp=tp, section=said, steps=3)
+    results = worlds[tp].run("scenarios.families:train_family", name=name, tp=tp, section=said, steps=3)
     assert results[0]["source"].startswith("partition_config")
     assert results[0]["cut"] == cut, results[0]["notes"]
     assert_exact(results)
@@ -93,7 +93,9 @@ PRESETS = {
 def test_a_preset_is_followed_exactly(worlds: Any, case: str, tp: int) -> None:
     name, cut = PRESETS[case]
     preset = case.split(" ")[0]
-    results = worlds[tp].run("scenarios.families:family", name=name, tp=tp, section={"preset_model": preset}, steps=3)
+    results = worlds[tp].run(
+        "scenarios.families:train_family", name=name, tp=tp, section={"preset_model": preset}, steps=3
+    )
     assert_exact(results)
     assert results[0]["source"] == f"preset_model {preset}"
     assert results[0]["cut"] == cut
@@ -101,7 +103,7 @@ def test_a_preset_is_followed_exactly(worlds: Any, case: str, tp: int) -> None:
 
 @pytest.mark.parametrize(("name", "cut"), [("olmo2", 16), ("cohere_qk_norm", 19)])
 def test_what_is_gathered_and_split_by_the_models_own_plan_is_exact(world4: Any, name: str, cut: int) -> None:
-    results = world4.run("scenarios.families:family", name=name, tp=4)
+    results = world4.run("scenarios.families:train_family", name=name, tp=4)
     assert_exact(results)
     assert results[0]["cut"] >= cut
 
@@ -123,7 +125,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_can_not_be_cut_as_was_said_stays_whole_with_a_note(world2: Any, case: str) -> None:
     name, said, words = WRONG[case]
-    results = world2.run("scenarios.families:family", name=name, tp=2, section=said, steps=2)
+    results = world2.run("scenarios.families:train_family", name=name, tp=2, section=said, steps=2)
     assert_exact(results)
     assert any(words in note for note in results[0]["notes"]), results[0]["notes"]
 
@@ -147,7 +149,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_can_not_be_meant_is_refused_on_every_rank(world2: Any, case: str) -> None:
     said, words = REFUSED[case]
-    for result in world2.run("scenarios.user_plan:planned", name="llama", section=said):
+    for result in world2.run("scenarios.user_plan:initialize_by_request", name="llama", section=said):
         assert (result["type"], result["untouched"]) == ("PlanError", True), result
         assert words in result["text"]
 
@@ -158,7 +160,9 @@ def test_what_can_not_be_meant_is_refused_on_every_rank(world2: Any, case: str) 
 @pytest.mark.parametrize("form", ["plan", "mapping", "file"])
 @pytest.mark.parametrize("name", ["llama", "phi3", "mixtral", "gpt_oss", "deepseek_v2", "olmo2", "bloom"])
 def test_a_plan_can_be_saved_and_passed_back(world2: Any, tmp_path: Any, name: str, form: str) -> None:
-    results = world2.run("scenarios.user_plan:passed", name=name, form=form, file=str(tmp_path / "plan.json"))
+    results = world2.run(
+        "scenarios.user_plan:train_by_passed_plan", name=name, form=form, file=str(tmp_path / "plan.json")
+    )
     assert_exact(results)
     assert results[0]["same"]
 
@@ -168,7 +172,7 @@ EDITS = {"mlp whole": 13, "head whole": 15, "uneven": 16}
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_an_edited_plan_is_exact_too(world2: Any, tmp_path: Any, edit: str) -> None:
-    results = world2.run("scenarios.user_plan:passed", name="llama", form="mapping", file="", edit=edit)
+    results = world2.run("scenarios.user_plan:train_by_passed_plan", name="llama", form="mapping", file="", edit=edit)
     assert_exact(results)
     assert results[0]["cut"] == EDITS[edit]
     assert not results[0]["same"]
@@ -187,7 +191,7 @@ WRONG_EDITS = {
 
 @pytest.mark.parametrize("edit", WRONG_EDITS)
 def test_a_plan_that_is_not_the_models_is_refused_on_every_rank(world2: Any, edit: str) -> None:
-    for result in world2.run("scenarios.user_plan:planned", name="llama", edit=edit):
+    for result in world2.run("scenarios.user_plan:initialize_by_request", name="llama", edit=edit):
         assert (result["type"], result["untouched"]) == ("PlanError", True), result
         assert WRONG_EDITS[edit] in result["text"]
 
@@ -200,13 +204,13 @@ WRONG_BIASES = {
 
 @pytest.mark.parametrize("edit", WRONG_BIASES)
 def test_a_plan_that_adds_a_bias_another_number_of_times_is_refused(world2: Any, edit: str) -> None:
-    for result in world2.run("scenarios.user_plan:planned", name="gpt_oss", edit=edit):
+    for result in world2.run("scenarios.user_plan:initialize_by_request", name="gpt_oss", edit=edit):
         assert (result["type"], result["untouched"]) == ("PlanError", True), result
         assert WRONG_BIASES[edit] in result["text"]
 
 
 def test_ranks_with_different_plans_all_raise(world2: Any) -> None:
-    for result in world2.run("scenarios.user_plan:planned", name="llama", edit="mlp whole", on_rank=1):
+    for result in world2.run("scenarios.user_plan:initialize_by_request", name="llama", edit="mlp whole", on_rank=1):
         assert (result["type"], result["untouched"]) == ("AgreementError", True), result
         assert "mlp.gate_proj.weight" in result["text"]
 
@@ -214,13 +218,15 @@ def test_ranks_with_different_plans_all_raise(world2: Any) -> None:
 @pytest.mark.parametrize(("said", "cut"), [(True, 16), (False, 14)])
 def test_the_head_is_cut_by_vocabulary_or_not_as_was_said(world2: Any, said: bool, cut: int) -> None:
     results = world2.run(
-        "scenarios.families:family", name="llama", tp=2, section={"vocab_parallel_lm_head": said}, steps=2
+        "scenarios.families:train_family", name="llama", tp=2, section={"vocab_parallel_lm_head": said}, steps=2
     )
     assert_exact(results)
     assert results[0]["cut"] == cut
 
 
 def test_a_head_that_must_be_cut_and_is_not_there_is_refused(world2: Any) -> None:
-    for result in world2.run("scenarios.user_plan:planned", name="vit", section={"vocab_parallel_lm_head": True}):
+    for result in world2.run(
+        "scenarios.user_plan:initialize_by_request", name="vit", section={"vocab_parallel_lm_head": True}
+    ):
         assert (result["type"], result["untouched"]) == ("PlanError", True), result
         assert "no output head that can be vocab-parallel" in result["text"]

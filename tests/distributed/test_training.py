@@ -23,7 +23,7 @@ def assert_equal_training(results: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "phi3"])
 @pytest.mark.parametrize(("world", "tp"), [(2, 2), (4, 2), (4, 4)])
 def test_a_sharded_model_trains_as_the_whole_one(worlds: Any, family: str, world: int, tp: int) -> None:
-    results = worlds[world].run("scenarios.training:compare", family=family, tp=tp, clipping=0.5)
+    results = worlds[world].run("scenarios.training:train_beside_reference", family=family, tp=tp, clipping=0.5)
     assert_equal_training(results)
     # The embedding and the head beside the layers.
     assert results[0]["cut"] == LAYERS * {"qwen2": 10, "phi3": 4}.get(family, 7) + 2
@@ -48,7 +48,7 @@ SOURCES = {
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_named_group_shards_and_the_orthogonal_one_averages(world4: Any, source: str) -> None:
-    results = world4.run("scenarios.training:compare", source=source, tp=2, optimizer="sgd")
+    results = world4.run("scenarios.training:train_beside_reference", source=source, tp=2, optimizer="sgd")
     assert_equal_training(results)
     strided = source.endswith("strided")
     for rank, result in enumerate(results):
@@ -58,7 +58,7 @@ def test_the_named_group_shards_and_the_orthogonal_one_averages(world4: Any, sou
 
 
 def test_row_2_trains_unsharded_and_averages_over_the_mpus_group(world4: Any) -> None:
-    results = world4.run("scenarios.training:compare", source="row2-strided", tp=2, optimizer="sgd")
+    results = world4.run("scenarios.training:train_beside_reference", source="row2-strided", tp=2, optimizer="sgd")
     assert_equal_training(results)
     for rank, result in enumerate(results):
         assert (result["row"], result["cut"]) == (2, 0)
@@ -67,7 +67,7 @@ def test_row_2_trains_unsharded_and_averages_over_the_mpus_group(world4: Any) ->
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_a_tp_size_of_1_is_plain_data_parallelism_of_any_model(worlds: Any, world: int) -> None:
-    results = worlds[world].run("scenarios.training:compare", tp=1, clipping=0.5)
+    results = worlds[world].run("scenarios.training:train_beside_reference", tp=1, clipping=0.5)
     assert_equal_training(results)
     assert results[0]["cut"] == 0
 
@@ -91,7 +91,7 @@ def test_a_tp_size_of_1_is_plain_data_parallelism_of_any_model(worlds: Any, worl
     ids=lambda options: ",".join(f"{key}={value}" for key, value in options.items()),
 )
 def test_variants_train_as_the_whole_model(world4: Any, options: dict[str, Any]) -> None:
-    results = world4.run("scenarios.training:compare", tp=2, **options)
+    results = world4.run("scenarios.training:train_beside_reference", tp=2, **options)
     assert_equal_training(results)
     assert all(result["tied"] == ("tie_word_embeddings" in options) for result in results)
 
@@ -99,7 +99,7 @@ def test_variants_train_as_the_whole_model(world4: Any, options: dict[str, Any])
 @pytest.mark.parametrize("tp", [2, 4])
 def test_a_step_takes_four_collectives_a_layer_and_three_for_the_vocabulary(world4: Any, tp: int) -> None:
     """One all-reduce each way for attention, one each way for the MLP; the embedding, the head, the loss."""
-    results = world4.run("scenarios.training:compare", tp=tp, steps=1, source="created", accumulation=2)
+    results = world4.run("scenarios.training:train_beside_reference", tp=tp, steps=1, source="created", accumulation=2)
     for result in results:
         kinds = {name for name, _, _ in result["calls"]}
         # The first forward also compares inputs over the TP group, through all_gather.
@@ -117,7 +117,7 @@ def test_a_step_takes_four_collectives_a_layer_and_three_for_the_vocabulary(worl
 
 
 def test_checkpointing_repeats_only_the_forward(world4: Any) -> None:
-    results = world4.run("scenarios.training:compare", tp=4, steps=1, checkpointing=True)
+    results = world4.run("scenarios.training:train_beside_reference", tp=4, steps=1, checkpointing=True)
     layers = [call for call in results[0]["calls"] if call == ("all_reduce", 4, 2 * 12 * 32)]
     assert 5 * LAYERS + 2 <= len(layers) <= 6 * LAYERS + 2
 
@@ -133,5 +133,7 @@ def test_checkpointing_repeats_only_the_forward(world4: Any) -> None:
 )
 def test_the_comparison_sees_a_broken_run(world4: Any, how: str, seen: str, options: dict[str, Any]) -> None:
     """Negative controls: each way of being wrong is far above the tolerance."""
-    results = world4.run("scenarios.training:compare", tp=2, break_with=how, steps=2, clipping=0.5, **options)
+    results = world4.run(
+        "scenarios.training:train_beside_reference", tp=2, break_with=how, steps=2, clipping=0.5, **options
+    )
     assert max(result[seen] for result in results) > 100 * CLOSE

@@ -49,24 +49,22 @@ def build(name: str, causal: bool, **settings: Any) -> nn.Module:
 
 
 def ours(rank: int, name: str, causal: bool, tp: int, double: bool = False) -> dict[str, Any]:
-    """Train with tpinit by `support.family_training.family`, with its splitting of batches over replicas disabled."""
+    """Train with tpinit, as the distributed tests do: see `support.family_training`."""
     training: Any = importlib.import_module("support.family_training")
-    compute_loss = training.family_loss
 
-    def batch(name: str, model: nn.Module, seed: int, rows: int, causal: bool) -> dict[str, Any]:  # noqa: ARG001
+    def batch_of(name: str, model: nn.Module, seed: int, rows: int, causal: bool) -> dict[str, Any]:  # noqa: ARG001
         data = _batch(name, causal, model, seed)
-        # In a list, so that `family` does not split it by rows: one replica trains on all of it.
+        # In a list, so that it is not split by rows: one replica trains on all of it.
         return {"all": [{key: _widened(tensor) for key, tensor in data.items()} if double else data]}
 
-    def worst(found: dict[str, float], where: dict[str, str], what: str, error: float, parameter: str) -> None:
-        if worse(found[what], error) is not found[what]:
-            found[what], where[what] = error, parameter
+    def loss_of(name: str, model: Any, data: dict[str, Any], causal: bool) -> Tensor:
+        loss: Tensor = training.family_loss(name, model, data["all"][0], causal)
+        return loss
 
-    training.family_batch, training._worst = batch, worst
-    training.family_loss = lambda name, model, data, causal: compute_loss(name, model, data["all"][0], causal)
     if double:
         _widen()
-    result: dict[str, Any] = training.family(rank, name=name, tp=tp, steps=STEPS, causal=causal, double=double)
+    options = {"steps": STEPS, "batch_of": batch_of, "loss_of": loss_of}
+    result: dict[str, Any] = training.train_family(rank, name, tp, causal=causal, double=double, **options)
     kept = ("loss", "gradient", "norm", "weight", "where", "local_elements", "elements", "source")
     return {key: result[key] for key in kept}
 

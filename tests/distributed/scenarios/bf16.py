@@ -22,7 +22,7 @@ from tpinit.runtime.planning.schema import LayerKind, Plan
 from tpinit.runtime.slicing import take_pieces
 
 from families import catalogue
-from support.family_training import SGD, Together, gathered
+from support.family_training import SGD, PackedTensors, gathered
 
 CLIPPING = 0.5
 ROWS = (LayerKind.ROW, LayerKind.ROW_SPLIT)
@@ -38,12 +38,12 @@ class Step:
 
     loss: float
     resolution: float
-    gradients: Together
+    gradients: PackedTensors
     norm: float
-    weights: Together
+    weights: PackedTensors
 
 
-def coarse(rank: int, name: str, steps: int = 5, break_with: str = "") -> dict[str, Any]:
+def train_in_bf16(rank: int, name: str, steps: int = 5, break_with: str = "") -> dict[str, Any]:
     """Train a family in bf16: sharded, whole, and whole with its sums in other orders; return how far they are apart.
 
     `break_with` spoils the plan: "sum" leaves out the sum of one row layer, "entry" the sum of the gradients of one
@@ -124,10 +124,10 @@ def _sharded_step(name: str, engine: Any, batch: dict[str, Any]) -> Step:
     return Step(float(loss), torch.finfo(loss.dtype).eps, gradients, engine.get_global_grad_norm(), weights)
 
 
-def _gathered(engine: Any, part_of: Callable[[Any], torch.Tensor | None]) -> Together:
+def _gathered(engine: Any, part_of: Callable[[Any], torch.Tensor | None]) -> PackedTensors:
     """Put together what the ranks hold of what the optimizer updates: fp32 masters."""
     wholes = gathered(engine, {state.record.name: part_of(state.target) for state in engine._param_states})
-    return Together({name: one for name, one in wholes.items() if one is not None})
+    return PackedTensors({name: one for name, one in wholes.items() if one is not None})
 
 
 # --- the whole model, its sums taken in parts ----------------------------------------------------------------
@@ -156,12 +156,12 @@ def _whole_step(
     for key, one in parameters.items():
         masters[key].grad = None if one.grad is None else one.grad.float()
         one.grad = None
-    gradients = Together({key: one.grad.clone() for key, one in masters.items() if one.grad is not None})
+    gradients = PackedTensors({key: one.grad.clone() for key, one in masters.items() if one.grad is not None})
     norm = torch.nn.utils.clip_grad_norm_(masters.values(), CLIPPING)
     optimizer.step()
     for key, one in parameters.items():
         one.data.copy_(masters[key].data)
-    weights = Together({key: one.data.clone() for key, one in masters.items()})
+    weights = PackedTensors({key: one.data.clone() for key, one in masters.items()})
     return Step(float(loss), torch.finfo(loss.dtype).eps, gradients, float(norm), weights)
 
 
@@ -252,7 +252,7 @@ def _distances(run: list[Step], plain: list[Step]) -> dict[str, list[float]]:
     }
 
 
-def _all_apart(one: Together, other: Together) -> float:
+def _all_apart(one: PackedTensors, other: PackedTensors) -> float:
     assert one.keys() == other.keys()
     apart = torch.stack([(one[key] - other[key]).norm() for key in other]).norm()
     return float(apart / torch.stack([tensor.norm() for tensor in other.values()]).norm())

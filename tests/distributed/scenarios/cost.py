@@ -15,7 +15,7 @@ from support.collectives import CollectiveCounter
 from support.family_training import SGD, family_batch, family_loss
 
 
-def costed(rank: int, name: str, tp: int, **overrides: Any) -> dict[str, Any]:
+def count_step(rank: int, name: str, tp: int, **overrides: Any) -> dict[str, Any]:
     """Train one step of two micro batches; return the collectives that were foreseen and those that came."""
     model = catalogue.build(name, **overrides)
     whole = catalogue.build(name, **overrides)

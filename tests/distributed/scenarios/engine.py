@@ -14,7 +14,10 @@ import torch.distributed as dist
 from tpinit.runtime import initialize, set_autotp_mode, tp_model_init
 from tpinit.runtime.init.call_registry import recorded_call
 
-from scenarios.training import LENGTH, OPTIMIZERS, VOCABULARY, Mpu, build, distance, in_step, my_group, outcome
+from scenarios.training import OPTIMIZERS, relative_distance
+from support.process_groups import Mpu, my_group
+from support.refusals import error_of, in_step
+from support.tiny_models import build, tokens
 
 
 def config(**more: Any) -> dict[str, Any]:
@@ -28,10 +31,6 @@ def config(**more: Any) -> dict[str, Any]:
     }
 
 
-def tokens(seed: int = 0, samples: int = 2) -> torch.Tensor:
-    return torch.randint(0, VOCABULARY, (samples, LENGTH), generator=torch.Generator().manual_seed(seed))
-
-
 def train(engine: Any, steps: int = 3, dp_parts: int = 1) -> list[float]:
     losses = []
     for step in range(steps):
@@ -43,7 +42,7 @@ def train(engine: Any, steps: int = 3, dp_parts: int = 1) -> list[float]:
     return losses
 
 
-def kept(rank: int) -> dict[str, Any]:
+def keep_user_model(rank: int) -> dict[str, Any]:
     """What of the user's model survives initialize: objects, names, ties, flags, buffers, hooks, mode."""
     model = build(tie_word_embeddings=True)
     model.model.norm.weight.requires_grad_(False)
@@ -76,7 +75,7 @@ def kept(rank: int) -> dict[str, Any]:
     }
 
 
-def precision(rank: int, dtype: str, fp16: dict[str, Any] | None = None) -> dict[str, Any]:
+def train_in_low_precision(rank: int, dtype: str, fp16: dict[str, Any] | None = None) -> dict[str, Any]:
     """Train in a low precision beside fp32 and return dtypes and losses of both."""
     model = build()
     whole = copy.deepcopy(model)
@@ -117,7 +116,7 @@ def precision(rank: int, dtype: str, fp16: dict[str, Any] | None = None) -> dict
     }
 
 
-def replicas(rank: int) -> dict[str, Any]:
+def compare_replicas(rank: int) -> dict[str, Any]:
     """After training in bf16 over tp 2 and dp 2, what is replicated must be equal bit by bit."""
     model = build()
     engine, _, _, _ = initialize(model=model, config=config(bf16={"enabled": True}, tensor_parallel={"autotp_size": 2}))
@@ -137,32 +136,32 @@ def replicas(rank: int) -> dict[str, Any]:
     return {"unequal": unequal}
 
 
-def calls(rank: int) -> dict[str, Any]:
+def record_calls(rank: int) -> dict[str, Any]:
     """D9, and what surrounds tp_model_init."""
     world = dist.get_world_size()
     group, twin = my_group([list(range(world))], rank), my_group([list(range(world))], rank)
     model, other = build(), build()
-    errors: dict[str, Any] = {"other model": outcome(partial(tp_model_init, other, 1, "bf16"))}
+    errors: dict[str, Any] = {"other model": error_of(partial(tp_model_init, other, 1, "bf16"))}
     returned = tp_model_init(model, world, torch.float32, tp_group=group)
-    errors["same again"] = outcome(lambda: tp_model_init(model, world, "fp32", tp_group=group))
-    errors["size"] = outcome(lambda: tp_model_init(model, 1, "fp32", tp_group=group))
-    errors["dtype"] = outcome(lambda: tp_model_init(model, world, "bf16", tp_group=group))
-    errors["group"] = outcome(lambda: tp_model_init(model, world, "fp32", tp_group=twin))
-    errors["no group"] = outcome(lambda: tp_model_init(model, world, "fp32"))
-    errors["keyword"] = outcome(lambda: tp_model_init(model, world, "fp32", tp_gruop=group))
-    errors["dtype word"] = outcome(lambda: tp_model_init(build(), world, "int8"))
-    errors["not a model"] = outcome(lambda: tp_model_init("model", world, "fp32"))  # type: ignore[arg-type]  # wrong on purpose
+    errors["same again"] = error_of(lambda: tp_model_init(model, world, "fp32", tp_group=group))
+    errors["size"] = error_of(lambda: tp_model_init(model, 1, "fp32", tp_group=group))
+    errors["dtype"] = error_of(lambda: tp_model_init(model, world, "bf16", tp_group=group))
+    errors["group"] = error_of(lambda: tp_model_init(model, world, "fp32", tp_group=twin))
+    errors["no group"] = error_of(lambda: tp_model_init(model, world, "fp32"))
+    errors["keyword"] = error_of(lambda: tp_model_init(model, world, "fp32", tp_gruop=group))
+    errors["dtype word"] = error_of(lambda: tp_model_init(build(), world, "int8"))
+    errors["not a model"] = error_of(lambda: tp_model_init("model", world, "fp32"))  # type: ignore[arg-type]  # wrong on purpose
     set_autotp_mode(training=True)
 
     # A failed initialize leaves the record, so that the corrected one still has it.
     plain = config()
     del plain["tensor_parallel"]
-    errors["first try"] = outcome(lambda: initialize(model=model, config={**plain, "zero_optimization": {"stage": 2}}))
+    errors["first try"] = error_of(lambda: initialize(model=model, config={**plain, "zero_optimization": {"stage": 2}}))
     still = recorded_call(model) is not None
     engine, _, _, _ = initialize(model=model, config=plain)
     row = engine.decision.row
     consumed = recorded_call(model) is None and recorded_call(other) is not None
-    errors["again"] = outcome(lambda: initialize(model=model, config=plain))
+    errors["again"] = error_of(lambda: initialize(model=model, config=plain))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         tp_model_init(model, world, "fp32")
@@ -179,7 +178,7 @@ def calls(rank: int) -> dict[str, Any]:
     }
 
 
-def configs(rank: int, folder: str) -> dict[str, Any]:
+def read_configs(rank: int, folder: str) -> dict[str, Any]:
     """The config in each of its places, never mutated; batch arithmetic over data-parallel ranks."""
     from types import SimpleNamespace
 
@@ -204,7 +203,7 @@ def configs(rank: int, folder: str) -> dict[str, Any]:
     return {"rows": rows, "kept": given == before}
 
 
-def data(rank: int) -> dict[str, Any]:
+def feed_data(rank: int) -> dict[str, Any]:
     """The loader gives all ranks of a TP group the same samples, and every sample to one of them."""
     dataset = [{"input_ids": ids, "labels": ids} for ids in tokens(0, samples=16)]
     loaders = []
@@ -223,19 +222,19 @@ def data(rank: int) -> dict[str, Any]:
     return {"loaders": loaders, "all": sorted(tuple(one["input_ids"].tolist()) for one in dataset)}
 
 
-def other_inputs(rank: int) -> dict[str, Any]:
+def run_on_different_inputs(rank: int) -> dict[str, Any]:
     """Ranks of one TP group that are given other batches raise on the first forward, all of the group."""
     model = build()
     engine, _, _, _ = initialize(model=model, config=config(tensor_parallel={"autotp_size": 2}))
     ids = tokens(seed=rank if rank < 2 else 5)
-    error = outcome(lambda: engine(input_ids=ids, labels=ids))
+    error = error_of(lambda: engine(input_ids=ids, labels=ids))
     return {**error, "collective": in_step(rank)}
 
 
-def order(rank: int) -> dict[str, Any]:
+def call_out_of_order(rank: int) -> dict[str, Any]:
     """The engine called out of order, or without an optimizer."""
     engine, _, _, _ = initialize(model=build(), config=config(gradient_accumulation_steps=2))
-    errors = {"step first": outcome(engine.step)}
+    errors = {"step first": error_of(engine.step)}
     ids = tokens()
     boundaries, norms = [], []
     for _ in range(4):
@@ -244,13 +243,13 @@ def order(rank: int) -> dict[str, Any]:
         scaled = engine.backward(loss)
         engine.step()
         norms.append(engine.get_global_grad_norm())
-    errors["backward twice"] = outcome(
+    errors["backward twice"] = error_of(
         lambda: [engine.backward(engine(input_ids=ids, labels=ids).loss) for _ in range(2)]
     )
     plain = config()
     del plain["optimizer"]
     bare, optimizer, _, _ = initialize(model=build(), config=plain)
-    errors["no optimizer"] = outcome(lambda: bare.backward(bare(input_ids=ids, labels=ids).loss))
+    errors["no optimizer"] = error_of(lambda: bare.backward(bare(input_ids=ids, labels=ids).loss))
     return {
         "errors": errors,
         "boundaries": boundaries,
@@ -263,7 +262,7 @@ def order(rank: int) -> dict[str, Any]:
     }
 
 
-def user_optimizer(rank: int, how: str) -> dict[str, Any]:
+def train_with_user_optimizer(rank: int, how: str) -> dict[str, Any]:
     """An optimizer and a schedule that the user made, over the whole parameters, before initialize."""
     model = build()
     whole = copy.deepcopy(model)
@@ -300,7 +299,7 @@ def user_optimizer(rank: int, how: str) -> dict[str, Any]:
         reference.step()
         schedule.step()
         reference.zero_grad()
-        apart.append(distance(loss.detach(), expected.detach()))
+        apart.append(relative_distance(loss.detach(), expected.detach()))
     return {
         "apart": max(apart),
         "same": how != "object" or (optimizer is arguments["optimizer"] and scheduler is arguments["lr_scheduler"]),
@@ -308,7 +307,7 @@ def user_optimizer(rank: int, how: str) -> dict[str, Any]:
     }
 
 
-def schedule(rank: int, kind: str) -> list[float]:
+def learning_rates(rank: int, kind: str) -> list[float]:
     """Return the learning rates of each step under a schedule of the config."""
     params: dict[str, Any] = {"warmup_min_lr": 0.0, "warmup_max_lr": 0.1, "warmup_num_steps": 4}
     if kind == "WarmupDecayLR":
@@ -323,7 +322,7 @@ def schedule(rank: int, kind: str) -> list[float]:
     return rates
 
 
-def unused_parameters(rank: int) -> dict[str, Any]:
+def train_with_unused_parameters(rank: int) -> dict[str, Any]:
     """Data-parallel ranks that used different parameters average them rightly and do not hang."""
     model = build()
     engine, _, _, _ = initialize(model=model, config=config(tensor_parallel={"autotp_size": 1}))
@@ -336,12 +335,12 @@ def unused_parameters(rank: int) -> dict[str, Any]:
     return {"grad": grad is not None and float(grad.abs().sum()) > 0, "collective": in_step(rank)}
 
 
-def row_2(rank: int, how: str) -> dict[str, Any]:
+def train_row_2(rank: int, how: str) -> dict[str, Any]:
     """Row 2 under another kind of model parallelism: ranks 0,1 and ranks 2,3 average, each pair its own model."""
     pairs, others = my_group([[0, 1], [2, 3]], rank), my_group([[0, 2], [1, 3]], rank)
     model = build(seed=rank if how == "replicas differ" else rank // 2)
     plain = config(gradient_clipping=1.0 if how == "clipping" else 0.0)
     del plain["tensor_parallel"]
     engines: list[Any] = []
-    error = outcome(lambda: engines.append(initialize(model=model, config=plain, mpu=Mpu(others, pairs))[0]))
+    error = error_of(lambda: engines.append(initialize(model=model, config=plain, mpu=Mpu(others, pairs))[0]))
     return {**error, "losses": train(engines[0]) if engines else [], "collective": in_step(rank)}

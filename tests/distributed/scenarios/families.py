@@ -1,193 +1,52 @@
-"""Every family, sharded against unsharded: what the ranks do."""
+"""Every family trained sharded beside the unsharded model, adapters over it, and losses computed from its logits."""
 
 from __future__ import annotations
 
 import copy
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
-import numpy
 import torch
 import torch.distributed as dist
 from tpinit.runtime import initialize
 
 from families import catalogue
-from support.family_training import SGD, difference_by_parameter, family, tensors_of
+from support import family_training
+from support.family_training import SGD, difference_by_parameter, tensors_of, train_beside_whole, train_family
+
+__all__ = ["loss_from_logits", "train_adapters", "train_family", "train_spoiled_llama"]
 
 
-def dropout(
-    rank: int, name: str, checkpointing: bool = False, row: str = "", training: bool = True, **overrides: Any
-) -> dict[str, Any]:
-    """Train with dropout, ranks with other random states; return losses, masks inside the cut, and gradients."""
-    torch.manual_seed(100 + rank)
-    model = catalogue.build(name, **overrides).train(training)
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    for key, one in model.named_parameters():
-        if key.endswith("wi.weight"):  # both halves alike, so that nothing but dropout tells the ranks apart
-            one.data[len(one) // 2 :] = one.data[: len(one) // 2]
-    reference = copy.deepcopy(model)
-    world = dist.get_world_size()
-    config = {"train_micro_batch_size_per_gpu": 2, "optimizer": SGD, "tensor_parallel": {"autotp_size": world}}
-    engine, _, _, _ = initialize(model=model, config=config)
-    inside: list[torch.Tensor] = []
-    rows = [one for key, one in model.named_modules() if type(one).__name__.startswith("RowLayerOf") and row in key]
-    rows[0].register_forward_pre_hook(lambda _, args: inside.append(args[0].detach().clone()))
-    batch = catalogue.batch(name, reference, 0, rows=2)
-    state = torch.get_rng_state()
-    loss = catalogue.loss(name, engine, batch)
-    engine.backward(loss)
-    torch.set_rng_state(state)
-    expected = catalogue.loss(name, reference, batch)
-    expected.backward()
-    return {
-        "loss": float(loss),
-        "whole": float(expected),
-        "gradients": max(difference_by_parameter(engine, tensors_of(reference, "grad"), "grad").values()),
-        "zeros": [(one == 0).tolist() for one in inside],
-        "calls": len(inside),
-        "random": sum(layer.draws_random for layer in engine.plan.layers),
-        "replicated": [
-            one.grad.double().sum().item()
-            for record, (_, one) in zip(engine.plan.parameters, model.named_parameters(), strict=True)
-            if record.dim is None and one.grad is not None
-        ],
-    }
+def train_spoiled_llama(rank: int) -> dict[str, Any]:
+    """Train a Llama after one value of one shard was changed, on the last rank: the negative control."""
+
+    def spoiled(**arguments: Any) -> Any:
+        made = initialize(**arguments)
+        engine, last = made[0], dist.get_world_size() - 1
+        if rank == last:
+            with torch.no_grad():
+                engine.module.get_parameter("model.layers.0.mlp.down_proj.weight").view(-1)[0] += 0.1
+        return made
+
+    family_training.initialize = spoiled
+    try:
+        return train_family(rank, "llama", dist.get_world_size())
+    finally:
+        family_training.initialize = initialize
 
 
-class Skipping(torch.nn.Module):
-    """Blocks that are skipped in training where a number that `draws` gives is low."""
-
-    def __init__(self, draw: Callable[[], float]) -> None:
-        super().__init__()
-        self.draw = draw
-        self.skipped: list[int] = []
-        self.blocks = torch.nn.ModuleList(
-            torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 8)) for _ in range(12)
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.skipped = [place for place in range(len(self.blocks)) if self.training and self.draw() < 0.5]
-        for place, block in enumerate(self.blocks):
-            x = x if place in self.skipped else x + block(x)
-        return x
-
-
-DRAWS: dict[str, Callable[[], float]] = {
-    "torch": lambda: float(torch.rand([])),
-    "Python": lambda: random.uniform(0, 1),
-    "numpy": lambda: float(numpy.random.rand()),
-}
-
-
-@contextmanager
-def rewound() -> Iterator[None]:
-    """Let what comes after draw the same numbers as what runs inside."""
-    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
-    yield
-    for back, state in zip((torch.set_rng_state, random.setstate, numpy.random.set_state), states, strict=True):
-        back(state)
-
-
-def skipping(rank: int, draws: str) -> dict[str, Any]:
-    """Train blocks that are skipped now and then, on ranks with other random states, beside the whole model."""
-    torch.manual_seed(0)
-    model = Skipping(DRAWS[draws]).train()
-    x = torch.randn(2, 3, 8)
-    for seed in (torch.manual_seed, random.seed, numpy.random.seed):
-        seed(100 + rank)
-    reference, alone = copy.deepcopy(model), copy.deepcopy(model)
-    config = {
-        "train_micro_batch_size_per_gpu": 2,
-        "optimizer": SGD,
-        "tensor_parallel": {"autotp_size": dist.get_world_size()},
-    }
-    with rewound():
-        alone(x)
-    engine, _, _, _ = initialize(model=model, config=config, example={"x": x})
-    with rewound():
-        loss = engine(x=x).square().sum()
-        engine.backward(loss)
-    expected = reference(x=x).square().sum()
-    expected.backward()
-    return {
-        "alone": alone.skipped,
-        "skipped": model.skipped,
-        "whole": reference.skipped,
-        "loss": float(loss) / float(expected) - 1,
-        "gradients": max(difference_by_parameter(engine, tensors_of(reference, "grad"), "grad").values()),
-        "cut": len(engine.plan.layers),
-    }
-
-
-def lora(rank: int, name: str, targets: list[str]) -> dict[str, Any]:
-    """Train peft's adapters over cut layers, with all else frozen."""
+def train_adapters(rank: int, name: str, targets: list[str]) -> dict[str, Any]:
+    """Train peft's adapters over sharded layers, with all other parameters frozen."""
     from peft import LoraConfig, get_peft_model
 
-    def build() -> Any:
-        model = get_peft_model(catalogue.build(name), LoraConfig(r=4, lora_alpha=8, target_modules=targets))
-        generator = torch.Generator().manual_seed(7)
-        for key, one in model.named_parameters():
-            if "lora_" in key:  # B is zero at first, which would hide what A does
-                one.data.copy_(torch.randn(one.shape, generator=generator) * 0.2)
-        return model
-
-    original = catalogue.build
-    model = build()
-    catalogue.build = lambda *_, **__: model
-    try:
-        result = family(rank, name, dist.get_world_size(), steps=3)
-    finally:
-        catalogue.build = original
-    return result
+    model = get_peft_model(catalogue.build(name), LoraConfig(r=4, lora_alpha=8, target_modules=targets))
+    generator = torch.Generator().manual_seed(7)
+    for key, parameter in model.named_parameters():
+        if "lora_" in key:  # B is zero at first, which would hide what A does
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return train_beside_whole(rank, model, name, dist.get_world_size())
 
 
-def probed(rank: int, name: str, break_with: str = "", **overrides: Any) -> dict[str, Any]:
-    """Initialize with the probe; return what it said. `break_with` spoils the plan behind the rehearsal's back."""
-    import tpinit.runtime.init.launch as launch
-    from tpinit.reference.errors import TpinitError
-
-    model = catalogue.build(name, **overrides).train()
-    before = {key: one.detach().clone() for key, one in model.named_parameters()}
-    config = {
-        "train_micro_batch_size_per_gpu": 2,
-        "optimizer": SGD,
-        "tensor_parallel": {"autotp_size": dist.get_world_size()},
-    }
-    original = launch.prepare
-
-    def spoiled(given: Any, report: Any) -> Any:
-        ready = original(given, report)
-        layers = ready.plan.layers
-        if break_with == "entry":
-            layers = tuple(
-                replace(one, reduce_input_grad=False, fused_with="") if one.kind.value == "column" else one
-                for one in layers
-            )
-        elif break_with == "sum":
-            layers = tuple(one for one in layers if one.kind.value != "experts")
-        blocks = ready.plan.blocks
-        if break_with == "once":  # so all ranks add it
-            blocks = tuple(replace(one, first_rank_only=()) for one in blocks)
-        return replace(ready, plan=replace(ready.plan, layers=layers, blocks=blocks))
-
-    launch.prepare = spoiled
-    text = ""
-    try:
-        initialize(model=model, config=config, verify="probe")
-    except TpinitError as error:
-        text = f"{type(error).__name__}: {error}"
-    finally:
-        launch.prepare = original
-    same = all(torch.equal(before[key], one) for key, one in model.named_parameters() if one.shape == before[key].shape)
-    whole = all(one.shape == before[key].shape for key, one in model.named_parameters())
-    return {"text": text, "untouched": same and whole}
-
-
-def from_logits(rank: int, name: str) -> dict[str, Any]:
+def loss_from_logits(rank: int, name: str) -> dict[str, Any]:
     """Compute the loss outside of the model, from its logits, which are whole then."""
     model = catalogue.build(name).train()
     reference = copy.deepcopy(model)

@@ -19,8 +19,8 @@ from tpinit.runtime import from_config, from_pretrained, initialize
 from tpinit.runtime.loading.safetensors_dir import open_safetensors_dir
 
 from families import catalogue
-from scenarios.training import in_step, outcome
 from support.family_training import SGD, family_batch, family_loss
+from support.refusals import error_of, in_step
 
 ADAMW = {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.1}}
 
@@ -35,7 +35,7 @@ def _config(tp: int, dtype: str = "fp32", **more: Any) -> dict[str, Any]:
     }
 
 
-def saved(rank: int, name: str, folder: str, shards: str = "5GB", dtype: str | None = None) -> dict[str, Any]:
+def save_checkpoint(rank: int, name: str, folder: str, shards: str = "5GB", dtype: str | None = None) -> dict[str, Any]:
     """Save a family's small model, on rank 0; return its files and stored names."""
     if rank == 0:
         model = catalogue.build(name)
@@ -49,7 +49,7 @@ def saved(rank: int, name: str, folder: str, shards: str = "5GB", dtype: str | N
     return {"files": sorted(path.name for path in Path(folder).iterdir()), "names": sorted(stored.leaves)}
 
 
-def loaded(
+def train_loaded(
     rank: int,
     name: str,
     folder: str,
@@ -72,7 +72,7 @@ def loaded(
     }
 
 
-def drawn(rank: int, name: str, tp: int, seed: int = 3, other_seed: int = 3, steps: int = 2) -> dict[str, Any]:
+def train_drawn(rank: int, name: str, tp: int, seed: int = 3, other_seed: int = 3, steps: int = 2) -> dict[str, Any]:
     """Train what is drawn by slices beside what is drawn whole after the same seed."""
     sample = catalogue.build(name)
     torch.manual_seed(other_seed)
@@ -134,17 +134,17 @@ def _beside(
     return found
 
 
-def differing_seeds(rank: int) -> dict[str, Any]:
+def draw_with_different_seeds(rank: int) -> dict[str, Any]:
     """Draw from another seed on each rank."""
     sample = catalogue.build("llama")
-    error = outcome(lambda: from_config(sample.config, seed=rank, model_class=type(sample), config=_config(2)))
+    error = error_of(lambda: from_config(sample.config, seed=rank, model_class=type(sample), config=_config(2)))
     return {**error, "collective": in_step(rank)}
 
 
-def unloadable(rank: int, folder: str, tp: int = 2, **arguments: Any) -> dict[str, Any]:
+def load_refused(rank: int, folder: str, tp: int = 2, **arguments: Any) -> dict[str, Any]:
     """Load what must be refused; return the error, and whether the ranks are still in step."""
     start = time.monotonic()
-    error = outcome(lambda: from_pretrained(folder.replace("RANK", str(rank)), config=_config(tp), **arguments))
+    error = error_of(lambda: from_pretrained(folder.replace("RANK", str(rank)), config=_config(tp), **arguments))
     return {**error, "collective": in_step(rank), "seconds": time.monotonic() - start}
 
 
@@ -164,7 +164,7 @@ class _Failing(io.RawIOBase):
         return 0
 
 
-def failing_read(rank: int, folder: str, how: str) -> dict[str, Any]:
+def load_failing_file(rank: int, folder: str, how: str) -> dict[str, Any]:
     """Load from a file that fails on one rank, after everything was checked."""
     from tpinit.runtime.loading.safetensors_dir import SafetensorsDir
 
@@ -179,12 +179,12 @@ def failing_read(rank: int, folder: str, how: str) -> dict[str, Any]:
 
     SafetensorsDir._read = read  # type: ignore[method-assign]  # for one load
     try:
-        return unloadable(rank, folder)
+        return load_refused(rank, folder)
     finally:
         SafetensorsDir._read = original  # type: ignore[method-assign]  # as it was
 
 
-def large(rank: int, folder: str) -> None:
+def save_large_checkpoint(rank: int, folder: str) -> None:
     """Save a Llama of about 100 MB in several files, on rank 0."""
     if rank == 0:
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -207,7 +207,7 @@ _LARGE: dict[str, Any] = {
 }
 
 
-def memory(rank: int, how: str, folder: str, small: str) -> dict[str, Any]:
+def peak_memory(rank: int, how: str, folder: str, small: str) -> dict[str, Any]:
     """Load or draw, and return how much private memory that took at its peak, beside what the rank holds after."""
     from transformers import LlamaConfig, LlamaForCausalLM
 

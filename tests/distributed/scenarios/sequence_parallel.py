@@ -33,7 +33,7 @@ def _said(run: Any) -> str:
     return ""
 
 
-def refused_sequence(rank: int, name: str) -> dict[str, Any]:
+def initialize_refused(rank: int, name: str) -> dict[str, Any]:
     """Ask for a cut of the tokens of a model that has none; return what was said."""
     model = catalogue.build(name)
     before = {key: one.detach().clone() for key, one in model.named_parameters()}
@@ -42,7 +42,7 @@ def refused_sequence(rank: int, name: str) -> dict[str, Any]:
     return {"text": text, "untouched": same}
 
 
-def odd_sequence(rank: int, name: str, length: int, **more: Any) -> dict[str, Any]:
+def run_length(rank: int, name: str, length: int, **more: Any) -> dict[str, Any]:
     """Run a batch of some length; return what was said."""
     model = catalogue.build(name).train()
     engine = _start(model)
@@ -54,7 +54,7 @@ def _sent(calls: list[tuple[str, int, int]]) -> list[tuple[str, int]]:
     return sorted((kind, elements) for kind, size, elements in calls if size > 1)
 
 
-def sequence_cost(rank: int, name: str) -> dict[str, Any]:
+def count_step(rank: int, name: str) -> dict[str, Any]:
     """Count what one step sends and what it keeps for the backward, with and without the cut of the tokens."""
     found: dict[str, Any] = {}
     for cut in (False, True):
@@ -91,7 +91,7 @@ def _foreseen(model: Any, engine: Any, batch: Any, name: str) -> Any:
     return count_collectives(whole, engine.plan, inputs, batch["input_ids"].numel(), 4)
 
 
-def dropped_tokens(rank: int, name: str, checkpointing: bool = False, **overrides: Any) -> dict[str, Any]:
+def train_with_dropout(rank: int, name: str, checkpointing: bool = False, **overrides: Any) -> dict[str, Any]:
     """Train one step with dropout between the cut regions; return what was dropped, and the gradient's norm."""
     torch.manual_seed(5)
     model = catalogue.build(name, **overrides).train()
@@ -109,7 +109,7 @@ def dropped_tokens(rank: int, name: str, checkpointing: bool = False, **override
     return {"zeros": zeros, "loss": float(loss), "norm": engine.get_global_grad_norm()}
 
 
-def drawn_sequence(rank: int) -> dict[str, Any]:
+def start_from_config(rank: int) -> dict[str, Any]:
     """Start a model from its config with its tokens cut; return its first loss and the whole model's."""
     built = catalogue.build("llama")
     torch.manual_seed(3)
@@ -128,7 +128,7 @@ def drawn_sequence(rank: int) -> dict[str, Any]:
     }
 
 
-def passed_sequence(rank: int, name: str) -> dict[str, Any]:
+def pass_plan_back(rank: int, name: str) -> dict[str, Any]:
     """Pass a plan with cut tokens back, as it is, edited, and beside the keyword."""
     plan = _start(catalogue.build(name)).plan
     page = plan.to_json()
@@ -142,7 +142,7 @@ def passed_sequence(rank: int, name: str) -> dict[str, Any]:
     }
 
 
-def spoiled_sequence(rank: int, name: str, how: str) -> dict[str, Any]:
+def probe_broken_plan(rank: int, name: str, how: str) -> dict[str, Any]:
     """Initialize with the probe, a part of the plan left out behind the rehearsal's back; return what was said."""
     import tpinit.runtime.init.launch as launch
     from tpinit.runtime.planning.schema import GradientRule

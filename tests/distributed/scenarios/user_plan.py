@@ -13,11 +13,11 @@ from tpinit.runtime.groups.digest import digest_model
 from tpinit.runtime.planning import Plan, plan_model
 
 from families import catalogue
-from scenarios.training import outcome
-from support.family_training import SGD, family
+from support.family_training import SGD, train_family
+from support.refusals import error_of
 
 
-def passed(rank: int, name: str, form: str, file: str, edit: str = "") -> dict[str, Any]:
+def train_by_passed_plan(rank: int, name: str, form: str, file: str, edit: str = "") -> dict[str, Any]:
     """Train by a plan that was made before and comes back as a Plan, as plain data, or in a file."""
     world = dist.get_world_size()
     plan = plan_model(catalogue.build(name), world, 0)
@@ -30,11 +30,11 @@ def passed(rank: int, name: str, form: str, file: str, edit: str = "") -> dict[s
             Path(file).write_text(json.dumps(page), encoding="utf-8")
         dist.barrier()
         again = file
-    result = family(rank, name, world, steps=3, initialize_with={"plan": again})
+    result = train_family(rank, name, world, steps=3, initialize_with={"plan": again})
     return {**result, "same": Plan.from_json(page) == plan}
 
 
-def planned(
+def initialize_by_request(
     rank: int, name: str, section: dict[str, Any] | None = None, edit: str = "", on_rank: int | None = None
 ) -> dict[str, Any]:
     """Initialise by a section, or by a plan that was edited on all ranks or on one, and return what came of it."""
@@ -49,7 +49,7 @@ def planned(
         "optimizer": SGD,
         "tensor_parallel": {"autotp_size": world, **(section or {})},
     }
-    result = outcome(lambda: initialize(model=model, config=config, plan=page))
+    result = error_of(lambda: initialize(model=model, config=config, plan=page))
     return {**result, "untouched": before == digest_model(model)}
 
 
