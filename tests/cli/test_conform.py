@@ -182,7 +182,7 @@ BAD_EXPECTATION = json.dumps({**SMOKE[0].to_json(), "expected": {**SMOKE[0].expe
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), ("nobody to ask",)),
+        ((), ("no implementation to test",)),
         (("--impl", "no-such"), ("'no-such'", "reference")),
         (("--impl", "py: no.such:thing"), ("no such module",)),
         (("--impl", "java: x"), ("Legal",)),

@@ -91,7 +91,7 @@ def test_slices_of_all_ranks_make_the_whole(tpinit):
 
 def test_the_words_name_what_the_data_has(tpinit):
     text = planned(tpinit, "--world", "4")
-    for words in ("Row 3 of 12", "2 groups of 2", "model.layers.{0-2}.mlp.up_proj.weight", "row, dim 1", "tp rank"):
+    for words in ("Row 3 of 12", "2 TP groups of 2", "model.layers.{0-2}.mlp.up_proj.weight", "row, dim 1", "tp rank"):
         assert words in text
     assert "15 collectives" in text
 

@@ -1,1 +1,1 @@
-"""The `tpinit` command. Each subcommand imports the room it shows only when it runs."""
+"""The `tpinit` command. A subcommand imports the packages that it needs only when it runs."""

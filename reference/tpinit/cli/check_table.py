@@ -1,4 +1,4 @@
-"""`tpinit check-table`: what is wrong with a decision table, anybody's."""
+"""`tpinit check-table`: finds the problems of any decision table."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tpinit.reference.errors import ConfigError
 
 __all__ = ["add_arguments", "run"]
 
-MAX_SHOWN = 20  # of the problems of a malformed table
+MAX_SHOWN = 20  # problems of a malformed table
 
 DESCRIPTION = """\
 Find the gaps, overlaps, conflicts, and the unreachable, subsumed and mergeable rows of a decision table, and
-axioms that would close the gaps: each with a concrete input that shows it."""
+axioms that would close the gaps. Each finding comes with a concrete input that shows it."""
 
 EPILOG = """\
 FILE is JSON, HJSON, or a Markdown text with a pipe table ('-': stdin). In JSON:
@@ -30,12 +30,13 @@ FILE is JSON, HJSON, or a Markdown text with a pipe table ('-': stdin). In JSON:
     ]
   }
 
-A cell is a value, a list of values, or '-' for any. In Markdown: one column a condition (Y, N or '-'; or values,
-listed in the head as 'cart {empty, small, big}'), then the outcomes; lines 'Axiom: TEXT' and 'Hit policy: first'.
+A cell is a value, a list of values, or '-' for any value. In Markdown there is one column per condition (Y, N or
+'-'; or values, listed in the heading as 'cart {empty, small, big}'), then the outcomes. Lines 'Axiom: TEXT' and
+'Hit policy: first' may stand outside the table.
 
-Axioms say what holds of every input, with iff, implies, or, and, not (loosest first), parentheses, 'cart = big',
-'cart != big', 'cart in {small, big}'. Hit policies: unique (the default: rows must not overlap), any (they may
-where their outcomes are equal), first (the first row that matches decides).
+An axiom is true of every input. It is written with iff, implies, or, and, not (loosest first), parentheses,
+'cart = big', 'cart != big', 'cart in {small, big}'. Hit policies: unique (the default: rows must not overlap), any
+(rows may overlap if their outcomes are equal), first (the first row that matches decides).
 
 examples:
   tpinit check-table examples/tables/tp_model_init.json
@@ -59,18 +60,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("file", metavar="FILE", help="the table, or '-' for stdin")
     parser.add_argument(
-        "--axiom", metavar="TEXT", action="append", default=[], help="one more axiom, beside those of FILE; repeatable"
+        "--axiom", metavar="TEXT", action="append", default=[], help="an axiom in addition to those of FILE; repeatable"
     )
-    parser.add_argument("--table", metavar="N", type=_limit, help="the table to take of a Markdown text with several")
-    parser.add_argument("--limit", metavar="N", type=_limit, default=20, help="the most items of a kind (default: 20)")
-    parser.add_argument("--strict", action="store_true", help="let notes fail as well: exit code 1")
+    parser.add_argument(
+        "--table", metavar="N", type=_limit, help="which table to read, if a Markdown text has several (1 is the first)"
+    )
+    parser.add_argument(
+        "--limit", metavar="N", type=_limit, default=20, help="the most items of each kind to show (default: 20)"
+    )
+    parser.add_argument("--strict", action="store_true", help="end with exit code 1 for notes too")
     parser.add_argument("--json", action="store_true", help="print the analysis as a JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what was found and return 1 for findings (with --strict also for notes), else 0.
+    """Print the analysis and return 1 if it has findings (with --strict also for notes), else 0.
 
-    Raises UsageError where the table is malformed, with every problem, or too hard for the solver.
+    Raises UsageError if the table is malformed, with every problem, or too hard for the solver.
     """
     from tpinit.decision_tables.analysis import Severity, analyse
     from tpinit.decision_tables.format import read_table
@@ -81,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         table = read_table(arguments.file, axioms=arguments.axiom, number=arguments.table)
         analysis = analyse(table, arguments.limit)
     except ConfigError as error:
-        raise UsageError(_told(error)) from error
+        raise UsageError(_limited(error)) from error
     except UndecidedTable as error:
         raise UsageError(f"{error}. fix: split the table, or make its axioms simpler") from error
     if arguments.json:
@@ -93,8 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
-def _told(error: ConfigError) -> str:
-    """Return the error's text; of very many problems the first ones."""
+def _limited(error: ConfigError) -> str:
+    """Return the error's text with at most `MAX_SHOWN` problems."""
     if len(error.problems) <= MAX_SHOWN:
         return str(error)
     shown = str(ConfigError(error.problems[:MAX_SHOWN])).partition("\n")[2]

@@ -1,4 +1,4 @@
-"""`tpinit conform`: hold an implementation of the contract against its conformance vectors."""
+"""`tpinit conform`: tests an implementation of the contract against the conformance vectors."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ __all__ = ["add_arguments", "run"]
 
 KIT_BROKEN = 3
 BROKEN = 4
-SEVERITY = (0, 1, BROKEN, KIT_BROKEN)  # of several implementations the last of these is the exit code
+SEVERITY = (0, 1, BROKEN, KIT_BROKEN)  # the exit code for several implementations is the one furthest right
 
 DESCRIPTION = """\
-Ask an implementation of the contract every conformance vector, and report where it departs, each with a command
-that asks that one case again."""
+Run every conformance vector against an implementation of the contract, and report each wrong answer with a command
+that runs that one vector again."""
 
 EPILOG = """\
 IMPL is one of
 
-  reference                    the reference resolver; also deepspeed, and whatever else ships with the kit
+  reference                    the reference resolver; 'deepspeed' and the kit's other adapters are named likewise
   py: PKG:OBJECT               a Python function answer(case) -> result, served in a process of its own
   cmd: COMMAND                 a program in any language that speaks JSON lines over stdio (docs/conformance.md)
-  ranks: COMMAND               the same, one process a rank, in worlds of up to 4 ranks
+  ranks: COMMAND               the same, with one process per rank, in worlds of up to 4 ranks
 
 examples:
   tpinit conform --impl reference
@@ -44,9 +44,9 @@ examples:
   tpinit conform --impl 'cmd: node impl.js' --search 5000 --found found.jsonl
   tpinit conform --impl reference --impl 'cmd: node impl.js' --html compare.html
 
-exit codes: 0 every answer is the contract's (or permitted by a declared choice, or a known failure), 1 an answer
-disagrees, 2 a usage error, 3 the kit itself is broken, 4 the implementation is: it does not start, crashes, hangs,
-answers garbage, answers nothing, or its answers depend on the cases before. 4 comes before 1.
+exit codes: 0 every answer agrees with the contract (or is permitted by a declared choice, or is a known failure), 1 an
+answer disagrees, 2 a usage error, 3 the kit itself is broken, 4 the implementation is broken: it does not start,
+crashes, hangs, answers garbage, answers nothing, or its answers depend on earlier cases. 4 is reported before 1.
 """
 
 
@@ -70,24 +70,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the subcommand and its arguments."""
     parser.description = DESCRIPTION
     parser.epilog = EPILOG
-    parser.add_argument("--impl", metavar="IMPL", action="append", default=[], help="whom to ask; repeatable")
+    parser.add_argument(
+        "--impl", metavar="IMPL", action="append", default=[], help="the implementation to test; repeatable"
+    )
     which = parser.add_argument_group("which vectors")
     which.add_argument("--smoke", action="store_true", help="the smoke subset only: every row and every violation")
-    which.add_argument("--only", metavar="ID", action="append", default=[], help="this vector; repeatable")
+    which.add_argument("--only", metavar="ID", action="append", default=[], help="only this vector; repeatable")
     which.add_argument("--vectors", metavar="FILE", help="the vectors of this file instead of the kit's")
-    how = parser.add_argument_group("how to ask and judge")
-    how.add_argument("--dialect", metavar="NAME", default="documented", help="what to hold it to (default: documented)")
-    how.add_argument("--no-choices", action="store_true", help="let declared permissive choices count as wrong")
-    how.add_argument("--strict", action="store_true", help="let a field that an answer leaves out count as wrong")
-    how.add_argument("--known", metavar="FILE", help="known failures: exactly these wrong answers are expected")
+    how = parser.add_argument_group("how to run and judge")
+    how.add_argument(
+        "--dialect", metavar="NAME", default="documented", help="the dialect to judge by (default: documented)"
+    )
+    how.add_argument("--no-choices", action="store_true", help="count declared permissive choices as wrong")
+    how.add_argument("--strict", action="store_true", help="count a field that an answer leaves out as wrong")
+    how.add_argument(
+        "--known", metavar="FILE", help="a file of known failures: exactly these wrong answers are expected"
+    )
     how.add_argument("--timeout", metavar="S", type=_seconds, default=10.0, help="seconds for a case (default: 10)")
     how.add_argument("--fresh", action="store_true", help="a new process for every case")
-    how.add_argument("--passes", metavar="N", type=int, choices=(1, 2), default=2, help="1: do not ask again backwards")
-    how.add_argument("--jobs", metavar="N", type=_count, default=1, help="processes to ask at a time (default: 1)")
+    how.add_argument(
+        "--passes", metavar="N", type=int, choices=(1, 2), default=2, help="1: skip the second run in reverse order"
+    )
+    how.add_argument("--jobs", metavar="N", type=_count, default=1, help="processes at a time (default: 1)")
     beyond = parser.add_argument_group("beyond the vectors")
-    beyond.add_argument("--search", metavar="N", type=_count, help="ask about N cases that Hypothesis makes, instead")
-    beyond.add_argument("--found", metavar="FILE", help="write what the search finds as vectors")
-    beyond.add_argument("--seed", metavar="N", type=int, default=0, help="of the search (default: 0)")
+    beyond.add_argument(
+        "--search", metavar="N", type=_count, help="run N cases that Hypothesis generates, instead of the vectors"
+    )
+    beyond.add_argument("--found", metavar="FILE", help="write the cases that the search finds as vectors")
+    beyond.add_argument("--seed", metavar="N", type=int, default=0, help="the seed of the search (default: 0)")
     out = parser.add_argument_group("reports")
     out.add_argument("--json", metavar="FILE", help="the report as JSON, for one implementation ('-': stdout)")
     out.add_argument("--junit", metavar="FILE", help="the reports as JUnit XML")
@@ -97,11 +107,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Ask, report and return the exit code. Raises UsageError for a question that can't be put."""
+    """Run the vectors, report, and return the exit code. Raises UsageError for malformed options."""
     from tpinit.conformance.protocol import KitError
 
     def terminated(*_: object) -> NoReturn:
-        raise SystemExit(128 + signal.SIGTERM)  # so that the implementations are ended on the way out
+        raise SystemExit(128 + signal.SIGTERM)  # so that the `finally` blocks stop the implementations
 
     before = signal.signal(signal.SIGTERM, terminated)
     try:
@@ -111,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
         return KIT_BROKEN
     except (UsageError, BrokenPipeError):
         raise
-    except Exception:  # a bug of the kit's must not look like one of the implementation's
+    except Exception:  # a bug of the kit must not look like a bug of the implementation
         import traceback
 
         traceback.print_exc()
@@ -127,17 +137,17 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.dialect not in DIALECTS:
         raise UsageError(f"--dialect {arguments.dialect!r} is unknown. Legal: {', '.join(DIALECTS)}")
     if not arguments.impl and not arguments.compare:
-        raise UsageError("nobody to ask. fix: --impl reference, or see 'tpinit conform --help'")
+        raise UsageError("no implementation to test. fix: --impl reference, or see 'tpinit conform --help'")
     if arguments.compare and not arguments.html:
         raise UsageError("--compare adds reports to a page. fix: --html FILE")
     if arguments.json and len(arguments.impl) != 1:
-        raise UsageError("--json is the report of one implementation. fix: one --impl a run, then --compare")
+        raise UsageError("--json takes the report of one implementation. fix: one --impl per run, then --compare")
     _writable(arguments)
-    openers = [(spelled, _opener(spelled, arguments)) for spelled in arguments.impl]
+    openers = [(impl, _opener(impl, arguments)) for impl in arguments.impl]
     if arguments.search:
-        return max((_search(spelled, opener, arguments) for spelled, opener in openers), key=SEVERITY.index)
+        return max((_search(impl, opener, arguments) for impl, opener in openers), key=SEVERITY.index)
     if arguments.found:
-        raise UsageError("--found is where a search writes. fix: --search N")
+        raise UsageError("--found is written by a search. fix: add --search N")
     return _conform(openers, arguments)
 
 
@@ -148,19 +158,19 @@ def _writable(arguments: argparse.Namespace) -> None:
             raise UsageError(f"--{name} {path!r}: there is no such folder")
 
 
-def _opener(spelled: str, arguments: argparse.Namespace) -> Callable[[], Adapter]:
+def _opener(impl: str, arguments: argparse.Namespace) -> Callable[[], Adapter]:
     from tpinit.conformance.adapters import AdapterError, opener
 
-    if spelled.partition(":")[0].strip() not in ("cmd", "py", "ranks"):
+    if impl.partition(":")[0].strip() not in ("cmd", "py", "ranks"):
         for option, given in (("fresh", arguments.fresh), ("jobs", arguments.jobs > 1)):
             if given:
-                raise UsageError(f"--{option} is for 'py: ...', 'cmd: ...' and 'ranks: ...', and not for {spelled!r}")
+                raise UsageError(f"--{option} is for 'py: ...', 'cmd: ...' and 'ranks: ...', not for {impl!r}")
     if "" not in sys.path:
-        sys.path.insert(0, "")  # a package in this folder is found, as with python -m
+        sys.path.insert(0, "")  # finds packages in the current folder, as python -m does
     try:
-        return opener(spelled, fresh=arguments.fresh)
+        return opener(impl, fresh=arguments.fresh)
     except AdapterError as error:
-        raise UsageError(f"--impl {spelled!r}: {error}") from error
+        raise UsageError(f"--impl {impl!r}: {error}") from error
 
 
 def _conform(openers: Sequence[tuple[str, Callable[[], Adapter]]], arguments: argparse.Namespace) -> int:
@@ -179,8 +189,8 @@ def _conform(openers: Sequence[tuple[str, Callable[[], Adapter]]], arguments: ar
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from error
     reports = []
-    for spelled, opener in openers:
-        made = known.apply(conform(opener, vectors, _settings(spelled, arguments)), failures)
+    for impl, opener in openers:
+        made = known.apply(conform(opener, vectors, _options(impl, arguments)), failures)
         reports.append(made)
         if arguments.json != "-":
             print(text(made, arguments.limit), flush=True)
@@ -188,7 +198,7 @@ def _conform(openers: Sequence[tuple[str, Callable[[], Adapter]]], arguments: ar
     return max((report.exit_code(made) for made in (*reports, *earlier)), key=SEVERITY.index)
 
 
-def _settings(spelled: str, arguments: argparse.Namespace) -> RunOptions:
+def _options(impl: str, arguments: argparse.Namespace) -> RunOptions:
     from tpinit.conformance.runner import RunOptions
 
     selection = "smoke" if arguments.smoke else "all"
@@ -199,7 +209,7 @@ def _settings(spelled: str, arguments: argparse.Namespace) -> RunOptions:
         jobs=arguments.jobs,
         strict=arguments.strict,
         choices=not arguments.no_choices,
-        spelled=spelled,
+        spelled=impl,
         selection=" ".join(filter(None, (selection, arguments.vectors and "of a file", arguments.only and "chosen"))),
     )
 
@@ -220,11 +230,11 @@ def _vectors(arguments: argparse.Namespace) -> tuple[Vector, ...]:
         raise UsageError(f"{error.filename}: {error.strerror}") from error
     unknown = sorted(set(arguments.only) - {vector.id for vector in vectors})
     if unknown:
-        raise UsageError(f"there is no vector {', '.join(map(repr, unknown))} among the {len(vectors)}")
+        raise UsageError(f"none of the {len(vectors)} vectors has the id {', '.join(map(repr, unknown))}")
     chosen = tuple(vector for vector in vectors if not arguments.only or vector.id in arguments.only)
     chosen = tuple(vector for vector in chosen if vector.smoke or not arguments.smoke)
     if not chosen:
-        raise UsageError("no vector is left to ask. fix: leave out --smoke")
+        raise UsageError("no vector is left to run. fix: leave out --smoke")
     return chosen
 
 
@@ -246,8 +256,8 @@ def _write(reports: Sequence[Report], earlier: Sequence[Report], arguments: argp
         raise UsageError(f"{error.filename}: {error.strerror}") from error
 
 
-def _search(spelled: str, opener: Callable[[], Adapter], arguments: argparse.Namespace) -> int:
-    """Search and return 1 for anything found, 4 where the implementation is broken (or does not start), else 0."""
+def _search(impl: str, opener: Callable[[], Adapter], arguments: argparse.Namespace) -> int:
+    """Search; return 1 if a case is found, 4 if the implementation is broken or does not start, else 0."""
     if find_spec("hypothesis") is None:
         raise UsageError("--search needs hypothesis, not installed here. fix: pip install 'tpinit[conformance]'")
     from tpinit.conformance import report, vector_files
@@ -265,7 +275,7 @@ def _search(spelled: str, opener: Callable[[], Adapter], arguments: argparse.Nam
             seed=arguments.seed,
         )
     except Broken as error:
-        print(f"{spelled}: broken: {error}")
+        print(f"{impl}: broken: {error}")
         return BROKEN
     for vector, case in made.found:
         print(f"{case.verdict.value}: {vector.id} (row {vector.row})\n  input: {json.dumps(vector.input)}")
@@ -278,6 +288,6 @@ def _search(spelled: str, opener: Callable[[], Adapter], arguments: argparse.Nam
     print(f"{made.who.name} {made.who.version}: {made.asked} cases asked, {made.skipped} skipped, {found} found")
     if arguments.found and found:
         vector_files.write([vector for vector, _ in made.found], arguments.found)
-        print(f"again: tpinit conform --impl '{spelled}' --vectors {arguments.found}")
+        print(f"again: tpinit conform --impl '{impl}' --vectors {arguments.found}")
     broken = any(case.verdict in report.BROKEN for _, case in made.found)
     return BROKEN if broken or made.asked == made.skipped else int(found > 0)

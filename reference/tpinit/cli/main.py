@@ -1,8 +1,8 @@
-"""The `tpinit` command: what it is called, its subcommands, and how it ends.
+"""The `tpinit` command: its options, its subcommands, and its exit codes.
 
-Exit codes: 0 for success, 1 where a decision, a proof or a training step says no, 2 where the question
-itself is malformed (a usage error, an unreadable config, a missing extra), 70 for a bug in tpinit, which
-alone shows a traceback. Errors go to stderr as `tpinit: error: ...`.
+Exit codes: 0 for success, 1 if a decision is an error or a proof or a training step fails, 2 if the question
+is malformed (a usage error, an unreadable config, a missing extra), 70 for a bug in tpinit, the only case with
+a traceback. Errors go to stderr as `tpinit: error: ...`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ __all__ = ["main"]
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One subcommand: its line in the help, and the libraries it needs, each with the extra that brings it.
+    """One subcommand: its line in the help, and the libraries that it needs, each with its extra.
 
-    A command with its `own_parser` gets its arguments as they are.
+    A command with `own_parser` parses its arguments itself.
     """
 
     summary: str
@@ -34,7 +34,7 @@ class Command:
     own_parser: bool = False
 
 
-# The module of a subcommand is imported only when that subcommand was asked for.
+# The module of a subcommand is imported only when the subcommand is used.
 COMMANDS = {
     "resolve": Command("decide what initialize() does for a config, a call, an mpu and a mesh"),
     "table": Command("show the twelve rows of the contract"),
@@ -45,15 +45,15 @@ COMMANDS = {
         own_parser=True,
     ),
     "mutate": Command(
-        "change the contract and its code in one place at a time, and see who notices",
+        "change the contract and its code in one place at a time, and name what detects each change",
         needs=(("z3", "proofs"), ("crosshair", "proofs"), ("pytest", "conformance")),
         own_parser=True,
     ),
     "vectors": Command("count, list and regenerate the conformance vectors"),
-    "check-table": Command("find what is wrong with a decision table, anybody's", needs=(("z3", "proofs"),)),
-    "conform": Command("hold an implementation of the contract, anybody's, against its conformance vectors"),
+    "check-table": Command("find the gaps, overlaps and conflicts of any decision table", needs=(("z3", "proofs"),)),
+    "conform": Command("test any implementation of the contract against the conformance vectors"),
     "plan": Command(
-        "say how a model of any size is cut over any number of ranks, and what that costs",
+        "show how a model of any size is sharded over any number of ranks, and what that costs",
         needs=(("torch", "runtime"), ("transformers", "hf")),
     ),
     "train": Command(
@@ -63,8 +63,8 @@ COMMANDS = {
 }
 
 DESCRIPTION = """\
-How tensor-parallel training starts: what tp_model_init() followed by initialize() must do, decided,
-explained, proven and run."""
+How tensor-parallel training starts: decide, explain, prove and run what tp_model_init() followed by
+initialize() must do."""
 
 EPILOG = """\
 examples:
@@ -75,12 +75,12 @@ examples:
   tpinit train
 
 exit codes: 0 success, 1 a violation of the contract (or a proof or a step that failed), 2 a usage error,
-malformed input or a missing extra. 'tpinit COMMAND --help' tells more.
+malformed input or a missing extra. 'tpinit COMMAND --help' describes a command.
 """
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, but its errors read like all others of this command (argparse offers no other hook)."""
+    """An argparse parser whose errors have the form of this command's errors (argparse has no other hook)."""
 
     def error(self, message: str) -> NoReturn:
         _fail(f"{message}\n  fix: see '{self.prog} --help'")
@@ -92,16 +92,16 @@ def _fail(message: str) -> None:
 
 
 def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # 20 ms that only --version needs
+    from importlib.metadata import PackageNotFoundError, version  # slow to import, and only --version needs it
 
     try:
         return version("tpinit")
-    except PackageNotFoundError:  # run from a source tree that was never installed
+    except PackageNotFoundError:  # run from a source tree that is not installed
         return "(not installed)"
 
 
 class _Version(argparse.Action):
-    """Prints the version and ends; argparse's own action wants the version before it is asked for."""
+    """Prints the version and exits. argparse's own action needs the version before it is used."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         print(f"tpinit {_version()}")
@@ -130,7 +130,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _check_needs(name: str) -> None:
-    """Raises UsageError where a library that the subcommand needs is not installed, naming the extras."""
+    """Raise UsageError, naming the extras, if a library that the subcommand needs is not installed."""
     missing = [(module, extra) for module, extra in COMMANDS[name].needs if find_spec(module) is None]
     if missing:
         modules = " and ".join(module for module, _ in missing)
@@ -154,9 +154,9 @@ def _run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (default: those of the process) and return its exit code.
 
-    A reader that closes the pipe early ends it with 141 and Ctrl-C with 130, as shells expect, both silently.
+    It returns 141 if the reader of a pipe closes it early, and 130 for Ctrl-C, as shells expect, both silently.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that can't show a character is no reason to fail
+    if isinstance(sys.stdout, io.TextIOWrapper):  # never fail for a character that a terminal can't show
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = _run(sys.argv[1:] if argv is None else argv)
@@ -165,12 +165,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _fail(str(error))
         return 2
     except BrokenPipeError:
-        # The interpreter flushes stdout once more when it ends; give it a place where that works.
+        # The interpreter flushes stdout once more at exit, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
         return 130
-    except Exception:  # a bug must not look like a violation, and 1 is what Python itself would exit with
+    except Exception:  # a bug must not look like a violation: Python itself would exit with 1
         import traceback
 
         traceback.print_exc()

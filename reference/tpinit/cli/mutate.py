@@ -1,4 +1,4 @@
-"""`tpinit mutate`: every theorem and test, tried on contracts and sources that are wrong in one place."""
+"""`tpinit mutate`: runs the theorems and tests on contracts and sources that are wrong in one place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["run"]
 
 
 def run(argv: Sequence[str]) -> int:
-    """Judge the mutants that the arguments ask for and return 0 when none survives that may not, else 1."""
+    """Judge the mutants that the arguments select; return 0 if no unlisted mutant survives, else 1."""
     from tpinit.proofs.mutation.main import mutate
 
     return mutate(list(argv))

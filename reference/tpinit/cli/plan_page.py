@@ -1,15 +1,15 @@
-"""The page of `tpinit plan --html`: one file, no script, a picture of every cut, light and dark, wide and narrow."""
+"""The page of `tpinit plan --html`: one HTML file without scripts, with a picture of every sharded parameter."""
 
 from __future__ import annotations
 
 from html import escape
 from typing import Any
 
-from tpinit.cli.plan import shape, shortened, size, sums
+from tpinit.cli.plan_format import MEMORY_KINDS, byte_size, collective_totals, memory_rows, rank_range, shape_text
 
 __all__ = ["page_of"]
 
-_SHOWN = 16  # ranks that get a colour and a word of their own in a picture
+_SHOWN = 16  # ranks that the legend lists
 _STYLE = """
 :root { color-scheme: light dark;
   --ink: #1b1f24; --paper: #ffffff; --soft: #f1f3f5; --line: #ccd2d9; --faint: #57606a; }
@@ -42,25 +42,25 @@ svg text { font: 600 9px system-ui, sans-serif; fill: #101418; text-anchor: midd
 
 
 def page_of(page: dict[str, Any], decision: str) -> str:
-    """Return a whole HTML document of a forecast and the words of its decision."""
+    """Return a forecast, with the explanation of its decision, as an HTML document."""
     ranks, model = page["ranks"], page["model"]
     title = f"{model['class']} over {ranks['world']} ranks"
     body = [
         f"<h1>{escape(title)}</h1>",
-        f"<p>{model['parameters']:,} numbers, {escape(str(model['dtype'] or 'each in its own dtype'))}; "
+        f"<p>{model['parameters']:,} parameters, {escape(str(model['dtype'] or 'each in its own dtype'))}; "
         f"the plan is from {escape(model['source_of_plan'])}.</p>",
         f"<h2>Decision</h2><pre>{escape(decision)}</pre>",
-        f"<h2>Ranks</h2><p>{ranks['world']} ranks: {ranks['dp_size']} groups of {ranks['tp_size']} that shard; "
+        f"<h2>Ranks</h2><p>{ranks['world']} ranks: {ranks['dp_size']} TP groups of {ranks['tp_size']}; "
         f"{escape(ranks['rule'])}.</p>",
         _ranks(ranks),
-        f"<h2>Who holds which slice</h2>{_key(ranks['tp_size'])}",
-        f'<div class="cuts">{"".join(_figure(one, ranks["tp_size"]) for one in page["parameters"])}</div>',
+        f"<h2>The slices of each TP rank</h2>{_legend(ranks['tp_size'])}",
+        f'<div class="cuts">{"".join(_figure(parameter, ranks["tp_size"]) for parameter in page["parameters"])}</div>',
         "<h2>Collectives</h2>",
-        "".join(f"<p>{escape(line[0].upper() + line[1:])}.</p>" for line in sums(page["collectives"])),
+        "".join(f"<p>{escape(line[0].upper() + line[1:])}.</p>" for line in collective_totals(page["collectives"])),
         _collectives(page["collectives"]["each"]),
         "<h2>Memory of a rank, without activations</h2>",
         _memory(page["memory"]),
-        "<h2>Whole on every rank</h2>",
+        "<h2>Replicated on every rank</h2>",
         _replicated(page["replicated"]),
     ]
     if page["notes"]:
@@ -76,61 +76,63 @@ def _colour(rank: int, tp_size: int) -> str:
     return f"hsl({360 * rank / tp_size:.0f} 60% {72 if rank % 2 else 64}%)"
 
 
-def _key(tp_size: int) -> str:
+def _legend(tp_size: int) -> str:
     shown = list(range(min(tp_size, _SHOWN)))
     items = [f'<li><i style="background:{_colour(rank, tp_size)}"></i>tp rank {rank}</li>' for rank in shown]
     more = [f"<li>and so on to {tp_size - 1}</li>"] if tp_size > _SHOWN else []
-    grey = '<li><i style="background:#b6bec8"></i>whole on every rank</li>'
+    grey = '<li><i style="background:#b6bec8"></i>replicated on every rank</li>'
     return f'<ul class="key">{"".join([*items, *more, grey])}</ul>'
 
 
-def _figure(one: dict[str, Any], tp_size: int) -> str:
-    lengths = one["shape"]
-    dim = one["dim"]
+def _figure(parameter: dict[str, Any], tp_size: int) -> str:
+    lengths = parameter["shape"]
+    dim = parameter["dim"]
     flat = len(lengths) < 2 or dim == len(lengths) - 1
-    high = 26 if len(lengths) < 2 else 90
-    words = f"{shape(lengths)}, {one['cut']}" + ("" if dim is None else f" along {dim}")
+    height = 26 if len(lengths) < 2 else 90
+    caption = f"{shape_text(lengths)}, {parameter['cut']}" + ("" if dim is None else f" along {dim}")
     if dim is None:
-        drawn = f'<rect width="240" height="{high}" fill="#b6bec8"/><text x="120" y="{high / 2}">every rank</text>'
+        drawing = (
+            f'<rect width="240" height="{height}" fill="#b6bec8"/><text x="120" y="{height / 2}">every rank</text>'
+        )
     else:
         sharing: dict[tuple[int, int], list[int]] = {}
-        for rank, pieces in enumerate(one["slices"]):
+        for rank, pieces in enumerate(parameter["slices"]):
             for offset, length in pieces:
                 sharing.setdefault((offset, length), []).append(rank)
-        drawn = "".join(
-            _piece((offset / lengths[dim], length / lengths[dim]), (place, len(ranks)), rank, tp_size, flat, high)
+        drawing = "".join(
+            _piece((offset / lengths[dim], length / lengths[dim]), (place, len(ranks)), rank, tp_size, flat, height)
             for (offset, length), ranks in sharing.items()
             for place, rank in enumerate(ranks)
         )
-    name = escape(one["name"])
-    local = one["local_shapes"]
-    held = shape(local[0]) if local[0] == local[-1] else f"{shape(local[0])} to {shape(local[-1])}"
-    times = f"{one['count']} times, " if one["count"] > 1 else ""
-    why = f"; {escape(one['why'])}" if one["why"] else ""
+    name = escape(parameter["name"])
+    local = parameter["local_shapes"]
+    held = shape_text(local[0]) if local[0] == local[-1] else f"{shape_text(local[0])} to {shape_text(local[-1])}"
+    times = f"{parameter['count']} of this shape, " if parameter["count"] > 1 else ""
+    why = f"; {escape(parameter['why'])}" if parameter["why"] else ""
     return (
-        f'<figure><svg viewBox="0 0 240 {high}" role="img" aria-label="{escape(words)}">{drawn}</svg>'
-        f"<figcaption><b>{name}</b><br><span>{escape(words)}; {times}{escape(held)} a rank, "
-        f"{size(max(one['local_bytes']))}{why}</span></figcaption></figure>"
+        f'<figure><svg viewBox="0 0 240 {height}" role="img" aria-label="{escape(caption)}">{drawing}</svg>'
+        f"<figcaption><b>{name}</b><br><span>{escape(caption)}; {times}{escape(held)} per rank, "
+        f"{byte_size(max(parameter['local_bytes']))}{why}</span></figcaption></figure>"
     )
 
 
-def _piece(span: tuple[float, float], share: tuple[int, int], rank: int, tp_size: int, flat: bool, high: int) -> str:
-    """Draw what a rank holds: its span of the cut dimension, beside the others that hold the same."""
+def _piece(span: tuple[float, float], share: tuple[int, int], rank: int, tp_size: int, flat: bool, height: int) -> str:
+    """Draw a rank's slice: its span of the sharded dimension, beside the other ranks with the same slice."""
     place, sharers = share
     if flat:
-        x, y, w, h = 240 * span[0], high * place / sharers, 240 * span[1], high / sharers
+        x, y, w, h = 240 * span[0], height * place / sharers, 240 * span[1], height / sharers
     else:
-        x, y, w, h = 240 * place / sharers, high * span[0], 240 / sharers, high * span[1]
-    word = f'<text x="{x + w / 2:.2f}" y="{y + h / 2:.2f}">{rank}</text>' if min(w, h) >= 9 else ""
+        x, y, w, h = 240 * place / sharers, height * span[0], 240 / sharers, height * span[1]
+    label = f'<text x="{x + w / 2:.2f}" y="{y + h / 2:.2f}">{rank}</text>' if min(w, h) >= 9 else ""
     fill = _colour(rank, tp_size)
     return (
         f'<rect x="{x:.2f}" y="{y:.2f}" width="{w:.2f}" height="{h:.2f}" fill="{fill}">'
-        f"<title>tp rank {rank}</title></rect>{word}"
+        f"<title>tp rank {rank}</title></rect>{label}"
     )
 
 
 def _ranks(ranks: dict[str, Any]) -> str:
-    rows = [[str(group["dp_rank"]), shortened(group["ranks"])] for group in ranks["tp_groups"]]
+    rows = [[str(group["dp_rank"]), rank_range(group["ranks"])] for group in ranks["tp_groups"]]
     left_out = ranks["tp_groups_left_out"]
     if left_out:
         rows.insert(len(rows) // 2, ["...", f"{left_out} more"])
@@ -140,40 +142,34 @@ def _ranks(ranks: dict[str, Any]) -> str:
 def _collectives(each: list[dict[str, Any]]) -> str:
     rows = [
         [
-            one["module"],
-            str(one["calls"]),
-            one["phase"],
-            one["kind"].replace("_", "-"),
-            one["group"],
-            size(one["largest_bytes"]),
-            size(one["bytes"]),
-            size(one["wire_bytes"]),
+            collective["module"],
+            str(collective["calls"]),
+            collective["phase"],
+            collective["kind"].replace("_", "-"),
+            collective["group"],
+            byte_size(collective["largest_bytes"]),
+            byte_size(collective["bytes"]),
+            byte_size(collective["wire_bytes"]),
         ]
-        for one in each
+        for collective in each
     ]
-    return _table(
-        ["where", "calls", "when", "what", "over", "largest", "all of them", "on the wire"], rows, (1, 5, 6, 7)
-    )
+    return _table(["where", "calls", "when", "what", "group", "largest", "total", "on the wire"], rows, (1, 5, 6, 7))
 
 
 def _memory(memory: list[dict[str, Any]]) -> str:
-    kinds = ("parameters", "gradients", "masters", "optimizer", "total")
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for one in memory:
-        alike.setdefault(tuple(one[kind] for kind in kinds), []).append(one["tp_rank"])
-    rows = [[shortened(ranks), *(size(one) for one in sizes)] for sizes, ranks in alike.items()]
-    return _table(["tp rank", *kinds], rows, (1, 2, 3, 4, 5))
+    return _table(["tp rank", *MEMORY_KINDS], [list(row) for row in memory_rows(memory)], (1, 2, 3, 4, 5))
 
 
-def _replicated(found: dict[str, Any]) -> str:
-    rows = [[reason, size(held)] for reason, held in found["reasons"].items()]
-    return f"<p>{found['parameters']} parameters, {size(found['bytes'])}.</p>" + _table(["why", "bytes"], rows, (1,))
+def _replicated(replicated: dict[str, Any]) -> str:
+    rows = [[reason, byte_size(held)] for reason, held in replicated["reasons"].items()]
+    total = f"<p>{replicated['parameters']} parameters, {byte_size(replicated['bytes'])}.</p>"
+    return total + _table(["why", "bytes"], rows, (1,))
 
 
-def _table(head: list[str], rows: list[list[str]], numbers: tuple[int, ...]) -> str:
+def _table(head: list[str], rows: list[list[str]], numeric: tuple[int, ...]) -> str:
     def cells(kind: str, row: list[str]) -> str:
-        marked = (' class="n"' if place in numbers else "" for place in range(len(row)))
-        return "".join(f"<{kind}{mark}>{escape(one)}</{kind}>" for one, mark in zip(row, marked, strict=True))
+        marked = (' class="n"' if column in numeric else "" for column in range(len(row)))
+        return "".join(f"<{kind}{mark}>{escape(cell)}</{kind}>" for cell, mark in zip(row, marked, strict=True))
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return f'<div class="wide"><table><tr>{cells("th", head)}</tr>{body}</table></div>'

@@ -1,4 +1,4 @@
-"""`tpinit prove`: every theorem of the contract, proven on this machine."""
+"""`tpinit prove`: proves every theorem of the contract on this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["run"]
 
 
 def run(argv: Sequence[str]) -> int:
-    """Prove what the arguments ask for and return 0 when all of it holds, else 1."""
+    """Prove the theorems that the arguments select; return 0 if all of them are proven, else 1."""
     from tpinit.proofs.main import prove
 
     return prove(list(argv))

@@ -1,4 +1,4 @@
-"""`tpinit schema`: the JSON Schema of the `tensor_parallel` section, or of a whole config."""
+"""`tpinit schema`: prints the JSON Schema of the `tensor_parallel` section, or of a whole config."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the subcommand and its arguments."""
     parser.description = (
-        "Print the JSON Schema of the tensor_parallel section on stdout, generated from what reads it.\n"
-        "An editor that knows it completes and checks the section while you type."
+        "Print the JSON Schema of the tensor_parallel section on stdout. It is generated from the table that the\n"
+        "reader of configs uses. With it, an editor completes and checks the section while you type."
     )
     parser.add_argument("--config", action="store_true", help="print the schema of a whole config, with the section")
 

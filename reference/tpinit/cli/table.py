@@ -1,4 +1,4 @@
-"""`tpinit table`: the twelve rows, for a terminal, a program or a document."""
+"""`tpinit table`: prints the twelve rows for a terminal, a program or a document."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 HEADINGS = ("row", "TPI", "TPG", "CFG", "MPU", "outcome", "size and dtype from", "tp_group from")
-GAPS = (2, 1, 1, 1, 2, 2, 2, 0)  # the blanks after each column
+GAPS = (2, 1, 1, 1, 2, 2, 2, 0)  # the number of spaces after each column
 SHORTER = {"config, gaps filled from the call": "config, else the call"}  # keeps the table under 100 columns
 LEGEND = """\
-TPI  tp_model_init was called for the model   CFG  the config has a tensor_parallel section, enabled
+TPI  tp_model_init was called for the model   CFG  the config has an enabled tensor_parallel section
 TPG  that call was given a tp_group           MPU  an mpu was passed to initialize
 A disagreement between any two given values is an error in every row (see 'tpinit resolve')."""
 
@@ -26,16 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the subcommand and its arguments."""
     parser.description = (
         "Show the contract's table: for each combination of the four facts, what initialize() does, and\n"
-        "where the size, the dtype and the group come from. A call's tp_group implies the call, so twelve\n"
-        "rows are all there are."
+        "where the size, the dtype and the group come from. A call's tp_group implies the call, so there are\n"
+        "twelve rows and not sixteen."
     )
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print a JSON array with one object a row")
+    form.add_argument("--json", action="store_true", help="print a JSON array with one object per row")
     form.add_argument("--markdown", action="store_true", help="print a Markdown table")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table in the form that was asked for and return 0."""
+    """Print the table in the selected form and return 0."""
     from tpinit.spec.table import ROWS
 
     if arguments.json:

@@ -1,4 +1,4 @@
-"""`tpinit train`: a few real steps of a small sharded Llama, beside the same model unsharded."""
+"""`tpinit train`: trains a small sharded Llama for a few steps, beside the same model unsharded."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 DESCRIPTION = """\
-Train a small Llama with random weights, cut over real processes, and the same model whole, on the same data.
-Prints the decision, the plan, and both losses step by step; fails where they differ.
+Train a small Llama with random weights, sharded over real processes, and the same model unsharded, on the same
+data. Print the decision, the plan, and both losses of every step; fail if the losses differ.
 
-Without torchrun this starts its own processes on this machine (gloo, or nccl where there is CUDA). Under
-torchrun it is one of them:
+Without torchrun the command starts its own processes on this machine (with nccl if there is CUDA, else gloo). Under
+torchrun it is one of the ranks:
 
   torchrun --nproc-per-node 4 -m tpinit.cli.main train --tp-size 2"""
 
 EPILOG = """\
-Without --config the section is {"autotp_size": NPROC}. --tp-size makes a call of tp_model_init before
-initialize, so that call and config are merged by the contract.
+Without --config the section is {"autotp_size": NPROC}. With --tp-size, tp_model_init is called before initialize,
+and the call and the config are merged by the contract.
 
 examples:
   tpinit train
@@ -39,11 +39,11 @@ examples:
 exit codes: 0 equal, 1 the losses differ or the inputs violate the contract, 2 the inputs can't be read.
 """
 
-# The verdict goes from rank 0 to the process that started the ranks through a file: the launcher has no other
-# exit codes than 0 and 1.
-_VERDICT = "TPINIT_TRAIN_VERDICT"
-_LENGTH = 32  # tokens in a sequence
-_MICRO = 2  # samples in a micro batch where the config names none
+# Rank 0 passes the exit code to the process that started the ranks through a file, because the launcher returns only
+# 0 or 1. This variable holds the file's path.
+_STATUS_FILE = "TPINIT_TRAIN_STATUS_FILE"
+_LENGTH = 32  # tokens per sample
+_MICRO = 2  # samples per micro batch, unless the config sets it
 _TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 2e-2}  # relative, on the loss
 
 
@@ -58,12 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, in this process if it is a rank already, else in processes started for it. Returns the exit code."""
+    """Train, in this process if it is a rank already, else in new processes. Return the exit code."""
     if arguments.config is not None and arguments.dtype is not None and arguments.tp_size is None:
-        raise UsageError("--dtype is an argument of the call, with --config too. fix: give --tp-size as well")
+        raise UsageError("--dtype is an argument of the call. fix: give --tp-size too, or set the dtype in the config")
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return _rank(arguments)
-    return _refused(arguments) or _launch(arguments)
+    return _check(arguments) or _launch(arguments)
 
 
 def _count(text: str) -> int:
@@ -72,10 +72,10 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _refused(arguments: argparse.Namespace) -> int:
-    """Return the exit code of inputs that can't be decided, after saying why; 0 for good ones.
+def _check(arguments: argparse.Namespace) -> int:
+    """Return 0 for inputs that give a decision; else print the error and return 1. Raises UsageError.
 
-    The ranks would say the same, after seconds of starting up.
+    The ranks would raise the same errors, but seconds later, when they have started.
     """
     from tpinit.reference.errors import ConfigError, DecisionError
     from tpinit.reference.objects import CallArgs, Resolver
@@ -92,7 +92,7 @@ def _refused(arguments: argparse.Namespace) -> int:
 
 
 def _launch(arguments: argparse.Namespace) -> int:
-    """Start the ranks under torch.distributed.run and return what rank 0 found."""
+    """Start the ranks under torch.distributed.run and return the exit code of rank 0."""
     import subprocess
 
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(arguments.nproc)]
@@ -106,15 +106,15 @@ def _launch(arguments: argparse.Namespace) -> int:
             command += [option, str(value)]
     sys.stdout.flush()
     with tempfile.TemporaryDirectory(prefix="tpinit-train-") as folder:
-        verdict = Path(folder) / "verdict"
-        launcher += ["--log-dir", folder]  # which it would leave behind elsewhere
-        environment = {"OMP_NUM_THREADS": "1", **os.environ, _VERDICT: str(verdict)}
+        status_file = Path(folder) / "status"
+        launcher += ["--log-dir", folder]  # its default is a folder that it does not remove
+        environment = {"OMP_NUM_THREADS": "1", **os.environ, _STATUS_FILE: str(status_file)}
         status = subprocess.run([*launcher, *command], env=environment, check=False).returncode
-        return int(verdict.read_text()) if status == 0 and verdict.exists() else 1
+        return int(status_file.read_text()) if status == 0 and status_file.exists() else 1
 
 
 def _rank(arguments: argparse.Namespace) -> int:
-    """Be one rank. Only rank 0 prints, and its verdict counts for all."""
+    """Run one rank. Only rank 0 prints, and its exit code is that of the command."""
     import torch.distributed as dist
     from tpinit.reference.errors import ConfigError, TpinitError
 
@@ -130,15 +130,15 @@ def _rank(arguments: argparse.Namespace) -> int:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    if _VERDICT not in os.environ:
+    if _STATUS_FILE not in os.environ:
         return status
     if first:
-        Path(os.environ[_VERDICT]).write_text(str(status))
+        Path(os.environ[_STATUS_FILE]).write_text(str(status))
     return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    """Train both models and compare their losses. Raises TpinitError where the run is refused."""
+    """Train both models and compare their losses. Raises TpinitError if the run is refused."""
     import copy
 
     import torch
@@ -146,7 +146,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from tpinit.runtime import initialize, tp_model_init
 
     model = _model()
-    whole = copy.deepcopy(model)
+    unsharded = copy.deepcopy(model)
     if arguments.tp_size is not None:
         tp_model_init(model, arguments.tp_size, arguments.dtype or "fp32")
     config = _config(arguments, int(os.environ["WORLD_SIZE"]))
@@ -155,11 +155,11 @@ def _train(arguments: argparse.Namespace) -> int:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     engine, _, _, _ = initialize(model=model, optimizer=optimizer, config=config)
     print(f"decision\n\n{_indented(explain(engine.decision))}\n\nplan\n\n{_indented(str(engine.plan))}\n", flush=True)
-    return _compare(engine, whole, arguments.steps)
+    return _compare(engine, unsharded, arguments.steps)
 
 
 def _model() -> nn.Module:
-    """Return the model of this command: the same weights in every process and every run."""
+    """Return the model, with the same weights in every process and every run."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -198,11 +198,11 @@ def _names_optimizer(config: Any) -> bool:
     try:
         return read_config(config).config.get("optimizer") is not None
     except ValueError:
-        return True  # initialize will say what is wrong, on all ranks at once
+        return True  # malformed: initialize raises the error on all ranks
 
 
-def _compare(engine: Engine, whole: nn.Module, steps: int) -> int:
-    """Train the engine on every rank and the whole model on rank 0; print both losses and the verdict."""
+def _compare(engine: Engine, unsharded: nn.Module, steps: int) -> int:
+    """Train the engine on every rank and the unsharded model on rank 0; print both losses. Return the exit code."""
     import torch
     import torch.distributed as dist
     from tpinit.runtime.training.optimizers import build_optimizer
@@ -210,10 +210,10 @@ def _compare(engine: Engine, whole: nn.Module, steps: int) -> int:
 
     first = dist.get_rank() == 0
     settings = engine.settings
-    whole.to(engine.device)
-    reference: Any = torch.optim.AdamW(whole.parameters(), lr=1e-3, weight_decay=0.0)
+    unsharded.to(engine.device)
+    reference: Any = torch.optim.AdamW(unsharded.parameters(), lr=1e-3, weight_decay=0.0)
     if settings.optimizer is not None:
-        reference = build_optimizer(settings.optimizer, whole.parameters())
+        reference = build_optimizer(settings.optimizer, unsharded.parameters())
     schedule = build_schedule(settings.scheduler, reference) if settings.scheduler is not None else None
     tolerance = _TOLERANCE[engine.decision.dtype.value.value if engine.decision.dtype.value is not None else "fp32"]
     worst = 0.0
@@ -223,23 +223,23 @@ def _compare(engine: Engine, whole: nn.Module, steps: int) -> int:
         sharded = _sharded_step(engine, batch)
         if not first:
             continue
-        loss = whole(input_ids=batch.flatten(0, 2), labels=batch.flatten(0, 2)).loss
+        loss = unsharded(input_ids=batch.flatten(0, 2), labels=batch.flatten(0, 2)).loss
         loss.backward()
         if settings.clipping:
-            torch.nn.utils.clip_grad_norm_(whole.parameters(), settings.clipping)
+            torch.nn.utils.clip_grad_norm_(unsharded.parameters(), settings.clipping)
         reference.step()
         reference.zero_grad()
         if schedule is not None:
             schedule.step()
         expected = float(loss.detach())
-        apart = abs(sharded - expected) / abs(expected)
-        worst = max(worst, apart) if apart == apart else float("inf")
-        print(f"{step + 1:4d}  {sharded:14.8f}  {expected:14.8f}  {apart:19.1e}", flush=True)
+        error = abs(sharded - expected) / abs(expected)
+        worst = max(worst, error) if error == error else float("inf")
+        print(f"{step + 1:4d}  {sharded:14.8f}  {expected:14.8f}  {error:19.1e}", flush=True)
     dist.barrier()
-    good = worst <= tolerance
-    verdict = "equal" if good else "DIFFERENT"
-    print(f"\n{verdict}: over {steps} steps the losses are at most {worst:.1e} apart (tolerance {tolerance:.0e})")
-    return 0 if good else 1
+    equal = worst <= tolerance
+    word = "equal" if equal else "DIFFERENT"
+    print(f"\n{word}: over {steps} steps the losses differ by at most {worst:.1e} relative (tolerance {tolerance:.0e})")
+    return 0 if equal else 1
 
 
 def _batch(engine: Engine) -> torch.Tensor:

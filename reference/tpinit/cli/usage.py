@@ -1,7 +1,7 @@
-"""The error of a malformed question; a module of its own, since `python -m tpinit.cli.main` loads main as another."""
+"""The error for malformed options. A separate module, because `python -m` loads `main` under another name."""
 
 __all__ = ["UsageError"]
 
 
 class UsageError(Exception):
-    """A malformed question. The text says what was given, what is legal and how to fix it; exit code 2."""
+    """The options are malformed. The text says what was given, what is legal and how to fix it; exit code 2."""

@@ -1,4 +1,4 @@
-"""`tpinit vectors`: the conformance vectors: count them, list them, regenerate and compare them."""
+"""`tpinit vectors`: counts, lists and regenerates the conformance vectors."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
-MAX_SHOWN = 40  # of the differences
+MAX_SHOWN = 40  # differences
 
 DESCRIPTION = """\
-The conformance vectors: one witness for every class of inputs that the contract tells apart, and the edges of the
-classes, each with the answer that Z3, the resolver and the brute-force oracle agree on. Without an option: how many
-there are."""
+The conformance vectors: one input for every class of inputs that the contract distinguishes, and inputs at the
+edges of the classes, each with the answer on which Z3, the resolver and the brute-force oracle agree. Without an
+option, count them."""
 
 EPILOG = """\
 examples:
@@ -30,9 +30,9 @@ examples:
   tpinit vectors --list | grep size-mismatch
   tpinit vectors --check
 
---check and --write need z3-solver and numpy (pip install 'tpinit[proofs]'); the others need nothing.
+--check and --write need z3-solver and numpy (pip install 'tpinit[proofs]'); the other options need no extra.
 
-exit codes: 0 done, or the vectors are those that the spec gives; 1 --check found a difference, or the oracles
+exit codes: 0 done, and with --check the vectors are up to date; 1 --check found a difference, or the oracles
 disagree and nothing was written; 2 a usage error or a missing extra.
 """
 
@@ -42,20 +42,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.epilog = EPILOG
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--list", action="store_true", help="one line a vector: id, outcome or violations, flag")
-    what.add_argument("--check", action="store_true", help="regenerate all vectors and tell which of those here differ")
-    what.add_argument("--write", action="store_true", help="regenerate all vectors and replace those here")
-    parser.add_argument("--smoke", action="store_true", help="only the smoke subset: every row, every code")
+    what.add_argument("--list", action="store_true", help="print one line per vector: id, outcome or violations, flag")
+    what.add_argument(
+        "--check", action="store_true", help="regenerate all vectors and list those that differ from the installed ones"
+    )
+    what.add_argument("--write", action="store_true", help="regenerate all vectors and replace the installed ones")
+    parser.add_argument(
+        "--smoke", action="store_true", help="only the smoke subset: every row and every violation code"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what was asked for, and return 0, or 1 for vectors that differ or oracles that disagree.
+    """Run the selected action; return 0, or 1 if vectors differ or oracles disagree.
 
-    Raises UsageError for options that exclude each other, a missing extra, and a folder that can't be written to.
+    Raises UsageError for options that exclude each other, a missing extra, and a folder that can't be written.
     """
     if arguments.check or arguments.write:
         if arguments.smoke:
-            raise UsageError("--smoke is for counting and listing: a subset can't be regenerated. fix: leave it out")
+            raise UsageError(
+                "--smoke is for counting and listing; regenerating needs all vectors. fix: leave out --smoke"
+            )
         return _regenerate(arguments.write)
     return _list(arguments.smoke) if arguments.list else _count(arguments.smoke)
 
@@ -64,8 +70,8 @@ def _list(smoke: bool) -> int:
     from tpinit.conformance.vectors import load
 
     for vector in load(smoke):
-        said = " ".join(vector.expected["violations"]) or vector.expected["outcome"]
-        print(f"{vector.id}  {said}  {vector.why['flag']}")
+        answer = " ".join(vector.expected["violations"]) or vector.expected["outcome"]
+        print(f"{vector.id}  {answer}  {vector.why['flag']}")
     return 0
 
 
@@ -80,7 +86,7 @@ def _count(smoke: bool) -> int:
     if not smoke:
         print(f"{counts['smoke']} of them in the smoke subset, {counts['boundaries']} at the edges of a class")
         for world, names in listed["runnable"].items():
-            print(f"{len(names)} that a world of {world} real ranks can run")
+            print(f"{len(names)} can run in a world of {world} real ranks")
         print(f"{counts['classes']} classes in {len(listed['families'])} families, each with its vector:")
         for name, family in listed["families"].items():
             print(f"  {name:12} {len(family['classes']):5}  {family['says']}")
@@ -111,7 +117,9 @@ def _regenerate(replace: bool) -> int:
 def _folder() -> Path:
     folder = Path(str(files("tpinit.spec.vectors")))
     if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder: the vectors can be written where tpinit is installed from source")
+        raise UsageError(
+            f"{folder} is not a folder. fix: install tpinit from source; only there can the vectors be written"
+        )
     return folder
 
 
@@ -122,7 +130,7 @@ def _write(generated: Generated) -> int:
     try:
         write(generated, folder)
     except OSError as problem:
-        raise UsageError(f"{folder}: {problem.strerror}. fix: install tpinit from source, and write there") from problem
+        raise UsageError(f"{folder}: {problem.strerror}. fix: install tpinit from source") from problem
     print(f"{len(generated.vectors)} vectors written to {folder}")
     return 0
 
@@ -136,7 +144,9 @@ def _check(generated: Generated) -> int:
     if len(differing) > MAX_SHOWN:
         print(f"... and {len(differing) - MAX_SHOWN} more")
     if differing:
-        print(f"{len(differing)} differences. 'tpinit vectors --write' makes the vectors what the spec gives")
+        print(
+            f"{len(differing)} differences from what the spec gives. fix: 'tpinit vectors --write' replaces the vectors"
+        )
         return 1
-    print(f"all {len(generated.vectors)} vectors are what the spec gives, and every oracle agrees")
+    print(f"all {len(generated.vectors)} vectors are what the spec gives, and all oracles agree")
     return 0

@@ -1,6 +1,6 @@
-"""The reference room: reading what users give, deciding, and saying why. Standard library only.
+"""The reference: reads users' input, decides, and explains the decision. Standard library only.
 
-Names are loaded when they are first used, so that `import tpinit.reference` costs nothing by itself.
+Each name is imported when it is first used, so that `import tpinit.reference` alone is fast.
 `tpinit.reference.explain` is the module; its function of that name is `tpinit.reference.explain.explain`.
 """
 
@@ -33,7 +33,7 @@ __all__ = [
     "to_json",
 ]
 
-_HOMES = {
+_MODULES = {
     "CallArgs": "objects",
     "ConfigError": "errors",
     "ConfigReading": "config",
@@ -53,12 +53,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    home = _HOMES.get(name)
-    if home is None:
+    module = _MODULES.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value: object = getattr(import_module(f"{__name__}.{home}"), name)
+    value: object = getattr(import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value
 

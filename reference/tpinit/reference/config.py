@@ -1,4 +1,4 @@
-"""A DeepSpeed config, in any form that users have it, to what the resolver needs (D1-D3, D5-D8, D10, D11)."""
+"""Reads a DeepSpeed config, in any of its forms, into what the resolver needs (D1-D3, D5-D8, D10, D11)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tpinit.reference.top import check_top_level, read_precision
 from tpinit.reference.values import Reader
 from tpinit.spec.vocabulary import DType, Group, Section
 
-__all__ = ["ConfigReading", "parse_dtype", "parse_size", "read_config", "repeated_size_problems", "section_schema"]
+__all__ = ["ConfigReading", "parse_dtype", "read_config", "repeated_size_problems", "section_schema"]
 
 T = TypeVar("T")
 
@@ -25,9 +25,10 @@ KEY = "tensor_parallel"
 
 @dataclass(frozen=True, slots=True)
 class ConfigReading:
-    """What a config says: the section if it is there (D1), the precision (D6), and a private copy of all of it.
+    """The contents of a config: the section if there is one (D1), and the precision (D6).
 
-    `config` is the runtime's to use: the caller's own object is never kept and never changed (D10).
+    `config` is a private copy of the whole config for the runtime. The caller's own object is neither kept nor
+    changed (D10).
     """
 
     section: Section | None = None
@@ -40,12 +41,12 @@ def read_config(
 ) -> ConfigReading:
     """Read a config: a Mapping, the path of a JSON or HJSON file, base64 of a JSON object, or None.
 
-    `groups` gives a `tp_group` in the section its identity; without it, identities hold for this reading
-    only. A section that `autotp_size: 0` switches off (D2) is read and checked like any other.
+    `groups` assigns an identity to a `tp_group` in the section; without it, identities are valid for this
+    reading only. A section that `autotp_size: 0` switches off (D2) is read and checked like any other.
 
-    Keys of the section that decide nothing are in `section.carried`, by their first names (`kernel_inject`
-    as `replace_with_kernel_inject`, what is left of `tp` under `"tp"`), values as given, absent ones (D3)
-    left out.
+    `section.carried` holds the keys on which the decision does not depend, under their primary names
+    (`kernel_inject` as `replace_with_kernel_inject`, the rest of `tp` under `"tp"`), with their values as given.
+    Absent keys (D3) are left out.
 
     Raises ConfigError with every problem, sorted by path.
     """
@@ -70,15 +71,6 @@ def parse_dtype(value: object, path: str) -> DType:
     return dtype
 
 
-def parse_size(value: object, path: str) -> int:
-    """Return a size (D7): an integer, whatever its value. Raises ConfigError for a bool, a float or text."""
-    reader = Reader(GroupTable())
-    size = reader.size(value, path)
-    if size is None:
-        raise ConfigError(reader.problems)
-    return size
-
-
 def section_schema() -> dict[str, object]:
     """Return the JSON Schema (draft 2020-12) of the section, made from the table that the reader uses."""
     from tpinit.reference.schema import section_schema as make
@@ -87,9 +79,10 @@ def section_schema() -> dict[str, object]:
 
 
 def repeated_size_problems(section: Section, sizes: Mapping[str, int]) -> list[Problem]:
-    """Return a problem when `partition_config.tp_size`, which decides nothing, differs from a size that does.
+    """Return a problem where `partition_config.tp_size` differs from one of `sizes`, which it only repeats.
 
-    `sizes` is by the words that users know. Nothing is silently ignored (section 6, item 4).
+    `sizes` maps the name under which users write a size to its value. So the key is not silently ignored
+    (section 6, item 4).
     """
     partition = section.carried.get("partition_config")
     repeated = partition.get("tp_size") if isinstance(partition, dict) else None
@@ -108,10 +101,10 @@ def _read_section(value: object, reader: Reader) -> Section | None:
         return None
     tp = read.pop("tp", None)
     tp = tp if isinstance(tp, dict) else {}
-    autotp_size = _taken(read, "autotp_size", int)
-    tp_size = _taken(tp, "tp_size", int)
-    dtype = _taken(read, "dtype", DType)
-    tp_group = _taken(tp, "tp_group", Group)
+    autotp_size = _pop_typed(read, "autotp_size", int)
+    tp_size = _pop_typed(tp, "tp_size", int)
+    dtype = _pop_typed(read, "dtype", DType)
+    tp_group = _pop_typed(tp, "tp_group", Group)
     if tp:
         read["tp"] = tp
     section = Section(autotp_size, tp_size, dtype, tp_group, read)
@@ -121,6 +114,6 @@ def _read_section(value: object, reader: Reader) -> Section | None:
     return section
 
 
-def _taken(read: dict[str, object], name: str, kind: type[T]) -> T | None:
+def _pop_typed(read: dict[str, object], name: str, kind: type[T]) -> T | None:
     value = read.pop(name, None)
     return value if isinstance(value, kind) else None

@@ -1,8 +1,8 @@
-"""The errors that users meet, and the record of one problem in what they gave.
+"""The errors that users get, and `Problem`: one thing that is wrong with their input.
 
-Malformed input (D7, D8, D11) is a `ConfigError`: nothing was decided, because it could not be read. A
-contract violation (section 4) is a `DecisionError`: all was read, and it does not add up. Both carry
-everything that is wrong, so that one run is enough to see all of it.
+Malformed input (D7, D8, D11) is a `ConfigError`: it could not be read, so nothing was decided. A contract
+violation (section 4) is a `DecisionError`: the input was read, and its values contradict each other. Both
+list every problem, so that one run shows all of them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ __all__ = ["ConfigError", "ConflictingCallsError", "DecisionError", "Problem", "
 
 
 class TpinitError(ValueError):
-    """The base of every error that tpinit raises for what it was given."""
+    """The base of every error that tpinit raises for input that it was given."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is malformed: where, what was given (shortened), what is legal there, and the fix.
+    """One malformed value: its path, what was given (shortened), what is legal there, and the fix.
 
     `cause` is the exception of the user's own object (an mpu, a group), where one was raised.
     """
@@ -35,13 +35,13 @@ class Problem:
     cause: BaseException | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
-        """Return two lines: the place, the value and what is legal, then what to do."""
+        """Return two lines: the path, the value and what is legal; then the fix."""
         given = f" = {self.given}" if self.given else ""
         return f"{self.path}{given}: {self.message}\n    fix: {self.fix}"
 
 
 class ConfigError(TpinitError):
-    """The config, the call, the mpu or the world is malformed. `problems` has all of it, sorted by path."""
+    """The config, the call, the mpu or the world is malformed. `problems` lists every problem, sorted by path."""
 
     problems: tuple[Problem, ...]
 
@@ -49,7 +49,7 @@ class ConfigError(TpinitError):
         # Sorted by path; two problems of one path stay in the order in which they were found.
         self.problems = tuple(sorted(problems, key=lambda problem: problem.path))
         super().__init__(self.problems)
-        # What a user's object raised stays in the traceback; the first one, where there are several.
+        # The traceback shows the first exception that a user's own object raised.
         self.__cause__ = next((problem.cause for problem in self.problems if problem.cause is not None), None)
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class ConfigError(TpinitError):
 
 
 class DecisionError(TpinitError):
-    """The decision is an error (contract, section 4). `decision` has its row and every violation."""
+    """The decision is an error (contract, section 4). `decision` holds its row and every violation."""
 
     decision: Decision
 
@@ -68,7 +68,7 @@ class DecisionError(TpinitError):
         super().__init__(decision)
 
     def __str__(self) -> str:
-        # Imported here: the words are needed only when the error is shown.
+        # Imported here: only an error that is printed needs it.
         from tpinit.reference.explain import explain
 
         return explain(self.decision)

@@ -1,4 +1,4 @@
-"""A decision in words: the row and why, each field with its source, every violation with its fix."""
+"""Explains a decision: the row and the reason, each field with its source, every violation with its fix."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _PLACES = {
     Source.MPU_TP_GROUP: "the mpu passed to initialize",
     Source.MESH_TP_GROUP: "the mesh passed to initialize",
     Source.WORLD_SIZE: "the number of ranks in the world",
-    Source.CREATED: "nobody supplied one, so initialize creates it",
-    Source.UNSET: "nobody set one, so the model keeps its own",
+    Source.CREATED: "no group was supplied, so initialize creates it",
+    Source.UNSET: "no dtype was set, so the model keeps its own",
 }
 
 
@@ -43,21 +43,21 @@ _PLACES = {
 
 
 def explain(decision: Decision) -> str:
-    """Return a decision in words, several lines: row, facts, outcome and why, then fields or violations.
+    """Return the explanation of a decision, several lines: row, facts, outcome, then fields or violations.
 
     Total: every `Decision` has an explanation.
     """
-    lines = [f"Row {decision.row} of 12: {_facts_in_words(decision.row)}."]
+    lines = [f"Row {decision.row} of 12: {_facts_text(decision.row)}."]
     if decision.section_disabled:
         lines.append(
             "The config's tensor_parallel section is switched off: autotp_size is 0 and no other size is given (D2). "
-            "The rest of it is ignored."
+            "The rest of the section is ignored."
         )
     if decision.outcome is Outcome.ERROR:
-        lines += _violations_in_words(decision.violations)
+        lines += _violations_text(decision.violations)
     else:
-        lines.append(_reason(decision))
-        lines += _fields_in_words(decision)
+        lines.append(_outcome_text(decision))
+        lines += _fields_text(decision)
     return "\n".join(lines)
 
 
@@ -67,7 +67,7 @@ def _facts(row: int) -> dict[str, bool]:
     return {"TPI": block > 0, "TPG": block > 1, "CFG": place > 1, "MPU": place % 2 == 1}
 
 
-def _facts_in_words(row: int) -> str:
+def _facts_text(row: int) -> str:
     facts = _facts(row)
     call = "tp_model_init was not called"
     if facts["TPI"]:
@@ -77,23 +77,23 @@ def _facts_in_words(row: int) -> str:
     return f"{call}; {section}; {mpu}"
 
 
-def _reason(decision: Decision) -> str:
+def _outcome_text(decision: Decision) -> str:
     facts = _facts(decision.row)
     if decision.outcome is Outcome.NO_AUTOTP:
         return (
-            "No AutoTP: neither a call nor a section asks for it (P7). "
+            "No AutoTP: neither a call nor a section requests it (P7). "
             "The mpu may serve another kind of model parallelism."
         )
     if decision.outcome is Outcome.INIT_FROM_CALL:
         direct = "its own tp_group" if facts["TPG"] else "the mpu"
         return f"Initialised from the call: there is no section, and {direct} is a direct group source (P6)."
-    filled = ", and what it lacks is filled from the call (P2)" if facts["TPI"] else ""
+    filled = ", and the fields that it lacks are filled from the call (P2)" if facts["TPI"] else ""
     return f"Initialised from the config: it is the canonical source of every field (P1){filled}."
 
 
-def _fields_in_words(decision: Decision) -> list[str]:
+def _fields_text(decision: Decision) -> list[str]:
     if decision.outcome is Outcome.NO_AUTOTP:
-        # No group shards here; a precision in the config still holds.
+        # There is no TP group; a precision in the config is still in effect.
         return [_field("dtype", decision.dtype)] if decision.dtype.value is not None else []
     lines = [
         _field("tp_size", decision.tp_size),
@@ -119,7 +119,7 @@ def _field(name: str, effective: Effective[int] | Effective[DType] | Effective[G
     return f"  {name} = {_value(effective.value)}, from {place}"
 
 
-def _violations_in_words(violations: Sequence[Violation]) -> list[str]:
+def _violations_text(violations: Sequence[Violation]) -> list[str]:
     count = len(violations)
     lines = [f"Error: {count} violation{'' if count == 1 else 's'}."]
     for violation in violations:
@@ -160,7 +160,7 @@ def _place(source: Source, value: object) -> str:
 
 
 def _given(given: AnyGiven) -> str:
-    """Return a given value the way its giver wrote it."""
+    """Return a given value and its place, as the user wrote them."""
     source, value = given.source, _value(given.value)
     if source in (Source.CALL_TP_SIZE, Source.CALL_DTYPE):
         name = "tp_size" if source is Source.CALL_TP_SIZE else "dtype"
@@ -183,22 +183,22 @@ def _list(given: Sequence[AnyGiven], none: str) -> str:
 
 
 def describe(violation: Violation) -> tuple[str, str]:
-    """Return a violation's message, with the given values it is about, and its fix. Defined for every code."""
+    """Return a violation's message, with the given values that cause it, and its fix. Defined for every code."""
     return _DESCRIPTIONS[violation.code](violation.given)
 
 
 def _no_tp_intent(_: Sequence[AnyGiven]) -> tuple[str, str]:
     return (
-        "nothing asks for tensor parallelism: no tp_model_init call, no enabled tensor_parallel section, no mpu",
+        "nothing requests tensor parallelism: no tp_model_init call, no enabled tensor_parallel section, no mpu",
         'add "tensor_parallel": {"autotp_size": N} to the config (N at least 1), or call '
-        "tp_model_init(model, tp_size=N, dtype=...) and name its group",
+        "tp_model_init(model, tp_size=N, dtype=...) and pass it a tp_group",
     )
 
 
 def _no_group_source(given: Sequence[AnyGiven]) -> tuple[str, str]:
     return (
-        f"no source of a group: {_list(given, 'a size in tp_model_init')}, and nothing says which ranks belong "
-        "together (P5, P6)",
+        f"no group source: {_list(given, 'a size in tp_model_init')}, and nothing defines which ranks form a group "
+        "(P5, P6)",
         "give tp_group to tp_model_init, or pass an mpu to initialize, or add a tensor_parallel section to the config "
         "({} is enough: groups are then created)",
     )
@@ -206,22 +206,22 @@ def _no_group_source(given: Sequence[AnyGiven]) -> tuple[str, str]:
 
 def _group_and_mpu(given: Sequence[AnyGiven]) -> tuple[str, str]:
     return (
-        f"two owners of the group: {_list(given, 'tp_group in tp_model_init, the mpu passed to initialize')}; a call "
+        f"two sources of one group: {_list(given, 'tp_group in tp_model_init, the mpu passed to initialize')}; a call "
         "with a tp_group rejects any mpu, even one with the same group (P4)",
-        "keep one: drop tp_group from tp_model_init, or do not pass the mpu",
+        "keep one: leave tp_group out of tp_model_init, or do not pass the mpu",
     )
 
 
 def _size_missing(_: Sequence[AnyGiven]) -> tuple[str, str]:
     return (
-        "the config has a tensor_parallel section, and nobody gives a size",
+        "the config has a tensor_parallel section, but no size is given",
         "set tensor_parallel.autotp_size in the config, or call tp_model_init with a tp_size",
     )
 
 
 def _size_invalid(given: Sequence[AnyGiven]) -> tuple[str, str]:
     return (
-        f"a size is at least 1: {_list(given, 'a given size is lower')}",
+        f"a size must be at least 1: {_list(given, 'a given size is lower')}",
         "give a size of at least 1 (autotp_size: 0 alone switches tensor parallelism off)",
     )
 
@@ -230,7 +230,7 @@ def _size_mismatch(given: Sequence[AnyGiven]) -> tuple[str, str]:
     message = f"the given sizes differ: {_list(given, 'at least two of them')}"
     if any(one.source is Source.CONFIG_AUTOTP_SIZE and one.value == 0 for one in given):
         message += "; an autotp_size of 0 means disabled, which the other sizes contradict (D2)"
-        return message, "give autotp_size the size that is meant, or take the other sizes and the call out"
+        return message, "set autotp_size to the intended size, or remove the other sizes and the call"
     return message, "give one size everywhere, or give it once and leave the others out of the config"
 
 
@@ -243,8 +243,8 @@ def _dtype_mismatch(given: Sequence[AnyGiven]) -> tuple[str, str]:
 
 def _group_identity_mismatch(given: Sequence[AnyGiven]) -> tuple[str, str]:
     return (
-        f"two groups are supplied that are not the same object: {_list(given, 'two of them')}",
-        "pass the very same group to both places (another group of the same ranks is another group), or leave one out",
+        f"two supplied groups are not the same object: {_list(given, 'two of them')}",
+        "pass one group object in both places (a second group of the same ranks is another group), or leave one out",
     )
 
 
@@ -252,8 +252,8 @@ def _group_size_mismatch(given: Sequence[AnyGiven]) -> tuple[str, str]:
     size = [one for one in given if not isinstance(one.value, Group)]
     groups = [one for one in given if isinstance(one.value, Group)]
     return (
-        f"the size is {_list(size, 'given')}, and a supplied group has another: {_list(groups, 'one of them')}",
-        "make the size the group's number of ranks, or supply a group of that size",
+        f"the size is {_list(size, 'given')}, but a supplied group has another size: {_list(groups, 'one of them')}",
+        "set the size to the group's number of ranks, or supply a group of that size",
     )
 
 
@@ -263,7 +263,7 @@ def _size_not_dividing_world(given: Sequence[AnyGiven]) -> tuple[str, str]:
     if isinstance(world, int) and not isinstance(world, bool) and 1 <= world <= _LARGEST_WORLD_TO_FACTOR:
         sizes = [size for size in range(1, world + 1) if world % size == 0]
         fix = f"choose a size that divides the world ({', '.join(map(str, sizes))}), or supply the group"
-    return f"groups are to be created, and the size does not divide the world: {_list(given, 'see the call')}", fix
+    return f"groups must be created, but the size does not divide the world: {_list(given, 'see the call')}", fix
 
 
 _DESCRIPTIONS: dict[ViolationCode, Callable[[Sequence[AnyGiven]], tuple[str, str]]] = {
@@ -284,11 +284,11 @@ _DESCRIPTIONS: dict[ViolationCode, Callable[[Sequence[AnyGiven]], tuple[str, str
 
 
 def to_json(decision: Decision) -> dict[str, object]:
-    """Return a decision as JSON has it.
+    """Return a decision as a JSON object.
 
-    Fields are `{"value", "source"}`; a group is `{"size", "ranks", "identity"}`, ranks null where the
-    handle is not a tuple of them; what is created or unset has the value null. An integer too long for a
-    JSON library is given in hexadecimal, as a string.
+    A field is `{"value", "source"}`, and its value is null if it is created or unset. A group is
+    `{"size", "ranks", "identity"}`, and its ranks are null if the handle is not a tuple of ranks. An integer of
+    more than 4300 digits is a string, in hexadecimal.
     """
     violations = []
     for violation in decision.violations:

@@ -1,4 +1,4 @@
-"""Process groups as the contract sees them: an identity and a size, from whatever object the user has."""
+"""Converts process groups of any type to the contract's `Group`: an identity and a size."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _LEGAL = "give a process group (an object with size()), or a list of ranks"
 
 
 class GroupTable:
-    """Turns users' groups into `Group`s: the same object always gives the same identity.
+    """Converts users' groups to `Group`s: the same object always gets the same identity.
 
-    Objects are compared by `is`. A list or tuple of ranks is a group by its value, ranks in order, so that
-    equal lists are one group. The table keeps every object, so that no identity is ever used twice; the
-    object itself is the `Group`'s handle (for ranks: a tuple of them).
+    Objects are compared by `is`. Lists and tuples of ranks are compared by value, in order, so that equal
+    lists are one group (D12). The table keeps a reference to every object, so that no identity is reused; the
+    object is the `Group`'s handle (for a list of ranks: a tuple of them).
 
-    The size is `group_size(object)` if that was given, else the object's `size()`, else the number of
-    ranks. `world_size`, if given, bounds the ranks.
+    The size, in ranks, is `group_size(object)` if `group_size` was given, else the object's `size()`, else the
+    number of listed ranks. `world_size`, if given, bounds the ranks.
     """
 
     def __init__(self, group_size: Callable[[object], int] | None = None, world_size: int | None = None) -> None:
@@ -30,7 +30,7 @@ class GroupTable:
         self._groups: list[tuple[object, Group]] = []
 
     def group(self, value: object, path: str, problems: list[Problem]) -> Group | None:
-        """Return the group that `value` is, or None after adding to `problems` why it is none."""
+        """Return `value` as a `Group`, or None after adding the reason to `problems`."""
         handle = value
         if isinstance(value, (list, tuple, range)):
             ranks = self._ranks(value, path, problems)
@@ -38,7 +38,7 @@ class GroupTable:
                 return None
             handle = ranks
         elif isinstance(value, (str, bytes, int, float, Mapping)):
-            # torch hands out -100 for a group that this rank is no member of.
+            # torch returns -100 for a group that this rank does not belong to.
             problems.append(Problem(path, show(value), "this is not a process group", _LEGAL))
             return None
         for known, group in self._groups:
@@ -78,12 +78,12 @@ class GroupTable:
                 size: object = self._group_size(handle)
             else:
                 size = own() if own is not None else len(handle)  # type: ignore[arg-type] # a tuple, by the guard above
-        except Exception as error:  # a user's object may raise anything; its words are kept
-            message = f"asking this group for its size failed: {type(error).__name__}: {error}"
+        except Exception as error:  # a user's object may raise anything; the problem quotes it
+            message = f"the size of this group could not be read: {type(error).__name__}: {error}"
             problems.append(Problem(path, show(handle), message, _LEGAL, cause=error))
             return None
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            message = f"this group says that its size is {show(size)}; a size is an integer of at least 1"
+            message = f"this group reports the size {show(size)}; a size is an integer of at least 1"
             fix = "on each rank, give a group that this rank belongs to"
             problems.append(Problem(path, show(handle), message, fix))
             return None

@@ -1,4 +1,4 @@
-"""An mpu as users have it (DeepSpeed's six methods, or Megatron's names) to the contract's `Mpu`."""
+"""Reads an mpu (with DeepSpeed's six methods, or with Megatron's names) into the contract's `Mpu`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from tpinit.spec.vocabulary import Group, Mpu
 
 __all__ = ["read_mpu"]
 
-# Megatron's model-parallel group spans tensor and pipeline ranks: its tensor group comes first (section 4).
+# Megatron's model-parallel group spans tensor and pipeline ranks, so its tensor group is tried first (section 4).
 _TP_FAMILIES = ("tensor_model_parallel", "model_parallel")
 
 
 def read_mpu(mpu: object, groups: GroupTable, problems: list[Problem]) -> Mpu | None:
-    """Return the groups of an mpu, or None after adding to `problems` what is wrong with it.
+    """Return the groups of an mpu, or None after adding what is wrong with it to `problems`.
 
-    The group that shards comes from `get_tensor_model_parallel_group()`, else `get_model_parallel_group()`;
-    the one that averages, if the mpu has it, from `get_data_parallel_group()`. A world size that the mpu
-    reports must be its group's. Every method is called at most once.
+    The TP group comes from `get_tensor_model_parallel_group()`, else `get_model_parallel_group()`; the DP
+    group, if the mpu has one, from `get_data_parallel_group()`. A world size that the mpu reports for a group
+    must equal the group's size. Every method is called at most once.
     """
     family = next((name for name in _TP_FAMILIES if _method(mpu, f"get_{name}_group") is not None), None)
     if family is None:
@@ -43,9 +43,9 @@ def read_mpu(mpu: object, groups: GroupTable, problems: list[Problem]) -> Mpu | 
 def _group(
     mpu: object, family: str, groups: GroupTable, problems: list[Problem], *, required: bool = True
 ) -> Group | None:
-    """Ask for one group, and check it against the world size that the mpu reports for it."""
+    """Read one group, and compare its size with the world size that the mpu reports for it."""
     path = f"mpu.get_{family}_group()"
-    handle, failed = _ask(mpu, f"get_{family}_group", problems)
+    handle, failed = _call(mpu, f"get_{family}_group", problems)
     if failed:
         return None
     if handle is None:
@@ -55,16 +55,16 @@ def _group(
     group = groups.group(handle, path, problems)
     if group is None or _method(mpu, f"get_{family}_world_size") is None:
         return group
-    size, failed = _ask(mpu, f"get_{family}_world_size", problems)
+    size, failed = _call(mpu, f"get_{family}_world_size", problems)
     if not failed and not (isinstance(size, int) and not isinstance(size, bool) and size == group.size):
         path = f"mpu.get_{family}_world_size()"
-        message = f"the mpu says that this size is {show(size)}, and its group has {group.size} ranks"
+        message = f"the mpu reports the size {show(size)}, but its group has {group.size} ranks"
         problems.append(Problem(path, show(size), message, "correct the mpu: both must agree"))
     return group
 
 
-def _ask(mpu: object, name: str, problems: list[Problem]) -> tuple[object, bool]:
-    """Call one method. What a user's method raises becomes a problem with its own words."""
+def _call(mpu: object, name: str, problems: list[Problem]) -> tuple[object, bool]:
+    """Call one method; return its value and whether it failed. An exception becomes a problem that quotes it."""
     method = _method(mpu, name)
     assert method is not None
     try:
@@ -78,6 +78,6 @@ def _ask(mpu: object, name: str, problems: list[Problem]) -> tuple[object, bool]
 def _method(mpu: object, name: str) -> Callable[[], object] | None:
     try:
         method = getattr(mpu, name, None)
-    except Exception:  # a user's property may raise anything: then the mpu does not have the method
+    except Exception:  # a user's property may raise anything: the mpu then counts as without the method
         return None
     return method if callable(method) else None

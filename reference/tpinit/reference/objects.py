@@ -1,4 +1,4 @@
-"""From what users have in their hands (a call, a config, an mpu, a mesh's group) to `Inputs`, and to a decision."""
+"""Converts users' objects (a call, a config, an mpu, a mesh's group) to `Inputs`, and decides."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ConfigLike: TypeAlias = "Mapping[str, object] | str | PathLike[str] | ConfigRead
 
 @dataclass(frozen=True, slots=True)
 class CallArgs:
-    """What one call of `tp_model_init` was given, as it was given: size, dtype, and its group or None."""
+    """The arguments of one call of `tp_model_init`, not yet checked: size, dtype, and the group or None."""
 
     tp_size: object
     dtype: object
@@ -31,16 +31,16 @@ class CallArgs:
 
 
 class Resolver:
-    """Reads users' objects and decides. One resolver knows one world and its groups' identities.
+    """Reads users' objects and decides, for one world. It keeps the identities of that world's groups.
 
-    `world_size` is in ranks. `group_size(group)` returns a group's size in ranks; without it, a group's own
-    `size()` is asked, or the ranks counted (see `GroupTable`). Raises ConfigError for a world that is no
-    integer of at least 1.
+    `world_size` is in ranks. `group_size(group)` returns a group's size in ranks; without it, the size is that
+    of the group's own `size()`, or the number of listed ranks (see `GroupTable`). Raises ConfigError for a world
+    that is not an integer of at least 1.
     """
 
     def __init__(self, world_size: int, group_size: Callable[[object], int] | None = None) -> None:
         if not isinstance(world_size, int) or isinstance(world_size, bool) or world_size < 1:
-            message = "a world has at least 1 rank, and their number is an integer"
+            message = "the size of a world is an integer of at least 1"
             raise ConfigError([Problem("world_size", show(world_size), message, "give the number of ranks")])
         self.world_size = int(world_size)
         self.groups = GroupTable(group_size, self.world_size)
@@ -53,10 +53,10 @@ class Resolver:
         mpu: object = None,
         mesh_group: object = None,
     ) -> Inputs:
-        """Read everything that was given (contract, section 4); nothing of it is changed (D10).
+        """Read all the arguments (contract, section 4) without changing any of them (D10).
 
-        `config` is anything that `read_config` takes, or what it returned. Raises ConfigError with the
-        problems of all of them together; what a user's object raised is its cause.
+        `config` is anything that `read_config` takes, or its result. Raises ConfigError with the problems of all
+        arguments together; its cause is the first exception that a user's object raised.
         """
         reader = Reader(self.groups)
         reading = self._config(config, reader)
@@ -80,7 +80,7 @@ class Resolver:
         mpu: object = None,
         mesh_group: object = None,
     ) -> Decision:
-        """Read everything that was given and decide. Raises ConfigError as `inputs` does, and nothing else."""
+        """Read all the arguments and decide. Raises ConfigError as `inputs` does, and nothing else."""
         return resolve(self.inputs(call=call, config=config, mpu=mpu, mesh_group=mesh_group))
 
     def _config(self, config: ConfigLike, reader: Reader) -> ConfigReading:
@@ -88,7 +88,7 @@ class Resolver:
             section = config.section
             if section is None or section.tp_group is None:
                 return config
-            # Read elsewhere, so its identity is another table's: ours goes by the object itself.
+            # Another table assigned this identity. Ours assigns its own, by the object itself.
             group = self.groups.group(section.tp_group.handle, "tensor_parallel.tp.tp_group", reader.problems)
             return replace(config, section=replace(section, tp_group=group))
         try:
@@ -98,7 +98,7 @@ class Resolver:
             return ConfigReading()
 
     def _call(self, call: CallArgs, reader: Reader) -> Call | None:
-        """Read the call; its size and dtype are always given (section 4), so "auto" and None are malformed."""
+        """Read the call. It always has a size and a dtype (section 4), so "auto" and None are malformed."""
         if not isinstance(call, CallArgs):
             reader.note("call", call, "a call is described by CallArgs(tp_size, dtype, tp_group)", "give a CallArgs")
             return None

@@ -1,8 +1,8 @@
-"""The reference resolver: one input to one decision, by the rules of the contract.
+"""The reference resolver: decides one input by the rules of the contract.
 
-Pure, total, standard library only. It implements the prose and the definitions of section 4 and reads
-no table. This source, as shipped, is what the proofs execute symbolically: every predicate below takes
-the whole `Inputs`, so that there is no plumbing between what is proven and what runs.
+Pure, total, standard library only. It implements the prose and the definitions of section 4 and does not
+read the table. The proofs execute this shipped source symbolically. Every predicate below takes the whole
+`Inputs`, so that the functions that are proven are the functions that run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def live_section(inputs: Inputs) -> Section | None:
 
 
 def in_scope(inputs: Inputs) -> bool:
-    """TPI or CFG: somebody asked for tensor parallelism."""
+    """TPI or CFG: tensor parallelism is requested."""
     return inputs.call is not None or live_section(inputs) is not None
 
 
@@ -73,7 +73,7 @@ def given_dtypes(inputs: Inputs) -> tuple[Given[DType], ...]:
 
 
 def supplied_groups(inputs: Inputs) -> tuple[Given[Group], ...]:
-    """Every supplied group, the one that shards first: the call's, the mpu's, the config's, the mesh's."""
+    """Every supplied group, the effective one first: the call's, the mpu's, the config's, the mesh's."""
     section = live_section(inputs)
     groups: list[Given[Group]] = []
     if inputs.call is not None and inputs.call.tp_group is not None:
@@ -88,7 +88,7 @@ def supplied_groups(inputs: Inputs) -> tuple[Given[Group], ...]:
 
 
 def created(inputs: Inputs) -> bool:
-    """A group is to be created: CFG holds and nobody supplied one (D4)."""
+    """A group is to be created: CFG holds and no group is supplied (D4)."""
     return live_section(inputs) is not None and not supplied_groups(inputs)
 
 
@@ -112,12 +112,12 @@ def group_and_mpu(inputs: Inputs) -> bool:
 
 
 def size_missing(inputs: Inputs) -> bool:
-    """A section, and no size from anywhere."""
+    """CFG holds and no size is given."""
     return live_section(inputs) is not None and not given_sizes(inputs)
 
 
 def size_invalid(inputs: Inputs) -> bool:
-    """D2, D7: a given size below 1, but 0 as `autotp_size`, which means disabled."""
+    """D2, D7: a given size is below 1. An `autotp_size` of 0 means disabled, and is not invalid."""
     return bool(_invalid_sizes(inputs))
 
 
@@ -127,22 +127,22 @@ def size_mismatch(inputs: Inputs) -> bool:
 
 
 def dtype_mismatch(inputs: Inputs) -> bool:
-    """P3: two given dtypes differ, and somebody asked for tensor parallelism."""
+    """P3: two given dtypes differ, and tensor parallelism is requested."""
     return in_scope(inputs) and _differ(given_dtypes(inputs))
 
 
 def group_identity_mismatch(inputs: Inputs) -> bool:
-    """P3: two supplied groups are not the same object; the call's and the mpu's may differ, P4 has them."""
-    return in_scope(inputs) and bool(_strangers(inputs))
+    """P3: two supplied groups are not the same object. The call's and the mpu's are left to P4."""
+    return in_scope(inputs) and bool(_differing_groups(inputs))
 
 
 def group_size_mismatch(inputs: Inputs) -> bool:
     """P3: a supplied group has another size than the effective one."""
-    return in_scope(inputs) and bool(_misfits(inputs))
+    return in_scope(inputs) and bool(_groups_of_other_size(inputs))
 
 
 def size_not_dividing_world(inputs: Inputs) -> bool:
-    """A created group cannot tile the world."""
+    """A group is to be created, and the effective size does not divide the world."""
     sizes = given_sizes(inputs)
     if not created(inputs) or not sizes:
         return False
@@ -162,8 +162,8 @@ def _invalid_sizes(inputs: Inputs) -> tuple[Given[int], ...]:
     )
 
 
-def _strangers(inputs: Inputs) -> tuple[Given[Group], ...]:
-    """The first two supplied groups that must be one object and are not."""
+def _differing_groups(inputs: Inputs) -> tuple[Given[Group], ...]:
+    """The first two supplied groups that must be the same object and are not."""
     supplied = supplied_groups(inputs)
     for index, one in enumerate(supplied):
         for other in supplied[index + 1 :]:
@@ -173,7 +173,7 @@ def _strangers(inputs: Inputs) -> tuple[Given[Group], ...]:
     return ()
 
 
-def _misfits(inputs: Inputs) -> tuple[Given[Group], ...]:
+def _groups_of_other_size(inputs: Inputs) -> tuple[Given[Group], ...]:
     sizes = given_sizes(inputs)
     return tuple(given for given in supplied_groups(inputs) if sizes and given.value.size != sizes[0].value)
 
@@ -188,7 +188,7 @@ def _no_evidence(_: Inputs) -> tuple[AnyGiven, ...]:
     return ()
 
 
-# In canonical order (section 4). The evidence says which given values a violation is about.
+# In canonical order (section 4). The evidence is the given values that cause the violation.
 VIOLATIONS: tuple[tuple[ViolationCode, _Predicate, _Evidence], ...] = (
     (ViolationCode.NO_TP_INTENT, no_tp_intent, _no_evidence),
     (ViolationCode.NO_GROUP_SOURCE, no_group_source, given_sizes),
@@ -197,8 +197,12 @@ VIOLATIONS: tuple[tuple[ViolationCode, _Predicate, _Evidence], ...] = (
     (ViolationCode.SIZE_INVALID, size_invalid, _invalid_sizes),
     (ViolationCode.SIZE_MISMATCH, size_mismatch, given_sizes),
     (ViolationCode.DTYPE_MISMATCH, dtype_mismatch, given_dtypes),
-    (ViolationCode.GROUP_IDENTITY_MISMATCH, group_identity_mismatch, _strangers),
-    (ViolationCode.GROUP_SIZE_MISMATCH, group_size_mismatch, lambda inputs: given_sizes(inputs)[:1] + _misfits(inputs)),
+    (ViolationCode.GROUP_IDENTITY_MISMATCH, group_identity_mismatch, _differing_groups),
+    (
+        ViolationCode.GROUP_SIZE_MISMATCH,
+        group_size_mismatch,
+        lambda inputs: given_sizes(inputs)[:1] + _groups_of_other_size(inputs),
+    ),
     (
         ViolationCode.SIZE_NOT_DIVIDING_WORLD,
         size_not_dividing_world,
@@ -208,7 +212,7 @@ VIOLATIONS: tuple[tuple[ViolationCode, _Predicate, _Evidence], ...] = (
 
 
 def row_number(inputs: Inputs) -> int:
-    """The row of the four facts, 1 to 12: TPI and TPG pick the block of four, CFG and MPU the place in it."""
+    """The row of the four facts, 1 to 12: TPI and TPG pick the block of four, CFG and MPU the row in it."""
     tpi = inputs.call is not None
     tpg = inputs.call is not None and inputs.call.tp_group is not None
     cfg = live_section(inputs) is not None
@@ -235,7 +239,7 @@ def effective_dtype(inputs: Inputs) -> Effective[DType]:
 
 
 def effective_group(inputs: Inputs) -> Effective[Group]:
-    """The group that shards: a supplied one, else one to be created; none without AutoTP."""
+    """The TP group: a supplied one, else one to be created. Without AutoTP there is none."""
     if not in_scope(inputs):
         return Effective()
     groups = supplied_groups(inputs)

@@ -1,11 +1,11 @@
-"""The JSON Schema of the section, for editors: made from the table (`fields`) that the reader uses.
+"""Makes the JSON Schema of the section, for editors, from the table (`fields`) that the reader uses.
 
 `tensor_parallel.schema.json` (the section) and `ds_config.schema.json` (a whole config, to attach to a
-ds_config.json) in this folder are shipped; `python -m tpinit.reference.schema` writes both anew.
+ds_config.json) in this folder are shipped; `python -m tpinit.reference.schema` rewrites both.
 
-A schema describes what a JSON file can hold. The reader checks what JSON Schema can't say, too: that an
-integral float (2.0) is no size (D7), that a pattern is a regular expression of Python's, how fields relate
-(partition_dim to shape, a repeated tp_size to the one that decides), and near misses outside the section.
+A schema describes the contents of a JSON file. The reader also checks what JSON Schema can't express: that
+an integral float (2.0) is not a size (D7), that a pattern is a regular expression of Python's, how fields
+relate (partition_dim to shape, a repeated tp_size to autotp_size), and misspelled keys outside the section.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from tpinit.reference.fields import SECTION, Field, Kind, all_names
+from tpinit.reference.fields import SECTION, Field, FieldKind, all_names
 from tpinit.reference.spellings import AUTO, DTYPE_SPELLINGS
 
 __all__ = ["config_schema", "section_schema", "shipped_files", "write"]
@@ -35,7 +35,7 @@ def section_schema() -> dict[str, object]:
 
 
 def config_schema() -> dict[str, object]:
-    """Return a schema of the whole config: the section, the precision blocks, and anything else beside them."""
+    """Return a schema of the whole config: the section, the precision blocks, and any other keys."""
     return {
         "$schema": _DRAFT,
         "title": "A DeepSpeed config with a tensor_parallel section",
@@ -75,7 +75,7 @@ def write(folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-# --- one kind, one schema --------------------------------------------------------------------------
+# --- one schema per kind --------------------------------------------------------------------------
 
 
 def _object_of(fields: tuple[Field, ...]) -> dict[str, object]:
@@ -124,7 +124,7 @@ def _in_any_case(word: str) -> str:
 
 
 def _choice(field: Field) -> list[dict[str, object]]:
-    # The spellings first, so that editors offer them.
+    # The enum comes first, so that editors offer its values.
     pattern = "|".join(_in_any_case(choice) for choice in field.choices)
     return [{"enum": list(field.choices)}, {"type": "string", "pattern": f"^({pattern})$"}]
 
@@ -154,21 +154,21 @@ def _group(_: Field) -> list[dict[str, object]]:
     return [ranks]
 
 
-_KINDS: dict[Kind, Callable[[Field], list[dict[str, object]]]] = {
-    Kind.SIZE: lambda _: [{"type": "integer"}],
-    Kind.COUNT: lambda field: [{"type": "integer", "minimum": field.minimum}],
-    Kind.BOOL: lambda _: [{"type": "boolean"}],
-    Kind.CHOICE: _choice,
-    Kind.WORD: lambda field: [{"enum": list(field.choices)}],
-    Kind.DTYPE: lambda _: [{"enum": list(DTYPE_SPELLINGS)}],
-    Kind.STRINGS: lambda _: [_STRINGS],
-    Kind.PATTERNS: lambda _: [{**_STRINGS, "minItems": 1}],
-    Kind.SHAPE: _shape,
-    Kind.TUPLE: lambda _: [{"type": "array"}],
-    Kind.GROUP: _group,
-    Kind.OBJECT: lambda field: [_object_of(field.fields)],
-    Kind.OBJECTS: lambda field: [{"type": "array", "items": _object_of(field.fields)}],
-    Kind.FORBIDDEN: lambda _: [],
+_KINDS: dict[FieldKind, Callable[[Field], list[dict[str, object]]]] = {
+    FieldKind.SIZE: lambda _: [{"type": "integer"}],
+    FieldKind.COUNT: lambda field: [{"type": "integer", "minimum": field.minimum}],
+    FieldKind.BOOL: lambda _: [{"type": "boolean"}],
+    FieldKind.CHOICE: _choice,
+    FieldKind.WORD: lambda field: [{"enum": list(field.choices)}],
+    FieldKind.DTYPE: lambda _: [{"enum": list(DTYPE_SPELLINGS)}],
+    FieldKind.STRINGS: lambda _: [_STRINGS],
+    FieldKind.PATTERNS: lambda _: [{**_STRINGS, "minItems": 1}],
+    FieldKind.SHAPE: _shape,
+    FieldKind.TUPLE: lambda _: [{"type": "array"}],
+    FieldKind.GROUP: _group,
+    FieldKind.OBJECT: lambda field: [_object_of(field.fields)],
+    FieldKind.OBJECTS: lambda field: [{"type": "array", "items": _object_of(field.fields)}],
+    FieldKind.FORBIDDEN: lambda _: [],
 }
 
 

@@ -1,8 +1,8 @@
-"""From whatever a config comes as (mapping, path, base64 text, nothing) to plain data of our own.
+"""Loads a config (a mapping, a path, base64 text, or None) into a private copy as plain data.
 
-The result is a private copy: dicts with string keys, lists, tuples and leaves. Leaves that are not plain
-(process groups, classes, torch dtypes) are kept by reference and never copied; the caller's object is
-never changed (D10). Everything that stops a text from being a config is a `Problem` with a path.
+The copy has dicts with string keys, lists, tuples and leaves. Leaves that are not plain data (process groups,
+classes, torch dtypes) are kept by reference and never copied. The caller's object is never changed (D10).
+Whatever makes the data malformed as a config is a `Problem` with a path.
 """
 
 from __future__ import annotations
@@ -19,44 +19,44 @@ from tpinit.reference.spellings import MAX_DIGITS, printable, show, too_long
 __all__ = ["MAX_BYTES", "MAX_DEPTH", "plain_config"]
 
 MAX_DEPTH = 64
-"""How deeply a config may nest: objects and lists inside each other, the whole config being the first level."""
+"""The most levels of nested objects and lists in a config; the config itself is the first level."""
 
 MAX_BYTES = 1024 * 1024
 """The largest file that is read as a config."""
 
 MAX_VALUES = 200_000
-"""How many values a config may have, at all depths together."""
+"""The most values in a config, all levels together."""
 
 _ROOT = "config"
 
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
-    """An object as it stood in a text, with the keys that it repeats."""
+    """An object as a text has it: all pairs in order, also those that repeat a key."""
 
     pairs: list[tuple[str, object]]
 
 
 @dataclass(frozen=True, slots=True)
 class _LongInteger:
-    """An integer literal that Python refuses to read."""
+    """An integer literal with too many digits for Python to read."""
 
     digits: int
 
 
 class _HjsonFloat(float):
-    """A float that stays one: the hjson library turns 2.0 into the integer 2, and D7 tells them apart."""
+    """A float that hjson can't turn into an integer: it would read 2.0 as 2, which D7 distinguishes."""
 
     def __int__(self) -> int:
-        return int(not self)  # never equal to the float itself, and there for an infinite one too
+        return int(not self)  # never equal to the float itself; defined for infinities too
 
 
 def plain_config(config: object) -> tuple[dict[str, object] | None, list[Problem]]:
-    """Return a private plain copy of a config, and all that is wrong with it as a piece of data.
+    """Return a private plain copy of a config, and the problems of its data.
 
     `config` is a Mapping, the path of a JSON or HJSON file, base64 of a JSON object (standard or urlsafe
-    alphabet), or None for no config. The copy is None for None. Raises ConfigError where there is nothing
-    to copy: no such file, not text, no object.
+    alphabet), or None for no config. The copy is None for None. Raises ConfigError if there is nothing to
+    copy: the file does not exist, is not text, or does not contain an object.
     """
     if config is None:
         return None, []
@@ -67,7 +67,7 @@ def plain_config(config: object) -> tuple[dict[str, object] | None, list[Problem
     return _Copier(problems).copy_object(data, "", (id(data),)), problems
 
 
-# --- where it comes from ---------------------------------------------------------------------------
+# --- loading ---------------------------------------------------------------------------
 
 
 def _load(config: object) -> object:
@@ -89,7 +89,7 @@ def _parse_file(path: str) -> object:
         raise _refusal(show(path), "this is a directory", "give the path of the config file itself")
     if not os.path.exists(path):
         raise _refusal(show(path), "there is no such file", "check the path")
-    # A pipe or a device could block or never end.
+    # Reading a pipe or a device could block, or never end.
     if not os.path.isfile(path):
         raise _refusal(show(path), "this is not a regular file", "give the path of a JSON or HJSON file")
     try:
@@ -103,7 +103,7 @@ def _parse_file(path: str) -> object:
 
 
 def _parse_base64(text: str) -> object:
-    """Read base64 of an object; a text that is neither that nor a path is named as what it seems to be."""
+    """Read base64 of an object. Raises ConfigError, with a guess at what else the text is."""
     import base64
     import binascii
 
@@ -137,11 +137,11 @@ def _decode(raw: bytes, path: str) -> str:
     return text
 
 
-# --- from text to data -----------------------------------------------------------------------------
+# --- parsing -----------------------------------------------------------------------------
 
 
 def _parse(text: str, origin: str) -> object:
-    """Parse JSON, else HJSON. A key that is repeated and a number that can't be read are kept for the copier."""
+    """Parse JSON, else HJSON. Repeated keys and integers that are too long are kept: the copier reports them."""
     import json
 
     try:
@@ -182,21 +182,21 @@ def _integer(literal: str) -> int | _LongInteger:
         return _LongInteger(digits)
 
 
-# --- from data to a copy of our own ----------------------------------------------------------------
+# --- copying ----------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class _Copier:
-    """Copies plain data, and notes by path all that is wrong with it."""
+    """Copies plain data, and adds a problem, with its path, for everything that is wrong with it."""
 
     problems: list[Problem]
     left: int = MAX_VALUES
 
     def copy(self, value: object, path: str, above: tuple[int, ...]) -> object:
-        """Copy one value; a leaf that is not plain goes through by reference. `above` guards against cycles."""
+        """Copy one value; a leaf that is not plain is kept by reference. `above` has the ids of all parents."""
         self.left -= 1
         if self.left < 0:
-            # Data that shares its parts can unfold without end; this is said once.
+            # Shared parts can make the copy far larger than the data. The problem is added once.
             if self.left == -1:
                 self._note("", "", f"a config has at most {MAX_VALUES} values", "check that this is the config")
             return None
@@ -218,7 +218,7 @@ class _Copier:
         above: tuple[int, ...],
     ) -> object:
         if id(value) in above:
-            self._note(path, "", "a config can't contain itself", "take the reference out")
+            self._note(path, "", "a config can't contain itself", "remove the reference")
         elif len(above) == MAX_DEPTH:
             self.problems.append(_deep(path))
         elif isinstance(value, (list, tuple)):
@@ -230,10 +230,10 @@ class _Copier:
         return None
 
     def copy_object(self, value: Mapping[Any, object] | _Pairs, path: str, above: tuple[int, ...]) -> dict[str, object]:
-        """Copy an object: string keys, each once."""
+        """Copy an object. Its keys must be strings, each given once."""
         copy: dict[str, object] = {}
         repeated: set[str] = set()
-        # Not a dict yet: a text may repeat a key.
+        # Pairs, because a text may repeat a key.
         for key, item in value.pairs if isinstance(value, _Pairs) else value.items():
             if not isinstance(key, str):
                 self._note(path, show(key), "a key must be a string", "write it in quotes")
@@ -253,7 +253,7 @@ class _Copier:
 
 
 def _deep(path: str) -> Problem:
-    # The path is as deep as the data: its start says where to look.
+    # The path is as long as the data is deep; its shortened form is enough to find the place.
     return Problem(printable(path) or _ROOT, "", f"a config nests at most {MAX_DEPTH} levels", "flatten it")
 
 

@@ -1,4 +1,4 @@
-"""How values are spelled and shown: dtypes (D8), sizes (D7), nearest legal words, shortened values."""
+"""Spellings of dtypes (D8) and sizes (D7), the nearest legal word, and values shortened for messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 AUTO = "auto"
 
 MAX_DIGITS = 4300
-"""The longest integer that is read, in decimal digits: Python's own default limit for turning text into int."""
+"""The longest integer that is read, in decimal digits: Python's default limit for converting text to int."""
 
 _SHOWN = 60
 
@@ -43,14 +43,14 @@ _TOO_LONG: int = 10**MAX_DIGITS
 
 
 def is_absent(value: object) -> bool:
-    """D3: null and `"auto"` mean absent, for every field."""
+    """Return whether a value means absent: null and `"auto"` do, for every field (D3)."""
     return value is None or (isinstance(value, str) and value == AUTO)
 
 
 def dtype_named(value: object) -> DType | None:
     """Return the dtype that a spelling, a `DType` or a torch dtype means (D8), or None for anything else.
 
-    A torch dtype is recognised by its type's name and its text, so torch is never imported.
+    A torch dtype is recognised by the name of its type and by its str(), so torch is never imported.
     """
     if isinstance(value, DType):
         return value
@@ -63,12 +63,12 @@ def dtype_named(value: object) -> DType | None:
 
 
 def too_long(value: int) -> bool:
-    """Tell whether an integer has more than `MAX_DIGITS` digits, without turning it into text."""
+    """Return whether an integer has more than `MAX_DIGITS` digits, without converting it to text."""
     return abs(value) >= _TOO_LONG
 
 
 def nearest(word: object, legal: Iterable[str]) -> str | None:
-    """Return the legal word nearest to what was given, or None when none is near."""
+    """Return the legal word nearest to `word`, or None if none is near."""
     # Imported here: only an error needs it.
     import difflib
 
@@ -76,21 +76,21 @@ def nearest(word: object, legal: Iterable[str]) -> str | None:
         return None
     folded = {candidate.casefold(): candidate for candidate in legal}
     start = word.strip().casefold()
-    # A word cut short is meant whole: "bfloat" is bfloat16, though "float" has more letters in common.
+    # A truncated word stands for the full one: "bfloat" is bfloat16, though "float" has more letters in common.
     found = sorted((whole for whole in folded if len(start) > 2 and whole.startswith(start)), key=len)
     found = found or difflib.get_close_matches(start, folded, cutoff=0.5)
     return folded[found[0]] if found else None
 
 
 def show_int(value: int) -> str:
-    """Return an integer as users write it; one too long for that, by its length."""
+    """Return an integer in decimal, or its length in bits if it has more than `MAX_DIGITS` digits."""
     return f"an integer of {value.bit_length()} bits" if too_long(value) else _decimal(value)
 
 
 def show(value: object) -> str:
-    """Return what was given as JSON would have it (where JSON has a word for it), shortened to one line.
+    """Return a value as JSON writes it (if JSON can), on one line and shortened.
 
-    Never raises: an object whose own text can't be had is shown by its type.
+    Never raises: an object whose repr() fails is shown by its type.
     """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -104,8 +104,8 @@ def show(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text on one line that any terminal can show, shortened."""
-    # str's own text: a str enum prints as something else
+    """Return a text on one line, shortened, with characters that can't be printed escaped."""
+    # str.__str__, because a str enum has a __str__ of its own
     few = _shortened(str.__str__(text))
     return _shortened("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in few))
 
@@ -117,20 +117,20 @@ def _shortened(text: str) -> str:
 def _text(value: object) -> str:
     try:
         return printable(" ".join(repr(value).split()))
-    except Exception:  # a user's own __repr__ may raise anything, and the error at hand matters more
+    except Exception:  # a user's own __repr__ may raise anything; the problem being reported matters more
         return f"<{type(value).__name__}>"
 
 
 def _decimal(value: int) -> str:
     try:
         return str(value)
-    except ValueError:  # the limit on digits is the interpreter's setting and may be lower than ours
+    except ValueError:  # the interpreter's limit on digits is a setting and may be lower than ours
         return f"an integer of {value.bit_length()} bits"
 
 
 def is_near(one: str, other: str, most: int) -> bool:
-    """Tell whether at most so many letters are inserted, dropped, replaced or swapped with their neighbour."""
-    # What is quick first: a key may be long, most have another length or other letters. One edit changes two letters.
+    """Return whether at most `most` edits part two words: a letter inserted, dropped, replaced or swapped."""
+    # The cheap tests first, because a key may be long: one edit changes the set of letters by at most two.
     if abs(len(one) - len(other)) > most or len({*one} ^ {*other}) > 2 * most:
         return False
     return _distance(one, other) <= most

@@ -1,8 +1,8 @@
-"""The config outside the section: the precision (D6), and keys that would be silently ignored.
+"""Reads the config outside the section: the precision (D6), and keys that would be silently ignored.
 
-Other top-level keys belong to the rest of DeepSpeed and are left alone. A key that is almost the section,
-almost a precision block, or a key of the section that stands outside of it, would be ignored without a
-word: it is a problem that names the right key (D8).
+Other top-level keys belong to the rest of DeepSpeed and are not checked. A misspelled section or precision
+block, or a key of the section at the top level, would be silently ignored, so each is a problem that names the
+right key (D8).
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _BLOCKS = ("tensor_parallel", *_PRECISION)
 _STEMS = ("tensorparallel", "tensormodelparallel", "autotp")
 
 
-def _homes() -> dict[str, str]:
-    """Every key of the section by its name without punctuation, with the path where it belongs."""
-    homes: dict[str, str] = {}
+def _section_paths() -> dict[str, str]:
+    """Return the path of every key of the section, by the key's name without case and punctuation."""
+    paths: dict[str, str] = {}
     for block, fields in (
         ("tensor_parallel", SECTION),
         ("tensor_parallel.tp", TP),
         ("tensor_parallel.partition_config", PARTITION_CONFIG),
     ):
         for name in named(fields):
-            homes.setdefault(_folded(name), f"{block}.{name}")
-    homes["tensorparallel"] = "tensor_parallel"
-    homes["tpsize"] = homes["autotpsize"]
-    return homes
+            paths.setdefault(_folded(name), f"{block}.{name}")
+    paths["tensorparallel"] = "tensor_parallel"
+    paths["tpsize"] = paths["autotpsize"]
+    return paths
 
 
 def _folded(key: str) -> str:
@@ -39,12 +39,12 @@ def _folded(key: str) -> str:
 
 
 def check_top_level(config: dict[str, object], problems: list[Problem]) -> None:
-    """Add a problem for every top-level key that is a near miss, or that belongs inside the section."""
-    homes = _homes()
+    """Add a problem for every top-level key that is misspelled, or that belongs inside the section."""
+    paths = _section_paths()
     for key, value in config.items():
         if key in _BLOCKS:
             continue
-        right = _right_key(_folded(key), homes)
+        right = _right_key(_folded(key), paths)
         if right is None:
             continue
         message = f"unknown key, which would be ignored; {right} was probably meant"
@@ -54,24 +54,24 @@ def check_top_level(config: dict[str, object], problems: list[Problem]) -> None:
         problems.append(Problem(printable(key), show(value), message, fix))
 
 
-def _right_key(folded: str, homes: dict[str, str]) -> str | None:
-    if folded in homes:
-        return homes[folded]
+def _right_key(folded: str, paths: dict[str, str]) -> str | None:
+    if folded in paths:
+        return paths[folded]
     if folded == "float16":
-        return "fp16"  # one letter from bfloat16, and yet not meant as that
+        return "fp16"  # one edit away from bfloat16, but it means fp16
     for block in _PRECISION:
         if is_near(folded, block, 1):
             return block
-    for name, home in homes.items():
+    for name, path in paths.items():
         if len(name) >= 10 and is_near(folded, name, 2):
-            return home
+            return path
     if folded.startswith(_STEMS):
-        return homes["autotpsize"] if folded.endswith(("size", "degree")) else "tensor_parallel"
+        return paths["autotpsize"] if folded.endswith(("size", "degree")) else "tensor_parallel"
     return None
 
 
 def read_precision(config: dict[str, object], problems: list[Problem]) -> DType | None:
-    """D6: the dtype of the block that is enabled, None when none is. Both enabled is a problem."""
+    """Return the dtype of the enabled precision block, or None (D6). Two enabled blocks are a problem."""
     new, old = config.get("bf16"), config.get("bfloat16")
     if new is not None and old is not None:
         message = '"bf16" and "bfloat16" are two names of one block'

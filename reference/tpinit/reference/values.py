@@ -1,6 +1,6 @@
-"""Reads one value of each kind of the section's table (`fields`), and objects made of them.
+"""Reads the values of the section: a reader for each kind of field (`fields`), and for objects of fields.
 
-A value that is malformed adds a problem and reads as absent; so reading goes on and finds all problems.
+A malformed value adds a problem and reads as absent, so that one pass finds all problems.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeGuard
 
 from tpinit.reference.errors import Problem
-from tpinit.reference.fields import BLOCK_OF, Field, Kind, all_names, named
+from tpinit.reference.fields import BLOCK_OF, Field, FieldKind, all_names, named
 from tpinit.reference.groups import GroupTable
 from tpinit.reference.spellings import DTYPE_SPELLINGS, dtype_named, is_absent, nearest, printable, show
 from tpinit.spec.vocabulary import DType
@@ -21,17 +21,17 @@ __all__ = ["Reader"]
 
 @dataclass(slots=True)
 class Reader:
-    """Reads values by the table. `problems` fills up; `groups` gives group objects their identities."""
+    """Reads values by the table of fields. `problems` collects what is wrong; `groups` assigns group identities."""
 
     groups: GroupTable
     problems: list[Problem] = field(default_factory=list)
 
     def note(self, path: str, value: object, message: str, fix: str) -> None:
-        """Add one problem, with the value as it was given."""
+        """Add one problem that shows the given value."""
         self.problems.append(Problem(path, show(value), message, fix))
 
     def read_object(self, fields: tuple[Field, ...], value: object, path: str) -> dict[str, object] | None:
-        """Read an object: its fields by their own names, absent ones left out (D3). Unknown keys are problems (D8)."""
+        """Return an object's fields by their own names, without absent ones (D3). Unknown keys are problems (D8)."""
         if not isinstance(value, dict):
             self.note(path, value, "this must be an object", "write { ... }, or leave the key out")
             return None
@@ -50,14 +50,14 @@ class Reader:
                 self.note(below, item, message, f'keep "{known_field.name}" and leave the other out')
             elif (result := _READERS[known_field.kind](self, known_field, item, below)) is not None:
                 read[known_field.name] = result
-        for wanted in fields:
-            if wanted.required and wanted.name not in given:
-                message = f'the key "{wanted.name}" is missing'
-                self.problems.append(Problem(f"{path}.{wanted.name}", "", message, wanted.doc))
+        for legal in fields:
+            if legal.required and legal.name not in given:
+                message = f'the key "{legal.name}" is missing'
+                self.problems.append(Problem(f"{path}.{legal.name}", "", message, legal.doc))
         return read
 
     def size(self, value: object, path: str) -> int | None:
-        """D7: an integer, whatever its value."""
+        """Return a size: any integer (D7). Returns None after adding a problem for anything else."""
         if _is_integer(value):
             return int(value)
         fix = "write an integer"
@@ -69,7 +69,7 @@ class Reader:
         return None
 
     def dtype(self, value: object, path: str) -> DType | None:
-        """D8: one of the spellings, or a torch dtype."""
+        """Return the dtype that a spelling or a torch dtype means (D8). Returns None after adding a problem."""
         dtype = dtype_named(value)
         if dtype is None:
             near = nearest(value if isinstance(value, str) else show(value), DTYPE_SPELLINGS)
@@ -83,12 +83,12 @@ class Reader:
 
     def _unknown(self, fields: tuple[Field, ...], key: str, value: object, path: str) -> None:
         own = [name for legal in fields for name in all_names(legal)]
-        homes = [block for block, legal in BLOCK_OF if key in named(legal)]
+        blocks = [block for block, legal in BLOCK_OF if key in named(legal)]
         near = nearest(key, own)
         if key in ("bf16", "fp16", "bfloat16"):
             fix = "move it to the top level of the config, beside tensor_parallel"
-        elif homes:
-            fix = f"it belongs in {homes[0]}: move it there"
+        elif blocks:
+            fix = f"it belongs in {blocks[0]}: move it there"
             if near:
                 fix += f', or write "{near}"'
         else:
@@ -97,7 +97,7 @@ class Reader:
         self.note(path, value, message, fix)
 
 
-# --- one reader a kind -----------------------------------------------------------------------------
+# --- one reader per kind -----------------------------------------------------------------------------
 
 
 def _size(reader: Reader, _: Field, value: object, path: str) -> object:
@@ -107,7 +107,7 @@ def _size(reader: Reader, _: Field, value: object, path: str) -> object:
 def _count(reader: Reader, spec: Field, value: object, path: str) -> object:
     if _is_integer(value) and value >= spec.minimum:
         return value
-    reader.note(path, value, f"this must be an integer of at least {spec.minimum}", "write such an integer")
+    reader.note(path, value, f"this must be an integer of at least {spec.minimum}", f"write {spec.minimum} or more")
     return None
 
 
@@ -119,7 +119,7 @@ def _bool(reader: Reader, _: Field, value: object, path: str) -> object:
 
 
 def _choice(reader: Reader, spec: Field, value: object, path: str) -> object:
-    if isinstance(value, str) and (value.lower() if spec.kind is Kind.CHOICE else value) in spec.choices:
+    if isinstance(value, str) and (value.lower() if spec.kind is FieldKind.CHOICE else value) in spec.choices:
         return value
     near = nearest(value, spec.choices)
     legal = ", ".join(f'"{choice}"' for choice in spec.choices)
@@ -135,7 +135,7 @@ def _strings(reader: Reader, _: Field, value: object, path: str) -> object:
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) and item for item in value):
         return value
     fix = f"write [{show(value)}]" if isinstance(value, str) and value else 'write ["...", "..."]'
-    reader.note(path, value, "this must be a list of strings that are not empty", fix)
+    reader.note(path, value, "this must be a list of non-empty strings", fix)
     return None
 
 
@@ -144,7 +144,9 @@ def _patterns(reader: Reader, spec: Field, value: object, path: str) -> object:
         return None
     assert isinstance(value, (list, tuple))
     if not value:
-        reader.note(path, value, "no pattern: nothing would ever match", "list at least one regular expression")
+        reader.note(
+            path, value, "the list is empty, so the spec would match nothing", "list at least one regular expression"
+        )
     for index, pattern in enumerate(value):
         error = _pattern_error(pattern)
         if error is not None:
@@ -168,12 +170,12 @@ def _shape(reader: Reader, _: Field, value: object, path: str) -> object:
     for index, size in enumerate(value):
         nested = isinstance(size, (list, tuple))
         sizes = list(size) if nested else [size]
-        legal = all(_is_integer(one) and (one >= 1 or (one == -1 and not nested)) for one in sizes)
+        legal = all(_is_integer(item) and (item >= 1 or (item == -1 and not nested)) for item in sizes)
         if not sizes or not legal:
-            message = "a size in a shape is an integer of at least 1, -1 for one to infer, or a list of sizes"
-            reader.note(f"{path}[{index}]", size, message, "write such a size")
+            message = "a size in a shape is an integer of at least 1, -1 (inferred), or a list of sizes"
+            reader.note(f"{path}[{index}]", size, message, "write one of these")
     if list(value).count(-1) > 1 or sum(isinstance(size, (list, tuple)) for size in value) > 1:
-        reader.note(path, value, "a shape has at most one -1 and at most one nested list", "give the other sizes")
+        reader.note(path, value, "a shape has at most one -1 and at most one nested list", "write the other sizes")
         return None
     return value
 
@@ -202,7 +204,7 @@ def _objects(reader: Reader, spec: Field, value: object, path: str) -> object:
         below = f"{path}[{index}]"
         result = reader.read_object(spec.fields, item, below)
         if result is not None:
-            _check_layer_spec(reader, result, below)  # no other objects come in lists
+            _check_layer_spec(reader, result, below)  # a layer spec: no other kind of object comes in a list
         read.append(result)
     return read
 
@@ -213,7 +215,7 @@ def _forbidden(reader: Reader, spec: Field, value: object, path: str) -> object:
 
 
 def _check_layer_spec(reader: Reader, spec: dict[str, object], path: str) -> None:
-    """A nested list stands at the dimension that is cut, and that dimension exists."""
+    """Check that the sharded dimension exists, and that only this dimension has a nested list."""
     shape = spec.get("shape")
     if shape is None:
         return
@@ -222,11 +224,11 @@ def _check_layer_spec(reader: Reader, spec: dict[str, object], path: str) -> Non
     cut = spec.get("partition_dim", 0 if column else 1)
     assert isinstance(cut, int)
     if cut >= len(shape):
-        message = f"the dimension that is cut is {cut}, and the shape has {len(shape)}"
+        message = f"dimension {cut} is sharded, but the shape has length {len(shape)}"
         reader.note(f"{path}.shape", shape, message, "correct shape or partition_dim")
     for index, size in enumerate(shape):
         if isinstance(size, (list, tuple)) and index != cut:
-            message = f"a nested list may stand only at the dimension that is cut, which is {cut}"
+            message = f"a nested list is legal only at the sharded dimension, which is {cut}"
             reader.note(f"{path}.shape[{index}]", size, message, "correct shape or partition_dim")
 
 
@@ -239,19 +241,19 @@ def _kind_of(value: object) -> str:
     return next((name for kind, name in names if isinstance(value, kind)), f"a {type(value).__name__}")
 
 
-_READERS: dict[Kind, Callable[[Reader, Field, object, str], object]] = {
-    Kind.SIZE: _size,
-    Kind.COUNT: _count,
-    Kind.BOOL: _bool,
-    Kind.CHOICE: _choice,
-    Kind.WORD: _choice,
-    Kind.DTYPE: _dtype,
-    Kind.STRINGS: _strings,
-    Kind.PATTERNS: _patterns,
-    Kind.SHAPE: _shape,
-    Kind.TUPLE: _tuple,
-    Kind.GROUP: _group,
-    Kind.OBJECT: _object,
-    Kind.OBJECTS: _objects,
-    Kind.FORBIDDEN: _forbidden,
+_READERS: dict[FieldKind, Callable[[Reader, Field, object, str], object]] = {
+    FieldKind.SIZE: _size,
+    FieldKind.COUNT: _count,
+    FieldKind.BOOL: _bool,
+    FieldKind.CHOICE: _choice,
+    FieldKind.WORD: _choice,
+    FieldKind.DTYPE: _dtype,
+    FieldKind.STRINGS: _strings,
+    FieldKind.PATTERNS: _patterns,
+    FieldKind.SHAPE: _shape,
+    FieldKind.TUPLE: _tuple,
+    FieldKind.GROUP: _group,
+    FieldKind.OBJECT: _object,
+    FieldKind.OBJECTS: _objects,
+    FieldKind.FORBIDDEN: _forbidden,
 }

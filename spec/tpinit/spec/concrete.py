@@ -1,4 +1,4 @@
-"""The Z3 model asked about one concrete input: a decision by the model alone, for tests and witnesses."""
+"""Evaluates the Z3 model on one concrete input. The decision comes from the model alone; tests compare it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["assume", "evaluate"]
 
 
 def assume(inputs: Inputs, symbols: Symbols) -> list[z3.BoolRef]:
-    """State in Z3 that `symbols` are exactly this concrete input. Absent values stay unknown."""
+    """Return the constraints that make `symbols` this concrete input. Values that are not given stay free."""
     call, section, mpu = inputs.call, inputs.section or Section(), inputs.mpu
     present = {
         "tpi": call is not None,
@@ -68,7 +68,7 @@ def _concrete_model() -> Model:
 
 
 def evaluate(inputs: Inputs) -> Decision:
-    """Decide one concrete input by the Z3 model alone (violations carry no evidence).
+    """Decide one concrete input by the Z3 model alone. Its violations have no evidence.
 
     Raises RuntimeError if the model leaves the decision open, which would be a defect of the model.
     """

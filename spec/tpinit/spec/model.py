@@ -1,23 +1,23 @@
 """Both formulations, the merge and all violations as Z3 terms.
 
-Sizes are unbounded integers, groups an uninterpreted sort with an uninterpreted size: nothing here
-bounds worlds, sizes or numbers of groups (section 6, item 7). A `Model` reads its rows, rules,
-precedence and predicates from its fields, so that a mutant is the same model with one field replaced.
+Nothing here bounds worlds, sizes or numbers of groups (section 6, item 7). A `Model` reads its rows, rules,
+precedence and predicates from its fields, so that a mutant is the same model with one field replaced. The
+terms of an input come from `symbols` and can be imported from here too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from types import MappingProxyType
 
 import z3
 from tpinit.spec.prose import DISAGREEMENTS, RULES, Disagreement, Rule
+from tpinit.spec.symbols import SIZE_OF, GroupSort, Symbols, constant, fresh_symbols
 from tpinit.spec.table import ROWS, Row
 from tpinit.spec.vocabulary import (
-    DType,
     Fact,
     FieldsFrom,
     GroupFrom,
@@ -26,74 +26,10 @@ from tpinit.spec.vocabulary import (
     ViolationCode,
 )
 
-__all__ = ["FieldTerm", "Model", "Symbols", "Verdict", "constant", "fresh_symbols"]
+__all__ = ["SIZE_OF", "FieldTerm", "GroupSort", "Model", "OutcomeTerms", "Symbols", "constant", "fresh_symbols"]
 
-GroupSort = z3.DeclareSort("Group")
-SIZE_OF = z3.Function("size_of", GroupSort, z3.IntSort())
-
-
-def _enum_sort(enum: type[Enum]) -> tuple[z3.DatatypeSortRef, Mapping[Enum, z3.DatatypeRef]]:
-    sort, constants = z3.EnumSort(enum.__name__, [f"{enum.__name__}.{member.name}" for member in enum])
-    return sort, MappingProxyType(dict(zip(enum, constants, strict=True)))
-
-
-_ENUMS: tuple[type[Enum], ...] = (DType, Outcome, FieldsFrom, GroupFrom, Source, ViolationCode)
-_SORTS = {enum: _enum_sort(enum) for enum in _ENUMS}
-
-
-def constant(member: Enum) -> z3.DatatypeRef:
-    """The Z3 constant of a member of one of the vocabulary's enums."""
-    return _SORTS[type(member)][1][member]
-
-
-def enum_sort(enum: type[Enum]) -> z3.DatatypeSortRef:
-    """The Z3 sort of one of the vocabulary's enums."""
-    return _SORTS[enum][0]
-
-
-_SORT_OF_ANNOTATION = {
-    "z3.BoolRef": z3.BoolSort(),
-    "z3.ArithRef": z3.IntSort(),
-    "z3.DatatypeRef": _SORTS[DType][0],
-    "z3.ExprRef": GroupSort,
-}
-
-
-@dataclass(frozen=True)
-class Symbols:
-    """One input as Z3 terms. A value means something only where its `_given` term is true."""
-
-    tpi: z3.BoolRef
-    tpg: z3.BoolRef
-    section: z3.BoolRef
-    mpu: z3.BoolRef
-    mesh: z3.BoolRef
-    autotp_given: z3.BoolRef
-    alias_given: z3.BoolRef
-    dtype_given: z3.BoolRef
-    precision_given: z3.BoolRef
-    cgroup_given: z3.BoolRef
-    world: z3.ArithRef
-    call_size: z3.ArithRef
-    autotp: z3.ArithRef
-    alias: z3.ArithRef
-    call_dtype: z3.DatatypeRef
-    dtype: z3.DatatypeRef
-    precision: z3.DatatypeRef
-    call_group: z3.ExprRef
-    cgroup: z3.ExprRef
-    mpu_group: z3.ExprRef
-    mesh_group: z3.ExprRef
-
-
-def fresh_symbols(suffix: str = "") -> Symbols:
-    """An input about which nothing is known: every term a constant named after its field."""
-    return Symbols(
-        **{item.name: z3.Const(item.name + suffix, _SORT_OF_ANNOTATION[str(item.type)]) for item in fields(Symbols)}
-    )
-
-
-# Where each source is given, and its value there. Gating by CFG is the model's, not the input's.
+# For each source: the terms that are all true where it is given, the term of its value, and whether it is a field
+# of the section, which exists only where CFG.
 _GIVEN_AS: Mapping[Source, tuple[tuple[str, ...], str, bool]] = MappingProxyType(
     {
         Source.CALL_TP_SIZE: (("tpi",), "call_size", False),
@@ -115,8 +51,8 @@ GROUPS = (Source.CALL_TP_GROUP, Source.MPU_TP_GROUP, Source.CONFIG_TP_GROUP, Sou
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a formulation says of the four facts alone. `code` means something where outcome is error."""
+class OutcomeTerms:
+    """What one formulation decides from the four facts alone. `code` is meaningful where outcome is error."""
 
     outcome: z3.DatatypeRef
     code: z3.DatatypeRef
@@ -179,7 +115,7 @@ class Model:
 
     @cached_property
     def typing(self) -> Mapping[str, z3.BoolRef]:
-        """What every input satisfies by its type, each with its name."""
+        """The constraints that every well-typed input satisfies, by name."""
         s = self.given_input
         groups = (s.call_group, s.cgroup, s.mpu_group, s.mesh_group)
         return {
@@ -194,13 +130,13 @@ class Model:
         return z3.And(*self.typing.values())
 
     def given(self, source: Source) -> z3.BoolRef:
-        """Whether this source gives a value. The section's fields exist only when CFG."""
+        """The source gives a value. The section's fields exist only when CFG."""
         names, _, in_section = _GIVEN_AS[source]
         present = z3.And(*(getattr(self.given_input, name) for name in names))
         return z3.And(self.cfg, present) if in_section else present
 
     def value(self, source: Source) -> z3.ExprRef:
-        """The value that this source gives, meaningful where it is given."""
+        """The value from this source, meaningful where it is given."""
         term: z3.ExprRef = getattr(self.given_input, _GIVEN_AS[source][1])
         return term
 
@@ -222,18 +158,18 @@ class Model:
 
     @cached_property
     def row_number(self) -> z3.ArithRef:
-        """The number of the row that holds, 0 where none does."""
+        """The number of the row whose condition holds, 0 if there is none."""
         return _first([(self.row_holds(row), z3.IntVal(row.number)) for row in self.rows], z3.IntVal(0))
 
     @cached_property
-    def by_table(self) -> Verdict:
-        """What the table says of the four facts."""
+    def by_table(self) -> OutcomeTerms:
+        """What the table decides from the four facts."""
 
         def column(name: str, default: Enum) -> z3.DatatypeRef:
             cells = [(self.row_holds(row), constant(getattr(row, name) or default)) for row in self.rows]
             return _first(cells, constant(default))
 
-        return Verdict(
+        return OutcomeTerms(
             column("outcome", Outcome.ERROR),
             column("code", ViolationCode.NO_TP_INTENT),
             column("fields_from", FieldsFrom.NOTHING),
@@ -247,12 +183,12 @@ class Model:
         return z3.And(*(self.fact(fact) == truth for fact, truth in rule.when.items()))
 
     def fires(self, which: Callable[[Rule], object]) -> z3.BoolRef:
-        """Some rule that contributes `which` fires."""
+        """Some rule for which `which` is true fires."""
         return z3.Or(*(self.rule_fires(rule) for rule in self.rules if which(rule)))
 
     @cached_property
-    def by_prose(self) -> Verdict:
-        """What the rules, summed up, say of the four facts."""
+    def by_prose(self) -> OutcomeTerms:
+        """What the rules together decide from the four facts."""
         rejected = self.fires(lambda rule: rule.rejects)
         config, call = self.fires(lambda rule: rule.reads_config), self.fires(lambda rule: rule.reads_call)
         firing = [(self.rule_fires(rule), rule) for rule in self.rules]
@@ -264,7 +200,7 @@ class Model:
         outcome = _first([(g, constant(r.outcome)) for g, r in firing if r.outcome], constant(Outcome.ERROR))
         code = _first([(g, constant(r.rejects)) for g, r in firing if r.rejects], constant(ViolationCode.NO_TP_INTENT))
         group = _first([(g, constant(r.group)) for g, r in firing if r.group], constant(GroupFrom.NOTHING))
-        return Verdict(
+        return OutcomeTerms(
             z3.If(rejected, constant(Outcome.ERROR), outcome),
             code,
             z3.If(rejected, constant(FieldsFrom.NOTHING), sources),
@@ -272,7 +208,7 @@ class Model:
         )
 
     def disagree(self, what: Disagreement) -> z3.BoolRef:
-        """P3 for one field: two given values differ, and there is AutoTP to disagree about."""
+        """P3 for one field: two given values differ, and P7 does not give "no AutoTP"."""
         no_autotp = self.fires(lambda rule: rule.outcome is Outcome.NO_AUTOTP)
         if what.groups:
             pairs = [(size, group) for size in what.sources for group in what.groups]
@@ -300,7 +236,7 @@ class Model:
 
     @cached_property
     def effective_group(self) -> FieldTerm:
-        """The group that shards, from where the table's last column says."""
+        """The TP group, from the source that the table's last column names."""
         wanted = self.by_table.group_from
         config = self._first_given(self.config_group_order, otherwise=Source.CREATED)
         comes_from = {source: z3.BoolVal(False) for source in GROUPS}
@@ -329,17 +265,17 @@ class Model:
 
     @cached_property
     def starts(self) -> z3.BoolRef:
-        """AutoTP is initialised: no violation holds and the table says so."""
+        """AutoTP is initialised: the table says so and no violation holds."""
         initialises = (Outcome.INIT_FROM_CONFIG, Outcome.INIT_FROM_CALL)
         by_row = z3.Or(*(self.by_table.outcome == constant(outcome) for outcome in initialises))
         return z3.And(*(z3.Not(self.violation(code)) for code in ViolationCode), by_row)
 
     def _first_given(self, order: Sequence[Source], otherwise: Source | None = None) -> FieldTerm:
-        nobody_before: list[z3.BoolRef] = []
+        earlier_absent: list[z3.BoolRef] = []
         comes_from: dict[Source, z3.BoolRef] = {}
         for source in order:
-            comes_from[source] = z3.And(*nobody_before, self.given(source))
-            nobody_before.append(z3.Not(self.given(source)))
+            comes_from[source] = z3.And(*earlier_absent, self.given(source))
+            earlier_absent.append(z3.Not(self.given(source)))
         exists = z3.Or(*(self.given(source) for source in order))
         if otherwise is not None:
             comes_from[otherwise] = z3.Not(exists)

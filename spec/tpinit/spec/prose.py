@@ -1,7 +1,7 @@
 """Formulation 2: the prose P1-P7 as guarded rules (section 3).
 
 A rule fires when every fact in its guard has the stated truth. Rules overlap on purpose, as sentences
-do: what happens is the sum of all rules that fire, and a rejection overrides the rest. Knows the
+do: the result combines all rules that fire, and a rejection overrides the others. Imports the
 vocabulary and nothing else; in particular not the table, to which it is proven equal.
 """
 
@@ -20,7 +20,7 @@ _TPI, _TPG, _CFG, _MPU = Fact
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One sentence: when its guard holds, what it contributes. None contributes nothing to that part."""
+    """One sentence: its guard, and what it contributes where the guard holds. None contributes nothing."""
 
     clause: str
     says: str
@@ -84,11 +84,11 @@ RULES: tuple[Rule, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """P3 for one field: among these sources, two that are given and differ are an error.
+    """P3 for one field: it is an error when two of these sources give different values.
 
-    Where `groups` is not empty, it is the sizes of those groups that the given sizes are held against.
-    `except_pair` is judged by the clause `left_to` instead. Where P7 says that there is no AutoTP, there
-    is nothing to disagree about.
+    Where `groups` is not empty, the given sizes are compared with the sizes of those groups instead of with
+    each other. The pair `except_pair` is exempt, because the clause `left_to` decides it. Where P7 gives no
+    AutoTP, no difference is an error.
     """
 
     code: ViolationCode

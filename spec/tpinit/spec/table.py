@@ -1,6 +1,6 @@
 """Formulation 1: the twelve rows of the contract's table, as data (section 2).
 
-Knows the vocabulary and nothing else; in particular not the prose, to which it is proven equal.
+Imports the vocabulary and nothing else; in particular not the prose, to which it is proven equal.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["ROWS", "Row"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: the four facts it is about, and what happens. `code` is set where that is an error."""
+    """One row: the four facts, and the result for them. `code` is set where the outcome is an error."""
 
     number: int
     tpi: bool

@@ -1,8 +1,8 @@
-"""The words every formulation shares: inputs, decision, violation codes.
+"""The vocabulary that every formulation shares: inputs, decision, violation codes.
 
-This module holds names and shapes only. It decides nothing: the table, the prose, the Z3 model, the
-resolver and the brute-force oracle each import it and none of the others, so that their agreement
-means something. Contract, sections 1, 2 and 4.
+This module holds data types only and decides nothing. The table, the prose, the Z3 model, the resolver
+and the brute-force oracle import it; none of them imports another one's answer, so each agreement between
+two of them is evidence. Contract, sections 1, 2 and 4.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Outcome(str, Enum):
 
 
 class FieldsFrom(str, Enum):
-    """Where size and dtype come from (the table's fifth column)."""
+    """Where size and dtype come from (a column of the table, section 2)."""
 
     NOTHING = "-"
     CONFIG = "config"
@@ -76,7 +76,7 @@ class FieldsFrom(str, Enum):
 
 
 class GroupFrom(str, Enum):
-    """Where the tensor-parallel group comes from (the table's last column)."""
+    """Where the TP group comes from (the table's last column)."""
 
     NOTHING = "-"
     CALL = "the call's tp_group"
@@ -100,7 +100,7 @@ class ViolationCode(str, Enum):
 
 
 class Source(str, Enum):
-    """Where a value came from. The value of each member is the path that users know."""
+    """Where a value comes from. Each member's value is the path under which users write it."""
 
     CALL_TP_SIZE = "call.tp_size"
     CALL_DTYPE = "call.dtype"
@@ -121,8 +121,9 @@ class Source(str, Enum):
 class Group:
     """A process group as the contract sees it: an identity and a size in ranks.
 
-    Two groups are the same object exactly when their identities are equal. `handle` is whatever the
-    caller wants back in the decision (a torch process group, a tuple of ranks); nothing reads it.
+    Two groups are the same object exactly when their identities are equal. `handle` is the caller's own
+    object (a torch process group, a tuple of ranks): the decision returns it, and the decision does not
+    depend on it.
     """
 
     identity: int
@@ -132,7 +133,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One `tp_model_init` call: size in ranks, dtype, and its own group if it brought one (TPG)."""
+    """One `tp_model_init` call: size in ranks, dtype, and the `tp_group` if one was given (TPG)."""
 
     tp_size: int
     dtype: DType
@@ -143,7 +144,7 @@ class Call:
 class Section:
     """The `tensor_parallel` section, present and not null (D1); a field that is None is absent (D3).
 
-    `carried` holds the keys that decide nothing here and that the runtime needs (D10).
+    `carried` holds the other keys: the runtime needs them, and the decision does not depend on them.
     """
 
     autotp_size: int | None = None
@@ -155,9 +156,9 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Mpu:
-    """The mpu passed to `initialize`: its group that shards and, if it has one, the one that averages.
+    """The mpu passed to `initialize`: its TP group and, if it has one, its DP group.
 
-    `dp_group` decides nothing: it is carried to the decision for the runtime.
+    The decision does not depend on `dp_group`; it passes it on to the runtime.
     """
 
     tp_group: Group
@@ -166,10 +167,10 @@ class Mpu:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """All that decides, for one model (section 4). None means not given.
+    """Everything that the decision depends on, for one model (section 4). None means not given.
 
-    A0 (TPG implies TPI) holds by construction: a `tp_group` can only come inside a call. One group
-    identity has one size, and a world at least one rank.
+    A0 (TPG implies TPI) holds by construction: a `tp_group` is a field of a call. One group identity has
+    one size, and a world has at least one rank.
 
     Raises ValueError for a world or a group without ranks, and for one identity given two sizes.
     """
@@ -204,7 +205,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Given(Generic[T]):
-    """One value that was given, and where: the evidence of a violation."""
+    """One given value and its source: the evidence of a violation."""
 
     source: Source
     value: T
@@ -215,7 +216,7 @@ AnyGiven: TypeAlias = "Given[int] | Given[DType] | Given[Group]"
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A violation that holds, with the given values it is about."""
+    """A violation that holds, with the given values that cause it."""
 
     code: ViolationCode
     given: tuple[AnyGiven, ...] = ()
@@ -223,9 +224,10 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Effective(Generic[T]):
-    """An effective value and where it came from. Both are None where the decision has no such value.
+    """An effective value and its source. Both are None where the decision has no such value.
 
-    A dtype that nobody gave has the source `unset`; a group yet to be made has the source `created`.
+    A dtype that was not given has the source `unset`; a group that the runtime will create has the source
+    `created`. In both cases the value is None.
     """
 
     value: T | None = None
@@ -234,11 +236,11 @@ class Effective(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What will happen, and why: the row (1-12), the outcome, and each field with its source.
+    """What `initialize` will do, and why: the row (1-12), the outcome, and each field with its source.
 
     `violations` is in canonical order and not empty exactly when the outcome is an error; an error has
     no effective values. `section_disabled` is true when `autotp_size: 0` switched the section off (D2).
-    `dp_group` and `carried` are handed through for the runtime and decide nothing.
+    `dp_group` and `carried` are passed through for the runtime; nothing else depends on them.
     """
 
     row: int

@@ -25,7 +25,7 @@ def judged(name, listed=()):
 # The same: a group of one rank leaves none over. The evidence of that violation does not come from there.
 EQUAL = "resolver.size_not_dividing_world: `size >= 1` -> `size > 1`"
 # The same for every input: a group is itself. Yet the evidence comes from there, of which there is no theorem.
-EVIDENCE = "resolver._strangers: `1` -> `0`"
+EVIDENCE = "resolver._differing_groups: `1` -> `0`"
 # Another decision: of sizes that leave ranks over, none is refused.
 WRONG = "resolver.size_not_dividing_world: `size >= 1` -> `size < 1`"
 

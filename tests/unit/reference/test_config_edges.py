@@ -3,7 +3,7 @@
 import pytest
 from tpinit.reference.config import read_config
 from tpinit.reference.errors import ConfigError
-from tpinit.reference.fields import SECTION, TP, Kind
+from tpinit.reference.fields import SECTION, TP, FieldKind
 
 
 def problems_of(section):
@@ -96,16 +96,16 @@ def test_tuples_are_as_good_as_lists_and_the_cut_has_its_default(spec):
 @pytest.mark.parametrize(
     ("spec", "path", "says"),
     [
-        ({"model_types": ["llama", 3]}, "model_types", "a list of strings"),
+        ({"model_types": ["llama", 3]}, "model_types", "a list of non-empty strings"),
         ({"shape": []}, "shape", "a list of at least one size"),
         ({"shape": ()}, "shape", "a list of at least one size"),
-        ({"shape": [-1.0, 4]}, "shape[0]", "an integer of at least 1, -1 for one to infer"),
+        ({"shape": [-1.0, 4]}, "shape[0]", "an integer of at least 1, -1 (inferred)"),
         ({"shape": [2.0, 4]}, "shape[0]", "an integer of at least 1"),
-        ({"shape": (4, (2, 2))}, "shape[1]", "only at the dimension that is cut, which is 0"),
+        ({"shape": (4, (2, 2))}, "shape[1]", "only at the sharded dimension, which is 0"),
         ({"shape": [[2, 2], 4], "partition_type": "row"}, "shape[0]", "which is 1"),
         ({"shape": ((1, 2), (3,))}, "shape", "at most one -1 and at most one nested list"),
         ({"shape": [-1, 2, -1]}, "shape", "at most one -1"),
-        ({"shape": (4,), "partition_type": "row"}, "shape", "that is cut is 1, and the shape has 1"),
+        ({"shape": (4,), "partition_type": "row"}, "shape", "dimension 1 is sharded, but the shape has length 1"),
     ],
 )
 def test_a_wrong_shape_is_told_in_what(spec, path, says):
@@ -123,13 +123,13 @@ def test_a_shape_is_checked_to_its_end():
 
 DECIDES = ("autotp_size", "dtype", "tp_size", "tp_group")  # section 4
 VALUES = {
-    Kind.SIZE: 2,
-    Kind.COUNT: 1,
-    Kind.BOOL: True,
-    Kind.DTYPE: "bf16",
-    Kind.TUPLE: ["a"],
-    Kind.GROUP: [0, 1],
-    Kind.OBJECT: {},
+    FieldKind.SIZE: 2,
+    FieldKind.COUNT: 1,
+    FieldKind.BOOL: True,
+    FieldKind.DTYPE: "bf16",
+    FieldKind.TUPLE: ["a"],
+    FieldKind.GROUP: [0, 1],
+    FieldKind.OBJECT: {},
 }
 
 
@@ -144,7 +144,7 @@ def test_a_field_is_carried_unless_it_decides(field):
 
 
 @pytest.mark.parametrize(
-    "field", [field for field in TP if field.kind is not Kind.FORBIDDEN], ids=lambda field: field.name
+    "field", [field for field in TP if field.kind is not FieldKind.FORBIDDEN], ids=lambda field: field.name
 )
 def test_a_field_of_tp_is_carried_unless_it_decides(field):
     carried = read_config({"tensor_parallel": {"tp": {field.name: value_of(field)}}}).section.carried

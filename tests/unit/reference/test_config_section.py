@@ -7,7 +7,7 @@ import enum
 
 import pytest
 import torch
-from tpinit.reference.config import parse_dtype, parse_size, read_config
+from tpinit.reference.config import parse_dtype, read_config
 from tpinit.reference.errors import ConfigError, Problem
 from tpinit.reference.spellings import DTYPE_SPELLINGS, show
 from tpinit.spec.vocabulary import DType, Section
@@ -143,12 +143,6 @@ def test_a_numpy_like_dtype_is_not_torchs():
 
     with pytest.raises(ConfigError):
         parse_dtype(dtype(), "call.dtype")
-
-
-def test_parse_size_says_where():
-    assert parse_size(-1, "x") == -1
-    with pytest.raises(ConfigError, match=r"call\.tp_size = true"):
-        parse_size(True, "call.tp_size")
 
 
 # --- names (D8) ------------------------------------------------------------------------------------

@@ -10,8 +10,7 @@ from tpinit.proofs.claims import THEOREMS, Theorem, Verdict, right_model
 from tpinit.proofs.mutation.result import MutantResult, MutantStatus
 from tpinit.proofs.mutation.spec import SpecMutant
 from tpinit.proofs.solvers import decide_all
-from tpinit.spec.model import FieldTerm, Model, constant
-from tpinit.spec.model import Verdict as RowVerdict
+from tpinit.spec.model import FieldTerm, Model, OutcomeTerms, constant
 from tpinit.spec.vocabulary import Outcome, ViolationCode
 
 __all__ = ["by_theorems", "differences", "judge_spec", "first_difference"]
@@ -119,7 +118,7 @@ def _fields_differ(mine: FieldTerm, theirs: FieldTerm) -> z3.BoolRef:
     return z3.Or(mine.exists != theirs.exists, z3.And(mine.exists, mine.value != theirs.value), *comes)
 
 
-def _verdicts_differ(mine: RowVerdict, theirs: RowVerdict) -> z3.BoolRef:
+def _verdicts_differ(mine: OutcomeTerms, theirs: OutcomeTerms) -> z3.BoolRef:
     codes = z3.And(mine.outcome == constant(Outcome.ERROR), mine.code != theirs.code)
     return z3.Or(
         mine.outcome != theirs.outcome,

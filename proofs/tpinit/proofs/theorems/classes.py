@@ -152,7 +152,12 @@ register(
         "6.6",
         "in one family each class has the vector of the next class",
         engine="evaluation",
-        sources=("tpinit.spec.model", "tpinit.proofs.vectors.families", "tpinit.conformance.vectors"),
+        sources=(
+            "tpinit.spec.model",
+            "tpinit.spec.symbols",
+            "tpinit.proofs.vectors.families",
+            "tpinit.conformance.vectors",
+        ),
         prove=_prove,
         refute=_refute,
     )

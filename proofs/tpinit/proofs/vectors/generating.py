@@ -40,7 +40,7 @@ __all__ = [
 FORMAT = "tpinit-vectors/1"
 WORLDS = (2, 4)  # the worlds that real ranks are started in
 FILES = ("vectors.jsonl", "manifest.json", "vector.schema.json")
-SPEC = ("vocabulary.py", "table.py", "prose.py", "model.py")
+SPEC = ("vocabulary.py", "table.py", "prose.py", "symbols.py", "model.py")
 
 Oracle = Callable[[Inputs], "Decision | ComparableDecision"]
 ORACLES: Mapping[str, Oracle] = {"z3": evaluate, "resolver": resolve, "brute force": oracle}

@@ -38,7 +38,7 @@ def test_the_shipped_resolver_fails_none():
         ("live_section(inputs) is None and inputs.mpu is None", "live_section(inputs) is inputs.mpu is inputs.mesh"),
         ("given.value < 1 and not", "given.value < 0 and not"),
         ("given.source is Source.CONFIG_AUTOTP_SIZE and given.value == 0", "given.value == 0"),
-        ("return in_scope(inputs) and bool(_strangers(inputs))", "return bool(_strangers(inputs))"),
+        ("return in_scope(inputs) and bool(_differing_groups(inputs))", "return bool(_differing_groups(inputs))"),
         ("not excepted and one.value.identity", "one.value.identity"),
         ("one.value.identity != other.value.identity", "one.value.size != other.value.size"),
         ("size >= 1 and inputs.world_size % size != 0", "size >= 1 and inputs.world_size < size"),
