@@ -12,9 +12,9 @@ pytestmark = pytest.mark.distributed
 
 CLOSE = 1e-5
 REFUSED = {
-    "opt": "has no hidden states [batch, tokens, features] in front",
-    "opt_projected": "has no hidden states [batch, tokens, features] in front",
-    "llama4": "has no hidden states [batch, tokens, features] in front",
+    "opt": "has no hidden states [batch, tokens, features] as input or output",
+    "opt_projected": "has no hidden states [batch, tokens, features] as input or output",
+    "llama4": "has no hidden states [batch, tokens, features] as input or output",
 }
 ODD = ("vit", "clip")  # pictures of 17 tokens
 COARSE = ("stablelm_qk_layernorm",)  # gradients of its norms a head are so small that fp32 is too coarse to tell
