@@ -89,84 +89,121 @@ def test_the_analysis_is_what_enumeration_finds(drawn):
             analyse(table_from(data), LIMIT)
         return
     analysis = analyse(table_from(data), LIMIT)
-    told = as_object(analysis, LIMIT)
     assert as_text(analysis, 3)
-    domain = {condition["name"]: condition.get("values", ["N", "Y"]) for condition in data["conditions"]}
-    names = list(domain)
-    rows = [(dict(zip(names, row["cells"], strict=True)), row["outcome"]) for row in data["rows"]]
-    points = [{key(given) for given in allowed if inside(cells, given)} for cells, _ in rows]
-    everything = {key(given) for given in allowed}
-    assert told["inputs"]["all"] == size
-    assert told["inputs"]["allowed"] == len(everything)
+    checked = Enumerated(data, allowed, as_object(analysis, LIMIT))
+    assert checked.report["inputs"]["all"] == size
+    assert checked.report["inputs"]["allowed"] == len(checked.points)
+    check_gaps(checked)
+    check_pairs(checked)
+    check_single_rows(checked)
+    check_merges(checked, mergeable_pairs(analysis))
+    check_missing_axioms(data, checked.report, allowed, checked.gap, checked.covered)
 
-    def shown(kind):
-        assert told[kind]["count"] == len(told[kind]["items"])
-        return told[kind]["items"]
 
-    # Gaps: exactly the inputs that no row has, in cubes that have only such, none larger, none superfluous.
-    gap = everything - set().union(*points)
-    cubes = [{key(given) for given in allowed if inside(item["where"], given)} for item in shown("gaps")]
-    assert told["gaps_complete"] is True
-    assert told["inputs"]["uncovered"] == len(gap)
-    assert set().union(*cubes) == gap
-    for index, (item, cube) in enumerate(zip(shown("gaps"), cubes, strict=True)):
+class Enumerated:
+    """A table with all its allowed inputs, and the report of its analysis, which is checked against them.
+
+    `covered` are the inputs of each row, `gap` those of none.
+    """
+
+    def __init__(self, data, allowed, report):
+        self.data, self.allowed, self.report = data, allowed, report
+        self.domain = {condition["name"]: condition.get("values", ["N", "Y"]) for condition in data["conditions"]}
+        names = list(self.domain)
+        self.rows = [(dict(zip(names, row["cells"], strict=True)), row["outcome"]) for row in data["rows"]]
+        self.outcomes = [outcome for _, outcome in self.rows]
+        self.points = {key(given) for given in allowed}
+        self.covered = [self.inside(cells) for cells, _ in self.rows]
+        self.gap = self.points - set().union(*self.covered)
+        self.pairs = list(itertools.combinations(range(len(self.rows)), 2))
+        self.first = data["hit_policy"] == "first"
+
+    def inside(self, where):
+        return {key(given) for given in self.allowed if inside(where, given)}
+
+    def items(self, kind):
+        assert self.report[kind]["count"] == len(self.report[kind]["items"])
+        return self.report[kind]["items"]
+
+    def rows_of(self, kind):
+        return {int(item["row"]) for item in self.items(kind)}
+
+    def cells(self, row):
+        return [frozenset(values) for values in self.data["rows"][row]["cells"]]
+
+
+def check_gaps(checked):
+    """The gaps are the inputs of no row, in cubes that hold no others; none can grow, and none is superfluous."""
+    cubes = [checked.inside(item["where"]) for item in checked.items("gaps")]
+    assert checked.report["gaps_complete"] is True
+    assert checked.report["inputs"]["uncovered"] == len(checked.gap)
+    assert set().union(*cubes) == checked.gap
+    for index, (item, cube) in enumerate(zip(checked.items("gaps"), cubes, strict=True)):
         assert item["inputs"] == len(cube)
         assert key(item["witness"]) in cube
         assert cube - set().union(*(other for place, other in enumerate(cubes) if place != index))
         for name, values in item["where"].items():
-            for more in set(domain[name]) - set(values):
+            for more in set(checked.domain[name]) - set(values):
                 wider = {**item["where"], name: [*values, more]}
-                assert {key(given) for given in allowed if inside(wider, given)} - gap
+                assert checked.inside(wider) - checked.gap
 
-    # Overlaps, with equal and with different outcomes.
-    pairs = list(itertools.combinations(range(len(rows)), 2))
+
+def check_pairs(checked):
+    """Two rows with a common input overlap if their outcomes are equal, and conflict otherwise."""
+    covered, outcomes = checked.covered, checked.outcomes
     for kind, agree in (("overlaps", True), ("conflicts", False)):
-        expected = {(i, j) for i, j in pairs if points[i] & points[j] and (rows[i][1] == rows[j][1]) is agree}
-        assert {tuple(map(int, item["rows"])) for item in shown(kind)} == expected
-        for item in shown(kind):
+        expected = {
+            (i, j) for i, j in checked.pairs if covered[i] & covered[j] and (outcomes[i] == outcomes[j]) is agree
+        }
+        assert {tuple(map(int, item["rows"])) for item in checked.items(kind)} == expected
+        for item in checked.items(kind):
             i, j = map(int, item["rows"])
-            assert key(item["witness"]) in points[i] & points[j]
+            assert key(item["witness"]) in covered[i] & covered[j]
 
-    assert {int(item["row"]) for item in shown("unreachable")} == {i for i, own in enumerate(points) if not own}
-    first = data["hit_policy"] == "first"
-    masked = {i for i, own in enumerate(points) if own and own <= set().union(*points[:i])} if first else set()
-    assert {int(item["row"]) for item in shown("masked")} == masked
-    same = [[j for j, row in enumerate(rows) if j != i and row[1] == rows[i][1]] for i in range(len(rows))]
-    subsumed = {i for i, own in enumerate(points) if own and own <= set().union(*(points[j] for j in same[i]))}
-    assert {int(item["row"]) for item in shown("subsumed")} == (set() if first else subsumed)
-    for item in (*shown("subsumed"), *shown("masked")):
-        own, by = points[int(item["row"])], [int(place) for place in item["by"]]
-        assert key(item["witness"]) in own <= set().union(*(points[j] for j in by))
+
+def check_single_rows(checked):
+    """Rows that no input reaches, rows that earlier ones mask, and rows whose inputs others have with their outcome."""
+    covered, outcomes, first = checked.covered, checked.outcomes, checked.first
+    assert checked.rows_of("unreachable") == {i for i, own in enumerate(covered) if not own}
+    masked = {i for i, own in enumerate(covered) if own and own <= set().union(*covered[:i])} if first else set()
+    assert checked.rows_of("masked") == masked
+    same = [[j for j, other in enumerate(outcomes) if j != i and other == outcomes[i]] for i in range(len(outcomes))]
+    subsumed = {i for i, own in enumerate(covered) if own and own <= set().union(*(covered[j] for j in same[i]))}
+    assert checked.rows_of("subsumed") == (set() if first else subsumed)
+    for item in (*checked.items("subsumed"), *checked.items("masked")):
+        own, by = covered[int(item["row"])], [int(place) for place in item["by"]]
+        assert key(item["witness"]) in own <= set().union(*(covered[j] for j in by))
         for left_out in by:
-            assert not own <= set().union(*(points[j] for j in by if j != left_out))
+            assert not own <= set().union(*(covered[j] for j in by if j != left_out))
 
-    # Mergeable: alike in all cells but one, where neither has all values of the other.
-    def cells(i):
-        return [frozenset(values) for values in data["rows"][i]["cells"]]
 
-    mergeable = set()
-    for i, j in pairs:
-        differing = [(a, b) for a, b in zip(cells(i), cells(j), strict=True) if a != b]
-        if points[i] and points[j] and rows[i][1] == rows[j][1] and len(differing) == 1:
-            (a, b) = differing[0]
-            others = [k for k in range(len(rows)) if k not in (i, j) and points[k] and rows[k][1] == rows[i][1]]
-            wider = [k for k in others if any(swallows(cells(k), cells(m)) or same_before(cells, k, m) for m in (i, j))]
-            if not a <= b and not b <= a and not any(same_line(cells(k), cells(i), cells(j)) for k in wider):
-                mergeable.add((i, j))
-    if not first:
-        assert mergeable_pairs(analysis) == mergeable
-    for item in shown("mergeable"):
+def is_mergeable(checked, i, j):
+    """Whether two rows are alike in all cells but one, where neither has all values of the other."""
+    covered, outcomes, cells = checked.covered, checked.outcomes, checked.cells
+    differing = [(a, b) for a, b in zip(cells(i), cells(j), strict=True) if a != b]
+    if not (covered[i] and covered[j] and outcomes[i] == outcomes[j] and len(differing) == 1):
+        return False
+    (a, b) = differing[0]
+    others = [k for k in range(len(covered)) if k not in (i, j) and covered[k] and outcomes[k] == outcomes[i]]
+    wider = [k for k in others if any(swallows(cells(k), cells(m)) or same_before(cells, k, m) for m in (i, j))]
+    return not a <= b and not b <= a and not any(same_line(cells(k), cells(i), cells(j)) for k in wider)
+
+
+def check_merges(checked, found):
+    """The mergeable pairs are those of the definition, and every merge that is offered decides all inputs alike."""
+    covered, rows = checked.covered, checked.rows
+    if not checked.first:
+        assert found == {(i, j) for i, j in checked.pairs if is_mergeable(checked, i, j)}
+    for item in checked.items("mergeable"):
         places = [int(row) for row in item["rows"]]
-        merged = {key(given) for given in allowed if inside(item["merged"], given)}
-        assert merged == set().union(*(points[i] for i in places))
+        merged = checked.inside(item["merged"])
+        assert merged == set().union(*(covered[i] for i in places))
         assert len({rows[i][1] for i in places}) == 1
-        if first:  # the first row takes the place of all: every input must still be decided alike
-            before = {point: decided(points, rows, point) for point in everything}
-            kept = [own if i not in places else set() for i, own in enumerate(points)]
+        if checked.first:  # the first row takes the place of all: every input must still be decided alike
+            before = {point: decided(covered, rows, point) for point in checked.points}
+            kept = [own if i not in places else set() for i, own in enumerate(covered)]
             kept[places[0]] = merged
-            assert before == {point: decided(kept, rows, point) for point in everything}
-
-    check_missing_axioms(data, told, allowed, gap, points)
+            assert before == {point: decided(kept, rows, point) for point in checked.points}
 
 
 def swallows(outer, inner):

@@ -144,75 +144,82 @@ def test_bad_sections_do_neither(section):
 # --- of one mind -----------------------------------------------------------------------------------
 
 
-def some_section(rng: random.Random) -> Any:
-    """Return a section of JSON data, mostly sound. Left out is what a schema can't say (see `schema`)."""
-    junk: list[Any] = ["", "2", "on", 1.5, [], {}, [1], {"a": 1}, True, False, 0, -1, -2, 3, None, "auto", [None], [[]]]
-    bools, names = [True, False, None, "auto"], ["llama", "Qwen2", "PHI3", "bloom", "lama", "llama "]
+JUNK: list[Any] = ["", "2", "on", 1.5, [], {}, [1], {"a": 1}, True, False, 0, -1, -2, 3, None, "auto", [None], [[]]]
+BOOLS: list[Any] = [True, False, None, "auto"]
+NAMES = ["llama", "Qwen2", "PHI3", "bloom", "lama", "llama "]
 
-    def mostly(*sound: Any) -> Any:
-        return copy.deepcopy(rng.choice(sound) if rng.random() < 0.93 else rng.choice(junk))
 
-    def some(block: dict[str, Any], unknown: tuple[str, ...], share: float) -> dict[str, Any]:
-        chosen = {key: value for key, value in block.items() if rng.random() < share}
-        if rng.random() < 0.04:
-            chosen[rng.choice(unknown)] = rng.choice(junk)
+class Draw:
+    """Random JSON data for the section, mostly legal. What a schema can't express is left out (see `schema`)."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+
+    def mostly(self, *legal: Any) -> Any:
+        return copy.deepcopy(self.rng.choice(legal) if self.rng.random() < 0.93 else self.rng.choice(JUNK))
+
+    def some(self, block: dict[str, Any], unknown: tuple[str, ...], share: float) -> dict[str, Any]:
+        chosen = {key: value for key, value in block.items() if self.rng.random() < share}
+        if self.rng.random() < 0.04:
+            chosen[self.rng.choice(unknown)] = self.rng.choice(JUNK)
         return chosen
 
-    def tp() -> Any:
+    def tp(self) -> Any:
         groups = [None, "auto", [0], [0, 1], [2, 5, 3]]
         block = {
-            "tp_size": mostly(1, 2, 0, -4, "auto", None, 10**30),
-            "tp_grain_size": mostly(1, 64),
-            "mpu": rng.choice([None, None, "auto", "auto", {}, "x"]),
-            "tp_group": mostly(*groups, *groups, [1, 1], [-1], ["0"]),
+            "tp_size": self.mostly(1, 2, 0, -4, "auto", None, 10**30),
+            "tp_grain_size": self.mostly(1, 64),
+            "mpu": self.rng.choice([None, None, "auto", "auto", {}, "x"]),
+            "tp_group": self.mostly(*groups, *groups, [1, 1], [-1], ["0"]),
         }
-        return mostly(some(block, ("size", "tp_sise", "autotp_size"), 0.5), None, "auto")
+        return self.mostly(self.some(block, ("size", "tp_sise", "autotp_size"), 0.5), None, "auto")
 
-    def layer_spec() -> Any:
+    def layer_spec(self) -> Any:
         spec = {
-            "partition_type": mostly("column", "COLUMN", "Column", "auto"),
-            "shape": mostly([3, -1], [[4, 2], -1], [8], [2, 3, -1], None),
-            "model_types": mostly(["llama"], [], None),
-            "gather_output": mostly(*bools),
-            "grad_allreduce": mostly(*bools),
+            "partition_type": self.mostly("column", "COLUMN", "Column", "auto"),
+            "shape": self.mostly([3, -1], [[4, 2], -1], [8], [2, 3, -1], None),
+            "model_types": self.mostly(["llama"], [], None),
+            "gather_output": self.mostly(*BOOLS),
+            "grad_allreduce": self.mostly(*BOOLS),
         }
-        chosen = some(spec, ("pattern", "shapes"), 0.5)
-        if rng.random() < 0.95:
-            chosen["patterns"] = mostly(["a.*"], ["a", "b$"])
-        return mostly(chosen)
+        chosen = self.some(spec, ("pattern", "shapes"), 0.5)
+        if self.rng.random() < 0.95:
+            chosen["patterns"] = self.mostly(["a.*"], ["a", "b$"])
+        return self.mostly(chosen)
 
-    def partition() -> Any:
+    def partition(self) -> Any:
         block = {
-            "use_default_specs": mostly(*bools),
-            "layer_specs": mostly([layer_spec() for _ in range(rng.randrange(3))], None),
-            "strict_mode": mostly(*bools),
-            "lm_head_patterns": mostly(["lm_head"], []),
-            "embedding_partition_dim": mostly(0, 1),
+            "use_default_specs": self.mostly(*BOOLS),
+            "layer_specs": self.mostly([self.layer_spec() for _ in range(self.rng.randrange(3))], None),
+            "strict_mode": self.mostly(*BOOLS),
+            "lm_head_patterns": self.mostly(["lm_head"], []),
+            "embedding_partition_dim": self.mostly(0, 1),
         }
-        return mostly(some(block, ("strict", "tp"), 0.5), None)
+        return self.mostly(self.some(block, ("strict", "tp"), 0.5), None)
 
-    section = {
-        "autotp_size": mostly(1, 2, 0, -1, "auto", None),
-        "dtype": mostly("bf16", "torch.half", "float32", "auto", None),
-        "tp_overlap_comm": mostly(*bools),
-        "tp": tp(),
-        "partition_config": partition(),
-        "preset_model": mostly(*names[:4], rng.choice(names)),
-        "keep_module_on_host": mostly(*bools),
-        "injection_policy_tuple": mostly(["a"], [["a", "b"]], None),
-        "replace_with_kernel_inject": mostly(*bools),
-        "vocab_parallel_lm_head": mostly(*bools),
-        "vocab_parallel_ce_backend": mostly("torch", "liger", "auto"),
-    }
-    chosen = some(section, ("tp_size", "mpu", "Dtype", "layer_specs"), 0.4)
-    if rng.random() < 0.15:
-        chosen["tensor_parallel"] = tp()
-    if rng.random() < 0.15:
-        chosen["kernel_inject"] = mostly(*bools)
-    return chosen
+    def section(self) -> Any:
+        section = {
+            "autotp_size": self.mostly(1, 2, 0, -1, "auto", None),
+            "dtype": self.mostly("bf16", "torch.half", "float32", "auto", None),
+            "tp_overlap_comm": self.mostly(*BOOLS),
+            "tp": self.tp(),
+            "partition_config": self.partition(),
+            "preset_model": self.mostly(*NAMES[:4], self.rng.choice(NAMES)),
+            "keep_module_on_host": self.mostly(*BOOLS),
+            "injection_policy_tuple": self.mostly(["a"], [["a", "b"]], None),
+            "replace_with_kernel_inject": self.mostly(*BOOLS),
+            "vocab_parallel_lm_head": self.mostly(*BOOLS),
+            "vocab_parallel_ce_backend": self.mostly("torch", "liger", "auto"),
+        }
+        chosen = self.some(section, ("tp_size", "mpu", "Dtype", "layer_specs"), 0.4)
+        if self.rng.random() < 0.15:
+            chosen["tensor_parallel"] = self.tp()
+        if self.rng.random() < 0.15:
+            chosen["kernel_inject"] = self.mostly(*BOOLS)
+        return chosen
 
 
-SECTIONS = [some_section(random.Random(seed)) for seed in range(800)]
+SECTIONS = [Draw(seed).section() for seed in range(800)]
 READ = [reads(section) for section in SECTIONS]
 
 
