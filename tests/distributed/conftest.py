@@ -11,6 +11,23 @@ import pytest
 
 from support.worlds import World
 
+LARGE = {"world3", "world4", "world6", "worlds"}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Group the tests for `--dist loadgroup`: two processes of pytest run them, and each world is started once.
+
+    One group has the world of two ranks, another those of more. Of a file without a world the tests stay together.
+    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        if Path(__file__).parent not in item.path.parents:
+            continue
+        fixtures = {*getattr(item, "fixturenames", ())}
+        group = "more ranks" if fixtures & LARGE else "two ranks" if "world2" in fixtures else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
 
 def _world(size: int) -> Iterator[World]:
     with tempfile.TemporaryDirectory(prefix="tpinit-world-") as folder:
