@@ -64,7 +64,8 @@ def _reference(name: str, first: tuple[str, ...], clause: str = "") -> MutationT
 
 def _runtime(name: str, clause: str) -> MutationTarget:
     file = f"runtime/tpinit/runtime/{name.replace('.', '/')}.py"
-    return MutationTarget(f"tpinit.runtime.{name}", file, ("tests/unit/runtime/test_topology_shards.py",), clause)
+    tests = ("tests/unit/runtime/groups/test_topology.py", "tests/unit/runtime/test_shards.py")
+    return MutationTarget(f"tpinit.runtime.{name}", file, tests, clause)
 
 
 TARGETS: tuple[MutationTarget, ...] = (

@@ -1,10 +1,10 @@
-"""The integer arithmetic of groups and shards against definitions that count one by one."""
+"""The arithmetic of groups, against definitions that count one by one."""
 
 import pytest
-from tpinit.runtime import shards
 from tpinit.runtime.groups import topology
 
 WORLDS = [(world, size) for world in range(1, 9) for size in range(1, world + 1) if world % size == 0]
+LARGER_WORLDS = [(world, tp) for world in range(1, 13) for tp in range(1, world + 1) if world % tp == 0]
 
 
 @pytest.mark.parametrize(("world", "size"), WORLDS)
@@ -57,48 +57,21 @@ def test_groups_of_different_sizes_have_none_that_cross_them():
         topology.orthogonal_groups([(0, 1, 2), (3, 4)])
 
 
-def dealt(length, parts):
-    """Lengths of the shards, dealt out one position at a time."""
-    held = [0] * parts
-    for position in range(length):
-        held[position % parts] += 1
-    return held
+@pytest.mark.parametrize(("world", "tp"), LARGER_WORLDS)
+def test_created_groups_partition_and_cross_once(world: int, tp: int) -> None:
+    tp_groups, dp_groups = topology.tp_groups(world, tp), topology.dp_groups(world, tp)
+    assert topology.partitions(tp_groups, world)
+    assert topology.partitions(dp_groups, world)
+    assert topology.crosses_once(tp_groups, dp_groups)
+    assert topology.orthogonal_groups(tp_groups) == dp_groups
+    for rank in range(world):
+        place = topology.dp_rank(rank, tp), topology.tp_rank(rank, tp)
+        assert topology.rank_at(*place, tp) == rank
+        assert tp_groups[place[0]][place[1]] == rank == dp_groups[place[1]][place[0]]
 
 
-@pytest.mark.parametrize("parts", range(1, 7))
-@pytest.mark.parametrize("length", range(14))
-def test_shards_are_dealt_out_in_order(length, parts):
-    held = dealt(length, parts)
-    for index in range(parts):
-        offset = sum(held[:index])
-        assert shards.shard_length(length, parts, index) == held[index]
-        assert shards.shard_offset(length, parts, index) == offset
-        assert shards.shard(length, parts, index) == (offset, held[index])
-    assert shards.shard_offset(length, parts, parts) == length
-
-
-@pytest.mark.parametrize("parts", range(1, 5))
-@pytest.mark.parametrize("unit", [1, 2, 3])
-@pytest.mark.parametrize("units", range(6))
-def test_aligned_shards_are_whole_units(units, unit, parts):
-    held = dealt(units, parts)
-    for index in range(parts):
-        expected = sum(held[:index]) * unit, held[index] * unit
-        assert shards.aligned_shard(units * unit, unit, parts, index) == expected
-
-
-@pytest.mark.parametrize("blocks", [(4,), (4, 4), (8, 2, 2), (6, 10), (0, 4), ()])
-@pytest.mark.parametrize("parts", [1, 2, 3])
-def test_pieces_of_fused_blocks_are_put_back_by_their_offsets(blocks, parts):
-    unit = 2
-    whole = [(block, position) for block, length in enumerate(blocks) for position in range(length)]
-    back = [None] * len(whole)
-    for index in range(parts):
-        found = shards.pieces(blocks, unit, parts, index)
-        assert [held for _, held in found] == [dealt(length // unit, parts)[index] * unit for length in blocks]
-        for block, (offset, held) in enumerate(found):
-            for position in range(offset, offset + held):
-                assert back[position] is None
-                assert whole[position][0] == block
-                back[position] = whole[position]
-    assert back == whole
+def test_what_is_no_partition_or_does_not_cross() -> None:
+    assert not topology.partitions([(0, 1), (1, 2)], 4)
+    assert not topology.partitions([(0, 1)], 4)
+    assert not topology.crosses_once([(0, 1), (2, 3)], [(0, 1), (2, 3)])
+    assert topology.orthogonal_groups([(0, 3), (1, 2)]) == ((0, 1), (3, 2))
