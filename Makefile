@@ -1,6 +1,6 @@
-# One file for everything a person or a robot runs here. Every target makes the environment it needs.
-#   make help     what there is
-# Variables: PYTHON (the interpreter that makes .venv), PYTEST_ARGS (added to every pytest run).
+# All commands of the project. Every target creates the environment that it needs.
+#   make help     lists the targets
+# Variables: PYTHON (the interpreter that creates .venv), PYTEST_ARGS (added to every pytest run).
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 EXTRAS := proofs,runtime,hf,conformance,dev
-# The stamp is the last thing an install writes, so that a half-made environment is never taken for a whole one.
+# An install writes the stamp last, so that an incomplete environment is installed again.
 STAMP := $(VENV)/.installed
 # Real DeepSpeed, which the study compares with the contract, in an environment of its own: tpinit does not depend on it.
 DEEPSPEED_VENV := .venv-deepspeed
@@ -42,10 +42,10 @@ export HF_HUB_OFFLINE ?= 1
 
 .PHONY: help venv demo test test-transformers lint prove mutate deepspeed deepspeed-env bench models clean
 
-help: ## Show this list
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-venv: $(STAMP) ## Make the environment in .venv, with the exact versions of constraints.txt
+venv: $(STAMP) ## Create the environment in .venv, with the exact versions of constraints.txt
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else f"tpinit needs Python 3.10 or newer; $(PYTHON) is {v.major}.{v.minor}. Say: make PYTHON=python3.11")'
@@ -59,7 +59,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/tpinit --version
 	@touch $(STAMP)
 
-demo: $(STAMP) ## Prove the contract, resolve two real configs, train two sharded ranks
+demo: $(STAMP) ## Prove the contract, resolve two configs, train a model sharded over two ranks
 	@BIN=$(BIN) bash examples/demo.sh
 
 test: $(STAMP) ## Run all tests: single-process ones first, then those that start ranks
@@ -82,7 +82,7 @@ $(VENV)/transformers-%/.installed: $(STAMP)
 	@$(PIP) install --quiet --quiet --no-deps --target $(@D) transformers==$*
 	@touch $@
 
-lint: $(STAMP) ## Check style, types and who imports whom
+lint: $(STAMP) ## Check style, types, and which package imports which
 	@echo "== ruff check"
 	@$(BIN)/ruff check .
 	@echo "== ruff format --check"
@@ -121,9 +121,9 @@ $(BENCH_STAMP): $(STAMP)
 	@$(PIP) install --quiet --quiet --constraint constraints.txt --no-deps --target $(BENCH_PATH) accelerate==$(ACCELERATE) psutil
 	@touch $(BENCH_STAMP)
 
-mutate: $(STAMP) ## Judge every mutant of the contract and a sample of those of the code (MUTATE_ARGS)
+mutate: $(STAMP) ## Run every mutant of the contract and a sample of the mutants of the code (MUTATE_ARGS)
 	@$(BIN)/tpinit mutate $(MUTATE_ARGS)
 
-clean: ## Remove the environment and everything generated
+clean: ## Remove the environment and all generated files
 	rm -rf $(VENV) $(DEEPSPEED_VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,6 +21,8 @@ TABLE = "spec/tpinit/spec/table.py"
 PROSE = "spec/tpinit/spec/prose.py"
 MODEL = "spec/tpinit/spec/model.py"
 RESOLVER = "reference/tpinit/reference/resolver.py"
+PLAN = "reference/tpinit/cli/plan.py"
+PLAN_PAGE = "reference/tpinit/cli/plan_page.py"
 RUNTIME = "runtime/tpinit/runtime/__init__.py"
 GROUPS = "runtime/tpinit/runtime/groups/topology.py"
 PARALLEL = "runtime/tpinit/runtime/parallel/linear.py"
@@ -43,6 +45,7 @@ FORBIDDEN = [
     ("spec", MODEL, "import tpinit.runtime"),
     ("spec-stdlib", TABLE, "import z3"),
     ("spec-stdlib", PROSE, "from tpinit.spec import model"),
+    ("spec-stdlib", TABLE, "from tpinit.spec import symbols"),
     ("reference", RESOLVER, "from tpinit.spec.table import ROWS"),
     ("reference", RESOLVER, "from tpinit.spec import prose"),
     ("reference", RESOLVER, "import tpinit.spec.model"),
@@ -58,6 +61,8 @@ FORBIDDEN = [
     ("planning", TRACE, "def late():\n    import tpinit.runtime.planning.planner"),
     ("decision-tables", TABLES, "import tpinit.proofs.claims"),
     ("commands", PROOFS, "import tpinit.cli.main"),
+    ("command-modules", PLAN_PAGE, "def late():\n    from tpinit.cli.plan import run"),
+    ("command-modules", PLAN, "from tpinit.cli.resolve import run"),
     ("oracle", ORACLE, "from tpinit.reference.resolver import in_scope"),
     ("oracle", ORACLE, "import tpinit.spec.prose"),
     ("torch-free", PROOFS, "import torch"),
