@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 from tpinit.runtime.groups.process_groups import ParallelGroups
 from tpinit.runtime.init.apply import apply_plan
+from tpinit.runtime.internals.torch_private import tree_leaves
 from tpinit.runtime.planning.analysis.dropout_off import DropoutDisabled, fixed_host_rng, preserved_rng
 from tpinit.runtime.planning.analysis.example_inputs import unwrap_adapters
 from tpinit.runtime.planning.analysis.fake_forward import without_hooks

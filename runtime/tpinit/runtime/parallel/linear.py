@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional
+from tpinit.runtime.internals.torch_private import set_class
 from tpinit.runtime.parallel.collectives import (
     BoundRegion,
     RankPieces,
@@ -146,7 +147,7 @@ def convert_module(
     if (original, parallel) not in _DERIVED:
         name = f"{parallel.__name__}Of{original.__name__}"
         _DERIVED[original, parallel] = type(name, (parallel, original), {"__module__": __name__})
-    module.__class__ = _DERIVED[original, parallel]
+    set_class(module, _DERIVED[original, parallel])
     regions = layer_regions(kind, reduce_input_grad=region_input is not None, scatter_output=scatter_output)
 
     def bound(region: RegionFunction | None) -> AppliedRegion | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 from tpinit.reference.spellings import nearest
+from tpinit.runtime.internals.torch_private import parameters_of
 from tpinit.runtime.planning.analysis.linears import find_experts, find_linears
 from tpinit.runtime.planning.schema import BlockPlan, Cut, LayerKind, ParameterPlan, Plan
 
@@ -146,7 +147,9 @@ def _block_problems(block: BlockPlan, modules: Mapping[str, nn.Module], tp_size:
             yield f"its attribute {path} needs {tp_size} integers, one for each rank"
     inside = dict(module.named_modules())
     yield from (f"it has no module {name}" for name in block.head_outputs if name not in inside)
-    yield from (f"it has no parameter {name}" for name in block.first_rank_only if module._parameters.get(name) is None)
+    yield from (
+        f"it has no parameter {name}" for name in block.first_rank_only if parameters_of(module).get(name) is None
+    )
     if (block.num_heads or block.head_arguments or block.head_outputs) and len(block.head_slices) != tp_size:
         yield f"head_slices needs {tp_size} (offset, length) pairs, one for each rank"
 

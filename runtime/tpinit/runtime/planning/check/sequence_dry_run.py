@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from tpinit.runtime.internals.torch_private import PlainDispatchMode, storage_key, tree_leaves
 from tpinit.runtime.parallel.sequence import map_input, map_output
 from tpinit.runtime.planning.analysis.fake_forward import run_fake_forward
 from tpinit.runtime.planning.analysis.linears import LinearInfo
@@ -77,21 +76,21 @@ def check_sequence(
 # --- the unsharded run -----------------------------------------------------------------------------------
 
 
-class _TensorUses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves the base untyped
+class _TensorUses(PlainDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves the base untyped
     """Records, by name, which watched tensors enter an operation that does not return a view of them."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # the same
+        super().__init__()
         self.watched: dict[int, tuple[str, torch.Tensor]] = {}  # by storage; holds the tensor, so none is freed
         self.used: set[str] = set()
         self.paused = False
 
     def watch(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        self.watched[tensor.untyped_storage()._cdata] = name, tensor
+        self.watched[storage_key(tensor)] = name, tensor
         return tensor
 
     def name_of(self, tensor: torch.Tensor) -> str | None:
-        return self.watched.get(tensor.untyped_storage()._cdata, (None, None))[0]
+        return self.watched.get(storage_key(tensor), (None, None))[0]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

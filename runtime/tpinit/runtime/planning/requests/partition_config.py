@@ -16,6 +16,7 @@ from torch import nn
 from tpinit.reference.errors import ConfigError, Problem
 from tpinit.reference.spellings import show
 from tpinit.runtime.errors import PlanError
+from tpinit.runtime.internals.torch_private import parameters_of
 from tpinit.runtime.planning.analysis.linears import LinearInfo, expert_weights, find_experts, find_linears
 from tpinit.runtime.planning.requests.layer_specs import Spec, SpecError, fused_parts, read_spec
 from tpinit.runtime.planning.requests.presets import preset_specs
@@ -293,9 +294,9 @@ def _match_embeddings(matching: _Matching, matched_weights: set[int]) -> None:
 def _report_unmatched(matching: _Matching, matched_weights: set[int], shardable: Collection[str]) -> None:
     """Report the weights that no spec matches, and replicate them with `only_specs`."""
     for name, module in _weight_modules(matching.model):
-        tied_to_matched = id(module._parameters.get("weight")) in matched_weights
+        tied_to_matched = id(parameters_of(module).get("weight")) in matched_weights
         is_embedding = isinstance(module, nn.Embedding)
-        weight = "weight" if "weight" in module._parameters else expert_weights(module)[0]
+        weight = "weight" if "weight" in parameters_of(module) else expert_weights(module)[0]
         parameter = f"{name}.{weight}"
         if tied_to_matched or matching.spec_for(parameter) is not None:
             continue
@@ -313,7 +314,7 @@ def _weight_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules that a spec could match: those with a `weight` of two dimensions, and expert modules."""
     experts = find_experts(model)
     for name, module in model.named_modules():
-        weight = module._parameters.get("weight")
+        weight = parameters_of(module).get("weight")
         if (weight is not None and weight.dim() == 2) or name in experts:
             yield name, module
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
+from tpinit.runtime.internals.transformers_private import tp_plans
 from tpinit.runtime.planning.analysis.example_inputs import unwrap_adapters
 from tpinit.runtime.planning.requests.request import LayerRequest, PlanRequest
 
@@ -74,13 +74,8 @@ def request_from_tp_plan(model: nn.Module, names: Sequence[str]) -> PlanRequest 
 
 def _tp_plan(model: nn.Module) -> dict[str, str]:
     """Return the styles of a transformers model by pattern; the instance's plan overrides that of the config."""
-    prefix_name = getattr(model, "base_model_prefix", "")
-    base_model = getattr(model, prefix_name, None) if prefix_name else None
-    prefix = f"{prefix_name}." if isinstance(base_model, nn.Module) and base_model is not model else ""
-    config_plan: Any = getattr(getattr(model, "config", None), "base_model_tp_plan", None) or {}
-    plan = {f"{prefix}{pattern}": style for pattern, style in config_plan.items()}
-    plan.update(getattr(model, "_tp_plan", None) or {})
-    return plan
+    own_plan, config_plan, prefix = tp_plans(model)
+    return {**{f"{prefix}{pattern}": style for pattern, style in config_plan.items()}, **own_plan}
 
 
 def _name_without_adapter(name: str, wrapped: str) -> str:
