@@ -11,7 +11,7 @@ from tpinit.decision_tables.analysis import Analysis, Covered, Mergeable, Overla
 from tpinit.decision_tables.expressions import quoted
 from tpinit.decision_tables.gaps import Gap
 from tpinit.decision_tables.model import Condition, Cube, DecisionRow, Point, Table
-from tpinit.decision_tables.suggestions import Candidate
+from tpinit.decision_tables.suggestions import Candidate, Suggestions
 
 __all__ = ["KINDS", "as_object", "as_text"]
 
@@ -34,7 +34,33 @@ KINDS = {
 def as_object(analysis: Analysis, limit: int) -> dict[str, object]:
     """Return the analysis as plain data: each kind with its severity, its count and at most `limit` items."""
     table = analysis.table
-    as_items: dict[str, Callable[[Any], dict[str, object]]] = {
+    kinds: dict[str, object] = {}
+    for kind, as_item in _as_items(table).items():
+        found = getattr(analysis, kind)
+        kinds[kind] = {
+            "severity": analysis.severity(kind).value,
+            "count": len(found),
+            "items": [as_item(item) for item in found[:limit]],
+        }
+    return {
+        "title": table.title,
+        "hit_policy": table.policy.value,
+        "conditions": [{"name": c.name, "values": list(c.values)} for c in table.conditions],
+        "outcomes": [name for name, _ in table.rows[0].outcome],
+        "rows": len(table.rows),
+        "axioms": [{"name": axiom.name, "text": axiom.text} for axiom in table.axioms],
+        "inputs": {"all": _all(table), "allowed": analysis.allowed, "uncovered": analysis.gap_inputs},
+        "findings": analysis.number(Severity.FINDING),
+        "notes": analysis.number(Severity.NOTE),
+        "gaps_complete": analysis.gaps_complete,
+        **kinds,
+        "missing_axioms": _missing_axioms_object(table, analysis.suggestions),
+    }
+
+
+def _as_items(table: Table) -> dict[str, Callable[[Any], dict[str, object]]]:
+    """Return for each kind of result the function that makes plain data of one item."""
+    return {
         "gaps": lambda gap: {
             "where": _where(table, gap.where),
             "inputs": gap.inputs,
@@ -56,43 +82,24 @@ def as_object(analysis: Analysis, limit: int) -> dict[str, object]:
             "witness": _witness(table, rows.witness),
         },
     }
-    suggestions = analysis.suggestions
-    kinds: dict[str, object] = {}
-    for kind, as_item in as_items.items():
-        found = getattr(analysis, kind)
-        kinds[kind] = {
-            "severity": analysis.severity(kind).value,
-            "count": len(found),
-            "items": [as_item(item) for item in found[:limit]],
-        }
+
+
+def _missing_axioms_object(table: Table, suggestions: Suggestions) -> dict[str, object]:
     return {
-        "title": table.title,
-        "hit_policy": table.policy.value,
-        "conditions": [{"name": c.name, "values": list(c.values)} for c in table.conditions],
-        "outcomes": [name for name, _ in table.rows[0].outcome],
-        "rows": len(table.rows),
-        "axioms": [{"name": axiom.name, "text": axiom.text} for axiom in table.axioms],
-        "inputs": {"all": _all(table), "allowed": analysis.allowed, "uncovered": analysis.gap_inputs},
-        "findings": analysis.number(Severity.FINDING),
-        "notes": analysis.number(Severity.NOTE),
-        "gaps_complete": analysis.gaps_complete,
-        **kinds,
-        "missing_axioms": {
-            "count": suggestions.found,
-            "literals": suggestions.searched,
-            "closing": None
-            if suggestions.closing is None
-            else [suggestions.candidates[place].text for place in suggestions.closing],
-            "items": [
-                {
-                    "text": candidate.text,
-                    "excludes": _where(table, candidate.excludes),
-                    "inputs": candidate.inputs,
-                    "witness": _witness(table, candidate.witness),
-                }
-                for candidate in suggestions.candidates
-            ],
-        },
+        "count": suggestions.found,
+        "literals": suggestions.searched,
+        "closing": None
+        if suggestions.closing is None
+        else [suggestions.candidates[place].text for place in suggestions.closing],
+        "items": [
+            {
+                "text": candidate.text,
+                "excludes": _where(table, candidate.excludes),
+                "inputs": candidate.inputs,
+                "witness": _witness(table, candidate.witness),
+            }
+            for candidate in suggestions.candidates
+        ],
     }
 
 

@@ -36,6 +36,9 @@ _ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
 }
 _NAMES = {"any": "all", "all": "any", "min": "max", "max": "min", "startswith": "endswith", "endswith": "startswith"}
 
+# Calls that make messages.
+_MESSAGES = ("Problem", "note")
+
 # Calls for which the order of two arguments has no effect, or affects a message only.
 _UNORDERED = ("isinstance", "getattr", "Problem", "note", "min", "max", "is_near", "_distance")
 
@@ -284,6 +287,9 @@ def _other_calls(node: ast.Call) -> Iterator[ast.AST]:
             yield _with(node, args=[node.args[0], ast.Tuple([*kinds[:index], *kinds[index + 1 :]], ast.Load())])
     if callee in ("sorted", "reversed") and len(node.args) == 1:
         yield ast.Call(ast.Name("list", ast.Load()), node.args, [])
+    for index, keyword in enumerate(node.keywords):
+        if keyword.arg is not None and callee not in _MESSAGES:
+            yield _with(node, keywords=[*node.keywords[:index], *node.keywords[index + 1 :]])
 
 
 def _other_slices(node: ast.Slice) -> Iterator[ast.AST]:
