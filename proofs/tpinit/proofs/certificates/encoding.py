@@ -154,34 +154,34 @@ def _prose(made: _Definitions, facts: Mapping[Fact, int], rules: Sequence[Rule])
     call = fired("some rule reads the call", lambda rule: rule.reads_call)
     verdict: dict[tuple[str, Enum], int] = {}
 
-    def says(column: str, value: Enum, *parts: int) -> None:
+    def define(column: str, value: Enum, *parts: int) -> None:
         verdict[column, value] = made.every(f"prose: {_cell(column, value)}", parts)
 
-    def says_nothing(column: str, value: Enum, *parts: int) -> None:
+    def define_default(column: str, value: Enum, *parts: int) -> None:
         verdict[column, value] = made.some(f"prose: {_cell(column, value)}", (rejected, *parts))
 
-    def said(column: str, value: Enum, field_of_rule: str) -> int:
+    def by_some_rule(column: str, value: Enum, field_of_rule: str) -> int:
         return fired(f"some rule says {_cell(column, value)}", lambda rule: getattr(rule, field_of_rule) is value)
 
     for outcome in Outcome:
-        of_this = said("outcome", outcome, "outcome")
+        given = by_some_rule("outcome", outcome, "outcome")
         if outcome is Outcome.ERROR:
-            says_nothing("outcome", outcome, -some_outcome, of_this)
+            define_default("outcome", outcome, -some_outcome, given)
         else:
-            says("outcome", outcome, -rejected, of_this)
+            define("outcome", outcome, -rejected, given)
     for code in ViolationCode:
-        says("code", code, said("code", code, "rejects"))
+        define("code", code, by_some_rule("code", code, "rejects"))
     neither = made.every("no rule reads a source", (-config, -call))
-    says_nothing("fields_from", FieldsFrom.NOTHING, neither)
-    says("fields_from", FieldsFrom.CONFIG, -rejected, config, -call)
-    says("fields_from", FieldsFrom.CALL, -rejected, -config, call)
-    says("fields_from", FieldsFrom.CONFIG_THEN_CALL, -rejected, config, call)
+    define_default("fields_from", FieldsFrom.NOTHING, neither)
+    define("fields_from", FieldsFrom.CONFIG, -rejected, config, -call)
+    define("fields_from", FieldsFrom.CALL, -rejected, -config, call)
+    define("fields_from", FieldsFrom.CONFIG_THEN_CALL, -rejected, config, call)
     for group in GroupFrom:
-        of_this = said("group_from", group, "group")
+        given = by_some_rule("group_from", group, "group")
         if group is GroupFrom.NOTHING:
-            says_nothing("group_from", group, -some_group, of_this)
+            define_default("group_from", group, -some_group, given)
         else:
-            says("group_from", group, -rejected, of_this)
+            define("group_from", group, -rejected, given)
     return verdict
 
 

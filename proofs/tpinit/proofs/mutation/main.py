@@ -138,7 +138,7 @@ def _judge(arguments: argparse.Namespace, tasks: Sequence[SpecMutantId | CodeMut
     _print_table(judged)
     _print_killers(judged)
     _print_rest(judged, gone)
-    survived = sum(one.status is MutantStatus.SURVIVED for one in judged)
+    survived = sum(result.status is MutantStatus.SURVIVED for result in judged)
     if arguments.json is not None:
         _write(arguments, judged, gone)
     print(f"\n{len(judged)} mutants, {survived} survived, in {time.perf_counter() - started:.1f} s")
@@ -152,12 +152,12 @@ def _judged(
     coverage: Mapping[int, Coverage] = {place: recorded[TARGETS[place].tests] for place in wanted}
     count = 0
 
-    def progress(one: MutantResult) -> None:
+    def progress(result: MutantResult) -> None:
         nonlocal count
         count += 1
-        if not arguments.quiet and (count % 50 == 0 or count == len(tasks) or one.status is MutantStatus.SURVIVED):
-            told = f": {one.target}/{one.name} SURVIVED" if one.status is MutantStatus.SURVIVED else ""
-            print(f"[{count}/{len(tasks)}]{told}", file=sys.stderr, flush=True)
+        if not arguments.quiet and (count % 50 == 0 or count == len(tasks) or result.status is MutantStatus.SURVIVED):
+            note = f": {result.target}/{result.name} SURVIVED" if result.status is MutantStatus.SURVIVED else ""
+            print(f"[{count}/{len(tasks)}]{note}", file=sys.stderr, flush=True)
 
     return judge_all(tasks, coverage, min(arguments.jobs, len(tasks)), progress)
 
@@ -173,8 +173,8 @@ _STATUSES = (MutantStatus.KILLED, MutantStatus.EQUIVALENT, MutantStatus.LISTED, 
 
 def _summary(judged: Sequence[MutantResult]) -> dict[str, Counter[MutantStatus]]:
     counts: dict[str, Counter[MutantStatus]] = {}
-    for one in judged:
-        counts.setdefault(one.target, Counter())[one.status] += 1
+    for result in judged:
+        counts.setdefault(result.target, Counter())[result.status] += 1
     return counts
 
 
@@ -201,7 +201,7 @@ def _print_table(judged: Sequence[MutantResult]) -> None:
 def _print_killers(judged: Sequence[MutantResult]) -> None:
     print("\nkilled by")
     # Only the file of a test is printed; --json has the test itself.
-    killers = Counter(one.killer.partition("::")[0] for one in judged if one.status is MutantStatus.KILLED)
+    killers = Counter(result.killer.partition("::")[0] for result in judged if result.status is MutantStatus.KILLED)
     for killer, count in sorted(killers.items(), key=lambda item: (-item[1], item[0])):
         print(f"{count:>7}  {killer}")
 
@@ -212,13 +212,13 @@ def _print_rest(judged: Sequence[MutantResult], gone: Sequence[str]) -> None:
         (MutantStatus.LISTED, "survivors with a reason"),
         (MutantStatus.SURVIVED, "SURVIVED"),
     ):
-        ones = [one for one in judged if one.status is status]
-        if ones:
+        chosen = [result for result in judged if result.status is status]
+        if chosen:
             print(f"\n{title}")
-        for one in ones:
-            print(f"  {one.target}/{one.name}")
-            if one.message and status is not MutantStatus.EQUIVALENT:
-                print(f"      {one.message}")
+        for result in chosen:
+            print(f"  {result.target}/{result.name}")
+            if result.message and status is not MutantStatus.EQUIVALENT:
+                print(f"      {result.message}")
     if gone:
         print("\nSTALE in equivalent.json: killed, or no such mutant; remove them")
     for name in gone:
@@ -230,8 +230,14 @@ def _write(arguments: argparse.Namespace, judged: Sequence[MutantResult], gone: 
         target: {status.value: counts[status] for status in _STATUSES} for target, counts in _summary(judged).items()
     }
     mutants = [
-        {"target": one.target, "name": one.name, "fate": one.status.value, "killer": one.killer, "how": one.message}
-        for one in judged
+        {
+            "target": result.target,
+            "name": result.name,
+            "fate": result.status.value,
+            "killer": result.killer,
+            "how": result.message,
+        }
+        for result in judged
     ]
     page = {"seed": arguments.seed, "summary": summary, "stale": list(gone), "mutants": mutants}
     arguments.json.write_text(json.dumps(page, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
