@@ -139,6 +139,23 @@ def test_a_way_of_judging_that_kills_the_right_source_is_refused(suite):
         check_original(suite, FILE, Coverage({names("test_where")[0]: 0.0}, {}))
 
 
+def test_tests_that_do_not_import_the_mutants_are_refused(suite):
+    (suite.root / "tests/test_half.py").write_text("def test_nothing():\n    pass\n", encoding="utf-8")
+    with pytest.raises(RuntimeError, match=r"do not import the mutants of src/mutdemo/numbers\.py"):
+        check_original(suite, FILE, Coverage({names("test_nothing")[0]: 0.0}, {}))
+
+
+def test_a_mutant_in_an_inner_package_is_imported(suite):
+    inner = suite.root / "src/mutdemo/inner"
+    inner.mkdir()
+    (inner / "__init__.py").touch()
+    (inner / "numbers.py").write_text(RIGHT, encoding="utf-8")
+    tests = TESTS.replace("mutdemo.numbers", "mutdemo.inner.numbers")
+    (suite.root / "tests/test_half.py").write_text(tests, encoding="utf-8")
+    change = SourceChange("src/mutdemo/inner/numbers.py", RIGHT.replace("// 2", "// 3"))
+    assert run_tests(suite, change, ALL, 30).failed == ALL[0]
+
+
 def _mentions(environment, text):
     try:
         return text in environment.read_bytes()

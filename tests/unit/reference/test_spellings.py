@@ -28,6 +28,7 @@ from tpinit.spec.vocabulary import Call, DType, Group, Inputs
         ("to", None),  # two letters are not the beginning of a word
         ("f", None),
         ("  BF16 ", "bf16"),
+        ("bf8", "bf16"),  # alike by 4 of 7 letters: less than the default cutoff of difflib
         ("bf_16", "bf16"),
         ("loat", "float"),  # and not float32 or float16, which are less alike
         ("complex", None),

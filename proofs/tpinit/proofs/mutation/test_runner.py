@@ -131,16 +131,20 @@ def run_tests(suite: Suite, change: SourceChange, tests: Sequence[str], seconds:
 
 
 def check_original(suite: Suite, file: str, coverage: Coverage) -> None:
-    """Check that the original source, reprinted from its syntax tree, passes when it is run like a mutant.
+    """Check the runner: the original source, reprinted from its syntax tree, passes, and a broken source fails.
 
-    Raises RuntimeError where it fails: every mutant would then fail too, and no kill would count.
+    Raises RuntimeError where the original fails, since every mutant would then fail too, and where a source that
+    can't be imported passes, since the tests would then not import the mutants.
     """
     source = ast.unparse(ast.parse((suite.root / file).read_text(encoding="utf-8")))
     cheapest = coverage.tests_reaching(file, ())
     by_file = {test.partition("::")[0]: test for test in reversed(cheapest)}  # the cheapest of each file
-    pytest_run = run_tests(suite, SourceChange(file, source), [*by_file.values(), *cheapest[:10]], 60)
-    if pytest_run.failed:
-        raise RuntimeError(f"the original {file} is killed by {pytest_run.failed}: {pytest_run.message}")
+    tests = [*by_file.values(), *cheapest[:10]]
+    original = run_tests(suite, SourceChange(file, source), tests, 60)
+    if original.failed:
+        raise RuntimeError(f"the original {file} is killed by {original.failed}: {original.message}")
+    if not run_tests(suite, SourceChange(file, "raise ImportError\n"), tests, 60).failed:
+        raise RuntimeError(f"the tests do not import the mutants of {file}: they pass for a source that raises")
 
 
 def record_coverage(suite: Suite, files: Sequence[str], seconds: float = 900.0) -> Coverage:
@@ -174,11 +178,23 @@ def temporary_folder() -> Iterator[Path]:
 def _changed_tree(root: Path, change: SourceChange) -> Iterator[Path]:
     """Create a temporary folder whose subfolder `tree` holds a copy of the package with the changed file."""
     with temporary_folder() as folder:
-        package = Path(change.file).parent  # such as reference/tpinit/reference
-        copied = folder / "tree" / Path(*package.parts[1:])
+        package = _outermost_package(root, Path(change.file))
+        tree = folder / "tree"
+        copied = tree / Path(*package.parts[1:])
         shutil.copytree(root / package, copied, ignore=shutil.ignore_patterns("__pycache__"))
-        (copied / Path(change.file).name).write_text(change.source, encoding="utf-8")
+        (tree / Path(*Path(change.file).parts[1:])).write_text(change.source, encoding="utf-8")
         yield folder
+
+
+def _outermost_package(root: Path, file: Path) -> Path:
+    """Return the outermost package with an __init__.py that holds a file, such as reference/tpinit/reference.
+
+    Python finds a submodule only in the folder of its package, so a copy of an inner package would not be imported.
+    """
+    package = file.parent
+    while (root / package.parent / "__init__.py").is_file():
+        package = package.parent
+    return package
 
 
 def run_forked(folder: Path, seconds: float, work: Any) -> Any:
