@@ -1,4 +1,4 @@
-"""What must be refused is refused on every rank, with the same words; nobody hangs, nothing is changed."""
+"""Every row of the table in real processes, and inputs that every rank refuses: same error, no hang, no change."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_ranks_that_differ_all_raise_and_name_the_difference(world4: Any, case: 
         assert result["collective"]
 
 
-def test_ranks_with_other_views_of_the_groups_all_raise(world4: Any) -> None:
+def test_ranks_with_different_views_of_the_groups_all_raise(world4: Any) -> None:
     results = world4.run("scenarios.agreement:initialize_refused", timeout=20, case="other views of the groups")
     for result in results:
         assert result["type"] == "AgreementError"
@@ -122,7 +122,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_can_not_be_honoured_is_refused_before_anything_is_cut(world4: Any, case: str) -> None:
+def test_unsupported_inputs_are_refused_before_anything_is_sharded(world4: Any, case: str) -> None:
     kind, words = REFUSED[case]
     for result in world4.run("scenarios.agreement:initialize_refused", timeout=20, case=case):
         assert result["type"] == kind, result

@@ -1,4 +1,4 @@
-"""The benchmark on the tiny model: who takes part, what is said of whom, and that the losses agree. Never a time."""
+"""The benchmark on the tiny model: which peers run, what the report says of each, and equal losses. No times."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The collectives that a plan foresees are those that come: how many, and of what size."""
+"""The collectives that the forecast counts are those that are sent: how many, and of what size."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ FAMILIES = (
 
 @pytest.mark.parametrize(("world", "tp"), [(2, 2), (4, 2)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_foreseen_is_what_is_sent(worlds: Any, family: str, world: int, tp: int) -> None:
+def test_the_forecast_collectives_are_those_that_are_sent(worlds: Any, family: str, world: int, tp: int) -> None:
     if world == 4 and family not in ("llama", "qwen3", "mixtral"):
-        pytest.skip("two groups send what one does, and average: a few families show it")
+        pytest.skip("two groups send what one does, and average: a few families are enough")
     for result in worlds[world].run("scenarios.cost:count_step", name=family, tp=tp):
         assert Counter(map(tuple, result["seen_passes"])) == Counter(map(tuple, result["passes"]))
         assert result["alone"] == 0

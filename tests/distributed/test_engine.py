@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.distributed
 
 
-def test_the_users_model_stays_the_users(world4: Any) -> None:
+def test_initialize_keeps_the_users_objects(world4: Any) -> None:
     for result in world4.run("scenarios.engine:keep_user_model"):
         hook, rest, names = result.pop("hook"), result.pop("rest"), result.pop("names")
         assert all(result.values()), result
@@ -59,7 +59,7 @@ def test_a_static_scale_stays(world2: Any) -> None:
         assert result["norm"] == pytest.approx(1, abs=2e-2)
 
 
-def test_replicas_stay_equal_bit_by_bit(world4: Any) -> None:
+def test_replicas_stay_equal_bit_for_bit(world4: Any) -> None:
     assert [result["unequal"] for result in world4.run("scenarios.engine:compare_replicas")] == [[]] * 4
 
 
@@ -109,7 +109,7 @@ def test_the_loader_feeds_tp_groups(world4: Any) -> None:
         assert sorted(sample for seen in by_group.values() for sample in seen) == results[0]["all"]
 
 
-def test_other_inputs_in_a_tp_group_raise_on_all_its_ranks(world4: Any) -> None:
+def test_different_inputs_in_a_tp_group_raise_on_all_its_ranks(world4: Any) -> None:
     results = world4.run("scenarios.engine:run_on_different_inputs")
     for result in results[:2]:
         assert result["type"] == "AgreementError"
@@ -137,7 +137,7 @@ def test_the_engine_out_of_order(world2: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["object", "callable"])
-def test_an_optimizer_over_the_whole_parameters_goes_on_with_the_cut_ones(world2: Any, how: str) -> None:
+def test_a_users_optimizer_continues_with_the_sharded_parameters(world2: Any, how: str) -> None:
     for result in world2.run("scenarios.engine:train_with_user_optimizer", how=how):
         assert result["apart"] < 1e-5
         assert result["same"]
@@ -151,13 +151,13 @@ def test_schedules(world2: Any) -> None:
     assert world2.run("scenarios.engine:learning_rates", kind="WarmupDecayLR")[0] == pytest.approx(linear)
 
 
-def test_ranks_that_used_other_parameters_average_all_the_same(world2: Any) -> None:
+def test_ranks_that_used_different_parameters_average_correctly(world2: Any) -> None:
     for result in world2.run("scenarios.engine:train_with_unused_parameters"):
         assert result["grad"]
         assert result["collective"]
 
 
-def test_row_2_leaves_each_ranks_part_of_the_model_alone(world4: Any) -> None:
+def test_row_2_does_not_change_the_parts_of_the_model(world4: Any) -> None:
     results = world4.run("scenarios.engine:train_row_2", how="parts differ")
     assert [result["type"] for result in results] == [None] * 4
     assert results[0]["losses"] == results[1]["losses"] != results[2]["losses"] == results[3]["losses"]

@@ -60,7 +60,7 @@ def test_over_three_ranks(world3: Any, name: str) -> None:
 
 
 def test_the_comparison_detects_one_wrong_value_of_one_shard(world2: Any) -> None:
-    for result in world2.run("scenarios.families:train_spoiled_llama"):
+    for result in world2.run("scenarios.families:train_broken_llama"):
         assert result["gradient"] > 100 * CLOSE
         assert result["weight"] > 100 * CLOSE
 
@@ -70,7 +70,7 @@ BUSY = {"llama": 0.28, "llama_kv1": 0.30, "llama_kv2": 0.30, "llama_uneven": 0.3
 
 
 @pytest.mark.parametrize("name", BUSY)
-def test_every_rank_holds_its_part_and_little_more(world4: Any, name: str) -> None:
+def test_every_rank_holds_its_share_and_little_more(world4: Any, name: str) -> None:
     for result in world4.run("scenarios.families:train_family", name=name, tp=4, steps=1):
         assert result["local_elements"] <= BUSY[name] * result["elements"]
 
@@ -82,7 +82,7 @@ def test_with_fused_attention(world2: Any, name: str, attention: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "llama_uneven", "gpt2", "gemma2"])
-def test_a_loss_computed_from_the_logits_gets_whole_ones(world2: Any, name: str) -> None:
+def test_a_loss_computed_outside_the_model_gets_full_logits(world2: Any, name: str) -> None:
     for result in world2.run("scenarios.families:loss_from_logits", name=name):
         assert result["losses"][0] == pytest.approx(result["losses"][1], rel=1e-5)
         assert result["logits"] < 1e-4
@@ -98,5 +98,5 @@ ADAPTERS = {
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_adapters_over_cut_layers(world2: Any, name: str) -> None:
+def test_adapters_over_sharded_layers(world2: Any, name: str) -> None:
     assert_exact(world2.run("scenarios.families:train_adapters", name=name, targets=ADAPTERS[name]))

@@ -1,4 +1,4 @@
-"""The sweep over all models, on few of them: its ranks are forked, and what one model breaks stops nothing."""
+"""The sweep over all models, on a few of them: its ranks are forked, and a model that breaks does not stop it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.distributed
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # A process of its own: forking one that runs threads, as pytest does, is asking for trouble.
+    # In a process of its own: pytest runs threads, and a process with threads can't be forked safely.
     path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", code, *arguments]
@@ -28,7 +28,7 @@ import torch
 from families import ranks
 
 def meet(rank):
-    # The group is there in both before one goes: what the other raises while it still connects is no mishap of these.
+    # Both ranks join the group before one ends: an error while the other still connects is not what is tested here.
     folder = pathlib.Path(os.environ["TPINIT_SWEEP_FOLDER"])
     (folder / f"met.{rank}").touch()
     while not (folder / f"met.{1 - rank}").exists():
@@ -52,7 +52,7 @@ for how in ("value", "raise", "die", "hang", "one", "value"):
 """
 
 
-def test_ranks_that_raise_die_or_hang_are_told_apart_and_harm_no_later_ones() -> None:
+def test_ranks_that_raise_die_or_hang_are_distinguished_and_do_not_harm_later_ones() -> None:
     done = python(MISHAPS)
     assert done.stdout.splitlines() == [
         "[2.0, 2.0]",

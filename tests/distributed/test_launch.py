@@ -45,7 +45,7 @@ def test_train_equals_the_unsharded_model_and_leaves_nothing_behind(tmp_path: Pa
     assert result.stdout.count("model.layers.1.mlp.down_proj.weight") == 1
     assert "equal: over 2 steps" in result.stdout
     left = [one.name for one in tmp_path.iterdir()]
-    assert not [name for name in left if not name.startswith("torchinductor")]  # torch's cache, for all who import it
+    assert not [name for name in left if not name.startswith("torchinductor")]  # torch's own cache
 
 
 def test_train_fails_where_the_models_differ(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A model that no rank holds whole is the model that `initialize` makes of the whole one: loaded, or drawn."""
+"""A model loaded or drawn by slices is the one that `initialize` makes of the unsharded model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.distributed
 
-# One file; an index of many; a bare base model's names; experts that are stored one by one; one matrix for two.
+# Among them: a base model's names, experts that are stored one by one, tied and fused matrices.
 LOADED = (
     "llama",
     "qwen3",
@@ -42,7 +42,9 @@ def assert_same(results: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("shards", ["5GB", "20KB"])
 @pytest.mark.parametrize("family", LOADED)
-def test_what_is_loaded_by_slices_trains_as_what_is_cut(world2: Any, tmp_path: Path, family: str, shards: str) -> None:
+def test_a_model_loaded_by_slices_trains_as_one_sharded_in_memory(
+    world2: Any, tmp_path: Path, family: str, shards: str
+) -> None:
     files = world2.run("scenarios.loading:save_checkpoint", name=family, folder=str(tmp_path), shards=shards)[0]
     assert ("model.safetensors.index.json" in files["files"]) == (shards == "20KB")
     results = world2.run("scenarios.loading:train_loaded", name=family, folder=str(tmp_path), tp=2)
@@ -61,7 +63,7 @@ def test_groups_of_ranks_load_the_same(world4: Any, tmp_path: Path, tp: int) -> 
 
 
 @pytest.mark.parametrize(("stored", "dtype"), [("bfloat16", "fp32"), ("float32", "bf16"), ("bfloat16", "bf16")])
-def test_numbers_are_converted_to_the_dtype_of_the_decision(
+def test_weights_are_converted_to_the_dtype_of_the_decision(
     world2: Any, tmp_path: Path, stored: str, dtype: str
 ) -> None:
     world2.run("scenarios.loading:save_checkpoint", name="llama", folder=str(tmp_path), dtype=stored)
@@ -70,7 +72,7 @@ def test_numbers_are_converted_to_the_dtype_of_the_decision(
     )
 
 
-def test_the_comparison_sees_one_wrong_number(world2: Any, tmp_path: Path) -> None:
+def test_the_comparison_detects_one_wrong_value(world2: Any, tmp_path: Path) -> None:
     world2.run("scenarios.loading:save_checkpoint", name="llama", folder=str(tmp_path))
     results = world2.run("scenarios.loading:train_loaded", name="llama", folder=str(tmp_path), tp=2, spoil="one number")
     assert results[0]["weights"]
@@ -79,17 +81,17 @@ def test_the_comparison_sees_one_wrong_number(world2: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("family", DRAWN)
-def test_what_is_drawn_by_slices_is_what_the_whole_model_draws(world2: Any, family: str) -> None:
+def test_random_weights_drawn_by_slices_are_those_of_the_unsharded_model(world2: Any, family: str) -> None:
     assert_same(world2.run("scenarios.loading:train_drawn", name=family, tp=2))
 
 
-def test_another_seed_draws_others(world2: Any) -> None:
+def test_another_seed_gives_other_weights(world2: Any) -> None:
     assert not any(
         result["weights"] for result in world2.run("scenarios.loading:train_drawn", name="llama", tp=2, other_seed=4)
     )
 
 
-def test_ranks_with_other_seeds_are_refused_alike(world2: Any) -> None:
+def test_ranks_with_different_seeds_are_refused(world2: Any) -> None:
     results = world2.run("scenarios.loading:draw_with_different_seeds")
     assert {result["type"] for result in results} == {"AgreementError"}
     assert len({result["text"] for result in results}) == 1
@@ -110,7 +112,9 @@ def large(world2: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
 
 
 @pytest.mark.parametrize("how", ["pretrained", "config"])
-def test_no_rank_holds_more_than_its_slices_and_one_more(fresh_world: Any, large: dict[str, str], how: str) -> None:
+def test_loading_peaks_at_a_ranks_own_weights_and_one_tensor_more(
+    fresh_world: Any, large: dict[str, str], how: str
+) -> None:
     world = fresh_world(2)
     for result in world.run("scenarios.loading:peak_memory", how=how, **large):
         assert result["own"] > 50e6
@@ -119,7 +123,7 @@ def test_no_rank_holds_more_than_its_slices_and_one_more(fresh_world: Any, large
     world.stop()
 
 
-def test_the_measurement_sees_a_whole_model(fresh_world: Any, large: dict[str, str]) -> None:
+def test_the_measurement_detects_an_unsharded_model(fresh_world: Any, large: dict[str, str]) -> None:
     world = fresh_world(2)
     for result in world.run("scenarios.loading:peak_memory", how="whole", **large):
         assert result["peak"] > 1.1 * result["own"] + result["largest"], result
@@ -300,7 +304,7 @@ def test_one_rank_with_a_broken_copy_stops_all(world2: Any, saved_llama: dict[bo
         assert result["collective"]
 
 
-def test_ranks_with_different_numbers_under_equal_headers_are_seen(
+def test_different_weights_under_equal_headers_are_detected(
     world4: Any, saved_llama: dict[bool, Path], tmp_path: Path
 ) -> None:
     for rank in range(4):
@@ -330,7 +334,7 @@ def test_a_file_that_fails_while_it_is_read_stops_all(
         assert result["collective"]
 
 
-def test_a_tied_matrix_that_is_stored_twice_with_other_numbers_is_refused(world2: Any, tmp_path: Path) -> None:
+def test_a_tied_matrix_stored_twice_with_different_values_is_refused(world2: Any, tmp_path: Path) -> None:
     world2.run("scenarios.loading:save_checkpoint", name="llama", folder=str(tmp_path))
     _settings(tmp_path, tie_word_embeddings=True)
     for result in world2.run("scenarios.loading:load_refused", folder=str(tmp_path)):
@@ -339,7 +343,7 @@ def test_a_tied_matrix_that_is_stored_twice_with_other_numbers_is_refused(world2
         assert result["collective"]
 
 
-def test_a_directory_that_is_none(world2: Any) -> None:
+def test_a_missing_directory_is_refused(world2: Any) -> None:
     for result in world2.run("scenarios.loading:load_refused", folder="/nonexistent/model"):
         assert result["type"] == "LoadError"
         assert "is no directory" in result["text"]

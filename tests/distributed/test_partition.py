@@ -1,4 +1,4 @@
-"""What a user says of the cut: partition_config, presets and plans that are passed; exact, or refused, or noted."""
+"""What a user requests of the sharding: partition_config, presets and plans; followed exactly, refused, or noted."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ GPT2_MLP = (column(r".*\.c_fc"), row(r".*\.c_proj"))
 PHI3_MLP = (column(r".*\.gate_up_proj\.weight$", shape=[2, -1], partition_dim=0), row(r".*\.(down|o)_proj\.weight$"))
 PHI3_QKV = r".*\.qkv_proj\.weight$"
 
-# family, section, and how many parameters of two layers are cut by it.
+# The family, the section, and how many parameters it shards.
 EXACT = {
     "llama": ("llama", section(*LLAMA), 14),
     "llama with its vocabulary": ("llama", section(*LLAMA, column("model.embed_tokens", "lm_head")), 16),
@@ -102,13 +102,13 @@ def test_a_preset_is_followed_exactly(worlds: Any, case: str, tp: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "cut"), [("olmo2", 16), ("cohere_qk_norm", 19)])
-def test_what_is_gathered_and_split_by_the_models_own_plan_is_exact(world4: Any, name: str, cut: int) -> None:
+def test_gathered_and_sliced_layers_of_the_models_own_plan_are_exact(world4: Any, name: str, cut: int) -> None:
     results = world4.run("scenarios.families:train_family", name=name, tp=4)
     assert_exact(results)
     assert results[0]["cut"] >= cut
 
 
-# A shape that is wrong for the model: what it was said of stays whole, with a note that says so. Never wrong.
+# A shape that is wrong for the model: the layer is replicated with a note, and training is exact.
 WRONG = {
     "gpt2 in two": ("gpt2", section(column(r".*\.c_attn", shape=[2, -1]), *GPT2_MLP), "c_attn [72, 72]"),
     "gpt2 in one": ("gpt2", section(column(r".*\.c_attn", shape=[-1, 48]), *GPT2_MLP), "c_attn [144]"),
@@ -123,7 +123,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_can_not_be_cut_as_was_said_stays_whole_with_a_note(world2: Any, case: str) -> None:
+def test_a_layer_that_can_not_be_sharded_as_requested_is_replicated_with_a_note(world2: Any, case: str) -> None:
     name, said, words = WRONG[case]
     results = world2.run("scenarios.families:train_family", name=name, tp=2, section=said, steps=2)
     assert_exact(results)
@@ -147,14 +147,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_can_not_be_meant_is_refused_on_every_rank(world2: Any, case: str) -> None:
+def test_an_impossible_request_is_refused_on_every_rank(world2: Any, case: str) -> None:
     said, words = REFUSED[case]
     for result in world2.run("scenarios.user_plan:initialize_by_request", name="llama", section=said):
         assert (result["type"], result["untouched"]) == ("PlanError", True), result
         assert words in result["text"]
 
 
-# --- plans that are passed ---------------------------------------------------------------------------------
+# --- a user's plan ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["plan", "mapping", "file"])
@@ -190,7 +190,7 @@ WRONG_EDITS = {
 
 
 @pytest.mark.parametrize("edit", WRONG_EDITS)
-def test_a_plan_that_is_not_the_models_is_refused_on_every_rank(world2: Any, edit: str) -> None:
+def test_a_plan_that_does_not_fit_the_model_is_refused_on_every_rank(world2: Any, edit: str) -> None:
     for result in world2.run("scenarios.user_plan:initialize_by_request", name="llama", edit=edit):
         assert (result["type"], result["untouched"]) == ("PlanError", True), result
         assert WRONG_EDITS[edit] in result["text"]
@@ -203,7 +203,7 @@ WRONG_BIASES = {
 
 
 @pytest.mark.parametrize("edit", WRONG_BIASES)
-def test_a_plan_that_adds_a_bias_another_number_of_times_is_refused(world2: Any, edit: str) -> None:
+def test_a_plan_that_adds_a_bias_on_all_ranks_is_refused(world2: Any, edit: str) -> None:
     for result in world2.run("scenarios.user_plan:initialize_by_request", name="gpt_oss", edit=edit):
         assert (result["type"], result["untouched"]) == ("PlanError", True), result
         assert WRONG_BIASES[edit] in result["text"]
@@ -216,7 +216,7 @@ def test_ranks_with_different_plans_all_raise(world2: Any) -> None:
 
 
 @pytest.mark.parametrize(("said", "cut"), [(True, 16), (False, 14)])
-def test_the_head_is_cut_by_vocabulary_or_not_as_was_said(world2: Any, said: bool, cut: int) -> None:
+def test_the_head_is_vocab_parallel_as_requested(world2: Any, said: bool, cut: int) -> None:
     results = world2.run(
         "scenarios.families:train_family", name="llama", tp=2, section={"vocab_parallel_lm_head": said}, steps=2
     )
@@ -224,7 +224,7 @@ def test_the_head_is_cut_by_vocabulary_or_not_as_was_said(world2: Any, said: boo
     assert results[0]["cut"] == cut
 
 
-def test_a_head_that_must_be_cut_and_is_not_there_is_refused(world2: Any) -> None:
+def test_a_vocab_parallel_head_of_a_model_without_one_is_refused(world2: Any) -> None:
     for result in world2.run(
         "scenarios.user_plan:initialize_by_request", name="vit", section={"vocab_parallel_lm_head": True}
     ):

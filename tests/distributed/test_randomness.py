@@ -12,7 +12,7 @@ pytestmark = pytest.mark.distributed
 CLOSE = 1e-5
 
 
-def test_dropout_outside_of_cut_regions_is_that_of_the_whole_model(world2: Any) -> None:
+def test_dropout_outside_sharded_regions_is_that_of_the_unsharded_model(world2: Any) -> None:
     """The ranks start with other random states: those of a group go on with the first one's."""
     results = world2.run("scenarios.randomness:train_with_dropout", name="gpt2", resid_pdrop=0.2, embd_pdrop=0.2)
     for result in results:
@@ -30,7 +30,7 @@ def test_dropout_inside_differs_between_ranks_and_nothing_else_does(world2: Any)
 
 
 @pytest.mark.parametrize("draws", ["torch", "Python", "numpy"])
-def test_blocks_that_are_skipped_are_the_same_on_all_ranks_whoever_draws(world2: Any, draws: str) -> None:
+def test_all_ranks_skip_the_same_blocks_whichever_library_draws(world2: Any, draws: str) -> None:
     results = world2.run("scenarios.randomness:train_with_skipped_blocks", draws=draws)
     assert results[0]["alone"] != results[1]["alone"], "each rank by itself would skip others"
     for result in results:
@@ -41,7 +41,7 @@ def test_blocks_that_are_skipped_are_the_same_on_all_ranks_whoever_draws(world2:
         assert result["gradients"] < CLOSE
 
 
-def test_features_that_are_dropped_inside_are_other_ones_on_each_rank(world2: Any) -> None:
+def test_dropped_features_inside_sharded_regions_differ_between_ranks(world2: Any) -> None:
     results = world2.run("scenarios.randomness:train_with_dropout", name="t5", dropout_rate=0.5, row="wo")
     assert results[0]["zeros"] != results[1]["zeros"]
     without = world2.run(
@@ -51,7 +51,7 @@ def test_features_that_are_dropped_inside_are_other_ones_on_each_rank(world2: An
     assert results[0]["loss"] == results[1]["loss"]
 
 
-def test_activation_checkpointing_draws_the_same_numbers_again(world2: Any) -> None:
+def test_activation_checkpointing_repeats_the_same_random_numbers(world2: Any) -> None:
     plain = world2.run("scenarios.randomness:train_with_dropout", name="gpt2", attn_pdrop=0.5, resid_pdrop=0.2)
     again = world2.run(
         "scenarios.randomness:train_with_dropout", name="gpt2", attn_pdrop=0.5, resid_pdrop=0.2, checkpointing=True

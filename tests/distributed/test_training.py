@@ -22,7 +22,7 @@ def assert_equal_training(results: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "phi3"])
 @pytest.mark.parametrize(("world", "tp"), [(2, 2), (4, 2), (4, 4)])
-def test_a_sharded_model_trains_as_the_whole_one(worlds: Any, family: str, world: int, tp: int) -> None:
+def test_a_sharded_model_trains_as_the_unsharded_one(worlds: Any, family: str, world: int, tp: int) -> None:
     results = worlds[world].run("scenarios.training:train_beside_reference", family=family, tp=tp, clipping=0.5)
     assert_equal_training(results)
     # The embedding and the head beside the layers.
@@ -47,7 +47,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_the_named_group_shards_and_the_orthogonal_one_averages(world4: Any, source: str) -> None:
+def test_the_given_group_shards_and_the_orthogonal_one_averages(world4: Any, source: str) -> None:
     results = world4.run("scenarios.training:train_beside_reference", source=source, tp=2, optimizer="sgd")
     assert_equal_training(results)
     strided = source.endswith("strided")
@@ -66,7 +66,7 @@ def test_row_2_trains_unsharded_and_averages_over_the_mpus_group(world4: Any) ->
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_a_tp_size_of_1_is_plain_data_parallelism_of_any_model(worlds: Any, world: int) -> None:
+def test_a_tp_size_of_1_is_plain_data_parallelism(worlds: Any, world: int) -> None:
     results = worlds[world].run("scenarios.training:train_beside_reference", tp=1, clipping=0.5)
     assert_equal_training(results)
     assert results[0]["cut"] == 0
@@ -90,7 +90,7 @@ def test_a_tp_size_of_1_is_plain_data_parallelism_of_any_model(worlds: Any, worl
     ],
     ids=lambda options: ",".join(f"{key}={value}" for key, value in options.items()),
 )
-def test_variants_train_as_the_whole_model(world4: Any, options: dict[str, Any]) -> None:
+def test_variants_train_as_the_unsharded_model(world4: Any, options: dict[str, Any]) -> None:
     results = world4.run("scenarios.training:train_beside_reference", tp=2, **options)
     assert_equal_training(results)
     assert all(result["tied"] == ("tie_word_embeddings" in options) for result in results)
@@ -131,7 +131,7 @@ def test_checkpointing_repeats_only_the_forward(world4: Any) -> None:
         ("bias-per-rank", "loss", {"attention_bias": True}),
     ],
 )
-def test_the_comparison_sees_a_broken_run(world4: Any, how: str, seen: str, options: dict[str, Any]) -> None:
+def test_the_comparison_detects_a_broken_run(world4: Any, how: str, seen: str, options: dict[str, Any]) -> None:
     """Negative controls: each way of being wrong is far above the tolerance."""
     results = world4.run(
         "scenarios.training:train_beside_reference", tp=2, break_with=how, steps=2, clipping=0.5, **options

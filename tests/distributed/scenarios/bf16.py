@@ -46,7 +46,7 @@ class Step:
 def train_in_bf16(rank: int, name: str, steps: int = 5, break_with: str = "") -> dict[str, Any]:
     """Train a family in bf16: sharded, whole, and whole with its sums in other orders; return how far they are apart.
 
-    `break_with` spoils the plan: "sum" leaves out the sum of one row layer, "entry" the sum of the gradients of one
+    `break_with` breaks the plan: "sum" leaves out the sum of one row layer, "entry" the sum of the gradients of one
     tensor that enters column layers.
     """
     tp = dist.get_world_size()
@@ -59,7 +59,7 @@ def train_in_bf16(rank: int, name: str, steps: int = 5, break_with: str = "") ->
         "bf16": {"enabled": True},
         "tensor_parallel": {"autotp_size": tp},
     }
-    with _spoiled(break_with):
+    with _broken(break_with):
         engine, _, _, _ = initialize(model=model, config=config)
     batches = [_batch(name, whole, step) for step in range(steps)]
     ours = [_sharded_step(name, engine, batch) for batch in batches]
@@ -83,12 +83,12 @@ def _orders(tp: int) -> tuple[int, ...]:
 
 
 @contextmanager
-def _spoiled(how: str) -> Iterator[None]:
+def _broken(how: str) -> Iterator[None]:
     import tpinit.runtime.init.launch as launch
 
     original = launch.prepare
 
-    def spoiled(given: Any, report: Any) -> Any:
+    def broken(given: Any, report: Any) -> Any:
         ready = original(given, report)
         layers = list(ready.plan.layers)
         if how == "sum":
@@ -100,7 +100,7 @@ def _spoiled(how: str) -> Iterator[None]:
             layers[last] = replace(layers[last], reduce_input_grad=False, fused_with="")
         return replace(ready, plan=replace(ready.plan, layers=tuple(layers)))
 
-    launch.prepare = spoiled
+    launch.prepare = broken
     try:
         yield
     finally:

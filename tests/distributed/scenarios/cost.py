@@ -1,4 +1,4 @@
-"""What a plan says it will send, beside what is sent: what the ranks do."""
+"""The collectives that the forecast counts, beside those that are sent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.family_training import SGD, family_batch, family_loss
 
 
 def count_step(rank: int, name: str, tp: int, **overrides: Any) -> dict[str, Any]:
-    """Train one step of two micro batches; return the collectives that were foreseen and those that came."""
+    """Train one step of two micro batches; return the collectives that were forecast and those that were sent."""
     model = catalogue.build(name, **overrides)
     whole = catalogue.build(name, **overrides)
     config = {

@@ -1,4 +1,4 @@
-"""Scenarios about what `initialize` keeps, what the engine refuses, precision, data and records."""
+"""What `initialize` keeps, what the engine refuses, precision, configs, data, optimizers and schedules."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def train(engine: Any, steps: int = 3, dp_parts: int = 1) -> list[float]:
 
 
 def keep_user_model(rank: int) -> dict[str, Any]:
-    """What of the user's model survives initialize: objects, names, ties, flags, buffers, hooks, mode."""
+    """Return what of the user's model `initialize` keeps: objects, names, ties, flags, buffers, hooks, mode."""
     model = build(tie_word_embeddings=True)
     model.model.norm.weight.requires_grad_(False)
     model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
@@ -117,7 +117,7 @@ def train_in_low_precision(rank: int, dtype: str, fp16: dict[str, Any] | None = 
 
 
 def compare_replicas(rank: int) -> dict[str, Any]:
-    """After training in bf16 over tp 2 and dp 2, what is replicated must be equal bit by bit."""
+    """Train in bf16 over tp 2 and dp 2; return the parameters whose replicas are not equal bit for bit."""
     model = build()
     engine, _, _, _ = initialize(model=model, config=config(bf16={"enabled": True}, tensor_parallel={"autotp_size": 2}))
     for step in range(3):
@@ -137,7 +137,7 @@ def compare_replicas(rank: int) -> dict[str, Any]:
 
 
 def record_calls(rank: int) -> dict[str, Any]:
-    """D9, and what surrounds tp_model_init."""
+    """Call tp_model_init again, wrongly, and around initialize (D9); return the errors and what was recorded."""
     world = dist.get_world_size()
     group, twin = my_group([list(range(world))], rank), my_group([list(range(world))], rank)
     model, other = build(), build()
@@ -179,7 +179,7 @@ def record_calls(rank: int) -> dict[str, Any]:
 
 
 def read_configs(rank: int, folder: str) -> dict[str, Any]:
-    """The config in each of its places, never mutated; batch arithmetic over data-parallel ranks."""
+    """Pass the config in each of its places; return the batch sizes, and whether the config is unchanged."""
     from types import SimpleNamespace
 
     path = os.path.join(folder, "ds.json")
@@ -204,7 +204,7 @@ def read_configs(rank: int, folder: str) -> dict[str, Any]:
 
 
 def feed_data(rank: int) -> dict[str, Any]:
-    """The loader gives all ranks of a TP group the same samples, and every sample to one of them."""
+    """Train from the loader of `initialize`, with two divisions into TP groups; return which samples each rank saw."""
     dataset = [{"input_ids": ids, "labels": ids} for ids in tokens(0, samples=16)]
     loaders = []
     for groups in ([[0, 1], [2, 3]], [[0, 3], [1, 2]]):
@@ -223,7 +223,7 @@ def feed_data(rank: int) -> dict[str, Any]:
 
 
 def run_on_different_inputs(rank: int) -> dict[str, Any]:
-    """Ranks of one TP group that are given other batches raise on the first forward, all of the group."""
+    """Run different batches on the ranks of one TP group; return the error."""
     model = build()
     engine, _, _, _ = initialize(model=model, config=config(tensor_parallel={"autotp_size": 2}))
     ids = tokens(seed=rank if rank < 2 else 5)
@@ -232,7 +232,7 @@ def run_on_different_inputs(rank: int) -> dict[str, Any]:
 
 
 def call_out_of_order(rank: int) -> dict[str, Any]:
-    """The engine called out of order, or without an optimizer."""
+    """Call the engine out of order, and without an optimizer; return the errors, and what an orderly run counts."""
     engine, _, _, _ = initialize(model=build(), config=config(gradient_accumulation_steps=2))
     errors = {"step first": error_of(engine.step)}
     ids = tokens()
@@ -263,7 +263,7 @@ def call_out_of_order(rank: int) -> dict[str, Any]:
 
 
 def train_with_user_optimizer(rank: int, how: str) -> dict[str, Any]:
-    """An optimizer and a schedule that the user made, over the whole parameters, before initialize."""
+    """Train with an optimizer and a schedule that the user made over the unsharded parameters, before initialize."""
     model = build()
     whole = copy.deepcopy(model)
     plain = config()
@@ -323,7 +323,7 @@ def learning_rates(rank: int, kind: str) -> list[float]:
 
 
 def train_with_unused_parameters(rank: int) -> dict[str, Any]:
-    """Data-parallel ranks that used different parameters average them rightly and do not hang."""
+    """Use different parameters on the data-parallel ranks; return whether they averaged without a hang."""
     model = build()
     engine, _, _, _ = initialize(model=model, config=config(tensor_parallel={"autotp_size": 1}))
     ids = tokens()
@@ -336,7 +336,7 @@ def train_with_unused_parameters(rank: int) -> dict[str, Any]:
 
 
 def train_row_2(rank: int, how: str) -> dict[str, Any]:
-    """Row 2 under another kind of model parallelism: ranks 0,1 and ranks 2,3 average, each pair its own model."""
+    """Run row 2 under another kind of model parallelism: ranks 0,1 and ranks 2,3 average, each pair its own model."""
     pairs, others = my_group([[0, 1], [2, 3]], rank), my_group([[0, 2], [1, 3]], rank)
     model = build(seed=rank if how == "replicas differ" else rank // 2)
     plain = config(gradient_clipping=1.0 if how == "clipping" else 0.0)

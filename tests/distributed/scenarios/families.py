@@ -13,13 +13,13 @@ from families import catalogue
 from support import family_training
 from support.family_training import SGD, difference_by_parameter, tensors_of, train_beside_whole, train_family
 
-__all__ = ["loss_from_logits", "train_adapters", "train_family", "train_spoiled_llama"]
+__all__ = ["loss_from_logits", "train_adapters", "train_family", "train_broken_llama"]
 
 
-def train_spoiled_llama(rank: int) -> dict[str, Any]:
+def train_broken_llama(rank: int) -> dict[str, Any]:
     """Train a Llama after one value of one shard was changed, on the last rank: the negative control."""
 
-    def spoiled(**arguments: Any) -> Any:
+    def broken(**arguments: Any) -> Any:
         made = initialize(**arguments)
         engine, last = made[0], dist.get_world_size() - 1
         if rank == last:
@@ -27,7 +27,7 @@ def train_spoiled_llama(rank: int) -> dict[str, Any]:
                 engine.module.get_parameter("model.layers.0.mlp.down_proj.weight").view(-1)[0] += 0.1
         return made
 
-    family_training.initialize = spoiled
+    family_training.initialize = broken
     try:
         return train_family(rank, "llama", dist.get_world_size())
     finally:
@@ -47,7 +47,7 @@ def train_adapters(rank: int, name: str, targets: list[str]) -> dict[str, Any]:
 
 
 def loss_from_logits(rank: int, name: str) -> dict[str, Any]:
-    """Compute the loss outside of the model, from its logits, which are whole then."""
+    """Compute the loss outside the model from its logits, which are gathered for this."""
     model = catalogue.build(name).train()
     reference = copy.deepcopy(model)
     config = {

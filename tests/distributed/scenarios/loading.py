@@ -1,4 +1,4 @@
-"""Models that no rank holds whole: what the ranks do to load them, and to compare them with whole ones."""
+"""Models loaded or drawn by slices, compared with the unsharded model that `initialize` shards."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _config(tp: int, dtype: str = "fp32", **more: Any) -> dict[str, Any]:
 
 
 def save_checkpoint(rank: int, name: str, folder: str, shards: str = "5GB", dtype: str | None = None) -> dict[str, Any]:
-    """Save a family's small model, on rank 0; return its files and stored names."""
+    """Save a family's small model on rank 0; return its files and the names of its tensors."""
     if rank == 0:
         model = catalogue.build(name)
         if dtype is not None:
@@ -59,7 +59,7 @@ def train_loaded(
     spoil: str = "",
     adamw: bool = False,
 ) -> dict[str, Any]:
-    """Train what is loaded by slices beside what is cut from the whole; return how far they are apart."""
+    """Train a model loaded by slices beside one sharded in memory; return how they differ."""
     whole = type(catalogue.build(name)).from_pretrained(folder, dtype=torch.float32).train()
     before = _state()
     config = _config(tp, dtype, optimizer=ADAMW if adamw else SGD)
@@ -73,7 +73,7 @@ def train_loaded(
 
 
 def train_drawn(rank: int, name: str, tp: int, seed: int = 3, other_seed: int = 3, steps: int = 2) -> dict[str, Any]:
-    """Train what is drawn by slices beside what is drawn whole after the same seed."""
+    """Train a model drawn by slices beside one drawn unsharded from the same seed; return how they differ."""
     sample = catalogue.build(name)
     torch.manual_seed(other_seed)
     whole = type(sample)(copy.deepcopy(sample.config))
@@ -86,7 +86,7 @@ def train_drawn(rank: int, name: str, tp: int, seed: int = 3, other_seed: int = 
 
 
 def _state() -> list[torch.Tensor]:
-    """Return the random states of all ranks: the engine lets a group go on with that of its first rank."""
+    """Return the RNG states of all ranks: the engine gives a TP group that of its first rank."""
     states = [torch.get_rng_state() for _ in range(dist.get_world_size())]
     dist.all_gather(states, torch.get_rng_state())
     return states
@@ -135,21 +135,21 @@ def _beside(
 
 
 def draw_with_different_seeds(rank: int) -> dict[str, Any]:
-    """Draw from another seed on each rank."""
+    """Draw weights from a different seed on each rank; return the error."""
     sample = catalogue.build("llama")
     error = error_of(lambda: from_config(sample.config, seed=rank, model_class=type(sample), config=_config(2)))
     return {**error, "collective": in_step(rank)}
 
 
 def load_refused(rank: int, folder: str, tp: int = 2, **arguments: Any) -> dict[str, Any]:
-    """Load what must be refused; return the error, and whether the ranks are still in step."""
+    """Load a checkpoint that must be refused; return the error, and whether the ranks are still in step."""
     start = time.monotonic()
     error = error_of(lambda: from_pretrained(folder.replace("RANK", str(rank)), config=_config(tp), **arguments))
     return {**error, "collective": in_step(rank), "seconds": time.monotonic() - start}
 
 
 class _Failing(io.RawIOBase):
-    """A file on a disk that fails, or one that somebody cut short."""
+    """A file on a disk that fails, or one that was truncated after it was opened."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ def peak_memory(rank: int, how: str, folder: str, small: str) -> dict[str, Any]:
         torch.manual_seed(0)
         return initialize(model=LlamaForCausalLM(LlamaConfig(**sizes)), config=config)[0]
 
-    # A small one first: what is imported and started with the first model is no part of the second.
+    # A small model first: what is imported and started with it does not count for the large one.
     load(small, {**_LARGE, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 96, "num_hidden_layers": 1})
     gc.collect()
     before = _private()
@@ -244,7 +244,7 @@ def _private() -> int:
 
 
 class _Watch:
-    """Looks at the private memory again and again, from another thread and at every read."""
+    """Measures the peak of the private memory, from another thread and at every read."""
 
     def __init__(self) -> None:
         self.peak = 0

@@ -14,7 +14,7 @@ from support.family_training import SGD
 
 
 def initialize_with_probe(rank: int, name: str, break_with: str = "", **overrides: Any) -> dict[str, Any]:
-    """Initialize with the probe; return what it said. `break_with` spoils the plan behind the rehearsal's back."""
+    """Initialize with the probe; return its error. `break_with` breaks the plan after the dry run has checked it."""
     import tpinit.runtime.init.launch as launch
     from tpinit.reference.errors import TpinitError
 
@@ -27,7 +27,7 @@ def initialize_with_probe(rank: int, name: str, break_with: str = "", **override
     }
     original = launch.prepare
 
-    def spoiled(given: Any, report: Any) -> Any:
+    def broken(given: Any, report: Any) -> Any:
         ready = original(given, report)
         layers = ready.plan.layers
         if break_with == "entry":
@@ -38,11 +38,11 @@ def initialize_with_probe(rank: int, name: str, break_with: str = "", **override
         elif break_with == "sum":
             layers = tuple(one for one in layers if one.kind.value != "experts")
         blocks = ready.plan.blocks
-        if break_with == "once":  # so all ranks add it
+        if break_with == "once":  # so that all ranks add the bias
             blocks = tuple(replace(one, first_rank_only=()) for one in blocks)
         return replace(ready, plan=replace(ready.plan, layers=layers, blocks=blocks))
 
-    launch.prepare = spoiled
+    launch.prepare = broken
     text = ""
     try:
         initialize(model=model, config=config, verify="probe")

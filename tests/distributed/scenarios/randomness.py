@@ -21,13 +21,13 @@ from support.family_training import SGD, difference_by_parameter, tensors_of
 def train_with_dropout(
     rank: int, name: str, checkpointing: bool = False, row: str = "", training: bool = True, **overrides: Any
 ) -> dict[str, Any]:
-    """Train with dropout, ranks with other random states; return losses, masks inside the cut, and gradients."""
+    """Train with dropout on ranks with different RNG states; return losses, masks inside the region, and gradients."""
     torch.manual_seed(100 + rank)
     model = catalogue.build(name, **overrides).train(training)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     for key, one in model.named_parameters():
-        if key.endswith("wi.weight"):  # both halves alike, so that nothing but dropout tells the ranks apart
+        if key.endswith("wi.weight"):  # both halves equal, so that only dropout makes the ranks differ
             one.data[len(one) // 2 :] = one.data[: len(one) // 2]
     reference = copy.deepcopy(model)
     world = dist.get_world_size()
@@ -59,7 +59,7 @@ def train_with_dropout(
 
 
 class Skipping(torch.nn.Module):
-    """Blocks that are skipped in training where a number that `draws` gives is low."""
+    """Blocks that are skipped in training if a random number is below one half."""
 
     def __init__(self, draw: Callable[[], float]) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ DRAWS: dict[str, Callable[[], float]] = {
 
 @contextmanager
 def rewound() -> Iterator[None]:
-    """Let what comes after draw the same numbers as what runs inside."""
+    """Restore the RNG states after the block, so that the code after it draws the same numbers."""
     states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
     yield
     for back, state in zip((torch.set_rng_state, random.setstate, numpy.random.set_state), states, strict=True):
@@ -93,7 +93,7 @@ def rewound() -> Iterator[None]:
 
 
 def train_with_skipped_blocks(rank: int, draws: str) -> dict[str, Any]:
-    """Train blocks that are skipped now and then, on ranks with other random states, beside the whole model."""
+    """Train randomly skipped blocks on ranks with different RNG states, beside the unsharded model."""
     torch.manual_seed(0)
     model = Skipping(DRAWS[draws]).train()
     x = torch.randn(2, 3, 8)

@@ -1,4 +1,4 @@
-"""Tokens that are cut between the layers: what the ranks do."""
+"""Tokens sharded between the layers: what is refused, sent, kept for the backward, dropped and planned."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _start(model: Any, cut: bool = True, **more: Any) -> Any:
     return initialize(model=model, config=config, sequence_parallel=cut, **more)[0]
 
 
-def _said(run: Any) -> str:
+def _error(run: Any) -> str:
     try:
         run()
     except TpinitError as error:
@@ -34,20 +34,20 @@ def _said(run: Any) -> str:
 
 
 def initialize_refused(rank: int, name: str) -> dict[str, Any]:
-    """Ask for a cut of the tokens of a model that has none; return what was said."""
+    """Request sequence parallelism of a model that can not have it; return the error."""
     model = catalogue.build(name)
     before = {key: one.detach().clone() for key, one in model.named_parameters()}
-    text = _said(lambda: _start(model))
+    text = _error(lambda: _start(model))
     same = all(torch.equal(before[key], one) for key, one in model.named_parameters())
     return {"text": text, "untouched": same}
 
 
 def run_length(rank: int, name: str, length: int, **more: Any) -> dict[str, Any]:
-    """Run a batch of some length; return what was said."""
+    """Run a batch of some length; return the error."""
     model = catalogue.build(name).train()
     engine = _start(model)
     batch = catalogue.batch(name, model, 0, rows=2, length=length)
-    return {"text": _said(lambda: engine(**batch, **more))}
+    return {"text": _error(lambda: engine(**batch, **more))}
 
 
 def _sent(calls: list[tuple[str, int, int]]) -> list[tuple[str, int]]:
@@ -55,7 +55,7 @@ def _sent(calls: list[tuple[str, int, int]]) -> list[tuple[str, int]]:
 
 
 def count_step(rank: int, name: str) -> dict[str, Any]:
-    """Count what one step sends and what it keeps for the backward, with and without the cut of the tokens."""
+    """Count what one step sends and what it keeps for the backward, with and without sequence parallelism."""
     found: dict[str, Any] = {}
     for cut in (False, True):
         model = catalogue.build(name).train()
@@ -92,7 +92,7 @@ def _foreseen(model: Any, engine: Any, batch: Any, name: str) -> Any:
 
 
 def train_with_dropout(rank: int, name: str, checkpointing: bool = False, **overrides: Any) -> dict[str, Any]:
-    """Train one step with dropout between the cut regions; return what was dropped, and the gradient's norm."""
+    """Train one step with dropout between the sharded regions; return what was dropped, and the gradient's norm."""
     torch.manual_seed(5)
     model = catalogue.build(name, **overrides).train()
     if checkpointing:
@@ -110,7 +110,7 @@ def train_with_dropout(rank: int, name: str, checkpointing: bool = False, **over
 
 
 def start_from_config(rank: int) -> dict[str, Any]:
-    """Start a model from its config with its tokens cut; return its first loss and the whole model's."""
+    """Start a model from its config with sequence parallelism; return its first loss and the unsharded one."""
     built = catalogue.build("llama")
     torch.manual_seed(3)
     whole = type(built)(built.config)
@@ -129,7 +129,7 @@ def start_from_config(rank: int) -> dict[str, Any]:
 
 
 def pass_plan_back(rank: int, name: str) -> dict[str, Any]:
-    """Pass a plan with cut tokens back, as it is, edited, and beside the keyword."""
+    """Pass a plan with sharded tokens back: as it is, edited, and beside the keyword."""
     plan = _start(catalogue.build(name)).plan
     page = plan.to_json()
     again = _start(catalogue.build(name), cut=False, plan=page).plan
@@ -137,33 +137,33 @@ def pass_plan_back(rank: int, name: str) -> dict[str, Any]:
     edited["sequences"][0]["gather_inputs"] = edited["sequences"][0]["gather_inputs"][1:]
     return {
         "same": again.sequences == plan.sequences and again.layers == plan.layers,
-        "edited": _said(lambda: _start(catalogue.build(name), cut=False, plan=edited)),
-        "both": _said(lambda: _start(catalogue.build(name), plan=page)),
+        "edited": _error(lambda: _start(catalogue.build(name), cut=False, plan=edited)),
+        "both": _error(lambda: _start(catalogue.build(name), plan=page)),
     }
 
 
 def probe_broken_plan(rank: int, name: str, how: str) -> dict[str, Any]:
-    """Initialize with the probe, a part of the plan left out behind the rehearsal's back; return what was said."""
+    """Initialize with the probe, by a plan that was broken after the dry run checked it; return the error."""
     import tpinit.runtime.init.launch as launch
     from tpinit.runtime.planning.schema import GradientRule
 
     original = launch.prepare
 
-    def spoiled(given: Any, report: Any) -> Any:
+    def broken(given: Any, report: Any) -> Any:
         ready = original(given, report)
         plan = ready.plan
-        if how == "entry":  # columns that collect once more what is collected already
+        if how == "entry":  # columns sum once more what is summed already
             plan = replace(plan, layers=tuple(replace(one, reduce_input_grad=True) for one in plan.layers))
-        elif how == "sum":  # norms of which each rank has a part only
+        elif how == "sum":  # norms for which each rank has a part of the gradient
             plan = replace(
                 plan, parameters=tuple(replace(one, gradient_rule=GradientRule.REPLICATED) for one in plan.parameters)
             )
         return replace(ready, plan=plan)
 
-    launch.prepare = spoiled
+    launch.prepare = broken
     try:
         ids = torch.arange(24).reshape(2, 12) % 11
-        text = _said(lambda: _start(catalogue.build(name).train(), verify="probe", example={"input_ids": ids}))
+        text = _error(lambda: _start(catalogue.build(name).train(), verify="probe", example={"input_ids": ids}))
     finally:
         launch.prepare = original
     return {"text": text}

@@ -1,4 +1,4 @@
-"""Plans that come from the user: what the ranks do."""
+"""Plans that a user passes: as made, edited, from data or from a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.refusals import error_of
 
 
 def train_by_passed_plan(rank: int, name: str, form: str, file: str, edit: str = "") -> dict[str, Any]:
-    """Train by a plan that was made before and comes back as a Plan, as plain data, or in a file."""
+    """Train by a plan that was made before and is passed as a Plan, as plain data, or in a file."""
     world = dist.get_world_size()
     plan = plan_model(catalogue.build(name), world, 0)
     page = edited(plan.to_json(), edit)
@@ -37,7 +37,7 @@ def train_by_passed_plan(rank: int, name: str, form: str, file: str, edit: str =
 def initialize_by_request(
     rank: int, name: str, section: dict[str, Any] | None = None, edit: str = "", on_rank: int | None = None
 ) -> dict[str, Any]:
-    """Initialise by a section, or by a plan that was edited on all ranks or on one, and return what came of it."""
+    """Initialise by a section, or by a plan that was edited on all ranks or on one, and return the error."""
     world = dist.get_world_size()
     model = catalogue.build(name)
     before = digest_model(model)
