@@ -283,7 +283,7 @@ def test_a_part_that_nothing_needs_and_a_witness_that_is_missing_are_problems():
     del whole["witnesses"]["codes"]["SIZE_MISSING"]
     problems = entries.missing([necessity.NecessityResult("row 7")], whole)
     assert problems == [
-        "without row 7 every theorem still holds: nothing needs it",
+        "without row 7 every theorem still holds: no theorem needs it",
         "row 7 has no witness",
         "SIZE_MISSING has no witness",
     ]

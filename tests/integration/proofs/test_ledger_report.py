@@ -72,7 +72,7 @@ def test_a_change_is_told_by_its_path(path, value):
 
 def test_what_is_gone_and_what_is_new_are_told():
     (gone,) = _changed(lambda ledger: ledger["theorems"].pop("rows_are_exhaustive"))
-    assert gone.startswith("theorems.rows_are_exhaustive: is gone; committed is {")
+    assert gone.startswith("theorems.rows_are_exhaustive: is missing now; committed is {")
     (new,) = _changed(lambda ledger: ledger["theorems"].update(other={"verdict": "proved"}))
     assert new == 'theorems.other: is new: {"verdict": "proved"}'
     shorter = _changed(lambda ledger: ledger["theorems"]["no_size_is_ignored"]["needs"].pop())
@@ -168,7 +168,7 @@ def test_the_page_has_a_column_of_times_only_where_there_are_times():
     times = {"total": 61.4, "theorems": {name: {"total": 1.25} for name in COMMITTED["theorems"]}}
     timed = page({**COMMITTED, "times": times})
     assert timed.count(">1.25<") == len(COMMITTED["theorems"])
-    assert "All of it took 61 seconds." in timed
+    assert "The run took 61 seconds." in timed
 
 
 def test_the_page_tells_what_is_not_proven():

@@ -84,7 +84,7 @@ def _certified(clause: str, name: str, statement: str, control: str, weakened: C
 _certified(
     "6.1",
     "certified_rows_are_exhaustive",
-    "Under A0, at least one row matches every combination of the four facts. Evidence: a clausal proof that an "
+    "Under A0, every combination of the four facts matches at least one row. Evidence: a clausal proof that an "
     "independent checker verified.",
     "the table without row 7",
     without_row(7),

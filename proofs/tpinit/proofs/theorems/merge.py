@@ -64,7 +64,9 @@ def the_call_fills_only_what_is_missing(m: Model) -> Iterable[Claim]:
     ),
 )
 def mismatch_exactly_when_values_differ(m: Model) -> Iterable[Claim]:
-    """P3: SIZE_MISMATCH and DTYPE_MISMATCH hold exactly when two given values of that field differ."""
+    """P3: where TPI or CFG holds, SIZE_MISMATCH and DTYPE_MISMATCH hold exactly when two given values of the field
+    differ.
+    """
     shown = (m.given_input,)
     for code, sources in ((ViolationCode.SIZE_MISMATCH, SIZES), (ViolationCode.DTYPE_MISMATCH, DTYPES)):
         agree = z3.Or(*(_all_are(m, sources, m.value(source)) for source in sources))

@@ -18,7 +18,7 @@ def _some_row(m: Model) -> z3.BoolRef:
 
 @theorem("6.1", control=drop_row(7))
 def rows_are_exhaustive(m: Model) -> Iterable[Claim]:
-    """Under A0, at least one row matches every combination of the four facts."""
+    """Under A0, every combination of the four facts matches at least one row."""
     yield Claim("some row holds", m.well_typed, _some_row(m), shown=(m.given_input,))
 
 

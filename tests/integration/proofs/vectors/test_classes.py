@@ -104,27 +104,27 @@ def test_every_class_has_its_witness_and_the_control_falls():
 
 def spoiled_family(families, inputs, answers):
     families["sizes"]["atoms"].reverse()
-    return "another family"
+    return "other atoms or parts"
 
 
 def spoiled_class(families, inputs, answers):
     del families["identities"]["classes"][next(iter(families["identities"]["classes"]))]
-    return "no class 0000000000000 is listed"
+    return "class 0000000000000 is not listed"
 
 
 def spoiled_name(families, inputs, answers):
     families["dtypes"]["classes"]["0000000000"] = "r01-nowhere"
-    return "r01-nowhere is not of class"
+    return "r01-nowhere does not belong to class"
 
 
 def spoiled_answer(families, inputs, answers):
     answers["r01-no-tp-intent-cccedeea"]["violations"] = []
-    return r"the model says \['NO_TP_INTENT'\]"
+    return r"the model decides the violations \['NO_TP_INTENT'\]"
 
 
 def spoiled_row(families, inputs, answers):
     answers["r01-no-tp-intent-cccedeea"]["row"] = 2
-    return "the model says row 1"
+    return "the model decides row 1"
 
 
 @pytest.mark.parametrize("spoil", [spoiled_family, spoiled_class, spoiled_name, spoiled_answer, spoiled_row])
