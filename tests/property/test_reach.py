@@ -94,7 +94,7 @@ def test_rows_that_do_not_exist_or_never_succeed_are_refused() -> None:
         reached(inputs_in_row(13), shapes_of, 1)
     with pytest.raises(ValueError, match="row 5 never succeeds"):
         reached(inputs_succeeding(5), shapes_of, 1)
-    with pytest.raises(ValueError, match="no config says precision fp32"):
+    with pytest.raises(ValueError, match="a config can't express precision fp32"):
         reached(spellings_of(None, DType.FP32), lambda one: [len(one)], 1)
 
 
