@@ -316,7 +316,7 @@ def test_different_weights_under_equal_headers_are_detected(
     results = world4.run("scenarios.loading:load_refused", folder=str(tmp_path / "modelRANK"))
     for result in results:
         assert result["type"] == "AgreementError"
-        assert "numbers of" in result["text"]
+        assert "weights of" in result["text"]
         assert result["collective"]
 
 
@@ -339,7 +339,7 @@ def test_a_tied_matrix_stored_twice_with_different_values_is_refused(world2: Any
     _settings(tmp_path, tie_word_embeddings=True)
     for result in world2.run("scenarios.loading:load_refused", folder=str(tmp_path)):
         assert result["type"] == "LoadError"
-        assert "different numbers" in result["text"]
+        assert "different values" in result["text"]
         assert result["collective"]
 
 

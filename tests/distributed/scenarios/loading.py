@@ -46,7 +46,7 @@ def save_checkpoint(rank: int, name: str, folder: str, shards: str = "5GB", dtyp
             model.save_pretrained(folder, max_shard_size=shards)
     dist.barrier()
     stored = open_safetensors_dir(Path(folder))
-    return {"files": sorted(path.name for path in Path(folder).iterdir()), "names": sorted(stored.leaves)}
+    return {"files": sorted(path.name for path in Path(folder).iterdir()), "names": sorted(stored.tensors)}
 
 
 def train_loaded(

@@ -1,5 +1,6 @@
 """Every private name that the runtime leans on exists and behaves as the runtime expects. Each fails by its name."""
 
+import ast
 import importlib
 import inspect
 import pathlib
@@ -48,18 +49,6 @@ def hooks(name):
     getattr(module, name).clear()
 
 
-def register_parameter():
-    seen = []
-    original = torch_private.replace_register_parameter(lambda module, name, _: seen.append((type(module), name)))
-    try:
-        module = nn.Module()
-        module.weight = nn.Parameter(torch.zeros(1))
-    finally:
-        torch_private.replace_register_parameter(original)
-    assert seen == [(nn.Module, "weight")]
-    assert list(nn.Linear(1, 1)._parameters) == ["weight", "bias"]
-
-
 def batch_norm():
     assert torch_private.is_batch_norm(nn.BatchNorm2d(2))
     assert torch_private.is_batch_norm(nn.InstanceNorm1d(2))
@@ -92,7 +81,7 @@ def schemas():
 def truncated_normal():
     assert "_no_grad_trunc_normal_" in torch_private.NO_OP_ON_META
     assert inspect.signature(torch.nn.init._no_grad_trunc_normal_).parameters.keys() >= {"tensor", "mean", "std"}
-    assert set(torch_private.INIT_FUNCTIONS) <= set(torch_private.init_namespace())
+    assert set(torch_private.NO_OP_ON_META) <= set(torch_private.init_namespace())
     assert torch.nn.init.trunc_normal_(torch.empty(3, device="meta")).is_meta
 
 
@@ -155,7 +144,6 @@ TORCH = {
     "nn.Module._forward_hooks_with_kwargs": lambda: hooks("_forward_hooks_with_kwargs"),
     "nn.Module._forward_pre_hooks": lambda: hooks("_forward_pre_hooks"),
     "nn.Module._forward_pre_hooks_with_kwargs": lambda: hooks("_forward_pre_hooks_with_kwargs"),
-    "nn.Module.register_parameter": register_parameter,
     "nn.modules.batchnorm._NormBase": batch_norm,
     "UntypedStorage._cdata": storages,
     "Tensor._version": versions,
@@ -198,15 +186,22 @@ def ignored_keys(function, name):
     assert list(function(nn.Linear(1, 1))) == []
 
 
-def initialised_weights():
-    kind = transformers_private.pretrained_model()
-    assert kind is transformers.PreTrainedModel
-    assert "module" in inspect.signature(kind._initialize_weights).parameters
-
-
 def initialised_mark():
-    source = inspect.getsource(transformers.PreTrainedModel._initialize_weights)
-    assert "_is_hf_initialized" in source
+    assert transformers_private.pretrained_model() is transformers.PreTrainedModel
+    model = llama()
+    weight, marked = model.lm_head.weight, model.model.embed_tokens.weight
+    transformers_private.set_initialized(marked, True)
+    for module in model.modules():
+        transformers_private.set_initialized(module, module is model.model.norm)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7)
+    model.init_weights()
+    assert (marked == 7).all()
+    assert (model.model.norm.weight == 7).all()
+    assert not (weight == 7).any()
+    transformers_private.set_initialized(marked, False)
+    assert not vars(marked)
 
 
 def rules():
@@ -279,8 +274,7 @@ TRANSFORMERS = {
     "PreTrainedModel._keys_to_ignore_on_load_unexpected": lambda: ignored_keys(
         transformers_private.unexpected_keys_to_ignore, "_keys_to_ignore_on_load_unexpected"
     ),
-    "PreTrainedModel._initialize_weights": initialised_weights,
-    "nn.Module._is_hf_initialized": initialised_mark,
+    "_is_hf_initialized": initialised_mark,
     "conversion_mapping.get_model_conversion_mapping": mapping,
     "core_model_loading.rename_source_key": renamed_key,
     "core_model_loading.WeightConverter": converter,
@@ -311,3 +305,78 @@ def test_a_missing_name_fails_its_test(monkeypatch):
     monkeypatch.setattr(torch_private, "NORMAL_BLOCK", 5)
     with pytest.raises(AssertionError):
         TORCH["normal_ draws in blocks of 16"]()
+
+
+# --- nowhere else ----------------------------------------------------------------------------------------
+
+
+def own_names(trees):
+    """Return the names that the runtime defines itself: functions, classes, fields and attributes of self."""
+    found = set()
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
+                found.add(node.attr)
+        elif isinstance(node, (ast.AnnAssign, ast.Assign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)}
+    return found
+
+
+def private_uses(tree, own):
+    """Yield (line, name) for each private name that the code uses and the runtime does not define."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            if node.attr not in own or node.attr in torch_private.empty_module_state():
+                yield node.lineno, node.attr
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.module.startswith(("__", "tpinit")):
+            private = [part for part in node.module.split(".") if part.startswith("_")]
+            yield from ((node.lineno, part) for part in private)
+            yield from ((node.lineno, one.name) for one in node.names if one.name.startswith("_"))
+        elif isinstance(node, ast.Constant) and is_private_string(node.value) and node.value not in own:
+            yield node.lineno, node.value
+
+
+def is_private_string(value):
+    return isinstance(value, str) and value.startswith("_") and not value.startswith("__") and value.isidentifier()
+
+
+# Strings that begin with an underscore and are no attribute of torch or transformers.
+STRINGS = {"_proj", "_tp_held", "_name_or_path"}
+
+
+def found_in(files):
+    trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in files}
+    names = [*torch_private.PRIVATE_NAMES, *transformers_private.PRIVATE_NAMES]
+    own = own_names(trees.values()) - set(torch_private.empty_module_state()) - {one.split(".")[-1] for one in names}
+    return [
+        f"{file.name}:{line} {name}"
+        for file, tree in trees.items()
+        if file.parent.name != "internals"
+        for line, name in private_uses(tree, own)
+        if name not in STRINGS
+    ]
+
+
+def test_no_other_module_of_the_runtime_uses_a_private_name():
+    files = sorted(RUNTIME.rglob("*.py"))
+    assert len(files) > 60
+    assert found_in(files) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "module._buffers",
+        "tensor.untyped_storage()._cdata",
+        "from torch.utils._pytree import tree_leaves",
+        "from torch.nn.modules.batchnorm import _NormBase",
+        "getattr(model, '_tp_plan', None)",
+    ],
+)
+def test_a_private_name_elsewhere_is_found(tmp_path, line):
+    file = tmp_path / "planted.py"
+    file.write_text(f"def f(module, tensor, model):\n    {line}\n", encoding="utf-8")
+    assert found_in([*sorted(RUNTIME.rglob("*.py")), file])[-1].startswith("planted.py:2")

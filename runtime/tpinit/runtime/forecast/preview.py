@@ -21,7 +21,7 @@ from tpinit.runtime.forecast.cost import (
     wire_bytes,
 )
 from tpinit.runtime.groups import topology
-from tpinit.runtime.loading.open_model import build_without_numbers
+from tpinit.runtime.loading.open_model import build_without_weights
 from tpinit.runtime.planning import Plan, make_plan
 from tpinit.runtime.planning.analysis.example_inputs import example_inputs
 from tpinit.runtime.planning.analysis.layer_folding import LayerFolding, fold_layers
@@ -67,7 +67,7 @@ def forecast(
     check_section(decision.carried)
     dp_size = max(1, decision.world_size // tp_size)
     settings = read_settings(reading.config, dp_size, decision.dtype.value)
-    model = build_without_numbers(model_config).model
+    model = build_without_weights(model_config).model
     item = _SIZES[decision.dtype.value] if decision.dtype.value is not None else 4
     length = sequence or min(getattr(model_config, "max_position_embeddings", None) or 2048, 4096)
     micro = settings.batch.micro or 1

@@ -99,7 +99,7 @@ def prepare(init_args: InitArgs, report: RankReport) -> Prepared:
         sequence_parallel=init_args.sequence_parallel,
     )
     if init_args.weights is not None:
-        init_args.weights.blank.make_placeholders()
+        init_args.weights.meta_model.make_placeholders()
     # In row 2 the ranks may hold different parts of a model that something else has split: compare DP groups only.
     compared = report.fields if decision.tp_size.value is not None else report.replica
     optimizer = choose_optimizer(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = [
     "FORWARD_HOOKS",
-    "INIT_FUNCTIONS",
     "NORMAL_BLOCK",
     "NO_OP_ON_META",
     "PRIVATE_NAMES",
@@ -30,7 +29,6 @@ __all__ = [
     "is_mutable",
     "named_arguments",
     "parameters_of",
-    "replace_register_parameter",
     "set_class",
     "storage_key",
     "tree_leaves",
@@ -47,7 +45,6 @@ PRIVATE_NAMES: dict[str, str] = {
     "nn.Module._forward_hooks_with_kwargs": "the same",
     "nn.Module._forward_pre_hooks": "the same",
     "nn.Module._forward_pre_hooks_with_kwargs": "the same",
-    "nn.Module.register_parameter": "patched while a model is built without weights",
     "nn.modules.batchnorm._NormBase": "modules whose buffers change in a training forward",
     "UntypedStorage._cdata": "the identity of a storage, equal for all views of it",
     "Tensor._version": "a counter that in-place writes advance",
@@ -75,12 +72,6 @@ NORMAL_BLOCK = 16
 
 NO_OP_ON_META = ("trunc_normal_", "_no_grad_trunc_normal_", "orthogonal_", "sparse_", "dirac_")
 """Functions of torch.nn.init that do nothing on the meta device."""
-
-INIT_FUNCTIONS = (
-    "uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "zeros_", "eye_", "dirac_", "xavier_uniform_",
-    "xavier_normal_", "kaiming_uniform_", "kaiming_normal_", "orthogonal_", "sparse_",
-)  # fmt: skip
-"""Functions of torch.nn.init that write to a parameter."""
 
 
 class PlainDispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves the base untyped
@@ -153,12 +144,3 @@ def set_class(module: nn.Module, kind: type) -> None:
 def init_namespace() -> MutableMapping[str, Any]:
     """Return the namespace of torch.nn.init, to replace its functions for a time."""
     return vars(torch.nn.init)
-
-
-def replace_register_parameter(
-    function: Callable[[nn.Module, str, nn.Parameter | None], None],
-) -> Callable[[nn.Module, str, nn.Parameter | None], None]:
-    """Let every module register its parameters by `function`. Returns what did it before, to put it back."""
-    original = nn.Module.register_parameter
-    nn.Module.register_parameter = function  # type: ignore[method-assign, assignment]  # for as long as a model is built
-    return original

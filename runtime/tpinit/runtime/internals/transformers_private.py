@@ -22,6 +22,7 @@ __all__ = [
     "is_conv1d",
     "loading_rules",
     "pretrained_model",
+    "set_initialized",
     "tp_plans",
     "unexpected_keys_to_ignore",
     "missing_keys_to_ignore",
@@ -34,8 +35,7 @@ PRIVATE_NAMES: dict[str, str] = {
     "PreTrainedModel.base_model_prefix": "the attribute that holds the base model",
     "PreTrainedModel._keys_to_ignore_on_load_missing": "keys that a checkpoint may lack",
     "PreTrainedModel._keys_to_ignore_on_load_unexpected": "keys of a checkpoint that no model needs",
-    "PreTrainedModel._initialize_weights": "patched while a model is built without weights",
-    "nn.Module._is_hf_initialized": "the mark that a module needs no initialisation",
+    "_is_hf_initialized": "the mark of a module or parameter that init_weights leaves as it is",
     "conversion_mapping.get_model_conversion_mapping": "how stored tensors become a model's",
     "core_model_loading.rename_source_key": "the same",
     "core_model_loading.WeightConverter": "the same",
@@ -78,6 +78,14 @@ def unexpected_keys_to_ignore(model: nn.Module) -> Iterable[str]:
 def pretrained_model() -> Any:
     """Return the class PreTrainedModel if transformers' models are imported, else None."""
     return getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
+
+
+def set_initialized(target: nn.Module | nn.Parameter, initialized: bool) -> None:
+    """Mark a module or parameter, or remove the mark: `init_weights` leaves what is marked as it is."""
+    if initialized:
+        target._is_hf_initialized = True  # type: ignore[union-attr]  # a mark that transformers sets itself
+    else:
+        target.__dict__.pop("_is_hf_initialized", None)
 
 
 def init_namespace() -> MutableMapping[str, Any] | None:

@@ -1,1 +1,1 @@
-"""Weights of a rank: read from safetensors or drawn from a seed, its own part alone."""
+"""Models on the meta device, and their weights, read from safetensors files or drawn for one rank."""

@@ -1,111 +1,69 @@
-"""What torch.nn.init and transformers do to new parameters, kept from them, or told of, while a model is built."""
+"""What a constructor does to new parameters while a model is built: recorded, or moved to the meta device."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from tpinit.runtime.internals import torch_private, transformers_private
 
-__all__ = ["NO_OP_ON_META", "recorded_inits", "parameters_to_meta", "skipped_inits"]
+__all__ = ["parameters_to_meta", "recorded_inits"]
 
-_LARGE = 1 << 16  # elements of a parameter that is not kept where its numbers come from elsewhere
+_LARGE = 1 << 16  # elements; a smaller parameter stays real
 
-# Functions of torch.nn.init that do nothing on the meta device, and so would draw nothing.
-NO_OP_ON_META = ("trunc_normal_", "_no_grad_trunc_normal_", "orthogonal_", "sparse_", "dirac_")
-_WRITING = (
-    "uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "zeros_", "eye_", "dirac_", "xavier_uniform_",
-    "xavier_normal_", "kaiming_uniform_", "kaiming_normal_", "orthogonal_", "sparse_",
-)  # fmt: skip
+InitFunction = Callable[..., torch.Tensor]
 
 
 @contextmanager
-def recorded_inits(composed: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]) -> Iterator[None]:
-    """Let the functions that would do nothing be recorded as a whole, by what `composed` makes of each."""
-    with _replaced(NO_OP_ON_META, composed):
-        yield
+def recorded_inits(recording: Callable[[InitFunction], InitFunction]) -> Iterator[None]:
+    """Replace the functions of torch.nn.init that do nothing on the meta device by what `recording` returns for each.
 
-
-@contextmanager
-def skipped_inits(active: bool) -> Iterator[None]:
-    """Let the functions of torch.nn.init leave empty parameters as they are: their numbers come from elsewhere.
-
-    A buffer, and whatever else is no parameter itself, is written to as ever.
+    They are replaced in torch.nn.init and where transformers keeps the originals.
     """
-
-    def leave(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def unless_parameter(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            if type(tensor) is nn.Parameter and tensor.is_meta:
-                return tensor
-            return original(tensor, *args, **kwargs)
-
-        return unless_parameter
-
-    with _replaced(_WRITING if active else (), leave), _passing_over(active):
-        yield
-
-
-@contextmanager
-def _passing_over(active: bool) -> Iterator[None]:
-    """Let transformers pass over a module that has parameters of its own and nothing else: nothing is written there."""
-    guards = sys.modules.get("transformers.modeling_utils")
-    if not active or guards is None:
-        yield
-        return
-    kind = guards.PreTrainedModel
-    original = kind._initialize_weights
-
-    def initialize(self: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
-        if not module._parameters or module._modules or module._buffers:
-            original(self, module, *args, **kwargs)
-        module._is_hf_initialized = True  # type: ignore[assignment]  # a mark of transformers, which it sets itself too
-
-    kind._initialize_weights = initialize
+    namespaces: list[MutableMapping[str, Any]] = [torch_private.init_namespace()]
+    of_transformers = transformers_private.init_namespace()
+    if of_transformers is not None:
+        namespaces.append(of_transformers)
+    originals = [
+        (namespace, name, namespace[name])
+        for namespace in namespaces
+        for name in torch_private.NO_OP_ON_META
+        if name in namespace
+    ]
+    for namespace, name, original in originals:
+        namespace[name] = recording(original)
     try:
         yield
     finally:
-        kind._initialize_weights = original
-
-
-@contextmanager
-def _replaced(
-    names: Sequence[str], instead: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]
-) -> Iterator[None]:
-    """Exchange functions of torch.nn.init, by name, for a time: there, and where transformers keeps them."""
-    homes: list[dict[str, Any]] = [vars(torch.nn.init)]
-    guards = sys.modules.get("transformers.initialization")
-    if guards is not None:  # it keeps the originals, and calls these
-        homes.append(guards.TORCH_INIT_FUNCTIONS)
-    kept = [(home, name, home[name]) for home in homes for name in names if name in home]
-    for home, name, original in kept:
-        home[name] = instead(original)
-    try:
-        yield
-    finally:
-        for home, name, original in kept:
-            home[name] = original
+        for namespace, name, original in originals:
+            namespace[name] = original
 
 
 @contextmanager
 def parameters_to_meta(active: bool) -> Iterator[None]:
-    """Let large parameters that are real go to the meta device as soon as a module has them."""
-    original = nn.Module.register_parameter
+    """Move each real parameter of more than 65,536 elements to the meta device when a module registers it.
 
-    def register(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and not param.is_meta and param.numel() > _LARGE:
-            attributes = dict(param.__dict__)
-            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
-            param.__dict__.update(attributes)
-        original(self, name, param)
+    Without `active` nothing is moved.
+    """
+
+    def to_meta(_: nn.Module, __: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta or parameter.numel() <= _LARGE:
+            return None
+        attributes = dict(parameter.__dict__)
+        moved = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        moved.__dict__.update(attributes)
+        return moved
 
     if not active:
         yield
         return
-    nn.Module.register_parameter = register  # type: ignore[method-assign]  # for as long as the model is built
+    hook: Any = to_meta  # torch's annotation leaves out that a hook may return a parameter
+    handle = register_module_parameter_registration_hook(hook)
     try:
         yield
     finally:
-        nn.Module.register_parameter = original  # type: ignore[method-assign]  # as it was
+        handle.remove()

@@ -1,4 +1,4 @@
-"""Stored names to the names of a model: transformers' own renamings and conversions, run on sources."""
+"""The stored tensor of each parameter and buffer: transformers' renamings and conversions, run on lazy tensors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 from tpinit.runtime.errors import LoadError
+from tpinit.runtime.internals.transformers_private import loading_rules
 from tpinit.runtime.loading.lazy_tensors import LazyTensor
 
 __all__ = ["KeyMapping", "map_keys"]
@@ -17,83 +18,76 @@ __all__ = ["KeyMapping", "map_keys"]
 
 @dataclass(slots=True)
 class KeyMapping:
-    """The source of each tensor of a model, by its name there; and the stored names that nothing asks for."""
+    """The lazy tensor of each name in a model's state dict, and the stored names that the model does not use."""
 
-    found: dict[str, LazyTensor] = field(default_factory=dict)
+    tensors: dict[str, LazyTensor] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
 
 
 def map_keys(model: nn.Module, stored: Mapping[str, LazyTensor]) -> KeyMapping:
-    """Return where each tensor of `model` (on the meta device) lies among the stored ones.
+    """Map the stored tensors to the names of `model`, which is on the meta device.
 
-    Experts that are stored one by one are fused, fused ones split, prefixes added or taken away, as
-    transformers' `from_pretrained` does. Raises LoadError, naming the tensor, for a conversion that can't be
-    done without the whole of it in ways that are not known here.
+    Like transformers' `from_pretrained`, fuses experts that are stored one by one, splits fused tensors and adds or
+    removes prefixes. Raises LoadError, with the tensor's name, for a conversion that can't be done slice by slice.
     """
-    asked = set(model.state_dict())
-    try:
-        from transformers import PreTrainedModel
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import (
-            WeightConverter,
-            WeightRenaming,
-            dot_natural_key,
-            rename_source_key,
-        )
-    except ImportError:  # transformers 4 has no conversions
-        return _plain(model, stored, asked)
-    if not isinstance(model, PreTrainedModel):
-        return _plain(model, stored, asked)
-    transforms = get_model_conversion_mapping(model)
-    renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
-    converters = [one for one in transforms if isinstance(one, WeightConverter)]
-    by_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
-    named = KeyMapping()
+    expected = set(model.state_dict())
+    rules = loading_rules(model)
+    if rules is None:
+        return _map_by_prefix(model, stored, expected)
+    transforms, converter_class, renaming_class, rename_key, natural_order = rules
+    renamings = [transform for transform in transforms if isinstance(transform, renaming_class)]
+    converters = [transform for transform in transforms if isinstance(transform, converter_class)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    mapping = KeyMapping()
     pending: dict[str, Any] = {}
-    table: dict[str, Any] = dict.fromkeys(asked, True)
-    for key in sorted(stored, key=dot_natural_key):
-        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, table)
-        if name not in asked and key in asked:
-            name, pattern = rename_source_key(key, [], [], model.base_model_prefix, table)
-        if name not in asked:
-            named.unused.append(key)
+    prefix = model.base_model_prefix
+    expected_table: dict[str, Any] = dict.fromkeys(expected, True)
+    for key in sorted(stored, key=natural_order):
+        name, pattern = rename_key(key, renamings, converters, prefix, expected_table)
+        if name not in expected and key in expected:
+            name, pattern = rename_key(key, [], [], prefix, expected_table)
+        if name not in expected:
+            mapping.unused.append(key)
         elif pattern is None:
-            if name in named.found:
-                raise LoadError(f"{name} is stored twice, once as {key}: it is not known which one is meant")
-            named.found[name] = stored[key]
+            if name in mapping.tensors:
+                raise LoadError(
+                    f"{name} is stored twice, the second time as {key}: remove one of the two from the checkpoint"
+                )
+            mapping.tensors[name] = stored[key]
         else:
             converter = pending.setdefault(name, copy.deepcopy(by_pattern[pattern]))
             converter.add_tensor(name, key, pattern, stored[key])
     for name, converter in pending.items():
-        named.found.update(_converted(model, name, converter))
-    return named
+        mapping.tensors.update(_convert(model, name, converter))
+    return mapping
 
 
-def _converted(model: Any, name: str, converter: Any) -> dict[str, LazyTensor]:
-    steps = ", ".join(type(one).__name__ for one in converter.operations)
+def _convert(model: Any, name: str, converter: Any) -> dict[str, LazyTensor]:
+    """Return the lazy tensors that one of transformers' converters makes, by their names in the model."""
+    steps = ", ".join(type(operation).__name__ for operation in converter.operations)
     try:
         made = converter.convert(name, model=model, config=model.config)
-    except Exception as error:  # whatever a conversion does to a tensor that a source can't do
+    except Exception as error:  # whatever the conversion does to a tensor that a lazy tensor does not support
         raise LoadError(
             f"{name} is stored in another form, and the conversion ({steps}) can't be done piece by piece: "
             f"{type(error).__name__}: {error}; save the model again with this release of transformers"
         ) from error
-    found = {key: one[0] if isinstance(one, list) else one for key, one in made.items()}
-    strange = [key for key, one in found.items() if not isinstance(one, LazyTensor)]
-    if strange:
-        raise LoadError(f"{', '.join(strange)}: the conversion ({steps}) needs the numbers; save the model again")
-    return found
+    converted = {key: value[0] if isinstance(value, list) else value for key, value in made.items()}
+    not_lazy = [key for key, value in converted.items() if not isinstance(value, LazyTensor)]
+    if not_lazy:
+        raise LoadError(f"{', '.join(not_lazy)}: the conversion ({steps}) needs the values; save the model again")
+    return converted
 
 
-def _plain(model: nn.Module, stored: Mapping[str, LazyTensor], asked: set[str]) -> KeyMapping:
-    """Name by name, with the base model's prefix added or taken away where that is what is missing."""
+def _map_by_prefix(model: nn.Module, stored: Mapping[str, LazyTensor], expected: set[str]) -> KeyMapping:
+    """Map each stored name to the same name, or to the name with the base model's prefix added or removed."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    named = KeyMapping()
-    for key, source in stored.items():
-        ways = (key, f"{prefix}{key}", re.sub(f"^{re.escape(prefix)}", "", key))
-        name = next((way for way in ways if way in asked), None)
+    mapping = KeyMapping()
+    for key, tensor in stored.items():
+        candidates = (key, f"{prefix}{key}", re.sub(f"^{re.escape(prefix)}", "", key))
+        name = next((candidate for candidate in candidates if candidate in expected), None)
         if name is None:
-            named.unused.append(key)
+            mapping.unused.append(key)
         else:
-            named.found[name] = source
-    return named
+            mapping.tensors[name] = tensor
+    return mapping

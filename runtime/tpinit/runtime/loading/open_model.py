@@ -1,4 +1,4 @@
-"""Models without numbers: built from a directory, a transformers config or a function, their weights still to come."""
+"""Models on the meta device, with the source of their weights: a directory, a transformers config or a function."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ from tpinit.reference.errors import TpinitError
 from tpinit.reference.spellings import show
 from tpinit.runtime.errors import LoadError
 from tpinit.runtime.groups.agreement import flatten
+from tpinit.runtime.internals.transformers_private import (
+    causal_lm_class,
+    missing_keys_to_ignore,
+    pretrained_model,
+    unexpected_keys_to_ignore,
+)
 from tpinit.runtime.loading.key_mapping import KeyMapping, map_keys
+from tpinit.runtime.loading.meta_device import build_on_meta_device
 from tpinit.runtime.loading.meta_init import MetaModel, build_meta_model
 from tpinit.runtime.loading.safetensors_dir import SafetensorsDir, open_safetensors_dir, shorten
 from tpinit.runtime.loading.weight_loading import WeightSource
 
-__all__ = ["build_without_numbers", "model_class_of", "open_config", "open_pretrained"]
+__all__ = ["build_without_weights", "model_class_of", "open_config", "open_pretrained"]
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -28,108 +35,126 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 # --- from a directory ------------------------------------------------------------------------------------
 
 
-def open_pretrained(folder: Path, model_class: type[nn.Module] | None, model_config: Any) -> WeightSource:
-    """Return the model of a `save_pretrained` directory on the meta device, with its files opened. Raises LoadError."""
-    stored = open_safetensors_dir(folder)
+def open_pretrained(directory: Path, model_class: type[nn.Module] | None, model_config: Any) -> WeightSource:
+    """Return the model of a `save_pretrained` directory on the meta device, with its files open.
+
+    `model_class` and `model_config` replace what the directory's config.json says. Raises LoadError.
+    """
+    checkpoint = open_safetensors_dir(directory)
     try:
-        settings = model_config if model_config is not None else _config_of(folder)
-        blank = build_without_numbers(settings, model_class)
-        named = map_keys(blank.model, stored.leaves)
-        _check(blank.model, named, stored)
-        blank.fill_buffers(list(named.found))
+        config = model_config if model_config is not None else _read_config(directory)
+        meta_model = build_without_weights(config, model_class)
+        mapping = map_keys(meta_model.model, checkpoint.tensors)
+        _check_mapping(meta_model.model, mapping, checkpoint)
+        meta_model.fill_buffers(list(mapping.tensors))
     except BaseException:
-        stored.close()
+        checkpoint.close()
         raise
-    return WeightSource(blank, dict(named.found), stored, {**stored.files, **_config_fields(settings)})
+    return WeightSource(meta_model, mapping.tensors, checkpoint, {**checkpoint.files, **_config_fields(config)})
 
 
-def _config_fields(settings: Any) -> dict[str, object]:
-    """Return the values of a transformers config by path, without its origin, which may differ between machines."""
-    page = {key: value for key, value in settings.to_dict().items() if key != "_name_or_path"}
+def _config_fields(config: Any) -> dict[str, object]:
+    """Return a config as fields that ranks compare, without the path it was read from: that may differ."""
+    page = {key: value for key, value in config.to_dict().items() if key != "_name_or_path"}
     return flatten(page, "model_config")
 
 
-def _config_of(folder: Path) -> Any:
+def _read_config(directory: Path) -> Any:
     from transformers import AutoConfig
 
-    if not (folder / "config.json").exists():
-        raise LoadError(f"{folder} has no config.json: give the directory that save_pretrained wrote")
+    if not (directory / "config.json").exists():
+        raise LoadError(f"{directory} has no config.json: give the directory that save_pretrained wrote")
     try:
-        page = json.loads((folder / "config.json").read_bytes())
+        page = json.loads((directory / "config.json").read_bytes())
         if "auto_map" in page:
             raise LoadError(
-                f"{folder}/config.json asks for code of its own (auto_map), which is not run: give model_class"
+                f"{directory}/config.json asks for code of its own (auto_map), which is not run: give model_class"
             )
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise LoadError(f"{folder}/config.json can't be read: {type(error).__name__}: {error}") from error
+        raise LoadError(f"{directory}/config.json can't be read: {type(error).__name__}: {error}") from error
 
 
-def build_without_numbers(settings: Any, model_class: type[nn.Module] | None = None) -> MetaModel:
-    """Return the model of a transformers config with its parameters on the meta device. Raises LoadError."""
-    if getattr(settings, "quantization_config", None) is not None:
+def build_without_weights(config: Any, model_class: type[nn.Module] | None = None) -> MetaModel:
+    """Return the model of a transformers config with its large parameters on the meta device. Raises LoadError.
+
+    The buffers of a transformers model are real; those of another class are computed by `fill_buffers`.
+    """
+    if getattr(config, "quantization_config", None) is not None:
         raise LoadError("the model is quantized (quantization_config), and quantized weights are not trained here")
-    kind: Any = model_class if model_class is not None else model_class_of(settings)
-    return build_meta_model(lambda: kind(settings))
+    kind: Any = model_class if model_class is not None else model_class_of(config)
+    base = pretrained_model()
+
+    def build() -> Any:
+        return kind(config)
+
+    if base is not None and inspect.isclass(kind) and issubclass(kind, base):
+        model = build_on_meta_device(build)
+        if model is not None:
+            return MetaModel(model)
+    return build_meta_model(build)
 
 
-def model_class_of(settings: Any) -> type[nn.Module]:
+def model_class_of(config: Any) -> type[nn.Module]:
     """Return the class that a transformers config names, else its causal language model. Raises LoadError."""
     import transformers
 
-    names = getattr(settings, "architectures", None) or []
-    found = getattr(transformers, names[0], None) if names else None
-    if found is None and not names:
-        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-        found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(settings), None)
+    names = getattr(config, "architectures", None) or []
+    found = getattr(transformers, names[0], None) if names else causal_lm_class(config)
     if not inspect.isclass(found) or not issubclass(found, nn.Module):
-        said = f"the config names {names[0]}" if names else f"a {type(settings).__qualname__} names no class"
-        raise LoadError(f"{said}, which this transformers does not have: give model_class")
+        reason = f"the config names {names[0]}" if names else f"a {type(config).__qualname__} names no class"
+        raise LoadError(f"{reason}, which this transformers does not have: give model_class")
     return found
 
 
-def _check(model: nn.Module, named: KeyMapping, stored: SafetensorsDir) -> None:
-    """Raise LoadError, with everything that is wrong at once, unless the stored tensors are the model's."""
+def _check_mapping(model: nn.Module, mapping: KeyMapping, checkpoint: SafetensorsDir) -> None:
+    """Raise LoadError, with all problems at once, unless the stored tensors are those of the model.
+
+    Warns of stored tensors that the model does not use.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     problems: list[str] = []
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    shapes = {name: tuple(one.shape) for name, one in model.state_dict().items()}
-    missing = [every[0] for every in names.values() if not any(name in named.found for name in every)]
-    kept = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
-    persistent = set(shapes) - {name for every in names.values() for name in every}
-    missing += [name for name in sorted(persistent) if name not in named.found and not _ignored(name, kept)]
+    missing = _missing_names(model, mapping, set(shapes))
     if missing:
         problems.append(f"the checkpoint lacks {shorten(missing)}")
-    for name, source in named.found.items():
-        if tuple(source.shape) != shapes[name]:
-            problems.append(f"{name} is stored as {list(source.shape)}, and the model has {list(shapes[name])}")
-    strange = [
+    for name, tensor in mapping.tensors.items():
+        if tuple(tensor.shape) != shapes[name]:
+            problems.append(f"{name} is stored as {list(tensor.shape)}, and the model has {list(shapes[name])}")
+    quantized = [
         key
-        for key, dtype in stored.dtypes.items()
-        if dtype not in _FLOATS and key not in named.unused and (dtype.startswith("F8") or key.endswith("weight"))
+        for key, dtype in checkpoint.dtypes.items()
+        if dtype not in _FLOATS and key not in mapping.unused and (dtype.startswith("F8") or key.endswith("weight"))
     ]
-    if strange:
-        problems.append(f"{shorten(strange)}: stored as {stored.dtypes[strange[0]]}, which is quantized")
+    if quantized:
+        dtype = checkpoint.dtypes[quantized[0]]
+        problems.append(f"{shorten(quantized)}: stored as {dtype}, which is quantized")
     if problems:
         raise LoadError(
             f"the checkpoint is not one of a {type(model).__qualname__} with this config:\n"
             + "\n".join(f"  {problem}" for problem in problems)
         )
-    dropped = [
-        *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()),
-        r"rotary_emb\.inv_freq",
-        "position_ids",
-    ]
-    unused = [name for name in named.unused if not _ignored(name, dropped)]
+    ignored = [*unexpected_keys_to_ignore(model), r"rotary_emb\.inv_freq", "position_ids"]
+    unused = [name for name in mapping.unused if not _matches(name, ignored)]
     if unused:
         warnings.warn(
             f"a {type(model).__qualname__} has no place for {shorten(unused)} of the checkpoint", stacklevel=7
         )
 
 
-def _ignored(name: str, patterns: Iterable[str]) -> bool:
+def _missing_names(model: nn.Module, mapping: KeyMapping, state_names: set[str]) -> list[str]:
+    """Return the parameters, tied names counted as one, and the persistent buffers that the checkpoint lacks."""
+    tied_names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        tied_names.setdefault(id(parameter), []).append(name)
+    missing = [names[0] for names in tied_names.values() if not any(name in mapping.tensors for name in names)]
+    persistent_buffers = state_names - {name for names in tied_names.values() for name in names}
+    ignored = missing_keys_to_ignore(model)
+    return missing + [
+        name for name in sorted(persistent_buffers) if name not in mapping.tensors and not _matches(name, ignored)
+    ]
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(re.search(pattern, name) for pattern in patterns)
 
 
@@ -141,21 +166,21 @@ def open_config(model_config: Any, model_class: type[nn.Module] | None, seed: in
     build: Callable[[], nn.Module]
     if hasattr(model_config, "to_dict"):
         kind: Any = model_class if model_class is not None else model_class_of(model_config)
-        compared = {**_config_fields(model_config), "model_class": kind.__qualname__}
+        origin = {**_config_fields(model_config), "model_class": kind.__qualname__}
 
         def build() -> nn.Module:
             built: nn.Module = kind(model_config)
             return built
 
     elif callable(model_config):
-        build, compared = model_config, {}
+        build, origin = model_config, {}
     else:
         raise TpinitError(
             f"model_config is {show(model_config)}, and must be a transformers config or a function that builds a model"
         )
-    blank = build_meta_model(build, seed)
-    if not isinstance(blank.model, nn.Module):
-        raise TpinitError(f"the function returned {show(blank.model)}, and must return a torch.nn.Module")
-    blank.check_drawn()
-    blank.fill_buffers()
-    return WeightSource(blank, compared={**compared, "seed": seed})
+    meta_model = build_meta_model(build, seed)
+    if not isinstance(meta_model.model, nn.Module):
+        raise TpinitError(f"the function returned {show(meta_model.model)}, and must return a torch.nn.Module")
+    meta_model.check_drawn()
+    meta_model.fill_buffers()
+    return WeightSource(meta_model, origin={**origin, "seed": seed})

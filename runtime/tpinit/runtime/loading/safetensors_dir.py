@@ -1,4 +1,11 @@
-"""A directory of safetensors files: what is in it, that it is all there, and its parts on demand."""
+"""A directory of safetensors files: its headers, checked against the files, and its tensors, read slice by slice.
+
+The files are read by `readinto`, and not by `safe_open().get_slice`, for a reason that
+`PYTHONPATH=tests python -m benchmarks.safetensors_readers` measures. `safe_open` maps the file, which is faster while
+the file is in the page cache; but where the file is truncated or its disk fails, the process dies of SIGBUS, and the
+other ranks wait for it, where here every rank raises the same LoadError. Its mode without a mapping (`backend="pread"`,
+in new releases) raises an error too, but takes about twice our time and memory for half of each matrix.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +24,7 @@ import torch
 from tpinit.runtime.errors import LoadError
 from tpinit.runtime.loading.lazy_tensors import StoredTensor
 
-__all__ = ["SafetensorsDir", "open_safetensors_dir"]
+__all__ = ["SafetensorsDir", "open_safetensors_dir", "shorten"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -27,41 +34,42 @@ _DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
 }  # fmt: skip
-_LONGEST = 100_000_000  # bytes of a header; the format allows no more
-_SHOWN = 5
+_MAX_HEADER_BYTES = 100_000_000  # the format allows no more
+_SHOWN_NAMES = 5
 
 
 @dataclass(slots=True)
 class SafetensorsDir:
-    """The tensors of a directory by their stored names, and what identifies the files (for ranks to compare).
+    """The tensors of a directory, by stored name, and what ranks compare to see that they read the same files.
 
-    `close` lets go of the files; after it nothing can be read.
+    `dtypes` are the stored dtypes by name, as the format spells them. `files` maps "checkpoint.FILE" to the file's
+    length and the digest of its header. After `close` no tensor can be read.
     """
 
-    leaves: dict[str, StoredTensor] = field(default_factory=dict)
+    tensors: dict[str, StoredTensor] = field(default_factory=dict)
     dtypes: dict[str, str] = field(default_factory=dict)
     files: dict[str, object] = field(default_factory=dict)
     _open: dict[Path, RawIOBase] = field(default_factory=dict)
     _closed: bool = False
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for file in self._open.values():
             file.close()
         self._open.clear()
         self._closed = True
 
-    def _read(self, path: Path, out: torch.Tensor, place: int) -> None:
-        """Fill a dense tensor on the CPU with the bytes of a file from a place on. Raises LoadError."""
+    def _read(self, path: Path, out: torch.Tensor, offset: int) -> None:
+        """Fill a dense CPU tensor with the bytes of a file from `offset` on. Raises LoadError."""
         if self._closed:
-            raise LoadError(f"{path} was let go of: nothing can be read from it any more")
+            raise LoadError(f"{path} is closed: read every tensor before SafetensorsDir.close()")
         size = out.numel() * out.element_size()
         memory = memoryview((ctypes.c_char * size).from_address(out.data_ptr()))
         try:
             if path not in self._open:
                 self._open[path] = path.open("rb", buffering=0)
             file = self._open[path]
-            file.seek(place)
+            file.seek(offset)
             done = 0
             while done < size:
                 count = file.readinto(memory[done:])
@@ -69,34 +77,34 @@ class SafetensorsDir:
                     raise LoadError(f"{path} is shorter than it was when its header was read: copy or save it again")
                 done += count
         except OSError as error:
-            raise LoadError(f"{path} can't be read at byte {place}: {error.strerror}") from error
+            raise LoadError(f"{path} can't be read at byte {offset}: {error.strerror}") from error
 
 
 def open_safetensors_dir(directory: Path) -> SafetensorsDir:
     """Read the headers of all safetensors files of a model's directory, and check them against the files.
 
-    Raises LoadError, with everything that is wrong at once: no such directory, torch's own format, a file of
-    the index that is missing, a header that can't be read, a file of another length than its header says, a
-    tensor that the index promises and no file has, or that two files have.
+    Raises LoadError, with all problems at once: no such directory, torch's own format, a file of the index that is
+    missing, a header that can't be read, a file of another length than its header says, a tensor that is in the index
+    and in no file, a tensor that is in two files.
     """
     problems: list[str] = []
-    promised = _promised(directory)
+    indexed = _read_index(directory)
     found = SafetensorsDir()
-    for name in dict.fromkeys(promised.values()) if promised else [_SINGLE]:
+    for name in dict.fromkeys(indexed.values()) if indexed else [_SINGLE]:
         path = directory / name
         try:
-            size, digest, tensors = _header(path)
+            size, digest, entries = _read_header(path)
         except (OSError, ValueError) as error:
             problems.append(f"{name}: {error.strerror if isinstance(error, OSError) else error}")
             continue
         found.files[f"checkpoint.{name}"] = f"{size} bytes, header {digest}"
-        for key, (dtype, shape, begin) in tensors.items():
-            if key in found.leaves:
-                problems.append(f"{key} is in {name} and in {found.leaves[key].where}")
+        for key, (dtype, shape, begin) in entries.items():
+            if key in found.tensors:
+                problems.append(f"{key} is in {name} and in {found.tensors[key].file_name}")
             found.dtypes[key] = dtype
-            found.leaves[key] = StoredTensor(name, shape, _DTYPES[dtype], begin, partial(found._read, path))
+            found.tensors[key] = StoredTensor(name, shape, _DTYPES[dtype], begin, partial(found._read, path))
     if not problems:
-        absent = [f"{key} (of {name})" for key, name in promised.items() if key not in found.leaves]
+        absent = [f"{key} (of {name})" for key, name in indexed.items() if key not in found.tensors]
         if absent:
             problems.append(f"the index promises tensors that are in no file: {shorten(absent)}")
     if problems:
@@ -108,26 +116,27 @@ def open_safetensors_dir(directory: Path) -> SafetensorsDir:
     return found
 
 
-def _promised(directory: Path) -> dict[str, str]:
-    """Return the file of each tensor by the index; empty where one file holds everything."""
+def _read_index(directory: Path) -> dict[str, str]:
+    """Return the file name of each stored tensor from the index; empty if one file holds all tensors."""
     if not directory.is_dir():
         raise LoadError(f"{directory} is no directory: give the one that save_pretrained wrote")
     index = directory / _INDEX
     if not index.exists():
         if not (directory / _SINGLE).exists():
-            raise LoadError(_nothing(directory))
+            raise LoadError(_no_safetensors(directory))
         return {}
     try:
-        weights = json.loads(index.read_bytes())["weight_map"]
-        good = isinstance(weights, dict) and weights and all(isinstance(one, str) for one in weights.values())
+        files = json.loads(index.read_bytes())["weight_map"]
+        is_valid = isinstance(files, dict) and files and all(isinstance(name, str) for name in files.values())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LoadError(f"{index} can't be read: {type(error).__name__}: {error}; copy or save it again") from error
-    if not good or any(Path(name).name != name for name in weights.values()):
+    if not is_valid or any(Path(name).name != name for name in files.values()):
         raise LoadError(f"{index}: weight_map must give a file of this directory for each tensor; save it again")
-    return dict(weights)
+    return dict(files)
 
 
-def _nothing(directory: Path) -> str:
+def _no_safetensors(directory: Path) -> str:
+    """Return the error for a directory without safetensors files."""
     bins = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
     if bins:
         return (
@@ -137,25 +146,25 @@ def _nothing(directory: Path) -> str:
     return f"{directory} has neither {_SINGLE} nor {_INDEX}: give the directory that save_pretrained wrote"
 
 
-def _header(path: Path) -> tuple[int, str, dict[str, tuple[str, list[int], int]]]:
-    """Return a file's length, its header's digest, and the dtype, shape and place of each tensor.
+def _read_header(path: Path) -> tuple[int, str, dict[str, tuple[str, list[int], int]]]:
+    """Return a file's length in bytes, its header's digest, and the dtype, shape and first byte of each tensor.
 
-    Raises OSError, ValueError.
+    Raises OSError for a file that can't be read, ValueError for a header that does not describe it.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(8)
         length = int.from_bytes(first, "little")
-        if len(first) < 8 or length > min(size - 8, _LONGEST):
+        if len(first) < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
             raise ValueError(f"it is truncated or no safetensors file: {size} bytes, and a header of {length}")
         raw = file.read(length)
     try:
         page = json.loads(raw)
-        tensors = {key: one for key, one in page.items() if key != "__metadata__"}
-        spans = sorted((one["data_offsets"][0], one["data_offsets"][1], key) for key, one in tensors.items())
+        entries = {key: entry for key, entry in page.items() if key != "__metadata__"}
+        spans = sorted((entry["data_offsets"][0], entry["data_offsets"][1], key) for key, entry in entries.items())
         found = {
-            key: (one["dtype"], [int(length) for length in one["shape"]], 8 + length + one["data_offsets"][0])
-            for key, one in tensors.items()
+            key: (entry["dtype"], [int(size) for size in entry["shape"]], 8 + length + entry["data_offsets"][0])
+            for key, entry in entries.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"its header is corrupted: {type(error).__name__}: {error}") from error
@@ -163,9 +172,9 @@ def _header(path: Path) -> tuple[int, str, dict[str, tuple[str, list[int], int]]
     for begin, stop, key in spans:
         dtype, shape, _ = found[key]
         if dtype not in _DTYPES:
-            raise ValueError(f"{key} has the dtype {dtype}, which is not read")
+            raise ValueError(f"{key} has the dtype {dtype}, which tpinit does not read")
         if begin != end or stop - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
-            raise ValueError(f"its header is corrupted: {key} lies at {begin}:{stop}, which does not fit {shape}")
+            raise ValueError(f"its header is corrupted: bytes {begin}:{stop} of {key} do not fit its shape {shape}")
         end = stop
     if size != 8 + length + end:
         state = "truncated" if size < 8 + length + end else "longer than that"
@@ -174,7 +183,7 @@ def _header(path: Path) -> tuple[int, str, dict[str, tuple[str, list[int], int]]
 
 
 def shorten(names: Mapping[str, Any] | list[str]) -> str:
-    """Return the first few of some names, and how many more there are."""
+    """Return the first five names, and how many more there are, for a message."""
     every = list(names)
-    more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
-    return ", ".join(every[:_SHOWN]) + more
+    more = f" and {len(every) - _SHOWN_NAMES} more" if len(every) > _SHOWN_NAMES else ""
+    return ", ".join(every[:_SHOWN_NAMES]) + more
