@@ -329,7 +329,8 @@ def private_uses(tree, own):
     """Yield (line, name) for each private name that the code uses and the runtime does not define."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
-            if node.attr not in own or node.attr in torch_private.empty_module_state():
+            of_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            if not of_self and node.attr not in own:
                 yield node.lineno, node.attr
         elif isinstance(node, ast.ImportFrom) and node.module and not node.module.startswith(("__", "tpinit")):
             private = [part for part in node.module.split(".") if part.startswith("_")]

@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
+from tpinit.runtime.internals.torch_private import version_of
 from tpinit.runtime.slicing import Pieces, take_pieces, write_pieces
 
 __all__ = [
@@ -205,11 +206,11 @@ class TPRegionInput:
         """
         if self.region.forward.collective is None and not (hidden.requires_grad and torch.is_grad_enabled()):
             return hidden
-        if self._input is not None and self._input() is hidden and self._version == hidden._version:
+        if self._input is not None and self._input() is hidden and self._version == version_of(hidden):
             assert self._result is not None
             return self._result
         result = self.region(hidden, self.group)
-        self._result, self._version = result, hidden._version
+        self._result, self._version = result, version_of(hidden)
         self._input = weakref.ref(hidden, self._forget)
         return result
 

@@ -17,6 +17,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.nn import functional
+from tpinit.runtime.internals.torch_private import version_of
 
 __all__ = ["FusedColumnGroup"]
 
@@ -97,7 +98,7 @@ class FusedColumnGroup:
 
     def __call__(self, layer: Any, hidden: torch.Tensor) -> torch.Tensor:
         """Return the output [..., out / ranks] of `layer`, one of the group's layers, for `hidden` [..., in]."""
-        same_input = self._input is not None and self._input() is hidden and self._version == hidden._version
+        same_input = self._input is not None and self._input() is hidden and self._version == version_of(hidden)
         if same_input and id(layer) in self._outputs:
             return self._outputs.pop(id(layer))
         # A second call of one layer with the same input: its siblings already have their outputs.
@@ -106,7 +107,7 @@ class FusedColumnGroup:
         transposed = tuple(not isinstance(sibling, nn.Linear) for sibling in layers)
         outputs = _FusedColumns.apply(hidden, self.group, transposed, *tensors)  # type: ignore[no-untyped-call]  # torch leaves apply() untyped
         if not same_input:
-            self._input, self._version = weakref.ref(hidden, self._forget), hidden._version
+            self._input, self._version = weakref.ref(hidden, self._forget), version_of(hidden)
             self._outputs = {id(sibling): output for sibling, output in zip(layers, outputs, strict=True)}
             return self._outputs.pop(id(layer))
         output: torch.Tensor = outputs[0]
