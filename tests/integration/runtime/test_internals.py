@@ -264,7 +264,17 @@ def loss_in_source():
     assert not transformers_private.calls_loss_function(nn.Linear.forward)
 
 
+def capturing_hooks():
+    model = llama()
+    model(input_ids=torch.arange(3)[None], output_hidden_states=True)
+    hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
+    assert hooks
+    assert all(transformers_private.captures_outputs(hook) for hook in hooks)
+    assert not transformers_private.captures_outputs(lambda *_: None)
+
+
 TRANSFORMERS = {
+    "utils.output_capturing": capturing_hooks,
     "PreTrainedModel._tp_plan": own_plan,
     "PretrainedConfig.base_model_tp_plan": plan_of_base,
     "PreTrainedModel.base_model_prefix": base_prefix,

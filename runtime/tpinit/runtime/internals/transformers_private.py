@@ -19,6 +19,7 @@ __all__ = [
     "calls_loss_function",
     "causal_lm_class",
     "init_namespace",
+    "captures_outputs",
     "is_conv1d",
     "loading_rules",
     "pretrained_model",
@@ -43,6 +44,7 @@ PRIVATE_NAMES: dict[str, str] = {
     "core_model_loading.dot_natural_key": "the same",
     "initialization.TORCH_INIT_FUNCTIONS": "where transformers keeps torch's initialisers",
     "models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING": "the causal language model of a config",
+    "utils.output_capturing": "the module that defines the hooks which record outputs: they change nothing",
     "pytorch_utils.Conv1D": "a linear whose weight is [in, out]",
     "loss.loss_utils.ForCausalLMLoss": "the loss that is computed from local logits, told by identity",
     "self.loss_function( in the source of a forward": "whether a model hands its logits to its loss_function",
@@ -54,6 +56,11 @@ def is_conv1d(module: nn.Module) -> bool:
     """Tell whether a module is GPT-2's Conv1D, a linear whose weight is [in, out]."""
     utilities: Any = sys.modules.get("transformers.pytorch_utils")
     return utilities is not None and isinstance(module, utilities.Conv1D)
+
+
+def captures_outputs(hook: Any) -> bool:
+    """Return whether a hook is transformers' own, which records hidden states and attentions for the model's output."""
+    return getattr(hook, "__module__", "") == "transformers.utils.output_capturing"
 
 
 def tp_plans(model: nn.Module) -> tuple[dict[str, str], dict[str, str], str]:

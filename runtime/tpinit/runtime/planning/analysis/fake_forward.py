@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 from tpinit.runtime.internals.torch_private import FORWARD_HOOKS, buffers_of, children_of, is_batch_norm, parameters_of
+from tpinit.runtime.internals.transformers_private import captures_outputs
 from tpinit.runtime.planning.analysis.dropout_off import DropoutDisabled, fixed_host_rng, preserved_rng
 from tpinit.runtime.planning.analysis.linears import LinearInfo, find_experts, find_linears
+from tpinit.runtime.planning.analysis.no_trace import no_trace
 
 __all__ = ["HELD_PIECES", "ForwardContext", "forward_context", "in_mode", "run_fake_forward", "without_hooks"]
 
@@ -175,16 +177,22 @@ def _embedding_forward(module: nn.Embedding) -> Callable[[torch.Tensor], torch.T
 
 @contextmanager
 def without_hooks(model: nn.Module) -> Iterator[None]:
-    """Remove the forward hooks of all modules, and restore them and all RNG states when the context ends."""
-    originals = [(module, kind, getattr(module, kind)) for module in model.modules() for kind in FORWARD_HOOKS]
-    for module, kind, hooks in originals:
-        module.__dict__[kind] = type(hooks)()
-    try:
-        with preserved_rng():
-            yield
-    finally:
-        for module, kind, hooks in originals:
-            module.__dict__[kind] = hooks
+    """Remove the forward hooks of all modules, and restore the model and all RNG states when the context ends.
+
+    The hooks with which transformers records hidden states and attentions stay: a model that has installed them, in a
+    forward before, takes its outputs from them.
+    """
+    with no_trace(model), preserved_rng():
+        for module in model.modules():
+            for kind in FORWARD_HOOKS:
+                hooks = module.__dict__[kind]
+                if hooks and kind != "_forward_hooks":
+                    module.__dict__[kind] = type(hooks)()
+                elif hooks:
+                    module.__dict__[kind] = type(hooks)(
+                        (key, hook) for key, hook in hooks.items() if captures_outputs(hook)
+                    )
+        yield
 
 
 @contextmanager
