@@ -1,13 +1,12 @@
 """Planning leaves a model as it was: attributes, flags, hooks, buffers, modes, configs and random states."""
 
+import contextlib
 import random
 
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-
-import contextlib
 
 from torch import nn  # noqa: E402
 from tpinit.runtime.errors import PlanError  # noqa: E402

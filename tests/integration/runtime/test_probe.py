@@ -42,3 +42,32 @@ def test_a_model_is_probed_in_training_where_it_does_the_same_twice(
 ) -> None:
     with preserved_rng(), DropoutDisabled():
         assert _is_deterministic_in_training(Trained(more), {"x": torch.randn(2, 3, 8)}) is alike
+
+
+def test_the_probe_sees_an_offset_that_a_loss_does_not() -> None:
+    """Cross-entropy is the same for logits that are all shifted by one number; the outputs are compared too."""
+    from tpinit.runtime.init.probe import _different_output
+
+    logits = torch.randn(2, 5, 11, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(10) % 11
+    shifted = logits + 0.5
+    loss = torch.nn.functional.cross_entropy
+    assert torch.allclose(loss(logits.view(10, 11), labels), loss(shifted.view(10, 11), labels), atol=1e-6)
+    assert _different_output([logits], [logits]) is None
+    assert "max error" in str(_different_output([shifted], [logits]))
+    assert "shapes" in str(_different_output([logits[:, :4]], [logits]))
+
+
+def test_the_scalar_of_the_probe_sees_an_offset() -> None:
+    from tpinit.runtime.init.probe import _loss
+
+    class Shift(torch.nn.Module):
+        def __init__(self, offset: float) -> None:
+            super().__init__()
+            self.offset = torch.nn.Parameter(torch.tensor(offset))
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden + self.offset
+
+    hidden = {"hidden": torch.randn(4, 8, generator=torch.Generator().manual_seed(0))}
+    assert abs(float(_loss(Shift(0.5), hidden)) - float(_loss(Shift(0.0), hidden))) > 0.1

@@ -20,7 +20,7 @@ from tpinit.runtime.internals.torch_private import tree_leaves
 from tpinit.runtime.planning.analysis.dropout_off import DropoutDisabled, fixed_host_rng, preserved_rng
 from tpinit.runtime.planning.analysis.example_inputs import unwrap_adapters
 from tpinit.runtime.planning.analysis.fake_forward import without_hooks
-from tpinit.runtime.planning.analysis.train_trace import dry_run_inputs
+from tpinit.runtime.planning.analysis.train_trace import dry_run_inputs, with_length
 from tpinit.runtime.planning.schema import Plan
 from tpinit.runtime.slicing import local_part
 from tpinit.runtime.training.gradients import sum_partial
@@ -40,26 +40,68 @@ def probe(
     `example` are the keyword arguments of one small forward; by default they are made from the model's config. Every
     rank of the TP group must call this: the forward of the sharded copy issues collectives.
     """
-    forward_inputs = dry_run_inputs(model, example)
-    assert forward_inputs is not None, "a model with a plan has example inputs"
-    inputs = {**_labels(model, forward_inputs), **forward_inputs}
-    inputs = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
+    inputs = _probe_inputs(model, plan, device, example)
     with preserved_rng(), DropoutDisabled():
         unsharded = _fp32_copy(model)
         unsharded.to(device)
         training = _is_deterministic_in_training(unsharded, inputs)
         unsharded.train(training)
+        expected_outputs = _outputs(unsharded, inputs)
         expected = _backward(unsharded, inputs)
         gradients = {name: parameter.grad for name, parameter in unsharded.named_parameters()}
         del unsharded
         sharded = _fp32_copy(model).train(training)
         apply_plan(sharded, plan, groups.tp.group, None, device)
+        actual_outputs = _outputs(sharded, inputs)
         actual = _backward(sharded, inputs)
         states = make_param_states(sharded, plan, None)
         sum_partial(states, groups.tp, device)
+    difference = _different_output(actual_outputs, expected_outputs)
+    if difference is not None:
+        return difference
     if not abs(actual - expected) <= _TOLERANCE * max(1.0, abs(expected)):
-        return f"the output of the sharded model is {actual:.6g}, of the unsharded model {expected:.6g}"
+        return f"the loss of the sharded model is {actual:.6g}, of the unsharded model {expected:.6g}"
     return _different_gradient(states, gradients, plan)
+
+
+def _probe_inputs(
+    model: nn.Module, plan: Plan, device: torch.device, example: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the keyword arguments of the probe's forward. Sequence parallelism needs a length that TP divides."""
+    inputs = dry_run_inputs(model, example)
+    assert inputs is not None, "a model with a plan has example inputs"
+    if plan.sequences and example is None:
+        length = max((value.shape[1] for value in inputs.values() if _is_tokens(value)), default=0)
+        inputs = with_length(inputs, -(-length // plan.tp_size) * plan.tp_size)
+    inputs = {**_labels(model, inputs), **inputs}
+    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
+
+
+def _is_tokens(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() == 2
+
+
+def _outputs(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """Return every floating-point tensor of a forward without labels: logits that a loss would hide an offset of."""
+    torch.manual_seed(0)
+    with torch.no_grad(), fixed_host_rng():
+        output = model(**{name: value for name, value in inputs.items() if name != "labels"})
+    return _floating_leaves(output)
+
+
+def _different_output(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> str | None:
+    """Return which output of the sharded model differs from the unsharded one in shape or in an element, in words."""
+    shapes = [[list(leaf.shape) for leaf in leaves] for leaves in (actual, expected)]
+    if shapes[0] != shapes[1]:
+        return f"the outputs of the sharded model have shapes {shapes[0]}, of the unsharded model {shapes[1]}"
+    for index, (one, other) in enumerate(zip(actual, expected, strict=True)):
+        if not other.numel():
+            continue
+        scale, error = float(other.abs().max()), float((one - other).abs().max())
+        if not error <= _TOLERANCE * 10 * max(scale, 1e-6):
+            ratio = error / (scale or 1.0)
+            return f"output {index} of the sharded model differs (max error {ratio:.2g} x max abs)"
+    return None
 
 
 def _different_gradient(
@@ -129,9 +171,15 @@ def _loss(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
     loss: torch.Tensor | None = getattr(output, "loss", None)
     if loss is None:
         loss = torch.zeros((), device=next(model.parameters()).device)
-        values = output.values() if isinstance(output, Mapping) else [output]
-        for leaf in tree_leaves(list(values)):
-            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
-                weights = torch.linspace(-1, 1, leaf.numel(), device=leaf.device).sin().view(leaf.shape)
-                loss = loss + (leaf * weights).mean()
+        generator = torch.Generator().manual_seed(0)
+        for leaf in _floating_leaves(output):
+            # Random weights of one sign in the mean: neither an offset nor a permutation cancels in the sum.
+            weights = torch.rand(leaf.shape, generator=generator) + 0.5
+            loss = loss + (leaf * weights.to(leaf.device)).mean()
     return loss
+
+
+def _floating_leaves(output: object) -> list[torch.Tensor]:
+    """Return the floating-point tensors of a model's output, in order."""
+    values = list(output.values()) if isinstance(output, Mapping) else [output]
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]

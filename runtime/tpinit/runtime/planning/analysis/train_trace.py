@@ -14,7 +14,7 @@ from tpinit.runtime.planning.analysis.example_inputs import example_inputs
 from tpinit.runtime.planning.analysis.fake_forward import ForwardContext, forward_context, without_hooks
 from tpinit.runtime.planning.analysis.trace import Trace, trace_forward
 
-__all__ = ["dry_run_inputs", "trace_training"]
+__all__ = ["dry_run_inputs", "trace_training", "with_length"]
 
 _LENGTHS = (8, 64, 512)  # in tokens: some models train only on sequences that are a multiple of some length
 
@@ -78,7 +78,7 @@ def _trace_any_length(
     with _count_seed_calls() as seed_calls:
         for length in (0, *_LENGTHS):
             try:
-                trace = trace_forward(model, _with_length(inputs, length), context)
+                trace = trace_forward(model, with_length(inputs, length), context)
             except Exception:  # the model may run on the next length
                 continue
             break
@@ -118,7 +118,7 @@ def _count_seed_calls() -> Iterator[list[int]]:
         torch.seed = original
 
 
-def _with_length(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
+def with_length(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
     """Return the batch with each tensor [rows, tokens] repeated and cut to `length` tokens; unchanged if it is 0."""
     return {
         key: value.repeat(1, length)[:, :length]
