@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from tpinit.runtime.groups.process_groups import control_groups
 
 
 class CollectiveCounter:
-    """Counts collectives by kind and group size while it is on."""
+    """Counts collectives by kind and group size while it is on: those of layers and updates, not the comparisons."""
 
     NAMES = (
         "all_reduce",
@@ -32,6 +33,8 @@ class CollectiveCounter:
 
         def counted(name: str) -> Callable[..., Any]:
             def call(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+                if kwargs.get("group") in control_groups():
+                    return originals[name](tensor, *args, **kwargs)
                 size = dist.get_world_size(kwargs.get("group"))
                 whole = args[0] if name == "reduce_scatter" else tensor
                 held = whole if isinstance(whole, list) else [whole]

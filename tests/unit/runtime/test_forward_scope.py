@@ -42,6 +42,14 @@ def test_steps_run_once_around_a_nested_forward():
     assert not scope.active
 
 
+def test_a_first_step_enters_before_the_others_and_leaves_after_them():
+    model = Model()
+    scope, seen = recorded(model)
+    scope.add(lambda *_: seen.append("enter 0"), lambda _, output: (seen.append("leave 0"), output)[1], first=True)
+    model(torch.zeros(1))
+    assert seen == ["enter 0", "enter 1", "enter 2", "leave 2", "leave 1", "leave 0"]
+
+
 def test_steps_leave_after_a_forward_that_raised():
     model = Model()
     scope, seen = recorded(model)

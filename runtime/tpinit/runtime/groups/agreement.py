@@ -72,11 +72,15 @@ def _all_equal(text: str, group: ProcessGroup | None) -> bool:
     return all(torch.equal(other, local) for other in gathered)
 
 
-def check_reports(reports: Sequence[RankReport], ranks: Sequence[int] | None = None) -> None:
+def check_reports(
+    reports: Sequence[RankReport],
+    ranks: Sequence[int] | None = None,
+    title: str = "ranks disagree, and nothing was changed",
+) -> None:
     """Raise AgreementError, with the same text on every rank, unless all reports have equal fields and equal errors.
 
-    `ranks` are the global ranks of the reports (default: 0, 1, ...). If all ranks have the same error this returns, and
-    each rank raises its own.
+    `ranks` are the global ranks of the reports (default: 0, 1, ...); `title` is the first line of the error. If all
+    ranks have the same error this returns, and each rank raises its own.
     """
     if all(report is reports[0] for report in reports):  # so `gather_reports` returns them if all ranks agree
         return
@@ -87,7 +91,7 @@ def check_reports(reports: Sequence[RankReport], ranks: Sequence[int] | None = N
     differing = _differing_fields(reports)
     if not errors_differ and not differing:
         return
-    lines = ["ranks disagree, and nothing was changed:"]
+    lines = [f"{title}:"]
     lines += [
         f"  {name}: {_by_value([_canonical(report.fields, name) for report in reports], ranks)}"
         for name in differing[:_SHOWN]

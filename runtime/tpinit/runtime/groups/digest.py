@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional
 from tpinit.runtime.errors import PlanError
 
-__all__ = ["digest", "digest_inputs", "digest_model"]
+__all__ = ["digest", "digest_model", "raw_bytes"]
 
 _COLUMNS = 256  # 8-byte words in a row of the table that is summed
 
@@ -40,13 +39,14 @@ def _cpu_digest(tensor: torch.Tensor) -> str:
         raw = raw.clone()  # a view as 8-byte words must start at a multiple of 8 bytes
     in_table = raw.numel() - raw.numel() % (8 * _COLUMNS)
     table = raw[:in_table].view(torch.int64).view(-1, _COLUMNS)
-    hashed = hashlib.blake2b(_bytes(raw[in_table:]), digest_size=12)
+    hashed = hashlib.blake2b(raw_bytes(raw[in_table:]), digest_size=12)
     for dim in (1, 0):
-        hashed.update(_bytes(table.sum(dim)))
+        hashed.update(raw_bytes(table.sum(dim)))
     return hashed.hexdigest()
 
 
-def _bytes(tensor: torch.Tensor) -> bytes:
+def raw_bytes(tensor: torch.Tensor) -> bytes:
+    """Return the memory of a contiguous CPU tensor."""
     return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size())
 
 
@@ -85,9 +85,3 @@ def digest_model(model: nn.Module) -> dict[str, object]:
     fields["model.trainable"] = [name for name, tensor in model.named_parameters() if tensor.requires_grad]
     fields["model.training"] = model.training
     return fields
-
-
-def digest_inputs(args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, object]:
-    """Return the digest of each tensor that is an argument of a forward, by the argument's name or position."""
-    named = {f"argument {position}": value for position, value in enumerate(args)} | dict(kwargs)
-    return {f"input {name}": digest(value) for name, value in named.items() if isinstance(value, torch.Tensor)}

@@ -6,8 +6,9 @@ group is created, so that every rank raises the same error, with the same text.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
@@ -16,18 +17,32 @@ from tpinit.runtime.errors import AgreementError, GroupError
 from tpinit.runtime.groups import topology
 from tpinit.spec.vocabulary import Decision, Source
 
-__all__ = ["GroupLayout", "ParallelGroups", "GroupView", "group_size", "plan_groups", "create_groups", "ranks_of"]
+__all__ = [
+    "GroupLayout",
+    "ParallelGroups",
+    "GroupView",
+    "control_groups",
+    "group_size",
+    "plan_groups",
+    "create_groups",
+    "ranks_of",
+]
 
 Ranks = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class GroupView:
-    """One group of this rank: its global ranks, this rank's position, and the process group (None for one rank)."""
+    """One group of this rank: its global ranks, this rank's position, and the process group (None for one rank).
+
+    `control` is a gloo group of the same ranks, for the small messages by which they compare their calls. No collective
+    of the model runs in it, so a rank that comes to another call than the others can't take their data for a message.
+    """
 
     ranks: Ranks
     position: int
     group: ProcessGroup | None
+    control: ProcessGroup | None = None
 
     @property
     def size(self) -> int:
@@ -153,6 +168,7 @@ def create_groups(layout: GroupLayout, decision: Decision, rank: int) -> Paralle
     tp = GroupView((rank,), 0, None)
     if layout.tp_groups:
         tp = _group_view(layout.tp_groups, given_tp if layout.tp_given else None, rank)
+        tp = replace(tp, control=_control_group(layout.tp_groups, tp))
     dp = _group_view(layout.dp_groups, given_dp if layout.dp_given else None, rank)
     index = next((i for i, ranks in enumerate(layout.tp_groups) if rank in ranks), dp.position)
     return ParallelGroups(tp, dp, index)
@@ -168,3 +184,27 @@ def _group_view(groups: Sequence[Ranks], given: object, rank: int) -> GroupView:
         return GroupView(mine, rank, dist.group.WORLD)
     created = [dist.new_group(list(ranks)) for ranks in groups]
     return GroupView(mine, mine.index(rank), created[groups.index(mine)])
+
+
+_control_groups: weakref.WeakKeyDictionary[ProcessGroup, dict[tuple[Ranks, ...], list[ProcessGroup]]]
+_control_groups = weakref.WeakKeyDictionary()  # by world: groups can't be used after destroy_process_group
+
+
+def _control_group(groups: Sequence[Ranks], mine: GroupView) -> ProcessGroup | None:
+    """Return the gloo group of this rank's TP group, made once for a layout; the TP group itself without gloo."""
+    world = dist.group.WORLD
+    if mine.group is None or world is None:
+        return None
+    if not dist.is_gloo_available() or "fake" in str(dist.get_backend()):
+        return mine.group
+    made = _control_groups.setdefault(world, {})
+    if tuple(groups) not in made:
+        made[tuple(groups)] = [dist.new_group(list(ranks), backend="gloo") for ranks in groups]
+    return made[tuple(groups)][list(groups).index(mine.ranks)]
+
+
+def control_groups() -> list[ProcessGroup]:
+    """Return the gloo groups in which ranks compare their calls: no layer and no update sends anything there."""
+    world = dist.group.WORLD
+    made = _control_groups.get(world, {}) if world is not None else {}
+    return [group for groups in made.values() for group in groups]

@@ -75,6 +75,8 @@ def initialize(
     example: Mapping[str, Any] | None = None,
     plan: UserPlan | None = None,
     sequence_parallel: bool = False,
+    check_inputs_every: int = 1,
+    on_nonfinite: str = "raise",
 ) -> tuple[Engine, Optimizer | None, DataLoader[Any] | None, Any]:
     """Shard the model by the rules of the contract; return (engine, optimizer, dataloader, lr_scheduler).
 
@@ -87,7 +89,7 @@ def initialize(
     and planned the same: if one rank fails or was given something else, all ranks raise. Then the model's parameters,
     buffers, dtype and device are changed in place.
 
-    Four keywords are not DeepSpeed's:
+    These keywords are not DeepSpeed's:
 
     - `verify`: "rehearsal" checks every sharded region by a dry run while planning. "probe" also compares a small
       forward and backward of the whole model with the sharded one, which needs memory for two fp32 copies of the model.
@@ -97,6 +99,10 @@ def initialize(
       instead of the config's and the model's own plan, and is checked against the model in the same way.
     - `sequence_parallel`: also shard the tokens between the sharded regions. Each rank then holds its part of the
       sequence there, which saves memory and sends as many bytes. The TP size must divide the sequence length.
+    - `check_inputs_every`: the ranks of a TP group compare their inputs before every so many forwards; 0 never compares
+      them (docs/checks.md).
+    - `on_nonfinite`: what a NaN or infinite loss or gradient norm does: "raise" an EngineError before anything is
+      updated, "skip" the update, or "ignore" it.
 
     Raises DecisionError (a violation, the same on every rank), ConfigError (malformed input), AgreementError (ranks
     differ), GroupError, PlanError and UnsupportedError: all are TpinitError.

@@ -39,6 +39,8 @@ def from_pretrained(
     example: Mapping[str, Any] | None = None,
     plan: UserPlan | None = None,
     sequence_parallel: bool = False,
+    check_inputs_every: int = 1,
+    on_nonfinite: str = "raise",
 ) -> Started:
     """Load a transformers model from a directory of safetensors, each rank its own slices only, and shard it.
 
@@ -81,6 +83,8 @@ def from_config(
     example: Mapping[str, Any] | None = None,
     plan: UserPlan | None = None,
     sequence_parallel: bool = False,
+    check_inputs_every: int = 1,
+    on_nonfinite: str = "raise",
 ) -> Started:
     """Build a model with random weights, those of `torch.manual_seed(seed); model_class(model_config)`, and shard it.
 

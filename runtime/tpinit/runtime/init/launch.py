@@ -149,6 +149,7 @@ def _build_engine(
         optimizer=optimizer,
         lr_scheduler=scheduler,
         device=device,
+        checks=prepared.checks,
     )
     consume_call(model)
     return engine, optimizer, loader, scheduler

@@ -9,7 +9,7 @@ difference between ranks can be named even if a later step fails.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch.distributed as dist
@@ -28,7 +28,7 @@ from tpinit.runtime.init.call_registry import is_initialized, recorded_call
 from tpinit.runtime.init.choose_optimizer import choose_optimizer
 from tpinit.runtime.loading.weight_loading import WeightSource
 from tpinit.runtime.planning import Plan, make_plan
-from tpinit.runtime.settings import Settings, check_section, read_settings
+from tpinit.runtime.settings import Checks, Settings, check_section, read_settings
 from tpinit.spec.vocabulary import Decision, Group, Outcome
 
 __all__ = ["InitArgs", "Prepared", "prepare"]
@@ -54,6 +54,8 @@ class InitArgs:
     example: Any = None
     plan: Any = None
     sequence_parallel: bool = False
+    check_inputs_every: int = 1
+    on_nonfinite: str = "raise"
     weights: WeightSource | None = None
 
     @staticmethod
@@ -72,6 +74,7 @@ class Prepared:
     plan: Plan
     settings: Settings
     optimizer: Optimizer | None
+    checks: Checks
 
 
 def prepare(init_args: InitArgs, report: RankReport) -> Prepared:
@@ -86,6 +89,8 @@ def prepare(init_args: InitArgs, report: RankReport) -> Prepared:
         raise TpinitError(
             "this model is already initialized: its parameters are sharded; build a new model for another run"
         )
+    checks = Checks.from_arguments(init_args.check_inputs_every, init_args.on_nonfinite)
+    report.fields.update(flatten(asdict(checks), "checks"))
     reading, decision = _decide(init_args, model, report)
     check_section(decision.carried)
     settings = read_settings(reading.config, _dp_size(decision), decision.dtype.value)
@@ -107,7 +112,7 @@ def prepare(init_args: InitArgs, report: RankReport) -> Prepared:
     )
     compared.update(_plan_fields(plan))
     compared.update(digest_model(model) if init_args.weights is None else init_args.weights.compared_fields())
-    return Prepared(model, decision, plan, settings, optimizer)
+    return Prepared(model, decision, plan, settings, optimizer, checks)
 
 
 def _decide(init_args: InitArgs, model: nn.Module, report: RankReport) -> tuple[ConfigReading, Decision]:

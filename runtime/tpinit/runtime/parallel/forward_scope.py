@@ -35,12 +35,16 @@ class ForwardScope:
         """Whether a forward of the model is running. The recomputation of a checkpointed layer is outside of it."""
         return self._depth > 0
 
-    def add(self, enter: Enter | None = None, leave: Leave | None = None) -> None:
-        """Add a step before each forward, after each forward, or both."""
+    def add(self, enter: Enter | None = None, leave: Leave | None = None, first: bool = False) -> None:
+        """Add a step before each forward, after each forward, or both.
+
+        A `first` one runs before all others, and leaves after them: the comparison of the ranks, which must take place
+        on every rank even if another step raises on one of them.
+        """
         if enter is not None:
-            self._on_enter.append(enter)
+            self._on_enter.insert(0 if first else len(self._on_enter), enter)
         if leave is not None:
-            self._on_leave.append(leave)
+            self._on_leave.insert(0 if first else len(self._on_leave), leave)
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._depth += 1

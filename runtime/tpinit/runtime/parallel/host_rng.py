@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 import sys
 from typing import Any
 
-__all__ = ["host_rng_states", "numpy_random", "set_host_rng_states"]
+__all__ = ["hash_host_rng_states", "host_rng_states", "numpy_random", "seed_host_rngs", "set_host_rng_states"]
+
+_MT19937_BYTES = 4 * 624 + 4  # its words of 32 bits, and the position of the next one
 
 
 def numpy_random() -> Any:
@@ -26,3 +29,32 @@ def set_host_rng_states(python_state: Any, numpy_state: Any) -> None:
     numpy = numpy_random()
     if numpy_state is not None and numpy is not None:
         numpy.set_state(numpy_state)
+
+
+def seed_host_rngs(seed: int) -> None:
+    """Seed the generators of Python and of numpy."""
+    random.seed(seed)
+    numpy = numpy_random()
+    if numpy is not None:
+        numpy.seed(seed % (1 << 32))  # numpy's seeds have 32 bits
+
+
+def hash_host_rng_states(hashed: Any) -> None:
+    """Add the states of Python and of numpy to a hash of hashlib: equal states on two ranks add the same bytes."""
+    version, words, following_gauss = random.getstate()
+    # The words are 32-bit integers; one `hash` of the tuple is the same in every process and far faster than a text.
+    hashed.update(f"{version} {hash(words)} {following_gauss!r}".encode())
+    numpy = numpy_random()
+    if numpy is not None:
+        hashed.update(_numpy_state_bytes(numpy))
+
+
+def _numpy_state_bytes(numpy: Any) -> bytes:
+    """Return bytes that change with every number that is drawn from numpy's generator.
+
+    `get_state` takes as long as all the rest of a check, so the words are read in place where that is possible.
+    """
+    generator: Any = numpy.get_bit_generator() if hasattr(numpy, "get_bit_generator") else None
+    if type(generator).__name__ == "MT19937":
+        return ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES)
+    return repr(numpy.get_state(legacy=False)).encode()

@@ -1,25 +1,115 @@
-"""RNG states under tensor parallelism: one that the ranks of a TP group share, and one of each rank.
+"""RNG states under tensor parallelism: those that a TP group shares in a forward, and one of each rank inside a region.
 
-Outside of tensor-parallel regions every rank of a TP group draws from the shared RNG state, so that replicated
-activations stay equal. Inside a region each rank applies dropout to features of its own, and draws from an RNG state
-that is seeded with a draw from the shared state and the rank. Activation checkpointing restores the shared state
-before it recomputes a forward, and so the rank's states inside are the same again.
+In a forward of a sharded model every rank of a TP group must draw the same random numbers outside of the
+tensor-parallel regions, or replicated activations differ. `SharedRng` sees to that whatever the script drew or seeded
+on single ranks. Inside a region each rank applies dropout to features of its own, and `RngTracker` lets it draw from
+an RNG state that is seeded with a draw from the shared state and the rank. Activation checkpointing restores the shared
+state before it recomputes a forward, and so the rank's states inside are the same again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import pickle
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed import ProcessGroup
-from tpinit.runtime.parallel.host_rng import host_rng_states, set_host_rng_states
+from tpinit.runtime.groups.digest import raw_bytes
+from tpinit.runtime.parallel.forward_scope import scope_of
+from tpinit.runtime.parallel.host_rng import hash_host_rng_states, host_rng_states, seed_host_rngs, set_host_rng_states
 
-__all__ = ["RngTracker", "broadcast_rng_state"]
+__all__ = ["RngTracker", "SharedRng", "broadcast_rng_state", "rng_fingerprint"]
 
 _SEEDS = 1 << 40
 _HOST_STATE_BYTES = 1 << 14  # room for the pickled states of Python and numpy, which take about 6,000 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _RngStates:
+    """The RNG states of torch on the CPU and on the model's CUDA device (None on a CPU), of Python and of numpy."""
+
+    cpu: torch.Tensor
+    cuda: torch.Tensor | None
+    host: tuple[Any, Any]
+
+
+def _states(device: torch.device) -> _RngStates:
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return _RngStates(torch.get_rng_state(), cuda, host_rng_states())
+
+
+def _set_states(states: _RngStates, device: torch.device) -> None:
+    torch.set_rng_state(states.cpu)
+    if states.cuda is not None:
+        torch.cuda.set_rng_state(states.cuda, device)
+    set_host_rng_states(*states.host)
+
+
+def _seed_torch(seed: int, device: torch.device) -> None:
+    """Seed torch's generators of the CPU and of one CUDA device; `torch.manual_seed` would reseed every visible GPU."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[_index(device)].manual_seed(seed)
+
+
+def _index(device: torch.device) -> int:
+    return device.index if device.index is not None else torch.cuda.current_device()
+
+
+def rng_fingerprint(device: torch.device) -> int:
+    """Return a 63-bit hash of the RNG states of torch, Python and numpy on this rank: equal for equal states.
+
+    `device` is the model's: on CUDA its generator's state is hashed too, which lies in host memory.
+    """
+    hashed = hashlib.blake2b(raw_bytes(torch.get_rng_state()), digest_size=8)
+    if device.type == "cuda":
+        hashed.update(raw_bytes(torch.cuda.get_rng_state(device)))
+    hash_host_rng_states(hashed)
+    return int.from_bytes(hashed.digest(), "little") >> 1
+
+
+class SharedRng:
+    """Lets all ranks of a TP group draw the same random numbers from `enter` to `leave`, if their RNG states differ.
+
+    `device` is the model's, `replica` the index of the TP group among those that train copies of the model.
+    """
+
+    def __init__(self, device: torch.device, replica: int) -> None:
+        self.device = device
+        self.replica = replica
+        self._callers: _RngStates | None = None
+        self._seeded = 0
+
+    def enter(self, shared: int) -> None:
+        """Draw from generators that are seeded with `shared`, equal on all ranks, and the replica, until `leave`."""
+        self.leave()  # a forward that KeyboardInterrupt ended never left
+        self._callers = _states(self.device)
+        text = f"{shared} {self.replica}".encode()
+        seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+        _seed_torch(seed, self.device)
+        seed_host_rngs(seed)
+        self._seeded = rng_fingerprint(self.device)
+
+    def leave(self) -> None:
+        """Restore the caller's RNG states; does nothing without an `enter` before it.
+
+        If numbers were drawn, the caller's torch generator advances by one draw: the next forward draws others.
+        """
+        if self._callers is None:
+            return
+        drawn = rng_fingerprint(self.device) != self._seeded
+        _set_states(self._callers, self.device)
+        self._callers = None
+        if drawn:
+            torch.rand(())
+
+    def __deepcopy__(self, _: dict[int, Any]) -> SharedRng:
+        """Return a new object: a copied model runs its own forwards."""
+        return SharedRng(self.device, self.replica)
 
 
 class RngTracker:
@@ -30,9 +120,11 @@ class RngTracker:
 
     def __init__(self, model: nn.Module, tp_rank: int) -> None:
         self.tp_rank = tp_rank
-        self._shared_states: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        # A forward that raised inside a region never left it.
-        model.register_forward_pre_hook(lambda *_: self._shared_states.clear())
+        self._shared_states: list[tuple[torch.Tensor, torch.Tensor | None, torch.device]] = []
+        scope = scope_of(model)
+        assert scope is not None, "the scope of a model is made before its layers are converted"
+        # A forward that raised inside a region never left it; neither did a recomputation that was interrupted.
+        scope.add(self._reset, self._restore)
 
     def enter(self, hidden: torch.Tensor) -> None:
         """Draw from this rank's own RNG state from now on, on the CPU and the device of `hidden`. Idempotent."""
@@ -40,16 +132,23 @@ class RngTracker:
             return
         seed = int(torch.randint(_SEEDS, ()))
         cuda = torch.cuda.get_rng_state(hidden.device) if hidden.is_cuda else None
-        self._shared_states.append((torch.get_rng_state(), cuda))
-        torch.manual_seed(seed * 1024 + self.tp_rank)
+        self._shared_states.append((torch.get_rng_state(), cuda, hidden.device))
+        _seed_torch(seed * 1024 + self.tp_rank, hidden.device)
 
-    def leave(self, hidden: torch.Tensor) -> None:
+    def _reset(self, *_: Any) -> None:
+        self.leave()
+
+    def _restore(self, _: nn.Module, output: Any) -> Any:
+        self.leave()
+        return output
+
+    def leave(self, *_: Any) -> None:
         """Draw from the shared RNG state again. Does nothing outside of a region."""
         if self._shared_states:
-            state, cuda = self._shared_states.pop()
+            state, cuda, device = self._shared_states.pop()
             torch.set_rng_state(state)
             if cuda is not None:
-                torch.cuda.set_rng_state(cuda, hidden.device)
+                torch.cuda.set_rng_state(cuda, device)
 
 
 def broadcast_rng_state(group: ProcessGroup, device: torch.device) -> None:

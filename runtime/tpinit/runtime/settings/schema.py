@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["BatchSizes", "ComponentSettings", "LossScaling", "Settings"]
+from tpinit.reference.errors import TpinitError
+
+__all__ = ["BatchSizes", "Checks", "ComponentSettings", "LossScaling", "Settings"]
+
+ON_NONFINITE = ("raise", "skip", "ignore")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +57,27 @@ class Settings:
     scheduler: ComponentSettings | None = None
     scaling: LossScaling = field(default_factory=LossScaling)
     drop_last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """What the engine checks while it trains: keywords of `initialize`, equal on all ranks.
+
+    `inputs_every`: the ranks of a TP group compare their inputs before every so many forwards; 0 means never.
+    `on_nonfinite`: what a NaN or infinite loss or gradient norm does: "raise", "skip" the update, or "ignore" it.
+    """
+
+    inputs_every: int = 1
+    on_nonfinite: str = "raise"
+
+    @staticmethod
+    def from_arguments(inputs_every: object, on_nonfinite: object) -> Checks:
+        """Return the checks, given the keywords of `initialize`. Raises TpinitError for a value that is not legal."""
+        if type(inputs_every) is not int or inputs_every < 0:
+            raise TpinitError(
+                f"check_inputs_every is {inputs_every!r}, and must be a number of forwards: 1 compares the inputs of "
+                "every forward, 0 of none"
+            )
+        if on_nonfinite not in ON_NONFINITE:
+            raise TpinitError(f"on_nonfinite is {on_nonfinite!r}, and must be one of {', '.join(ON_NONFINITE)}")
+        return Checks(inputs_every, str(on_nonfinite))

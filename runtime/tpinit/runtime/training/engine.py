@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from tpinit.runtime.errors import EngineError
-from tpinit.runtime.groups.agreement import RankReport, check_reports, gather_reports
-from tpinit.runtime.groups.digest import digest_inputs
 from tpinit.runtime.groups.process_groups import ParallelGroups
+from tpinit.runtime.parallel.forward_scope import scope_of
 from tpinit.runtime.planning.schema import Plan
-from tpinit.runtime.settings import Settings
+from tpinit.runtime.settings import Checks, Settings
+from tpinit.runtime.training.call_check import CallCheck, watch_calls
 from tpinit.runtime.training.gradients import average, global_norm, scale, sum_partial
 from tpinit.runtime.training.loss_scaler import LossScaler
 from tpinit.runtime.training.param_state import ParamState
@@ -42,6 +42,7 @@ class Engine:
         optimizer: Optimizer | None,
         lr_scheduler: Any,
         device: torch.device,
+        checks: Checks | None = None,
     ) -> None:
         self.module = module
         self.decision = decision
@@ -59,18 +60,20 @@ class Engine:
         self._scaler = LossScaler(settings.scaling, fp16)
         self._norm: torch.Tensor | None = None
         self._awaits_step = False  # backward was called, and step not yet
-        self._inputs_checked = groups.tp.group is None
+        self._checks = checks if checks is not None else Checks()
+        self._call_check = CallCheck(groups.tp, device, self._checks.inputs_every, groups.data_index)
+        watch_calls(module, self._call_check)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model's forward on this rank's batch.
 
-        All ranks of a TP group must pass the same batch. The first call compares the tensors among the arguments over
-        the TP group, and raises AgreementError on all of its ranks if they differ.
+        All ranks of a TP group must pass the same batch, and call the model together. Before each forward they compare
+        their inputs, and raise AgreementError on all ranks of the group if they differ (`check_inputs_every` of
+        `initialize`). `engine.module(...)` and `engine.module.generate(...)` compare in the same way.
         """
-        if not self._inputs_checked:
-            report = RankReport(digest_inputs(args, kwargs))
-            check_reports(gather_reports(report, self.groups.tp.group), self.groups.tp.ranks)
-            self._inputs_checked = True
+        scope = scope_of(self.module)
+        if scope is not None and scope.active:
+            scope.reset()  # the last forward was interrupted
         return self.module(*args, **kwargs)
 
     forward = __call__
@@ -126,6 +129,7 @@ class Engine:
         self._norm = norm() / self._scaler.scale
         self.zero_grad()
         self.global_steps += 1
+        self._call_check.step = self.global_steps
         self._scaler.update(overflow)
 
     def _clip(self, norm: torch.Tensor) -> None:

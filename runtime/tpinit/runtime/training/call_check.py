@@ -1,0 +1,206 @@
+"""Before each forward, the ranks of a TP group compare what they call, with which inputs, and from which RNG states.
+
+All ranks of a TP group must run the same forwards on the same batch: each layer's collectives add up what they compute.
+A rank that calls something else would train on a mixture without an error, or end the process inside gloo. The
+comparison is one all-gather of a record of fixed size, in a group that no collective of the model uses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from tpinit.runtime.errors import AgreementError
+from tpinit.runtime.groups.agreement import RankReport, check_reports, gather_reports
+from tpinit.runtime.groups.call_inputs import Leaf, describe, fingerprint, has_fake_tensors, leaves
+from tpinit.runtime.groups.process_groups import GroupView
+from tpinit.runtime.parallel.forward_scope import scope_of
+from tpinit.runtime.parallel.rng import SharedRng, rng_fingerprint
+
+__all__ = ["CallCheck", "watch_calls"]
+
+_log = logging.getLogger("tpinit")
+_numbers = itertools.count()  # of the engines of this process
+_RNG = -1  # the place of the RNG states in a record; they may differ
+
+
+class CallCheck:
+    """Compares the calls of one model over its TP group, and lets its ranks draw the same random numbers.
+
+    `every`: compare every so many forwards; 0 compares none. `step` counts the updates, for errors. Where the RNG
+    states of the ranks are equal, the forward draws from them, as the unsharded model does. Where they differ (a script
+    seeded each rank by its number, or drew on one rank only), it draws from generators that are seeded alike on all
+    ranks, and the caller's states are restored behind it.
+    """
+
+    def __init__(self, tp: GroupView, device: torch.device, every: int, replica: int) -> None:
+        self.tp: GroupView | None = tp
+        self.device = device
+        self.every = every
+        self.number = next(_numbers)
+        self.calls = 0
+        self.step = 0
+        self._inside_generate = False
+        self._rng = SharedRng(device, replica)
+        self._first_seed = rng_fingerprint(device)  # equal on all ranks: initialize has just broadcast the states
+        self._watched: tuple[list[nn.Module], list[nn.Parameter]] | None = None
+
+    def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Compare this forward with those of the other ranks. Raises AgreementError on all ranks if they differ."""
+        if torch.compiler.is_compiling() or self.tp is None or self.tp.control is None:
+            return
+        _enter(self, model, args, kwargs)
+
+    def leave(self, _: nn.Module, output: Any) -> Any:
+        """Restore the caller's RNG states."""
+        if not torch.compiler.is_compiling() and not self._inside_generate:
+            self._rng.leave()
+        return output
+
+    def compare(
+        self,
+        what: str,
+        model: nn.Module,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """Compare one call, and enter the shared RNG states if the ranks' own differ."""
+        assert self.tp is not None
+        found = leaves(function, args, kwargs)
+        record = torch.tensor(
+            [
+                _hash(what, self.number),
+                self.calls,
+                _hash(self._mode(model)),
+                fingerprint(found),
+                rng_fingerprint(self.device),
+            ]
+        )
+        records = self._gather(record, what)
+        if any(not torch.equal(other[:_RNG], record[:_RNG]) for other in records):
+            self._raise(what, model, found)
+        if any(other[_RNG] != record[_RNG] for other in records) and not self._inside_generate:
+            self._rng.enter(int(records[0][_RNG]))
+
+    def _gather(self, record: torch.Tensor, what: str) -> list[torch.Tensor]:
+        assert self.tp is not None
+        group = self.tp.control
+        sent = record.to(self.device) if "nccl" in str(dist.get_backend(group)) else record
+        records = [torch.empty_like(sent) for _ in range(self.tp.size)]
+        try:
+            dist.all_gather(records, sent, group=group)
+        except RuntimeError as error:
+            raise AgreementError(
+                f"{what} {self.calls}, step {self.step}: not every rank of the TP group (ranks "
+                f"{', '.join(map(str, self.tp.ranks))}) made this call: a rank ended, or went on to something else; "
+                f"all must call the model together, in training and in evaluation ({str(error).splitlines()[0]})",
+                ["call"],
+            ) from error
+        return [other.cpu() for other in records]
+
+    def _raise(self, what: str, model: nn.Module, found: list[Leaf]) -> None:
+        """Gather what the ranks were given, and raise an AgreementError that names what differs."""
+        assert self.tp is not None
+        fields = {"call": f"{what} {self.calls} of engine {self.number}", **self._mode(model), **describe(found)}
+        reports = gather_reports(RankReport(fields), self.tp.control)
+        title = (
+            f"step {self.step}: the ranks of a TP group called the model differently; all of them must make the same "
+            "calls, with the same batch (seed a sampler by the data-parallel rank, engine.groups.data_index)"
+        )
+        check_reports(reports, self.tp.ranks, title)
+        raise AgreementError(f"{title}: what differs is not among the values that can be shown", ["inputs"])
+
+    def _mode(self, model: nn.Module) -> dict[str, object]:
+        """Return what decides, beside the inputs, which collectives a forward and its backward issue."""
+        if self._watched is None:
+            self._watched = list(model.modules()), list(model.parameters())
+        modules, parameters = self._watched
+        training = [module.training for module in modules]
+        trainable = [parameter.requires_grad for parameter in parameters]
+        kind = self.device.type
+        autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "off"
+        return {
+            "mode": f"{'training' if model.training else 'evaluation'}, gradients "
+            f"{'on' if torch.is_grad_enabled() else 'off'}, autocast {autocast}",
+            "modules in training mode": _counted(training),
+            "trainable parameters": _counted(trainable),
+        }
+
+    def seed_unchecked(self) -> None:
+        """Enter RNG states that all ranks derive from those at initialize and the number of this forward."""
+        if not self._inside_generate:
+            self._rng.enter(_hash(self._first_seed, self.calls))
+
+    def __deepcopy__(self, _: dict[int, Any]) -> CallCheck:
+        """Return a check for a copied model: it trains in the same group, and counts its own calls."""
+        twin = CallCheck.__new__(CallCheck)
+        twin.__dict__.update(self.__dict__, _watched=None, _inside_generate=False)
+        twin._rng = SharedRng(self.device, self._rng.replica)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without the group, which can't be pickled: an unpickled model compares nothing."""
+        return {**self.__dict__, "tp": None, "_watched": None}
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
+def _enter(check: CallCheck, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    if has_fake_tensors(args, kwargs):
+        return
+    check.calls += 1
+    if check.every and check.calls % check.every == 0:
+        check.compare("forward", model, model.forward, args, kwargs)
+    if check.every != 1:
+        check.seed_unchecked()
+
+
+def _counted(flags: list[bool]) -> str:
+    return f"{sum(flags)} of {len(flags)}, hash {hash(tuple(flags)) & 0xFFFF:04x}"
+
+
+def _hash(*values: object) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(values).encode(), digest_size=8).digest(), "little") >> 1
+
+
+class _SharedGenerate:
+    """`model.generate`, with the same random numbers on all ranks: sampled tokens are drawn between the forwards."""
+
+    def __init__(self, check: CallCheck, model: nn.Module) -> None:
+        self.check = check
+        self.model = model
+
+    @property
+    def __wrapped__(self) -> Any:
+        return type(self.model).generate.__get__(self.model)  # type: ignore[attr-defined]  # the class has it: see below
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        check, generate = self.check, self.__wrapped__
+        if check._inside_generate or check.tp is None or check.tp.control is None:
+            return generate(*args, **kwargs)
+        check.calls += 1
+        check.compare("generate", self.model, generate, args, kwargs)
+        check._inside_generate = True
+        try:
+            return generate(*args, **kwargs)
+        finally:
+            check._inside_generate = False
+            check._rng.leave()
+
+
+def watch_calls(model: nn.Module, check: CallCheck) -> None:
+    """Run `check` around each outermost forward of a converted model, and around `generate` if it has one."""
+    scope = scope_of(model)
+    if scope is None:
+        return
+    if check.every == 0 and check.tp is not None and check.tp.control is not None:
+        _log.warning("check_inputs_every=0: the ranks of a TP group do not compare their inputs")
+    scope.add(check.enter, check.leave, first=True)
+    if callable(getattr(type(model), "generate", None)):
+        model.__dict__["generate"] = _SharedGenerate(check, model)
