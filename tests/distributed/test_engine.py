@@ -16,7 +16,7 @@ def test_initialize_keeps_the_users_objects(world4: Any) -> None:
     for result in world4.run("scenarios.engine:keep_user_model"):
         hook, rest, names = result.pop("hook"), result.pop("rest"), result.pop("names")
         assert all(result.values()), result
-        assert hook == [(2, 12, 8)]
+        assert hook == [(2, 12, 32)]
         assert rest == (True, None, None)
         assert names == [("model.embed_tokens.weight", "lm_head.weight")]
 

@@ -50,7 +50,7 @@ def keep_user_model(rank: int) -> dict[str, Any]:
     model.eval()
     linear = model.model.layers[0].self_attn.q_proj
     calls: list[tuple[int, ...]] = []
-    linear.register_forward_hook(lambda *seen: calls.append(tuple(seen[2].shape)))
+    model.model.layers[0].mlp.register_forward_hook(lambda *seen: calls.append(tuple(seen[2].shape)))
     modules = {name: id(module) for name, module in model.named_modules()}
     parameters = {name: id(one) for name, one in model.named_parameters()}
     flags = {name: one.requires_grad for name, one in model.named_parameters()}

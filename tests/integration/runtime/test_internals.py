@@ -49,6 +49,58 @@ def hooks(name):
     getattr(module, name).clear()
 
 
+def backward_hooks(name):
+    assert name in torch_private.BACKWARD_HOOKS
+    module = nn.Linear(2, 2)
+    register = module.register_full_backward_pre_hook if "pre" in name else module.register_full_backward_hook
+    register(print)
+    ((kind, function),) = torch_private.attached_hooks(module)
+    assert function is print
+    assert "backward" in kind
+    assert len(getattr(module, name)) == 1
+    legacy = nn.Linear(2, 2)
+    legacy.register_backward_hook(print)
+    assert torch_private.attached_hooks(legacy) == [("backward hook", print)]
+
+
+def hooks_of_all_modules():
+    register = torch.nn.modules.module
+    handles = [
+        register.register_module_forward_hook(print),
+        register.register_module_forward_pre_hook(print),
+        register.register_module_full_backward_hook(print),
+        register.register_module_full_backward_pre_hook(print),
+    ]
+    found = torch_private.global_hooks()
+    for handle in handles:
+        handle.remove()
+    assert {kind for kind, _ in found} == {
+        "global forward hook",
+        "global forward pre-hook",
+        "global backward hook",
+        "global backward pre-hook",
+    }
+    assert torch_private.global_hooks() == []
+
+
+def hooks_of_tensors():
+    parameter = nn.Parameter(torch.zeros(2))
+    assert torch_private.tensor_hooks(parameter) == []
+    parameter.register_hook(print)
+    parameter.register_post_accumulate_grad_hook(print)
+    assert [function for _, function in torch_private.tensor_hooks(parameter)] == [print, print]
+
+
+def call_methods():
+    class Other(nn.Linear):
+        def _call_impl(self, *args):
+            return super()._call_impl(*args)
+
+    for name in ("__call__", *torch_private.CALL_METHODS):
+        assert torch_private.is_original_method(nn.Linear, name)
+    assert not torch_private.is_original_method(Other, "_call_impl")
+
+
 def batch_norm():
     assert torch_private.is_batch_norm(nn.BatchNorm2d(2))
     assert torch_private.is_batch_norm(nn.InstanceNorm1d(2))
@@ -144,6 +196,17 @@ TORCH = {
     "nn.Module._forward_hooks_with_kwargs": lambda: hooks("_forward_hooks_with_kwargs"),
     "nn.Module._forward_pre_hooks": lambda: hooks("_forward_pre_hooks"),
     "nn.Module._forward_pre_hooks_with_kwargs": lambda: hooks("_forward_pre_hooks_with_kwargs"),
+    "nn.Module._backward_hooks": lambda: backward_hooks("_backward_hooks"),
+    "nn.Module._backward_pre_hooks": lambda: backward_hooks("_backward_pre_hooks"),
+    **dict.fromkeys(
+        [name for name in torch_private.PRIVATE_NAMES if name.startswith("torch.nn.modules.module._global")],
+        hooks_of_all_modules,
+    ),
+    "Tensor._backward_hooks": hooks_of_tensors,
+    "Tensor._post_accumulate_grad_hooks": hooks_of_tensors,
+    "nn.Module._call_impl": call_methods,
+    "nn.Module._wrapped_call_impl": call_methods,
+    "nn.Module._slow_forward": call_methods,
     "nn.modules.batchnorm._NormBase": batch_norm,
     "UntypedStorage._cdata": storages,
     "Tensor._version": versions,
@@ -274,7 +337,6 @@ def capturing_hooks():
 
 
 TRANSFORMERS = {
-    "utils.output_capturing": capturing_hooks,
     "PreTrainedModel._tp_plan": own_plan,
     "PretrainedConfig.base_model_tp_plan": plan_of_base,
     "PreTrainedModel.base_model_prefix": base_prefix,
@@ -292,6 +354,7 @@ TRANSFORMERS = {
     "core_model_loading.dot_natural_key": natural_key,
     "initialization.TORCH_INIT_FUNCTIONS": init_functions,
     "models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING": causal_mapping,
+    "utils.output_capturing": capturing_hooks,
     "pytorch_utils.Conv1D": conv1d,
     "loss.loss_utils.ForCausalLMLoss": causal_loss,
     "self.loss_function( in the source of a forward": loss_in_source,

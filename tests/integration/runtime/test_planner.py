@@ -236,7 +236,7 @@ def test_a_model_on_the_meta_device_has_the_same_plan(name: str, tp_size: int) -
 def test_planning_changes_nothing_and_fires_no_hook() -> None:
     model = catalogue.build("gpt2").train()
     fired: list[object] = []
-    model.transformer.h[0].attn.c_attn.register_forward_hook(lambda *_: fired.append(1))
+    model.transformer.h[0].mlp.register_forward_hook(lambda *_: fired.append(1))
     before = {name: one.clone() for name, one in model.state_dict().items()}
     numbers = {name: dict(vars(module)) for name, module in model.named_modules()}
     state = torch.get_rng_state()

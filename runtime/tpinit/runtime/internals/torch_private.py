@@ -15,22 +15,28 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = [
+    "BACKWARD_HOOKS",
+    "CALL_METHODS",
     "FORWARD_HOOKS",
     "NORMAL_BLOCK",
     "NO_OP_ON_META",
     "PRIVATE_NAMES",
     "PlainDispatchMode",
     "TorchDispatchMode",
+    "attached_hooks",
     "buffers_of",
     "children_of",
     "empty_module_state",
+    "global_hooks",
     "init_namespace",
     "is_batch_norm",
     "is_mutable",
+    "is_original_method",
     "named_arguments",
     "parameters_of",
     "set_class",
     "storage_key",
+    "tensor_hooks",
     "tree_leaves",
     "tree_map_only",
     "version_of",
@@ -45,6 +51,17 @@ PRIVATE_NAMES: dict[str, str] = {
     "nn.Module._forward_hooks_with_kwargs": "the same",
     "nn.Module._forward_pre_hooks": "the same",
     "nn.Module._forward_pre_hooks_with_kwargs": "the same",
+    "nn.Module._backward_hooks": "the backward hooks of a module, full and legacy",
+    "nn.Module._backward_pre_hooks": "the same",
+    "torch.nn.modules.module._global_forward_hooks": "hooks that run for every module",
+    "torch.nn.modules.module._global_forward_pre_hooks": "the same",
+    "torch.nn.modules.module._global_backward_hooks": "the same",
+    "torch.nn.modules.module._global_backward_pre_hooks": "the same",
+    "Tensor._backward_hooks": "the hooks on the gradient of a parameter",
+    "Tensor._post_accumulate_grad_hooks": "the same",
+    "nn.Module._call_impl": "what a call of a module runs; a class that replaces it computes something else",
+    "nn.Module._wrapped_call_impl": "the same",
+    "nn.Module._slow_forward": "the same",
     "nn.modules.batchnorm._NormBase": "modules whose buffers change in a training forward",
     "UntypedStorage._cdata": "the identity of a storage, equal for all views of it",
     "Tensor._version": "a counter that in-place writes advance",
@@ -66,6 +83,24 @@ FORWARD_HOOKS = (
     "_forward_pre_hooks_with_kwargs",
 )
 """The attributes of a module that hold its forward hooks."""
+
+_MODULE_HOOKS = {
+    "_forward_hooks": "forward hook",
+    "_forward_pre_hooks": "forward pre-hook",
+    "_backward_hooks": "backward hook",
+    "_backward_pre_hooks": "backward pre-hook",
+}
+
+_TENSOR_HOOKS = {
+    "_backward_hooks": "hook on its gradient",
+    "_post_accumulate_grad_hooks": "hook after its gradient is accumulated",
+}
+
+BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+"""The attributes of a module that hold its backward hooks."""
+
+CALL_METHODS = ("_call_impl", "_wrapped_call_impl", "_slow_forward")
+"""The methods of a module through which a call reaches its forward."""
 
 NORMAL_BLOCK = 16
 """`normal_` on a CPU draws in blocks of this many elements: a multiple of it can be drawn alone."""
@@ -99,6 +134,41 @@ def buffers_of(module: nn.Module) -> dict[str, torch.Tensor | None]:
 def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
     """Return the module's children by attribute. Writing to the dict replaces a child."""
     return module._modules
+
+
+def attached_hooks(module: nn.Module) -> list[tuple[str, Any]]:
+    """Return the (kind, function) of every hook that runs in a forward or backward of this module."""
+    return [
+        (kind, function)
+        for name, kind in _MODULE_HOOKS.items()
+        for function in (getattr(module, name, None) or {}).values()
+    ]
+
+
+def global_hooks() -> list[tuple[str, Any]]:
+    """Return the (kind, function) of every hook that runs in a forward or backward of all modules."""
+    return [
+        (f"global {kind}", function)
+        for name, kind in _MODULE_HOOKS.items()
+        for function in getattr(torch.nn.modules.module, f"_global{name}").values()
+    ]
+
+
+def tensor_hooks(tensor: torch.Tensor) -> list[tuple[str, Any]]:
+    """Return the (kind, function) of every hook on the gradient of a leaf tensor."""
+    return [
+        (kind, function)
+        for name, kind in _TENSOR_HOOKS.items()
+        for function in (getattr(tensor, name, None) or {}).values()
+    ]
+
+
+def is_original_method(kind: type[nn.Module], name: str) -> bool:
+    """Return whether a method of a module class (`__call__`, `_call_impl`) is the code of torch's own nn.Module."""
+    method = getattr(kind, name, None)
+    code = getattr(method, "__code__", None)
+    source = torch.nn.modules.module.__file__
+    return method is getattr(nn.Module, name) and code is not None and code.co_filename == source
 
 
 def empty_module_state() -> dict[str, Any]:

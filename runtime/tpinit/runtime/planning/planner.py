@@ -7,19 +7,28 @@ the result is exact follow from the model: see `partition.regions` and `check.dr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 from tpinit.runtime.errors import PlanError
+from tpinit.runtime.planning.analysis.attachments import (
+    Attachments,
+    find_attachments,
+    global_problems,
+    is_replaced,
+    parameter_type_problems,
+)
 from tpinit.runtime.planning.analysis.fake_forward import without_hooks
 from tpinit.runtime.planning.analysis.layer_folding import fold_layers
 from tpinit.runtime.planning.analysis.linears import find_experts, find_linears
+from tpinit.runtime.planning.analysis.trace import Trace
 from tpinit.runtime.planning.analysis.train_trace import dry_run_inputs, trace_training
 from tpinit.runtime.planning.build import PlanDraft, PlanningTask, build_plan, parameter_plans, plan_error, plan_notes
 from tpinit.runtime.planning.check.search import fit_regions
 from tpinit.runtime.planning.check.sequence_parallel import add_sequence_parallel
+from tpinit.runtime.planning.check.visibility import check_records, check_visibility
 from tpinit.runtime.planning.partition.regions import CutRegion
 from tpinit.runtime.planning.partition.standalone import standalone_shards
 from tpinit.runtime.planning.partition.vocabulary import Vocabulary, find_vocabulary
@@ -52,7 +61,8 @@ def plan_model(
     Raises PlanError, with every problem at once, if nothing can be sharded, and for parameters that have a gradient or
     share memory, which sharding would break.
     """
-    problems = list(_tensor_problems(model))
+    problems = list(parameter_type_problems(model)) or list(_tensor_problems(model))
+    problems += global_problems() if tp_size > 1 else ()
     if problems:
         raise plan_error(problems, tp_size)
     if tp_size == 1:
@@ -65,12 +75,24 @@ def plan_model(
             f"a {type(model).__qualname__} has no transformers config that describes its inputs: "
             "give a small batch of keyword arguments as `example`"
         )
-    options = _Options(tp_size, tp_rank, request, inputs, vocabulary, sequence_parallel)
+    options = _Options(tp_size, tp_rank, request, inputs, vocabulary, sequence_parallel, find_attachments(model))
     planned = _plan_folded(model, options)
     if planned is None:
         with without_hooks(model):
-            planned = _plan(model, options)
+            planned = _plan_visible(model, options)
+    check_records(planned.plan, model)
     return planned.plan
+
+
+def _plan_visible(model: nn.Module, options: _Options) -> _Planned:
+    """Plan the whole model. A linear layer that computes something of its own runs as it is, and is never sharded.
+
+    Raises PlanError, which names the layer, if such a layer would be sharded were it a plain linear layer.
+    """
+    planned = _plan(model, options)
+    check_visibility(planned.plan, options.attachments, planned.trace)
+    opaque = planned.trace.context.linears.keys() & options.attachments.overrides.keys()
+    return _plan(model, options, opaque=opaque) if opaque else planned
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +105,15 @@ class _Options:
     inputs: Mapping[str, Any]
     vocabulary: bool
     sequence_parallel: bool
+    attachments: Attachments
 
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
-    """A plan, the request that it follows, and the reason of every module that stays replicated, by module name."""
+    """A plan, its trace and request, and the reason of every module that stays replicated, by module name."""
 
     plan: Plan
+    trace: Trace
     request: PlanRequest | None
     reasons: Mapping[str, str]
 
@@ -98,8 +122,12 @@ def _plan_folded(model: nn.Module, options: _Options) -> _Planned | None:
     """Plan the model while two layers of each kind represent all of them; None if they can't.
 
     They can't if no layers are similar, if the forward reads the index of a layer, or if it does not reach every linear
-    layer that is left. After any error too the whole model is planned: its error names all layers.
+    layer that is left. After any error too the whole model is planned: its error names all layers. A model with hooks
+    or replaced methods is planned whole, because similar layers may differ in them.
     """
+    attachments = options.attachments
+    if attachments.hooked or attachments.gradient_hooks or _has_linear_overrides(model, attachments):
+        return None
     with fold_layers(model, _request_of(options.request)) as folding:
         if not folding.represented:
             return None
@@ -113,7 +141,16 @@ def _plan_folded(model: nn.Module, options: _Options) -> _Planned | None:
     plan = folding.unfold(folded.plan, model)
     reasons = {full_name: reason for name, reason in folded.reasons.items() for full_name in folding.full_names(name)}
     notes = plan_notes(plan.parameters, reasons, folded.request)
-    return _Planned(replace(plan, notes=notes), folded.request, reasons)
+    return _Planned(replace(plan, notes=notes), folded.trace, folded.request, reasons)
+
+
+def _has_linear_overrides(model: nn.Module, attachments: Attachments) -> bool:
+    """Return whether a module that a fake forward replaces, or a part of one, computes something of its own."""
+    experts = [f"{name}." for name in find_experts(model)]
+    return any(
+        is_replaced(model.get_submodule(name)) or f"{name}.".startswith(tuple(experts))
+        for name in attachments.overrides
+    )
 
 
 def _request_of(request: PlanRequest | None) -> Callable[[str], object]:
@@ -123,13 +160,16 @@ def _request_of(request: PlanRequest | None) -> Callable[[str], object]:
     return lambda name: (request.layers.get(name), name in request.replicated, request.reasons.get(name))
 
 
-def _plan(model: nn.Module, options: _Options, *, must_reach_all: bool = False) -> _Planned:
+def _plan(
+    model: nn.Module, options: _Options, *, must_reach_all: bool = False, opaque: Collection[str] = ()
+) -> _Planned:
     """Plan the model with the layers that it has now. Raises PlanError.
 
-    `must_reach_all` raises it also if the forward does not reach every linear layer.
+    `must_reach_all` raises it also if the forward does not reach every linear layer. `opaque` are linear layers that
+    run as they are, and stay replicated.
     """
     request = options.request
-    trace = trace_training(model, options.inputs)
+    trace = trace_training(model, options.inputs, options.attachments.hooked, opaque)
     linears = trace.context.linears
     if must_reach_all and not trace.sources.keys() >= linears.keys():
         raise PlanError("the forward does not reach every linear layer")
@@ -149,12 +189,12 @@ def _plan(model: nn.Module, options: _Options, *, must_reach_all: bool = False) 
     if not regions and not standalone and not experts:
         if request is not None and not request.from_user:
             # The model's own tp_plan names nothing that can be sharded: the data flow alone may allow more.
-            return _plan(model, replace(options, request=None), must_reach_all=must_reach_all)
+            return _plan(model, replace(options, request=None), must_reach_all=must_reach_all, opaque=opaque)
         raise plan_error(list(draft.reasons.items()) or [(type(model).__qualname__, _NO_PAIR)], options.tp_size)
     plan = build_plan(task, draft, regions, standalone, vocabulary, options.tp_rank)
     if options.sequence_parallel:
         plan = add_sequence_parallel(task, regions, plan)
-    return _Planned(plan, request, draft.reasons)
+    return _Planned(plan, trace, request, draft.reasons)
 
 
 def _taken(

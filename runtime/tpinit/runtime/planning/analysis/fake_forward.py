@@ -5,14 +5,22 @@ So a run reads no weight and costs no product with one: the model may be on the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from tpinit.runtime.internals.torch_private import FORWARD_HOOKS, buffers_of, children_of, is_batch_norm, parameters_of
+from tpinit.runtime.internals.torch_private import (
+    BACKWARD_HOOKS,
+    CALL_METHODS,
+    FORWARD_HOOKS,
+    buffers_of,
+    children_of,
+    is_batch_norm,
+    parameters_of,
+)
 from tpinit.runtime.internals.transformers_private import captures_outputs
 from tpinit.runtime.planning.analysis.dropout_off import DropoutDisabled, fixed_host_rng, preserved_rng
 from tpinit.runtime.planning.analysis.linears import LinearInfo, find_experts, find_linears
@@ -20,6 +28,7 @@ from tpinit.runtime.planning.analysis.no_trace import no_trace
 
 __all__ = ["HELD_PIECES", "ForwardContext", "forward_context", "in_mode", "run_fake_forward", "without_hooks"]
 
+_HOOKS = (*FORWARD_HOOKS, *BACKWARD_HOOKS)
 HELD_PIECES = "_tp_held"  # attribute of a module in a dry run: which pieces of its parameters the rank holds
 
 LinearStub = Callable[[LinearInfo, torch.Tensor], torch.Tensor]
@@ -43,6 +52,7 @@ class ForwardContext:
 
     `linears` and `experts` are the modules that the callbacks replace, by name. `training` is the mode of the runs.
     `has_dropout` becomes True when a run meets an operation that drops something; later runs then replace it.
+    `watched` are the names of the modules whose inputs and outputs a trace records.
     """
 
     modules: list[nn.Module]
@@ -52,10 +62,15 @@ class ForwardContext:
     replacements: list[Replacement]
     training: bool = False
     has_dropout: bool = False
+    watched: frozenset[str] = frozenset()
 
 
-def forward_context(model: nn.Module, training: bool = False) -> ForwardContext:
+def forward_context(
+    model: nn.Module, training: bool = False, watched: frozenset[str] = frozenset(), opaque: Collection[str] = ()
+) -> ForwardContext:
     """Return the context for fake forwards of `model`. Reads the model, changes nothing.
+
+    The linear layers `opaque` run as they are: no callback replaces them.
 
     Parameters and buffers on the meta device that no callback covers (norms, routers, tables) get random values.
     So do one-dimensional parameters on any device: a new norm's weights are all ones, and a plan that mixes up the
@@ -63,12 +78,13 @@ def forward_context(model: nn.Module, training: bool = False) -> ForwardContext:
     """
     modules = list(model.modules())
     linears, experts = find_linears(model), find_experts(model)
+    linears = {name: linear for name, linear in linears.items() if name not in opaque}
     embeddings = [module for module in modules if isinstance(module, nn.Embedding)]
     stubbed = {id(weight) for linear in linears.values() for weight in linear.module.parameters(recurse=False)}
     stubbed |= {id(weight) for module in experts.values() for weight in module.parameters()}
     stubbed |= {id(weight) for module in embeddings for weight in module.parameters()}
     replacements = _replacements(modules, stubbed)
-    return ForwardContext(modules, linears, experts, embeddings, replacements, training)
+    return ForwardContext(modules, linears, experts, embeddings, replacements, training, watched=watched)
 
 
 def _replacements(modules: Sequence[nn.Module], stubbed: set[int]) -> list[Replacement]:
@@ -119,11 +135,13 @@ def _stubbed(
     context: ForwardContext, linear_stub: LinearStub, experts_stub: ExpertsStub, on_replaced: OnReplaced
 ) -> Iterator[None]:
     """Replace the forwards of linears, experts and meta embeddings, and tensors without values, for one run."""
-    originals: list[tuple[dict[str, Any], Any]] = []
+    originals: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
     def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
-        originals.append((module.__dict__, module.__dict__.get("forward")))
-        module.__dict__["forward"] = forward
+        attributes = module.__dict__
+        own = {name: attributes.pop(name) for name in ("forward", *CALL_METHODS) if name in attributes}
+        originals.append((attributes, own))
+        attributes["forward"] = forward
 
     try:
         for replacement in context.replacements:
@@ -139,11 +157,9 @@ def _stubbed(
                 replace_forward(embedding, _embedding_forward(embedding))
         yield
     finally:
-        for attributes, forward in reversed(originals):
-            if forward is None:
-                del attributes["forward"]
-            else:
-                attributes["forward"] = forward
+        for attributes, own in reversed(originals):
+            del attributes["forward"]
+            attributes.update(own)
         for replacement in context.replacements:
             replacement.module.__dict__.pop(replacement.name, None)
 
@@ -177,16 +193,16 @@ def _embedding_forward(module: nn.Embedding) -> Callable[[torch.Tensor], torch.T
 
 @contextmanager
 def without_hooks(model: nn.Module) -> Iterator[None]:
-    """Remove the forward hooks of all modules, and restore the model and all RNG states when the context ends.
+    """Remove the hooks of all modules, and restore the model and all RNG states when the context ends.
 
     The hooks with which transformers records hidden states and attentions stay: a model that has installed them, in a
     forward before, takes its outputs from them.
     """
     with no_trace(model), preserved_rng():
         for module in model.modules():
-            for kind in FORWARD_HOOKS:
+            for kind in _HOOKS:
                 hooks = module.__dict__[kind]
-                if hooks and kind != "_forward_hooks":
+                if hooks and kind != FORWARD_HOOKS[0]:
                     module.__dict__[kind] = type(hooks)()
                 elif hooks:
                     module.__dict__[kind] = type(hooks)(

@@ -8,7 +8,7 @@ linear in between, the parameters, and whether it went through a dropout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -37,6 +37,7 @@ class Trace:
     attention), so two runs differ.
     `inputs[m]`, `outputs[m]` and `expert_outputs[m]`: the tensors of each call, in order, [..., features].
     `reader_groups`: for every tensor that is an input, the modules that read it, once for each call.
+    `hooked[m]`: for each module whose tensors were watched, the linears whose outputs reach its inputs or outputs.
     `context`: what another fake forward of the same model needs.
     """
 
@@ -51,6 +52,7 @@ class Trace:
     outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     expert_outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     reader_groups: list[list[str]] = field(default_factory=list)
+    hooked: dict[str, frozenset[str]] = field(default_factory=dict)
 
 
 def trace_forward(model: nn.Module, inputs: Mapping[str, Any], context: ForwardContext | None = None) -> Trace:
@@ -87,12 +89,35 @@ def trace_forward(model: nn.Module, inputs: Mapping[str, Any], context: ForwardC
             trace.expert_outputs.setdefault(name, []).append(output)
             return tracker.set_name(output.clone(), name)
 
-    with tracker:
+    with tracker, _watched(model, context.watched, trace, tracker):
         result = run_fake_forward(model, inputs, linear_stub, experts_stub, tracker.copy_names, context)
-    values = result.values() if isinstance(result, Mapping) else tree_leaves(result)
-    outputs = [leaf for value in values for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
-    trace.reach_output = frozenset().union(*(tracker.linears_of(output) for output in outputs))
+    trace.reach_output = frozenset().union(*(tracker.linears_of(output) for output in _tensors(result)))
     return trace
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """Return the tensors in the arguments or the output of a module."""
+    values = value.values() if isinstance(value, Mapping) else tree_leaves(value)
+    return [leaf for item in values for leaf in tree_leaves(item) if isinstance(leaf, torch.Tensor)]
+
+
+@contextmanager
+def _watched(model: nn.Module, names: Collection[str], trace: Trace, tracker: _NameTracker) -> Iterator[None]:
+    """Record in `trace.hooked` which linears reach the inputs and outputs of the named modules."""
+
+    def watch(name: str) -> Any:
+        def record(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            found = [tracker.linears_of(tensor) for value in (args, kwargs, output) for tensor in _tensors(value)]
+            trace.hooked[name] = trace.hooked.get(name, frozenset()).union(*found)
+
+        return model.get_submodule(name).register_forward_hook(record, with_kwargs=True)
+
+    handles = [watch(name) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _random(shape: tuple[int, ...], like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,8 +19,12 @@ __all__ = ["dry_run_inputs", "trace_training", "with_length"]
 _LENGTHS = (8, 64, 512)  # in tokens: some models train only on sequences that are a multiple of some length
 
 
-def trace_training(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
+def trace_training(
+    model: nn.Module, inputs: Mapping[str, Any], watched: frozenset[str] = frozenset(), opaque: Collection[str] = ()
+) -> Trace:
     """Return the trace of the model in training mode, with dropout replaced so that nothing is dropped.
+
+    `watched` are the modules whose inputs and outputs are recorded; the linear layers `opaque` run as they are.
 
     If the training forward draws random numbers that can't be replaced, or does not run on this batch, the result is
     the trace in evaluation mode, to which `reach_dropout` of training is added: of every linear if training did not run
@@ -28,7 +32,7 @@ def trace_training(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
 
     Raises PlanError if the model does not run on the batch, or seeds its RNG with `torch.seed()`.
     """
-    context = forward_context(model, training=True)
+    context = forward_context(model, True, watched, opaque)
     training_trace, on_given_length = _trace_any_length(model, inputs, context)
     if training_trace is not None and on_given_length and not training_trace.nondeterministic:
         return training_trace

@@ -13,14 +13,17 @@ from typing import Any
 
 from torch import nn
 from tpinit.runtime.errors import PlanError
+from tpinit.runtime.planning.analysis.attachments import find_attachments, global_problems, parameter_type_problems
 from tpinit.runtime.planning.analysis.fake_forward import without_hooks
 from tpinit.runtime.planning.analysis.linears import find_linears
+from tpinit.runtime.planning.analysis.trace import Trace
 from tpinit.runtime.planning.analysis.train_trace import dry_run_inputs, trace_training
 from tpinit.runtime.planning.build import PlanDraft, PlanningTask, build_plan
 from tpinit.runtime.planning.check.dry_run import check_shards
 from tpinit.runtime.planning.check.plan_problems import layer_problems, parameter_problems, plan_differences
 from tpinit.runtime.planning.check.search import reached_regions, unreached_regions
 from tpinit.runtime.planning.check.sequence_parallel import add_sequence_parallel
+from tpinit.runtime.planning.check.visibility import check_records, check_visibility
 from tpinit.runtime.planning.partition.regions import BlockPatch, CutRegion, Region, ShardMismatch, candidate_regions
 from tpinit.runtime.planning.partition.shard_maps import HeadSharding, RegionSharding, ShardMap
 from tpinit.runtime.planning.partition.standalone import StandaloneShard
@@ -48,6 +51,9 @@ def check_plan(plan: Plan, model: nn.Module, tp_size: int, example: Mapping[str,
         raise PlanError(f"the plan is for a TP size of {plan.tp_size}, and {tp_size} was decided: plan again")
     _raise_problems([*parameter_problems(plan, model), *layer_problems(plan, model)])
     if tp_size > 1:
+        check_records(plan, model)
+        _raise_problems([f"{name}: {text}" for name, text in (*parameter_type_problems(model), *global_problems())])
+        attachments = find_attachments(model)
         inputs = dry_run_inputs(model, example)
         if inputs is None:
             raise PlanError(
@@ -55,7 +61,9 @@ def check_plan(plan: Plan, model: nn.Module, tp_size: int, example: Mapping[str,
                 "describes its inputs: give a small batch of keyword arguments as `example`"
             )
         with without_hooks(model):
-            _raise_problems(plan_differences(plan, _rebuild(plan, model, inputs)))
+            trace = trace_training(model, inputs, attachments.hooked)
+            _raise_problems(plan_differences(plan, _rebuild(plan, model, inputs, trace)))
+            check_visibility(plan, attachments, trace)
     return replace(plan, tp_rank=0)
 
 
@@ -66,9 +74,8 @@ def _raise_problems(problems: Sequence[str]) -> None:
         raise PlanError("this plan does not fit this model:\n" + "\n".join(f"  {line}" for line in lines))
 
 
-def _rebuild(plan: Plan, model: nn.Module, inputs: Mapping[str, Any]) -> Plan:
+def _rebuild(plan: Plan, model: nn.Module, inputs: Mapping[str, Any], trace: Trace) -> Plan:
     """Return the plan that the planner builds from the cuts of `plan`, after a dry run. Raises PlanError."""
-    trace = trace_training(model, inputs)
     linears = find_linears(model)
     vocabulary = find_vocabulary(model, linears, trace, plan.tp_size)
     kinds = {layer.module: layer.kind for layer in plan.layers if layer.kind is not LayerKind.SHARED_OUTPUT}
