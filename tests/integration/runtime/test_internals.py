@@ -188,7 +188,14 @@ def blocks_of_normal():
     assert not torch.equal(whole, other)
 
 
+def asserted():
+    torch_private.assert_async(torch.tensor(True), "fine")
+    with pytest.raises(RuntimeError, match="not fine"):
+        torch_private.assert_async(torch.tensor(False), "not fine")
+
+
 TORCH = {
+    "torch._assert_async": asserted,
     "nn.Module._parameters": lambda: module_dicts("_parameters"),
     "nn.Module._buffers": lambda: module_dicts("_buffers"),
     "nn.Module._modules": lambda: module_dicts("_modules"),

@@ -70,4 +70,4 @@ def test_the_scalar_of_the_probe_sees_an_offset() -> None:
             return hidden + self.offset
 
     hidden = {"hidden": torch.randn(4, 8, generator=torch.Generator().manual_seed(0))}
-    assert abs(float(_loss(Shift(0.5), hidden)) - float(_loss(Shift(0.0), hidden))) > 0.1
+    assert abs(float(_loss(Shift(0.5), hidden).detach()) - float(_loss(Shift(0.0), hidden).detach())) > 0.1

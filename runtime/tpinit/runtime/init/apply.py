@@ -33,6 +33,7 @@ from tpinit.runtime.parallel import (
 )
 from tpinit.runtime.parallel.blocks import patch_block
 from tpinit.runtime.parallel.forward_scope import ForwardScope
+from tpinit.runtime.parallel.outputs import gather_output_attentions
 from tpinit.runtime.planning.schema import LayerPlan, ParameterPlan, Plan, SequencePlan
 from tpinit.runtime.slicing import local_part
 
@@ -79,7 +80,7 @@ def apply_plan(
 
 def convert_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
     """Make every module of the plan a parallel module. Its parameters are already sharded."""
-    ForwardScope(model)
+    gather_output_attentions(ForwardScope(model), group)
     region_input = TPRegionInput(group)
     draws_random = any(layer.draws_random for layer in plan.layers) or any(one.draws_random for one in plan.sequences)
     rng = RngTracker(model, plan.tp_rank) if draws_random else None

@@ -23,6 +23,7 @@ __all__ = [
     "PRIVATE_NAMES",
     "PlainDispatchMode",
     "TorchDispatchMode",
+    "assert_async",
     "attached_hooks",
     "buffers_of",
     "children_of",
@@ -63,6 +64,7 @@ PRIVATE_NAMES: dict[str, str] = {
     "nn.Module._wrapped_call_impl": "the same",
     "nn.Module._slow_forward": "the same",
     "nn.modules.batchnorm._NormBase": "modules whose buffers change in a training forward",
+    "torch._assert_async": "a device-side assertion that no step waits for",
     "UntypedStorage._cdata": "the identity of a storage, equal for all views of it",
     "Tensor._version": "a counter that in-place writes advance",
     "OpOverload._schema": "names of an operator's arguments, and which of them it writes",
@@ -179,6 +181,11 @@ def empty_module_state() -> dict[str, Any]:
 def is_batch_norm(module: nn.Module) -> bool:
     """Tell whether a training forward of this module writes to its buffers (batch norm and its kin)."""
     return isinstance(module, _NormBase)
+
+
+def assert_async(condition: torch.Tensor, message: str) -> None:
+    """Assert a one-element tensor where it lies. On a GPU the host does not wait: the error comes with a later call."""
+    torch._assert_async(condition, message)
 
 
 def storage_key(tensor: torch.Tensor) -> int:

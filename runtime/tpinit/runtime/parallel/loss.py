@@ -15,6 +15,7 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional
 from tpinit.runtime.parallel.collectives import CollectiveKind
 from tpinit.runtime.parallel.linear import VocabParallelHead
+from tpinit.runtime.parallel.vocabulary import check_targets
 
 __all__ = ["LOSS_COLLECTIVE", "LOSS_STATISTICS", "computes_causal_loss", "cross_entropy", "enable_loss_parallel"]
 
@@ -88,6 +89,7 @@ def _causal_loss(original: Any, begin: int, length: int, vocabulary: int, group:
         if shift_labels is None:
             shift_labels = functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
         target = shift_labels.reshape(-1).to(logits.device)
+        check_targets(target, vocabulary, ignore_index)
         losses = cross_entropy(logits.float().reshape(-1, length), target, begin, group, ignore_index)
         if num_items_in_batch is None:
             return losses.sum() / (target != ignore_index).sum()

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from tpinit.runtime.parallel.collectives import BoundRegion, RegionFunction, TPRegionInput
 from tpinit.runtime.parallel.layer_kinds import LayerKind, layer_regions
+from tpinit.runtime.parallel.vocabulary import check_ids
 
 __all__ = ["convert_embedding", "convert_experts", "reduce_output_grad", "zero_in_forward"]
 
@@ -18,8 +19,10 @@ def convert_embedding(module: nn.Embedding, begin: int, length: int, group: Proc
     """Make an embedding that holds the rows [begin, begin + length) a vocab-parallel embedding.
 
     A rank returns zeros for the ids of other ranks' rows; the sum over the group, one all-reduce, is the whole output.
-    What a derived class computes from the output (a scale) runs before the sum, and must commute with it.
+    What a derived class computes from the output (a scale) runs before the sum, and must commute with it. An id outside
+    of the vocabulary raises EngineError on every rank.
     """
+    vocabulary = module.num_embeddings
     padding = module.padding_idx
     # The rank that holds the padding row keeps its gradient zero; the others have no such row.
     module.padding_idx = padding - begin if padding is not None and begin <= padding < begin + length else None
@@ -29,6 +32,7 @@ def convert_embedding(module: nn.Embedding, begin: int, length: int, group: Proc
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         ids = args[0] if args else kwargs["input"]
+        check_ids(ids, vocabulary)
         is_local = (ids >= begin) & (ids < begin + length)
         masks.append(is_local)
         local_ids = torch.where(is_local, ids - begin, 0)

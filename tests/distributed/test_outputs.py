@@ -1,0 +1,27 @@
+"""A sharded model takes in and gives out what the unsharded one does, or refuses it by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.distributed
+
+
+def test_attentions_and_hidden_states_are_whole(world2: Any) -> None:
+    for result in world2.run("scenarios.outputs:attentions_and_hidden_states"):
+        assert all(result["shapes"])
+        assert result["far"] < 1e-5
+        assert result["gradient"] < 1e-5
+        assert result["tuple"].startswith("EngineError: output_attentions with return_dict=False")
+        assert result["plain"]
+        assert result["in_step"]
+
+
+def test_ids_and_labels_outside_of_the_vocabulary_are_refused_on_every_rank(world2: Any) -> None:
+    for result in world2.run("scenarios.outputs:ids_and_labels_outside"):
+        assert result["far"] < 1e-5
+        assert all(text.startswith(f"EngineError: token id {value}") for value, text in result["ids"].items())
+        assert all(text.startswith(f"EngineError: label {value}") for value, text in result["labels"].items())
+        assert result["in_step"]
