@@ -85,13 +85,11 @@ def test_tests_are_selected_as_any_others(run):
     assert "tpinit::r07-" in done.stdout
 
 
-def test_known_failures_are_expected_and_passing_them_is_not(run, tmp_path):
-    sys.path.insert(0, str(tmp_path))
-    try:
-        import mine
-    finally:
-        sys.path.remove(str(tmp_path))
-        sys.modules.pop("mine", None)
+def test_known_failures_are_expected_and_passing_them_is_not(run, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    import mine
+
+    monkeypatch.delitem(sys.modules, "mine")
     made = conform(lambda: CallableAdapter(mine.wrong_in_row_3), SMOKE)
     record = known.record(made, "==1.0", "https://example.org/3")
     (tmp_path / "known.json").write_text(json.dumps(record))

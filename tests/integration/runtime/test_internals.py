@@ -6,12 +6,10 @@ import inspect
 import pathlib
 
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from torch import nn  # noqa: E402
-from tpinit.runtime.internals import torch_private, transformers_private  # noqa: E402
+import torch
+import transformers
+from torch import nn
+from tpinit.runtime.internals import torch_private, transformers_private
 
 RUNTIME = pathlib.Path(torch_private.__file__).parents[1]
 

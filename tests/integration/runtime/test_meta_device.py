@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
+from tpinit.runtime.loading.meta_device import build_on_meta_device
+from tpinit.runtime.loading.open_model import build_without_weights
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
-from torch import nn  # noqa: E402  # needs torch
-from tpinit.runtime.loading.meta_device import build_on_meta_device  # noqa: E402  # the same
-from tpinit.runtime.loading.open_model import build_without_weights  # noqa: E402  # the same
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel  # noqa: E402
-
-from families import catalogue  # noqa: E402
+from families import catalogue
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 32}
 

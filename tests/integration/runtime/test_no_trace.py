@@ -4,16 +4,14 @@ import contextlib
 import random
 
 import pytest
+import torch
+import transformers
+from torch import nn
+from tpinit.runtime.errors import PlanError
+from tpinit.runtime.planning import plan_model
+from tpinit.runtime.planning.analysis.no_trace import no_trace
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from torch import nn  # noqa: E402
-from tpinit.runtime.errors import PlanError  # noqa: E402
-from tpinit.runtime.planning import plan_model  # noqa: E402
-from tpinit.runtime.planning.analysis.no_trace import no_trace  # noqa: E402
-
-from families import catalogue  # noqa: E402
+from families import catalogue
 
 
 def state_of(model):

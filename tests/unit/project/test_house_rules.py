@@ -1,4 +1,4 @@
-"""Every Python file of the tree is short, has short functions, and is named after what it holds."""
+"""Every Python file is short, has short functions and a name that says what it holds; no test changes sys.path."""
 
 import ast
 import subprocess
@@ -25,13 +25,21 @@ def problems(path, text):
     lines = len(text.splitlines())
     if lines > MAX_FILE:
         found.append(f"{path}: {lines} lines")
-    for node in ast.walk(ast.parse(text)):
+    tree = ast.parse(text)
+    if path.startswith("tests/") and any(changes_the_path(node) for node in ast.walk(tree)):
+        found.append(f"{path}: sys.path is changed; pyproject.toml has what tests import")
+    for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             length = node.end_lineno - first + 1
             if length > MAX_FUNCTION:
                 found.append(f"{path}: {node.name} has {length} lines")
     return found
+
+
+def changes_the_path(node):
+    """Whether a node calls a method of `sys.path`, such as insert."""
+    return isinstance(node, ast.Call) and ast.unparse(node.func).startswith("sys.path.")
 
 
 def test_no_file_breaks_a_rule():
@@ -64,9 +72,14 @@ def function(lines, head="def f():"):
         ("a.py", function(61, "async def f():"), "a.py: f has 61 lines"),
         ("a.py", "@cache\n" + function(60), "a.py: f has 61 lines"),
         ("a.py", "class A:\n" + "".join(f"    {line}\n" for line in function(61).splitlines()), "a.py: f has 61 lines"),
+        (
+            "tests/a.py",
+            "import sys\nsys.path.insert(0, 'b')\n",
+            "tests/a.py: sys.path is changed; pyproject.toml has what tests import",
+        ),
         ("test_a_more.py", "", "test_a_more.py: the name says `more`, and not what is in it"),
     ],
-    ids=["file", "function", "coroutine", "decorator", "method", "name"],
+    ids=["file", "function", "coroutine", "decorator", "method", "path", "name"],
 )
 def test_a_file_that_breaks_a_rule_is_detected(path, text, problem):
     assert problems(path, text) == [problem]

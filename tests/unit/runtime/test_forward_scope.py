@@ -3,11 +3,9 @@
 import copy
 
 import pytest
-
-torch = pytest.importorskip("torch")
-
-from torch import nn  # noqa: E402
-from tpinit.runtime.parallel.forward_scope import ForwardScope, scope_of  # noqa: E402
+import torch
+from torch import nn
+from tpinit.runtime.parallel.forward_scope import ForwardScope, scope_of
 
 
 class Model(nn.Module):
