@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from tpinit.reference.config import ConfigReading
+from tpinit.reference.errors import TpinitError
 from tpinit.runtime.errors import LoadError, PlanError
 from tpinit.runtime.forecast.cost import (
     Collective,
@@ -23,8 +23,8 @@ from tpinit.runtime.forecast.cost import (
 from tpinit.runtime.groups import topology
 from tpinit.runtime.loading.open_model import build_without_weights
 from tpinit.runtime.planning import Plan, make_plan
-from tpinit.runtime.planning.analysis.example_inputs import example_inputs
 from tpinit.runtime.planning.analysis.layer_folding import LayerFolding, fold_layers
+from tpinit.runtime.planning.analysis.train_trace import dry_run_inputs
 from tpinit.runtime.settings import Settings, check_section, read_settings
 from tpinit.spec.vocabulary import Decision, DType
 
@@ -100,10 +100,12 @@ def _planned(
 
     def of_what_is_there() -> tuple[Plan, list[Collective]]:
         plan = make_plan(model, tp_size, decision.carried, sequence_parallel=sequence_parallel)
-        inputs = example_inputs(model, torch.device("cpu"))
-        if tp_size > 1 and not inputs:
-            raise PlanError(f"nothing is known of the inputs of a {type(model).__qualname__}")
-        return plan, count_collectives(model, plan, inputs[0], tokens, item) if tp_size > 1 else []
+        if tp_size == 1:
+            return plan, []
+        inputs = dry_run_inputs(model, None)
+        if inputs is None:
+            raise PlanError(f"a {type(model).__qualname__} has no transformers config that describes its inputs")
+        return plan, _count_collectives(model, plan, inputs, tokens, item)
 
     with fold_layers(model) as folding:
         try:
@@ -114,6 +116,21 @@ def _planned(
         short, step = of_what_is_there()
         return short, short, step, LayerFolding()
     return short, folding.unfold(short, model), step, folding
+
+
+def _count_collectives(
+    model: nn.Module, plan: Plan, inputs: Mapping[str, Any], tokens: int, item: int
+) -> list[Collective]:
+    """Return the collectives of one step. Raises PlanError for whatever the model's own code raises on these inputs."""
+    try:
+        return count_collectives(model, plan, inputs, tokens, item)
+    except TpinitError:
+        raise
+    except Exception as error:  # the model's code, or a library that it calls
+        raise PlanError(
+            f"the collectives of a {type(model).__qualname__} can't be counted on a small batch: "
+            f"{type(error).__name__}: {str(error)[:300]}"
+        ) from error
 
 
 def _set_layers(model_config: Any, layers: int) -> None:
