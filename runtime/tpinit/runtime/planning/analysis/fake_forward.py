@@ -25,6 +25,7 @@ from tpinit.runtime.internals.transformers_private import captures_outputs
 from tpinit.runtime.planning.analysis.dropout_off import DropoutDisabled, fixed_host_rng, preserved_rng
 from tpinit.runtime.planning.analysis.linears import LinearInfo, find_experts, find_linears
 from tpinit.runtime.planning.analysis.no_trace import no_trace
+from tpinit.runtime.planning.analysis.off_meta import off_meta
 
 __all__ = ["HELD_PIECES", "ForwardContext", "forward_context", "in_mode", "run_fake_forward", "without_hooks"]
 
@@ -126,7 +127,7 @@ def run_fake_forward(
     dropout_mode = DropoutDisabled() if context.has_dropout else nullcontext()
     mode = in_mode(model, context.training, context.modules)
     stubs = _stubbed(context, linear_stub, experts_stub, on_replaced)
-    with torch.no_grad(), mode, fixed_host_rng(), dropout_mode, stubs:
+    with torch.no_grad(), mode, fixed_host_rng(), dropout_mode, stubs, off_meta(model):
         return model(**inputs)
 
 
