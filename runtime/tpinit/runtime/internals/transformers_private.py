@@ -7,6 +7,7 @@ alone.
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterable, MutableMapping
 from functools import lru_cache
@@ -20,14 +21,15 @@ __all__ = [
     "causal_lm_class",
     "init_namespace",
     "captures_outputs",
+    "is_causal_loss",
     "is_conv1d",
+    "is_own_forward",
     "loading_rules",
     "pretrained_model",
     "set_initialized",
     "tp_plans",
     "unexpected_keys_to_ignore",
     "missing_keys_to_ignore",
-    "whole_causal_loss",
 ]
 
 PRIVATE_NAMES: dict[str, str] = {
@@ -47,6 +49,7 @@ PRIVATE_NAMES: dict[str, str] = {
     "utils.output_capturing": "the module that defines the hooks which record outputs: they change nothing",
     "pytorch_utils.Conv1D": "a linear whose weight is [in, out]",
     "loss.loss_utils.ForCausalLMLoss": "the loss that is computed from local logits, told by identity",
+    "loss.loss_utils.fixed_cross_entropy": "what that loss calls; libraries of fused losses patch it",
     "self.loss_function( in the source of a forward": "whether a model hands its logits to its loss_function",
 }
 """Every private name, and private behaviour, of transformers that the runtime leans on; and what for."""
@@ -132,10 +135,25 @@ def causal_lm_class(config: Any) -> type[nn.Module] | None:
     return found  # type: ignore[no-any-return]  # a lazy mapping, untyped
 
 
-def whole_causal_loss() -> Callable[..., Any] | None:
-    """Return transformers' loss of causal language models, to be compared by identity; None if it is not imported."""
-    found: Callable[..., Any] | None = getattr(sys.modules.get("transformers.loss.loss_utils"), "ForCausalLMLoss", None)
-    return found
+def is_causal_loss(function: Any) -> bool:
+    """Return whether a function is transformers' own loss of causal language models, and nothing it calls is patched."""
+    losses: Any = sys.modules.get("transformers.loss.loss_utils")
+    if losses is None or function is not getattr(losses, "ForCausalLMLoss", None):
+        return False
+    parts = {"ForCausalLMLoss": function, "fixed_cross_entropy": getattr(losses, "fixed_cross_entropy", None)}
+    return all(_is_defined_in(part, losses.__file__, name) for name, part in parts.items())
+
+
+def is_own_forward(forward: Any) -> bool:
+    """Return whether a forward, without its decorators, is transformers' own code of a model."""
+    code = getattr(inspect.unwrap(forward), "__code__", None)
+    package = getattr(sys.modules.get("transformers"), "__file__", None)
+    return code is not None and package is not None and code.co_filename.startswith(os.path.dirname(package))
+
+
+def _is_defined_in(function: Any, path: str, name: str) -> bool:
+    code = getattr(function, "__code__", None)
+    return code is not None and code.co_filename == path and code.co_name == name
 
 
 @lru_cache(maxsize=256)

@@ -31,7 +31,8 @@ class PlanningTask:
     """What planning one model reads: the model, its trace on `inputs` (forward keyword arguments), and the request.
 
     `linears` are the model's linear layers by module name. `request` None leaves the choice of layers to the data flow.
-    `head_names` are the names of the output heads.
+    `head_names` are the names of the output heads. `blocked` are the modules that must stay replicated, each with the
+    reason.
     """
 
     model: nn.Module
@@ -41,6 +42,7 @@ class PlanningTask:
     request: PlanRequest | None
     tp_size: int
     head_names: tuple[str, ...]
+    blocked: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -138,6 +140,8 @@ def _add_experts(task: PlanningTask, draft: PlanDraft) -> None:
     """Shard every requested block of experts that can be; blocks of one type and one set of shapes are fitted once."""
     fits: dict[tuple[Any, ...], ExpertsSharding | ShardMismatch] = {}
     for name, module in task.trace.context.experts.items():
+        if name in task.blocked:
+            continue
         if task.request is not None and not task.request.layers.get(name, LayerRequest()).experts:
             continue
         key = (type(module), *(tuple(parameter.shape) for parameter in module.parameters()))

@@ -28,7 +28,7 @@ from tpinit.runtime.planning.analysis.train_trace import dry_run_inputs, trace_t
 from tpinit.runtime.planning.build import PlanDraft, PlanningTask, build_plan, parameter_plans, plan_error, plan_notes
 from tpinit.runtime.planning.check.search import fit_regions
 from tpinit.runtime.planning.check.sequence_parallel import add_sequence_parallel
-from tpinit.runtime.planning.check.visibility import check_records, check_visibility
+from tpinit.runtime.planning.check.visibility import blocked_modules, check_records, check_visibility
 from tpinit.runtime.planning.partition.regions import CutRegion
 from tpinit.runtime.planning.partition.standalone import standalone_shards
 from tpinit.runtime.planning.partition.vocabulary import Vocabulary, find_vocabulary
@@ -90,7 +90,6 @@ def _plan_visible(model: nn.Module, options: _Options) -> _Planned:
     Raises PlanError, which names the layer, if such a layer would be sharded were it a plain linear layer.
     """
     planned = _plan(model, options)
-    check_visibility(planned.plan, options.attachments, planned.trace)
     opaque = planned.trace.context.linears.keys() & options.attachments.overrides.keys()
     return _plan(model, options, opaque=opaque) if opaque else planned
 
@@ -174,17 +173,21 @@ def _plan(
     if must_reach_all and not trace.sources.keys() >= linears.keys():
         raise PlanError("the forward does not reach every linear layer")
     draft = PlanDraft(reasons=dict(request.reasons) if request is not None else {})
-    replicated = request.replicated if request is not None else ()
+    blocked = blocked_modules(model, trace)
+    draft.reasons.update(blocked)
+    replicated = {*(request.replicated if request is not None else ()), *blocked}
     vocabulary = find_vocabulary(model, linears, trace, options.tp_size, replicated)
     if not options.vocabulary:
         vocabulary = Vocabulary(head_names=vocabulary.head_names)
-    task = PlanningTask(model, options.inputs, trace, linears, request, options.tp_size, vocabulary.head_names)
+    task = PlanningTask(model, options.inputs, trace, linears, request, options.tp_size, vocabulary.head_names, blocked)
     regions = fit_regions(task, draft)
     taken = _taken(task, regions, vocabulary, options.vocabulary)
     standalone, refused = standalone_shards(model, linears, request, options.tp_size, taken)
     draft.reasons.update(refused)
     experts = [
-        name for name in trace.context.experts if request is None or request.layers.get(name, LayerRequest()).experts
+        name
+        for name in trace.context.experts
+        if name not in blocked and (request is None or request.layers.get(name, LayerRequest()).experts)
     ]
     if not regions and not standalone and not experts:
         if request is not None and not request.from_user:
@@ -194,6 +197,7 @@ def _plan(
     plan = build_plan(task, draft, regions, standalone, vocabulary, options.tp_rank)
     if options.sequence_parallel:
         plan = add_sequence_parallel(task, regions, plan)
+    check_visibility(plan, options.attachments, trace)
     return _Planned(plan, trace, request, draft.reasons)
 
 
@@ -207,6 +211,7 @@ def _taken(
     """
     taken = {name for region, _, _ in regions for name in (*region.columns, *region.rows, *region.shared_outputs)}
     taken.update(name for name, _, _ in vocabulary.layers)
+    taken.update(task.blocked)
     from_user = task.request is not None and task.request.from_user
     if not (from_user and shard_vocabulary):
         taken.update(vocabulary.head_names)

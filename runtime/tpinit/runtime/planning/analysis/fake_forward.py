@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from tpinit.runtime.planning.analysis.linears import LinearInfo, find_experts, f
 from tpinit.runtime.planning.analysis.no_trace import no_trace
 from tpinit.runtime.planning.analysis.off_meta import off_meta
 
-__all__ = ["HELD_PIECES", "ForwardContext", "forward_context", "in_mode", "run_fake_forward", "without_hooks"]
+__all__ = ["HELD_PIECES", "ForwardContext", "Replacement", "forward_context", "in_mode", "run_fake_forward", "without_hooks"]
 
 _HOOKS = (*FORWARD_HOOKS, *BACKWARD_HOOKS)
 HELD_PIECES = "_tp_held"  # attribute of a module in a dry run: which pieces of its parameters the rank holds
@@ -53,7 +53,8 @@ class ForwardContext:
 
     `linears` and `experts` are the modules that the callbacks replace, by name. `training` is the mode of the runs.
     `has_dropout` becomes True when a run meets an operation that drops something; later runs then replace it.
-    `watched` are the names of the modules whose inputs and outputs a trace records.
+    `watched` are the names of the modules whose inputs and outputs a trace records. `reading` are the embeddings whose
+    own forward is running.
     """
 
     modules: list[nn.Module]
@@ -64,6 +65,7 @@ class ForwardContext:
     training: bool = False
     has_dropout: bool = False
     watched: frozenset[str] = frozenset()
+    reading: list[nn.Embedding] = field(default_factory=list)
 
 
 def forward_context(
@@ -154,8 +156,8 @@ def _stubbed(
         for name, module in context.experts.items():
             replace_forward(module, _experts_forward(name, experts_stub))
         for embedding in context.embeddings:
-            if embedding.weight.is_meta:
-                replace_forward(embedding, _embedding_forward(embedding))
+            look_up = _embedding_forward(embedding) if embedding.weight.is_meta else embedding.forward
+            replace_forward(embedding, _reading(embedding, look_up, context.reading))
         yield
     finally:
         for attributes, own in reversed(originals):
@@ -180,6 +182,21 @@ def _linear_forward(linear: LinearInfo, linear_stub: LinearStub) -> Callable[[to
 
 def _experts_forward(name: str, experts_stub: ExpertsStub) -> Callable[..., torch.Tensor]:
     return lambda hidden_states, *_, **__: experts_stub(name, hidden_states)
+
+
+def _reading(
+    embedding: nn.Embedding, forward: Callable[..., torch.Tensor], reading: list[nn.Embedding]
+) -> Callable[..., torch.Tensor]:
+    """Return a forward during which the embedding is in the list `reading`."""
+
+    def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+        reading.append(embedding)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            reading.pop()
+
+    return call
 
 
 def _embedding_forward(module: nn.Embedding) -> Callable[[torch.Tensor], torch.Tensor]:

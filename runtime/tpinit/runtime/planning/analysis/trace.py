@@ -8,7 +8,8 @@ linear in between, the parameters, and whether it went through a dropout.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import inspect
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,9 +17,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from tpinit.runtime.internals.torch_private import storage_key, tree_leaves
+from tpinit.runtime.internals.torch_private import storage_key, tree_leaves, tree_map_only
 from tpinit.runtime.planning.analysis.dropout_off import DropoutDisabled, without_dropout
-from tpinit.runtime.planning.analysis.fake_forward import ForwardContext, forward_context, run_fake_forward
+from tpinit.runtime.planning.analysis.fake_forward import (
+    ForwardContext,
+    Replacement,
+    forward_context,
+    run_fake_forward,
+)
 from tpinit.runtime.planning.analysis.linears import LinearInfo
 
 __all__ = ["Trace", "trace_forward"]
@@ -38,6 +44,8 @@ class Trace:
     `inputs[m]`, `outputs[m]` and `expert_outputs[m]`: the tensors of each call, in order, [..., features].
     `reader_groups`: for every tensor that is an input, the modules that read it, once for each call.
     `hooked[m]`: for each module whose tensors were watched, the linears whose outputs reach its inputs or outputs.
+    `weight_reads[p]`: the class whose forward reads the values of p, the weight of a linear, an embedding or an expert
+    module, without calling that module. `embedding_calls`: the weights of the embeddings that were called.
     `context`: what another fake forward of the same model needs.
     """
 
@@ -53,6 +61,27 @@ class Trace:
     expert_outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     reader_groups: list[list[str]] = field(default_factory=list)
     hooked: dict[str, frozenset[str]] = field(default_factory=dict)
+    weight_reads: dict[str, str] = field(default_factory=dict)
+    embedding_calls: set[str] = field(default_factory=set)
+
+    def add_labelled(self, labelled: Trace) -> None:
+        """Add what a forward with labels shows: the flow of the loss, and the weights that only it reads.
+
+        The layers that only it calls count as read: no dry run would check them.
+        """
+        for name in self.sources.keys() & labelled.sources.keys():
+            self.sources[name] |= labelled.sources[name]
+        self.reach_attention |= labelled.reach_attention
+        self.reach_dropout |= labelled.reach_dropout
+        self.reach_output |= labelled.reach_output
+        for name, reaching in labelled.reach_parameter.items():
+            self.reach_parameter.setdefault(name, set()).update(reaching)
+        for name, reaching_hook in labelled.hooked.items():
+            self.hooked[name] = self.hooked.get(name, frozenset()) | reaching_hook
+        for name in labelled.sources.keys() - self.sources.keys():
+            self.weight_reads[f"{name}.weight"] = "the loss, which only a forward with labels computes"
+        self.weight_reads |= labelled.weight_reads
+        self.embedding_calls |= labelled.embedding_calls
 
 
 def trace_forward(model: nn.Module, inputs: Mapping[str, Any], context: ForwardContext | None = None) -> Trace:
@@ -91,6 +120,7 @@ def trace_forward(model: nn.Module, inputs: Mapping[str, Any], context: ForwardC
 
     with tracker, _watched(model, context.watched, trace, tracker):
         result = run_fake_forward(model, inputs, linear_stub, experts_stub, tracker.copy_names, context)
+    tracker.keep_substitutes(model)
     trace.reach_output = frozenset().union(*(tracker.linears_of(output) for output in _tensors(result)))
     return trace
 
@@ -129,6 +159,7 @@ def _random(shape: tuple[int, ...], like: torch.Tensor, generator: torch.Generat
 _NO_NAMES: frozenset[str] = frozenset()
 _PARAMETER = "parameter:"  # before the name of a parameter
 _DROPOUT = "dropout:"  # a mark: the tensor depends on a dropout
+_WEIGHT = "weight:"  # before the name of a weight that only the callbacks stand for; no result gets this mark
 
 
 class _NameTracker(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch leaves its base untyped
@@ -144,8 +175,15 @@ class _NameTracker(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch l
         self._names: dict[int, frozenset[str]] = {}
         self._storages: list[Any] = []  # keeps every storage alive, so that no address is used again
         of_linears = {id(weight) for linear in context.linears.values() for weight in linear.module.parameters()}
+        replaced = [*context.embeddings, *context.experts.values()]
+        of_others = {id(weight) for module in replaced for weight in module.parameters()}
+        self._substitutes: dict[str, torch.Tensor] = {}
         for name, parameter in model.named_parameters():
-            if id(parameter) not in of_linears:
+            if id(parameter) in of_linears:
+                self._set(parameter, frozenset({_WEIGHT + name}))
+            elif id(parameter) in of_others:
+                self._set(parameter, frozenset({_PARAMETER + name, _WEIGHT + name}))
+            else:
                 self._set(parameter, frozenset({_PARAMETER + name}))
 
     @contextmanager
@@ -183,12 +221,16 @@ class _NameTracker(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch l
         replacement = without_dropout(func, args, kwargs)
         if replacement is not None:
             self._trace.context.has_dropout = True
-        result = (replacement or func)(*args, **(kwargs or {}))
         arguments: list[torch.Tensor] = []
         _collect_tensors(args, arguments)
         if kwargs:
             _collect_tensors(kwargs, arguments)
         names = _NO_NAMES.union(*[self._get(argument) for argument in arguments])
+        weights = [name for name in names if name.startswith(_WEIGHT)]
+        if weights:
+            names = names.difference(weights) | self._read_weights(weights)
+            args, kwargs = tree_map_only(torch.Tensor, self._with_values, (args, kwargs or {}))
+        result = (replacement or func)(*args, **(kwargs or {}))
         operation = _operation(func)
         if operation.is_dropout or (replacement is not None and not operation.is_random):
             names |= {_DROPOUT}
@@ -202,6 +244,40 @@ class _NameTracker(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch l
                 self._set(tensor, self._get(tensor) | names)
         return result
 
+    def _read_weights(self, marks: Iterable[str]) -> frozenset[str]:
+        """Record that an operation reads weights, unless their own embedding looks rows up; return their names."""
+        trace = self._trace
+        own = {mark for module in trace.context.reading for mark in self._get(module.weight)}
+        read = [mark.removeprefix(_WEIGHT) for mark in marks if mark not in own]
+        trace.embedding_calls.update(mark.removeprefix(_WEIGHT) for mark in marks if mark in own)
+        if read:
+            reader = _calling_class()
+            for name in read:
+                trace.weight_reads.setdefault(name, f"the forward of {reader}")
+        return frozenset(_PARAMETER + name for name in read)
+
+    def _with_values(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return random values for a weight on the meta device that a forward reads; any other tensor unchanged."""
+        if not tensor.is_meta:
+            return tensor
+        name = next((name for name in self._get(tensor) if name.startswith(_WEIGHT)), None)
+        if name is None:
+            return tensor
+        if name not in self._substitutes:
+            generator = torch.Generator().manual_seed(2)
+            values = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+            self._substitutes[name] = values
+            self._set(values, self._get(tensor))
+        return self._substitutes[name]
+
+    def keep_substitutes(self, model: nn.Module) -> None:
+        """Let later runs use the values that stood for the weights on the meta device which the forward read."""
+        for name, values in self._substitutes.items():
+            owner, _, attribute = name.removeprefix(_WEIGHT).rpartition(".")
+            module = model.get_submodule(owner)
+            original = model.get_parameter(name.removeprefix(_WEIGHT))
+            self._trace.context.replacements.append(Replacement(module, attribute, original, values))
+
     def _record(self, operation: _Operation, tensor_count: int, names: frozenset[str]) -> None:
         """Add to the trace what an operation on `tensor_count` tensors with these names shows."""
         linears = _without_marks(names)
@@ -213,8 +289,19 @@ class _NameTracker(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch l
             self._trace.reach_attention |= linears
 
 
+def _calling_class() -> str:
+    """Return the class of the module whose forward is the innermost one in the stack of calls."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module):
+            return type(owner).__qualname__
+        frame = frame.f_back
+    return "a function"
+
+
 def _without_marks(names: frozenset[str]) -> frozenset[str]:
-    return frozenset(name for name in names if not name.startswith((_PARAMETER, _DROPOUT)))
+    return frozenset(name for name in names if not name.startswith((_PARAMETER, _DROPOUT, _WEIGHT)))
 
 
 def _collect_tensors(value: Any, found: list[torch.Tensor]) -> None:

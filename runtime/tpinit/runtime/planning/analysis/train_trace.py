@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.planning.analysis.example_inputs import example_inputs
+from tpinit.runtime.planning.analysis.example_labels import example_labels
 from tpinit.runtime.planning.analysis.fake_forward import ForwardContext, forward_context, without_hooks
 from tpinit.runtime.planning.analysis.trace import Trace, trace_forward
 
@@ -24,7 +25,8 @@ def trace_training(
 ) -> Trace:
     """Return the trace of the model in training mode, with dropout replaced so that nothing is dropped.
 
-    `watched` are the modules whose inputs and outputs are recorded; the linear layers `opaque` run as they are.
+    A second forward, with labels, adds what the loss of the model reads. `watched` are the modules whose inputs and
+    outputs are recorded; the linear layers `opaque` run as they are.
 
     If the training forward draws random numbers that can't be replaced, or does not run on this batch, the result is
     the trace in evaluation mode, to which `reach_dropout` of training is added: of every linear if training did not run
@@ -32,7 +34,19 @@ def trace_training(
 
     Raises PlanError if the model does not run on the batch, or seeds its RNG with `torch.seed()`.
     """
-    context = forward_context(model, True, watched, opaque)
+    trace = _trace_without_labels(model, inputs, forward_context(model, True, watched, opaque))
+    for labels in example_labels(model, inputs):
+        try:
+            labelled = trace_forward(model, {**inputs, **labels}, trace.context)
+        except Exception:  # these labels are not of the kind that the model takes
+            continue
+        trace.add_labelled(labelled)
+        break
+    return trace
+
+
+def _trace_without_labels(model: nn.Module, inputs: Mapping[str, Any], context: ForwardContext) -> Trace:
+    """Return the trace in training mode, else in evaluation mode: see `trace_training`."""
     training_trace, on_given_length = _trace_any_length(model, inputs, context)
     if training_trace is not None and on_given_length and not training_trace.nondeterministic:
         return training_trace

@@ -69,6 +69,10 @@ def _fit_each(task: PlanningTask, draft: PlanDraft, *, with_dry_run: bool, fit_s
         names = (*region.columns, *region.rows)
         if taken.intersection(names) or not _is_requested(region, task.request):
             continue
+        blocked = [task.blocked[name] for name in names if name in task.blocked]
+        if blocked:
+            draft.reasons.update(dict.fromkeys(names, blocked[0]))
+            continue
         requests = _requests_for(region, task.request)
         key = (*_similarity(task, region), *requests.values()) if fit_similar_once else (region.rows,)
         if key not in fits:
@@ -161,6 +165,8 @@ def _twin(task: PlanningTask, block: str, similar: CutRegion) -> CutRegion | Non
     rows = tuple(block + name[prefix:] for name in region.rows)
     names = (*columns, *rows)
     if region.shared_outputs or any(name not in task.linears or name in task.trace.sources for name in names):
+        return None
+    if not task.blocked.keys().isdisjoint(names):
         return None
     for name, other in zip(names, (*region.columns, *region.rows), strict=True):
         own, theirs = task.linears[name], task.linears[other]

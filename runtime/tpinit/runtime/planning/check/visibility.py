@@ -15,7 +15,7 @@ from tpinit.runtime.planning.analysis.attachments import Attachments, is_replace
 from tpinit.runtime.planning.analysis.trace import Trace
 from tpinit.runtime.planning.schema import GradientRule, LayerKind, Plan
 
-__all__ = ["check_records", "check_visibility"]
+__all__ = ["blocked_modules", "check_records", "check_visibility"]
 
 _SHARDED_INSIDE = (LayerKind.COLUMN, LayerKind.ROW)
 _REMOVE_HOOK = (
@@ -49,12 +49,13 @@ class _Sharded:
 
 
 def check_visibility(plan: Plan, attachments: Attachments, trace: Trace) -> None:
-    """Raise PlanError, with every problem, if something is attached that sharding by `plan` would change silently."""
+    """Raise PlanError, with every problem, if something is attached or read that sharding by `plan` would change."""
     sharded = _Sharded.of(plan)
     problems = [
         *_override_problems(sharded, attachments),
         *_hook_problems(sharded, attachments, trace),
         *_gradient_hook_problems(plan, attachments),
+        *_weight_read_problems(plan, trace),
     ]
     if problems:
         raise PlanError(
@@ -90,6 +91,41 @@ def check_records(plan: Plan, model: nn.Module) -> None:
         raise PlanError(
             "the records of the plan contradict each other:\n" + "\n".join(f"  {problem}" for problem in problems)
         )
+
+
+def blocked_modules(model: nn.Module, trace: Trace) -> dict[str, str]:
+    """Return the modules that must stay replicated because a forward reads their weights itself, with the reason."""
+    readers = {id(model.get_parameter(name)): (name, reader) for name, reader in trace.weight_reads.items()}
+    blocked: dict[str, str] = {}
+    if not readers:
+        return blocked
+    names = [*trace.context.linears, *trace.context.experts]
+    names += [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    for name in names:
+        for parameter in model.get_submodule(name).parameters():
+            if id(parameter) in readers:
+                weight, reader = readers[id(parameter)]
+                blocked[name] = f"{reader} reads the values of {weight} without calling its module"
+    return blocked
+
+
+def _weight_read_problems(plan: Plan, trace: Trace) -> Iterator[tuple[str, str]]:
+    """Yield the weights that a forward reads itself, and that are sharded or would get a gradient that is wrong.
+
+    The gradient of a whole weight is complete from the call of its module, and partial where sharded features meet it.
+    """
+    sharded = {layer.module for layer in plan.layers if layer.kind in (LayerKind.COLUMN, LayerKind.SHARED_OUTPUT)}
+    for record in plan.parameters:
+        for name in record.names:
+            reader = trace.weight_reads.get(name)
+            if reader is None:
+                continue
+            if record.dim is not None:
+                yield name, f"{reader} reads its values without calling its module, so it can't be sharded"
+            called = any(other.rpartition(".")[0] in trace.sources for other in record.names)
+            called = called or not trace.embedding_calls.isdisjoint(record.names)
+            if called and trace.reach_parameter.get(name, set()) & sharded:
+                yield name, f"{reader} multiplies its values with sharded features, and its module is called too"
 
 
 def _blocks_of(plan: Plan) -> set[str]:
