@@ -318,12 +318,43 @@ def conv1d():
 
 def causal_loss():
     model = llama()
-    assert model.loss_function is transformers_private.whole_causal_loss()
+    assert transformers_private.is_causal_loss(model.loss_function)
+    assert not transformers_private.is_causal_loss(lambda *_: None)
     names = inspect.signature(model.loss_function).parameters
     assert names.keys() >= {"logits", "labels", "vocab_size", "num_items_in_batch", "ignore_index", "shift_labels"}
 
 
+def patched_cross_entropy():
+    losses = importlib.import_module("transformers.loss.loss_utils")
+    original = losses.fixed_cross_entropy
+    losses.fixed_cross_entropy = lambda *args: original(*args)
+    try:
+        assert not transformers_private.is_causal_loss(llama().loss_function)
+    finally:
+        losses.fixed_cross_entropy = original
+    assert transformers_private.is_causal_loss(llama().loss_function)
+
+
+def set_loss():
+    model = llama()
+    before = model.loss_function
+    restore = transformers_private.set_loss_function(model, print)
+    assert model.loss_function is print
+    restore()
+    assert model.loss_function is before
+    model.loss_function = max
+    restore = transformers_private.set_loss_function(model, print)
+    restore()
+    assert model.loss_function is max
+
+
 def loss_in_source():
+    class Own(transformers.LlamaForCausalLM):
+        def forward(self, **arguments):
+            return super().forward(**arguments)
+
+    assert transformers_private.is_own_forward(llama().forward)
+    assert not transformers_private.is_own_forward(Own.forward)
     assert transformers_private.calls_loss_function(transformers.LlamaForCausalLM.forward)
     assert not transformers_private.calls_loss_function(nn.Linear.forward)
 
@@ -358,6 +389,8 @@ TRANSFORMERS = {
     "utils.output_capturing": capturing_hooks,
     "pytorch_utils.Conv1D": conv1d,
     "loss.loss_utils.ForCausalLMLoss": causal_loss,
+    "loss.loss_utils.fixed_cross_entropy": patched_cross_entropy,
+    "PreTrainedModel._loss_function": set_loss,
     "self.loss_function( in the source of a forward": loss_in_source,
 }
 

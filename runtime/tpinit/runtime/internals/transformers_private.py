@@ -26,6 +26,7 @@ __all__ = [
     "is_own_forward",
     "loading_rules",
     "pretrained_model",
+    "set_loss_function",
     "set_initialized",
     "tp_plans",
     "unexpected_keys_to_ignore",
@@ -50,6 +51,7 @@ PRIVATE_NAMES: dict[str, str] = {
     "pytorch_utils.Conv1D": "a linear whose weight is [in, out]",
     "loss.loss_utils.ForCausalLMLoss": "the loss that is computed from local logits, told by identity",
     "loss.loss_utils.fixed_cross_entropy": "what that loss calls; libraries of fused losses patch it",
+    "PreTrainedModel._loss_function": "where a model keeps a loss function that was set",
     "self.loss_function( in the source of a forward": "whether a model hands its logits to its loss_function",
 }
 """Every private name, and private behaviour, of transformers that the runtime leans on; and what for."""
@@ -59,6 +61,9 @@ def is_conv1d(module: nn.Module) -> bool:
     """Tell whether a module is GPT-2's Conv1D, a linear whose weight is [in, out]."""
     utilities: Any = sys.modules.get("transformers.pytorch_utils")
     return utilities is not None and isinstance(module, utilities.Conv1D)
+
+
+_ABSENT = object()
 
 
 def captures_outputs(hook: Any) -> bool:
@@ -136,12 +141,26 @@ def causal_lm_class(config: Any) -> type[nn.Module] | None:
 
 
 def is_causal_loss(function: Any) -> bool:
-    """Return whether a function is transformers' own loss of causal language models, and nothing it calls is patched."""
+    """Return whether a function is transformers' own loss of causal language models, and none of it is patched."""
     losses: Any = sys.modules.get("transformers.loss.loss_utils")
     if losses is None or function is not getattr(losses, "ForCausalLMLoss", None):
         return False
     parts = {"ForCausalLMLoss": function, "fixed_cross_entropy": getattr(losses, "fixed_cross_entropy", None)}
     return all(_is_defined_in(part, losses.__file__, name) for name, part in parts.items())
+
+
+def set_loss_function(model: nn.Module, function: Any) -> Callable[[], None]:
+    """Set the loss function of a model, and return a function that restores what it was."""
+    before = model.__dict__.get("_loss_function", _ABSENT)
+    model.__dict__["_loss_function"] = function
+
+    def restore() -> None:
+        if before is _ABSENT:
+            model.__dict__.pop("_loss_function", None)
+        else:
+            model.__dict__["_loss_function"] = before
+
+    return restore
 
 
 def is_own_forward(forward: Any) -> bool:

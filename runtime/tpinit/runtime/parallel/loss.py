@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,6 +12,13 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.nn import functional
+from tpinit.runtime.internals.torch_private import attached_hooks
+from tpinit.runtime.internals.transformers_private import (
+    calls_loss_function,
+    is_causal_loss,
+    is_own_forward,
+    set_loss_function,
+)
 from tpinit.runtime.parallel.collectives import CollectiveKind
 from tpinit.runtime.parallel.linear import VocabParallelHead
 from tpinit.runtime.parallel.vocabulary import check_targets
@@ -99,22 +105,14 @@ def _causal_loss(original: Any, begin: int, length: int, vocabulary: int, group:
 
 
 def computes_causal_loss(model: nn.Module) -> bool:
-    """Return whether `model.forward` passes its logits to transformers' causal language model loss.
+    """Return whether `model.forward` passes its logits to transformers' causal language model loss, and only there.
 
-    This is the loss that `enable_loss_parallel` replaces.
+    This is the loss that `enable_loss_parallel` replaces. Both are compared with transformers' own code: a user's
+    function of the same name, a patched one, and a user's forward get gathered logits.
     """
-    loss = getattr(model, "loss_function", None)
-    return getattr(loss, "__name__", "") == "ForCausalLMLoss" and _calls_loss_function(type(model).forward)
-
-
-@lru_cache(maxsize=256)
-def _calls_loss_function(forward: Callable[..., Any]) -> bool:
-    """Return whether the source of a forward calls `self.loss_function`; False where the source can't be read."""
-    try:
-        text = inspect.getsource(inspect.unwrap(forward))
-    except (OSError, TypeError):
-        return False
-    return "self.loss_function(" in text
+    forward = inspect.unwrap(getattr(model.forward, "__func__", model.forward))
+    is_own = is_causal_loss(getattr(model, "loss_function", None)) and is_own_forward(forward)
+    return is_own and calls_loss_function(forward)
 
 
 def enable_loss_parallel(
@@ -123,11 +121,15 @@ def enable_loss_parallel(
     """Let the model compute its loss from this rank's logits [begin, begin + length) of the vocabulary.
 
     Applies to transformers' causal language model loss, in a forward with labels and gradients; its output then has no
-    logits. Without labels, without gradients, with `return_dict=False` and for any other loss the logits are gathered.
+    logits. The loss function is replaced for the time of such a forward only, so one that is set later is used. Without
+    labels or gradients, with `return_dict=False`, with hooks on the head, which see all logits, and for any other loss
+    the logits are gathered.
     """
     if length == vocabulary or not computes_causal_loss(model):
         return
-    model.loss_function = _causal_loss(model.loss_function, begin, length, vocabulary, group)
+    loss = _causal_loss(model.loss_function, begin, length, vocabulary, group)
+    restore: list[Callable[[], None]] = []
+    head_module: Any = head
     try:
         signature = inspect.signature(model.forward)
     except (TypeError, ValueError):
@@ -138,12 +140,16 @@ def enable_loss_parallel(
         extra = arguments.get("kwargs", {})
         has_labels = arguments.get("labels", extra.get("labels")) is not None
         returns_dict = arguments.get("return_dict", extra.get("return_dict")) is not False
-        head.keep_local_logits = has_labels and returns_dict and torch.is_grad_enabled()
+        shards_loss = has_labels and returns_dict and torch.is_grad_enabled() and not attached_hooks(head_module)
+        head.keep_local_logits = shards_loss and computes_causal_loss(model)
+        if head.keep_local_logits:
+            restore.append(set_loss_function(model, loss))
 
     def leave(_: nn.Module, __: Any, ___: Any, output: Any) -> Any:
         if not head.keep_local_logits:
             return output
         head.keep_local_logits = False
+        restore.pop()()
         if not isinstance(output, Mapping) or "logits" not in output:
             return output
         return type(output)(**{key: value for key, value in output.items() if key != "logits"})

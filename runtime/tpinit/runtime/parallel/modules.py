@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed import ProcessGroup
+from tpinit.runtime.internals.torch_private import set_class
 from tpinit.runtime.parallel.collectives import BoundRegion, RegionFunction, TPRegionInput
 from tpinit.runtime.parallel.layer_kinds import LayerKind, layer_regions
 from tpinit.runtime.parallel.vocabulary import check_ids
@@ -22,28 +23,38 @@ def convert_embedding(module: nn.Embedding, begin: int, length: int, group: Proc
     What a derived class computes from the output (a scale) runs before the sum, and must commute with it. An id outside
     of the vocabulary raises EngineError on every rank.
     """
-    vocabulary = module.num_embeddings
+    module.__dict__.update(
+        tp_vocabulary=module.num_embeddings, tp_first=begin, tp_region_output=_output_region(LayerKind.EMBEDDING, group)
+    )
     padding = module.padding_idx
     # The rank that holds the padding row keeps its gradient zero; the others have no such row.
     module.padding_idx = padding - begin if padding is not None and begin <= padding < begin + length else None
     module.num_embeddings = length
-    reduce = _output_region(LayerKind.EMBEDDING, group)
-    masks: list[torch.Tensor] = []
+    original = type(module)
+    if original not in _DERIVED:
+        name = f"VocabParallelEmbeddingOf{original.__name__}"
+        _DERIVED[original] = type(name, (_VocabParallelEmbedding, original), {"__module__": __name__})
+    set_class(module, _DERIVED[original])
 
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        ids = args[0] if args else kwargs["input"]
-        check_ids(ids, vocabulary)
-        is_local = (ids >= begin) & (ids < begin + length)
-        masks.append(is_local)
-        local_ids = torch.where(is_local, ids - begin, 0)
-        return ((local_ids, *args[1:]), kwargs) if args else (args, {**kwargs, "input": local_ids})
 
-    def leave(_: nn.Module, __: Any, ___: Any, output: torch.Tensor) -> torch.Tensor:
-        is_local = masks.pop().unsqueeze(-1)
-        return reduce(output.masked_fill(~is_local, 0))
+class _VocabParallelEmbedding:
+    """An embedding that holds some rows of the table. Its input and output are whole, so hooks see whole tensors."""
 
-    module.register_forward_pre_hook(enter, with_kwargs=True)
-    module.register_forward_hook(leave, with_kwargs=True)
+    num_embeddings: int
+    tp_vocabulary: int
+    tp_first: int
+    tp_region_output: BoundRegion
+
+    def forward(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Map ids [...] to their rows [..., features]."""
+        check_ids(input, self.tp_vocabulary)
+        is_local = (input >= self.tp_first) & (input < self.tp_first + self.num_embeddings)
+        local_ids = torch.where(is_local, input - self.tp_first, 0)
+        rows: torch.Tensor = super().forward(local_ids, *args, **kwargs)  # type: ignore[misc]  # the embedding's class
+        return self.tp_region_output(rows.masked_fill(~is_local.unsqueeze(-1), 0))
+
+
+_DERIVED: dict[type, type] = {}
 
 
 def convert_experts(module: nn.Module, region_input: TPRegionInput, group: ProcessGroup) -> None:
@@ -73,7 +84,8 @@ def convert_experts(module: nn.Module, region_input: TPRegionInput, group: Proce
         return reduce(output.clone())  # a copy, because the sum is computed in place
 
     module.register_forward_pre_hook(enter, with_kwargs=True)
-    module.register_forward_hook(leave, with_kwargs=True)
+    # First, so that the user's hooks see the sum.
+    module.register_forward_hook(leave, with_kwargs=True, prepend=True)
 
 
 def zero_in_forward(module: nn.Module, names: Sequence[str]) -> None:

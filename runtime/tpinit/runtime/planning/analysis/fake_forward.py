@@ -27,7 +27,15 @@ from tpinit.runtime.planning.analysis.linears import LinearInfo, find_experts, f
 from tpinit.runtime.planning.analysis.no_trace import no_trace
 from tpinit.runtime.planning.analysis.off_meta import off_meta
 
-__all__ = ["HELD_PIECES", "ForwardContext", "Replacement", "forward_context", "in_mode", "run_fake_forward", "without_hooks"]
+__all__ = [
+    "HELD_PIECES",
+    "ForwardContext",
+    "Replacement",
+    "forward_context",
+    "in_mode",
+    "run_fake_forward",
+    "without_hooks",
+]
 
 _HOOKS = (*FORWARD_HOOKS, *BACKWARD_HOOKS)
 HELD_PIECES = "_tp_held"  # attribute of a module in a dry run: which pieces of its parameters the rank holds
