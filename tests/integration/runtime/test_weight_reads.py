@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.planning import Plan, check_plan, plan_model
+from tpinit.runtime.planning.analysis.linears import find_linears
 
 from families import catalogue
 
@@ -126,3 +127,49 @@ def test_a_plan_of_the_user_that_shards_a_weight_that_is_read_is_refused() -> No
     del model.forward
     with pytest.raises(PlanError, match=r"inner\.lm_head"):
         check_plan(plan, model, 2)
+
+
+class Written(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return input @ self.weight.T + (0 if self.bias is None else self.bias)
+
+
+class Clipped(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input).clamp(-50, 50)
+
+
+class InTraining(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        output = super().forward(input)
+        return output.softmax(-1) if self.training else output
+
+
+class ByDimensions(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        output = super().forward(input)
+        return output if input.dim() == 3 else output * 2
+
+
+class Adapted(nn.Linear):
+    def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
+        super().__init__(inputs, outputs, bias)
+        self.extra = nn.Parameter(torch.zeros(outputs, inputs))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) + functional.linear(input, self.extra)
+
+
+class Counting(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        return super().forward(input)
+
+
+@pytest.mark.parametrize("kind", [Clipped, InTraining, ByDimensions, Adapted, Counting])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_subclass_is_a_linear_layer_if_it_runs_what_a_linear_layer_runs(kind: Any, bias: bool) -> None:
+    model = nn.ModuleDict({"other": kind(4, 6, bias), "written": Written(4, 6, bias), "plain": nn.Linear(4, 6, bias)})
+    keys = {name: set(vars(module)) for name, module in model.named_modules()}
+    assert list(find_linears(model)) == ["written", "plain"]
+    assert keys == {name: set(vars(module)) for name, module in model.named_modules()}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from tpinit.runtime.internals.torch_private import parameters_of
+from tpinit.runtime.internals.torch_private import PlainDispatchMode, parameters_of, storage_key, tree_leaves
 from tpinit.runtime.internals.transformers_private import is_conv1d
 
 __all__ = ["LinearInfo", "expert_weights", "find_experts", "find_linears", "flat_expert_shapes"]
@@ -53,34 +54,76 @@ def find_linears(model: nn.Module) -> dict[str, LinearInfo]:
     return linears
 
 
+_VIEWS = ("view", "_unsafe_view", "reshape", "t", "transpose", "permute", "numpy_T", "expand", "unsqueeze", "squeeze")
+_PRODUCTS = ("mm", "bmm", "matmul", "addmm", "baddbmm", "linear", "add", "add_", "detach", "alias")
+_LINEAR_OPERATIONS = frozenset((*_VIEWS, *_PRODUCTS))
+"""The aten operations that a linear layer may run: views, matrix products, and the sum with the bias."""
+
+
+class _LinearOperations(PlainDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its base untyped
+    """Watches whether all operations are those of a linear layer, and read none of some `others`, by storage."""
+
+    def __init__(self, others: set[int]) -> None:
+        super().__init__()
+        self._others = others
+        self.are_linear = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        self.are_linear &= func.__name__.partition(".")[0] in _LINEAR_OPERATIONS
+        self.are_linear &= not any(storage_key(tensor) in self._others for tensor in tensors)
+        return func(*args, **(kwargs or {}))
+
+
 def _computes_linear(module: nn.Linear) -> bool:
     """Return whether a subclass of nn.Linear computes `input @ weight.T + bias` (a router, for example, does not).
 
-    The module runs once on random values in place of its weight and bias.
+    The module runs on random values in place of its weight and bias: in training and evaluation mode, on inputs of
+    two and three dimensions, small, zero and large. It must run the operations of a linear layer only, read no other
+    parameter or buffer, and set no attribute.
     """
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn((1, 2, module.in_features), generator=generator)
     weight = torch.randn((module.out_features, module.in_features), generator=generator)
     bias = None if module.bias is None else torch.randn(module.out_features, generator=generator)
-    forward_override = module.__dict__.pop("forward", None)
+    features = torch.randn((1, 2, module.in_features), generator=generator)
+    others = {
+        storage_key(tensor)
+        for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        if name not in ("weight", "bias")
+    }
+    before = dict(module.__dict__)
+    module.__dict__.pop("forward", None)
     module.__dict__["weight"] = weight
     if bias is not None:
         module.__dict__["bias"] = bias
+    attributes = dict(module.__dict__)
     try:
-        with torch.no_grad():
-            output = module.forward(features)
-    except Exception:  # the forward takes more than one tensor, so it is not a linear layer's
+        for training in (True, False):
+            module.__dict__["training"] = attributes["training"] = training
+            for scale in (1.0, 0.0, 1e4):
+                for example in (features * scale, features[0] * scale):
+                    if not _runs_linear(module, example, weight, bias, others) or module.__dict__ != attributes:
+                        return False
+    except Exception:  # the forward takes more than one tensor, or sets tensors, so it is not a linear layer's
         return False
     finally:
-        del module.__dict__["weight"]
-        module.__dict__.pop("bias", None)
-        if forward_override is not None:
-            module.__dict__["forward"] = forward_override
+        module.__dict__.clear()
+        module.__dict__.update(before)
+    return True
+
+
+def _runs_linear(
+    module: nn.Linear, features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, others: set[int]
+) -> bool:
+    """Return whether the forward of a module runs the operations of a linear layer, and returns what that returns."""
+    with torch.no_grad(), _LinearOperations(others) as operations:
+        output = module.forward(features)
     expected = nn.functional.linear(features, weight, bias)
     return (
-        isinstance(output, torch.Tensor)
+        operations.are_linear
+        and isinstance(output, torch.Tensor)
         and output.shape == expected.shape
-        and torch.allclose(output, expected, 1e-3, 1e-3)
+        and torch.allclose(output, expected, 1e-3, 1e-3 * max(1.0, float(features.abs().max())))
     )
 
 
