@@ -23,6 +23,7 @@ from tpinit.runtime.slicing import take_pieces
 
 from families import catalogue
 from support.family_training import SGD, PackedTensors, gathered
+from support.own_checks import switch_off
 
 CLIPPING = 0.5
 ROWS = (LayerKind.ROW, LayerKind.ROW_SPLIT)
@@ -61,6 +62,8 @@ def train_in_bf16(rank: int, name: str, steps: int = 5, break_with: str = "") ->
     }
     with _broken(break_with):
         engine, _, _, _ = initialize(model=model, config=config)
+    if break_with:
+        switch_off(engine)
     batches = [_batch(name, whole, step) for step in range(steps)]
     ours = [_sharded_step(name, engine, batch) for batch in batches]
     # The orders are shared out among the ranks: all train the same model on the same data.

@@ -202,7 +202,9 @@ def update_collectives(plan: Plan, dp_size: int, item: int) -> list[Collective]:
         elements = len(partial) + sum(product(record.shape) for record in partial)
         found.append(Collective("gradients of which ranks have parts", "update", "all_reduce", "tp", elements, item))
     if dp_size > 1:
-        found.append(Collective("which parameters were used", "update", "all_reduce", "dp", len(plan.parameters), 4))
+        found.append(
+            Collective("which parameters were used", "update", "all_reduce", "dp", len(plan.parameters) + 1, 4)
+        )
         count = 0
         for record in plan.parameters:
             local = product(record.local_shape(plan.tp_size, plan.tp_rank))
@@ -212,7 +214,7 @@ def update_collectives(plan: Plan, dp_size: int, item: int) -> list[Collective]:
             count += local
         found.append(Collective("gradients", "update", "all_reduce", "dp", count, item))
     if plan.tp_size > 1:
-        found.append(Collective("gradient norm", "update", "all_reduce", "tp", 1, 8))
+        found.append(Collective("gradient norm", "update", "all_reduce", "tp", 4, 8))
     return found
 
 

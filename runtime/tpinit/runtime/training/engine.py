@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,12 +15,15 @@ from tpinit.runtime.parallel.forward_scope import scope_of
 from tpinit.runtime.planning.schema import Plan
 from tpinit.runtime.settings import Checks, Settings
 from tpinit.runtime.training.call_check import CallCheck, watch_calls
-from tpinit.runtime.training.gradients import average, global_norm, scale, sum_partial
+from tpinit.runtime.training.gradients import GradientNorm, average, global_norm, scale, sum_partial
 from tpinit.runtime.training.loss_scaler import LossScaler
 from tpinit.runtime.training.param_state import ParamState
+from tpinit.runtime.training.unusable_gradients import nonfinite_error, raise_unequal_gradients
 from tpinit.spec.vocabulary import Decision
 
 __all__ = ["Engine"]
+
+_log = logging.getLogger("tpinit")
 
 
 class Engine:
@@ -59,6 +63,8 @@ class Engine:
         fp16 = any(state.parameter.dtype is torch.float16 for state in param_states)
         self._scaler = LossScaler(settings.scaling, fp16)
         self._norm: torch.Tensor | None = None
+        self._losses: list[torch.Tensor] = []  # of the micro batches since the last update
+        self._bad_loss = torch.zeros((), dtype=torch.bool, device=device)  # one of them is NaN or infinite
         self._awaits_step = False  # backward was called, and step not yet
         self._checks = checks if checks is not None else Checks()
         self._call_check = CallCheck(groups.tp, device, self._checks.inputs_every, groups.data_index)
@@ -88,13 +94,15 @@ class Engine:
             raise EngineError("backward needs an optimizer: name one in the config or pass one to initialize")
         if self._awaits_step:
             raise EngineError("backward was called twice without step between: call engine.step() after each backward")
+        self._losses.append(loss.detach())
+        self._bad_loss = self._bad_loss | ~torch.isfinite(loss.detach()).all().to(self.device)
         scaled = loss / self.settings.batch.accumulation if scale_wrt_gas else loss
         (scaled * self._scaler.scale if self._scaler.active else scaled).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
         for state in self._param_states:
             state.accumulate()
         if self.is_gradient_accumulation_boundary():
             sum_partial(self._param_states, self.groups.tp, self.device)
-            average(self._param_states, self.groups.dp, self.device)
+            self._bad_loss = average(self._param_states, self.groups.dp, self.device, self._bad_loss)
         self._awaits_step = True
         return scaled.detach()
 
@@ -102,35 +110,53 @@ class Engine:
         """End a micro batch; at an accumulation boundary clip, update, advance the schedule and drop the gradients.
 
         An fp16 update whose gradients overflow is skipped on every rank, and the loss scale may be halved. Raises
-        EngineError if `backward` was not called since the last step.
+        EngineError if `backward` was not called since the last step, and, on all ranks, for a loss or a gradient norm
+        that is NaN or infinite (`on_nonfinite` of `initialize`). Raises AgreementError on all ranks of a TP group if
+        their gradients of replicated parameters differ. Nothing is updated then, and the gradients are dropped.
         """
         if not self._awaits_step:
             raise EngineError("step was called without a backward before it")
-        if self.is_gradient_accumulation_boundary():
-            self._update()
-        self._awaits_step = False
-        self.micro_steps += 1
+        boundary = self.is_gradient_accumulation_boundary()
+        try:
+            if boundary:
+                self._update()
+        finally:
+            self._awaits_step = False
+            self.micro_steps += 1
+            if boundary:
+                self.zero_grad()
 
     def _update(self) -> None:
         assert self.optimizer is not None
-        # Without clipping and loss scaling the update does not depend on the norm, and does not wait for it.
-        norm = global_norm(self._param_states, self.groups.tp, self.device)
-        overflow = self._scaler.active and not bool(torch.isfinite(norm()))
-        if overflow:
+        norm = global_norm(self._param_states, self.groups.tp, self.device, self._bad_loss)
+        skipped = self._must_skip(norm)
+        if skipped:
             self.skipped_steps += 1
         else:
             if self._scaler.active or self.settings.clipping:
-                self._clip(norm() / self._scaler.scale)
+                self._clip(norm.norm() / self._scaler.scale)
             self.optimizer.step()
             for state in self._param_states:
                 state.copy_back()
             if self.lr_scheduler is not None:
                 self.lr_scheduler.step()
-        self._norm = norm() / self._scaler.scale
-        self.zero_grad()
+        self._norm = norm.norm() / self._scaler.scale
         self.global_steps += 1
         self._call_check.step = self.global_steps
-        self._scaler.update(overflow)
+        self._scaler.update(skipped)
+
+    def _must_skip(self, norm: GradientNorm) -> bool:
+        """Return whether this update is skipped. Raises on all ranks for gradients that can't be used."""
+        finite, agree = norm.read()
+        if not agree:
+            raise_unequal_gradients(self._param_states, self.groups.tp, self.global_steps)
+        if finite or self._scaler.active:
+            return not finite
+        if self._checks.on_nonfinite == "raise":
+            raise nonfinite_error(self._param_states, self._losses, self.groups, self.global_steps)
+        if self._checks.on_nonfinite == "skip":
+            _log.warning("step %d is skipped: a loss or the gradient norm is NaN or infinite", self.global_steps)
+        return self._checks.on_nonfinite == "skip"
 
     def _clip(self, norm: torch.Tensor) -> None:
         factor = torch.ones_like(norm) / self._scaler.scale
@@ -140,6 +166,8 @@ class Engine:
 
     def zero_grad(self) -> None:
         """Drop every gradient."""
+        self._losses.clear()
+        self._bad_loss = torch.zeros_like(self._bad_loss)
         for state in self._param_states:
             state.parameter.grad = None
             state.target.grad = None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -12,8 +12,9 @@ from tpinit.runtime.planning.schema import GradientRule
 from tpinit.runtime.slicing import local_part, write_part
 from tpinit.runtime.training.param_state import ParamState
 
-__all__ = ["average", "global_norm", "scale", "sum_partial"]
+__all__ = ["GradientNorm", "average", "global_norm", "scale", "sum_partial"]
 
+_DEVIATION = 1e-4  # of the replicated gradients of one rank from the others, relative: far above rounding
 _BUCKET = 1 << 25  # elements in one all-reduce: large enough to be bandwidth-bound, small beside a model
 
 
@@ -55,17 +56,19 @@ def _full_size_gradient(state: ParamState, tp: GroupView) -> torch.Tensor:
     return full
 
 
-def average(states: Sequence[ParamState], dp: GroupView, device: torch.device) -> None:
+def average(states: Sequence[ParamState], dp: GroupView, device: torch.device, flag: torch.Tensor) -> torch.Tensor:
     """Replace every gradient by its mean over the data-parallel group, in place.
 
     A parameter that has a gradient on some ranks counts as zero on the others. A parameter that has a gradient on no
-    rank keeps none. So ranks that used different parameters all-reduce the same tensors.
+    rank keeps none. So ranks that used different parameters all-reduce the same tensors. `flag` is a bool scalar;
+    returns whether it is set on any rank of the group.
     """
     if dp.group is None:
-        return
+        return flag
     has_grad = torch.tensor([state.target.grad is not None for state in states], dtype=torch.int32, device=device)
-    dist.all_reduce(has_grad, op=dist.ReduceOp.MAX, group=dp.group)
-    used = [state for state, flag in zip(states, has_grad.tolist(), strict=True) if flag]
+    flags = torch.cat([has_grad, flag.to(has_grad).reshape(1)])
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=dp.group)
+    used = [state for state, is_used in zip(states, flags[:-1].tolist(), strict=True) if is_used]
     for state in used:
         if state.target.grad is None:
             state.target.grad = torch.zeros_like(state.target)
@@ -75,6 +78,7 @@ def average(states: Sequence[ParamState], dp: GroupView, device: torch.device) -
         flat /= dp.size
         for grad, mean in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
             grad.copy_(mean.view_as(grad))
+    return flags[-1] > 0
 
 
 def _buckets(states: Sequence[ParamState]) -> Iterator[list[torch.Tensor]]:
@@ -97,24 +101,54 @@ def _gradients(states: Sequence[ParamState]) -> Iterator[torch.Tensor]:
             yield state.target.grad
 
 
-def global_norm(states: Sequence[ParamState], tp: GroupView, device: torch.device) -> Callable[[], torch.Tensor]:
-    """Start the 2-norm of the whole model's gradient; return a function that waits for it.
+class GradientNorm:
+    """The 2-norm of the whole model's gradient, and what the ranks of a TP group learn in the same all-reduce.
 
-    The result is a float64 scalar tensor, equal on every rank of the TP group. Sharded gradients are summed over the
-    group; a replicated gradient counts once. The one all-reduce, of one number, has started when this returns, so the
-    caller may change the gradients before it waits.
+    `sums` are float64: the squares of the sharded gradients, those of the replicated ones (r), r squared, and a count
+    of the ranks whose loss is NaN or infinite; summed over the group when the all-reduce `pending` is done.
+    """
+
+    def __init__(self, sums: torch.Tensor, pending: dist.Work | None, ranks: int) -> None:
+        self._sums = sums
+        self._pending = pending
+        self._ranks = ranks
+
+    def norm(self) -> torch.Tensor:
+        """Return the norm, a float64 scalar that is equal on every rank of the TP group."""
+        sums = self._wait()
+        return (sums[0] + sums[1] / self._ranks).sqrt()
+
+    def read(self) -> tuple[bool, bool]:
+        """Return whether every loss and the norm are finite, and whether the replicated gradients of all ranks agree.
+
+        The host waits for the device. n values r are equal if and only if n x sum(r^2) = (sum r)^2.
+        """
+        sharded, total, squares, bad_losses = self._wait().tolist()
+        finite = math.isfinite(sharded) and math.isfinite(total) and bad_losses == 0
+        variance = self._ranks * squares - total * total
+        return finite, not finite or variance <= _DEVIATION**2 * total * total
+
+    def _wait(self) -> torch.Tensor:
+        if self._pending is not None:
+            self._pending.wait()
+            self._pending = None
+        return self._sums
+
+
+def global_norm(
+    states: Sequence[ParamState], tp: GroupView, device: torch.device, bad_loss: torch.Tensor | None = None
+) -> GradientNorm:
+    """Start the 2-norm of the whole model's gradient; `bad_loss` is a bool scalar that is set for a loss not finite.
+
+    Sharded gradients are summed over the group; a replicated gradient counts once. The one all-reduce, of four numbers,
+    has started when this returns.
     """
     sharded = _sum_of_squares([_counted_gradient(state) for state in states if state.record.dim is not None], device)
     replicated = _sum_of_squares([state.target.grad for state in states if state.record.dim is None], device)
-    pending = dist.all_reduce(sharded, group=tp.group, async_op=True) if tp.group is not None else None
-
-    @cache
-    def norm() -> torch.Tensor:
-        if pending is not None:
-            pending.wait()
-        return (sharded + replicated).sqrt()
-
-    return norm
+    flag = torch.zeros_like(sharded) if bad_loss is None else bad_loss.to(sharded)
+    sums = torch.stack([sharded, replicated, replicated * replicated, flag])
+    pending = dist.all_reduce(sums, group=tp.group, async_op=True) if tp.group is not None else None
+    return GradientNorm(sums, pending, tp.size)
 
 
 def _counted_gradient(state: ParamState) -> torch.Tensor | None:
