@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
+from tpinit.runtime.errors import EngineError
 
 __all__ = ["ForwardScope", "scope_of"]
 
@@ -59,6 +61,20 @@ class ForwardScope:
             for step in reversed(self._on_leave):
                 output = step(model, output)
         return output
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ForwardScope:
+        """Return a scope for a copied model."""
+        twin = ForwardScope.__new__(ForwardScope)
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        """Raise EngineError: a pickled model would hold one rank's part, and process groups can't be stored."""
+        raise EngineError(
+            "pickle and torch.save of a sharded model would store the part of one rank, and process groups can't be "
+            "stored: call engine.module.save_pretrained(folder) on every rank, which writes the whole model"
+        )
 
     def reset(self) -> None:
         """Forget a forward that never ended: KeyboardInterrupt skips the hooks of torch. The engine calls this."""

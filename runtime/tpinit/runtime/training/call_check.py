@@ -89,6 +89,14 @@ class CallCheck:
         if any(other[_RNG] != record[_RNG] for other in records) and not self._inside_generate:
             self._rng.enter(int(records[0][_RNG]))
 
+    def compare_call(self, what: str, model: nn.Module) -> None:
+        """Compare a call other than a forward: AgreementError on all ranks if one of them calls something else."""
+        if self.tp is None or self.tp.control is None:
+            return
+        self.calls += 1
+        self.compare(what, model, model.forward, (), {})
+        self._rng.leave()
+
     def _gather(self, record: torch.Tensor, what: str) -> list[torch.Tensor]:
         assert self.tp is not None
         group = self.tp.control

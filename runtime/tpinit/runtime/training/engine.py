@@ -15,6 +15,7 @@ from tpinit.runtime.parallel.forward_scope import scope_of
 from tpinit.runtime.planning.schema import Plan
 from tpinit.runtime.settings import Checks, Settings
 from tpinit.runtime.training.call_check import CallCheck, watch_calls
+from tpinit.runtime.training.call_guards import guard_calls
 from tpinit.runtime.training.gradients import GradientNorm, average, global_norm, scale, sum_partial
 from tpinit.runtime.training.loss_scaler import LossScaler
 from tpinit.runtime.training.param_state import ParamState
@@ -69,6 +70,8 @@ class Engine:
         self._checks = checks if checks is not None else Checks()
         self._call_check = CallCheck(groups.tp, device, self._checks.inputs_every, groups.data_index)
         watch_calls(module, self._call_check)
+        if groups.tp.group is not None:
+            guard_calls(module, plan, groups.tp, self._call_check, groups.tp.position == 0 and groups.data_index == 0)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model's forward on this rank's batch.
