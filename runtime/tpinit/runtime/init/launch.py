@@ -28,8 +28,10 @@ from tpinit.runtime.init.probe import VERIFY_MODES, probe
 from tpinit.runtime.loading.weight_loading import WeightSource, load_weights
 from tpinit.runtime.training.data import make_loader
 from tpinit.runtime.training.engine import Engine
+from tpinit.runtime.training.optimizer_kinds import OptimizerKind
 from tpinit.runtime.training.param_state import make_param_states
 from tpinit.runtime.training.schedules import build_schedule
+from tpinit.runtime.training.whole_updates import update_whole_tensors
 from tpinit.spec.vocabulary import DType
 
 __all__ = ["PORT", "Started", "launch"]
@@ -130,6 +132,8 @@ def _build_engine(
         # Every parameter already holds its part in the right dtype: only the modules are left to convert.
         apply_plan(model, plan, groups.tp.group, None, device, lambda _, parameter: parameter.data)
     states = make_param_states(model, plan, optimizer)
+    if optimizer is not None and prepared.optimizer_kind is OptimizerKind.WHOLE_TENSORS:
+        update_whole_tensors(optimizer, states, groups.tp)
     scheduler = init_args.lr_scheduler
     if optimizer is not None and scheduler is None and settings.scheduler is not None:
         scheduler = build_schedule(settings.scheduler, optimizer)

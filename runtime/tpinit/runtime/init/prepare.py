@@ -29,6 +29,7 @@ from tpinit.runtime.init.choose_optimizer import choose_optimizer
 from tpinit.runtime.loading.weight_loading import WeightSource
 from tpinit.runtime.planning import Plan, make_plan
 from tpinit.runtime.settings import Checks, Settings, check_section, read_settings
+from tpinit.runtime.training.optimizer_kinds import OptimizerKind, classify
 from tpinit.spec.vocabulary import Decision, Group, Outcome
 
 __all__ = ["InitArgs", "Prepared", "prepare"]
@@ -75,6 +76,7 @@ class Prepared:
     settings: Settings
     optimizer: Optimizer | None
     checks: Checks
+    optimizer_kind: OptimizerKind | None = None
 
 
 def prepare(init_args: InitArgs, report: RankReport) -> Prepared:
@@ -110,9 +112,11 @@ def prepare(init_args: InitArgs, report: RankReport) -> Prepared:
     optimizer = choose_optimizer(
         init_args.optimizer, init_args.model_parameters, init_args.lr_scheduler, model, settings, compared
     )
+    kind = classify(optimizer) if optimizer is not None and plan.tp_size > 1 else None
+    compared["optimizer.kind"] = kind.value if kind is not None else None
     compared.update(_plan_fields(plan))
     compared.update(digest_model(model) if init_args.weights is None else init_args.weights.compared_fields())
-    return Prepared(model, decision, plan, settings, optimizer, checks)
+    return Prepared(model, decision, plan, settings, optimizer, checks, kind)
 
 
 def _decide(init_args: InitArgs, model: nn.Module, report: RankReport) -> tuple[ConfigReading, Decision]:
