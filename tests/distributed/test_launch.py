@@ -48,21 +48,35 @@ def test_train_equals_the_unsharded_model_and_leaves_nothing_behind(tmp_path: Pa
     assert not [name for name in left if not name.startswith("torchinductor")]  # torch's own cache
 
 
-def test_train_fails_where_the_models_differ(tmp_path: Path) -> None:
-    """The negative control: without the input's gradient sum the sharded model trains otherwise."""
-    script = tmp_path / "broken.py"
-    script.write_text(
-        "import sys\n"
-        "from tpinit.cli.main import main\n"
+BREAKS = {
+    # Scaled outputs are equal on both ranks, so only the unsharded model shows them.
+    "DIFFERENT: over 3 steps": (
+        "from tpinit.runtime.parallel.linear import RowParallelLinear\n"
+        "forward = RowParallelLinear.forward\n"
+        "RowParallelLinear.forward = lambda *args: forward(*args) * 1.01\n"
+    ),
+    # Without the input's gradient sum the gradients of replicated parameters differ between the ranks.
+    "norm of the gradient of model.norm.weight": (
         "from tpinit.runtime.parallel import TPRegionInput\n"
         "from tpinit.runtime.parallel.fused_columns import FusedColumnGroup\n"
         "TPRegionInput.__call__ = lambda _, hidden: hidden\n"
         "FusedColumnGroup.applies_to = lambda *_: False\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("words", sorted(BREAKS))
+def test_train_fails_where_the_models_differ(tmp_path: Path, words: str) -> None:
+    """The negative control: a sharded model that computes something else is reported, or stopped by its own checks."""
+    script = tmp_path / "broken.py"
+    script.write_text(
+        "from tpinit.cli.main import main\n"
+        f"{BREAKS[words]}"
         "status = main(['train', '--steps', '3'])\n"
         "print('status', status)\n"
     )
     result = torchrun(script)
-    assert "DIFFERENT: over 3 steps" in result.stdout, result.stderr
+    assert words in result.stdout + result.stderr
     assert "status 1" in result.stdout
 
 
