@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn import functional
 from tpinit.runtime import initialize
 
 from scenarios.engine import config
+from support.refusals import error_of
 from support.tiny_models import build, tokens
 
 
@@ -54,6 +56,9 @@ def compare_losses(rank: int) -> dict[str, float]:
                 one.loss_function = smoothed
         with patched_cross_entropy() if case == "patched" else contextlib.nullcontext():
             expected, found = whole(input_ids=ids, labels=ids).loss, engine(input_ids=ids, labels=ids).loss
+        if case == "own":
+            compiled = torch.compile(engine.module, backend="eager")
+            gaps["compiled"] = float((expected - compiled(input_ids=ids, labels=ids).loss).abs().detach())
         if case == "after and removed":
             plain = build().loss_function
             whole.loss_function = engine.module.loss_function = plain
@@ -83,3 +88,46 @@ def compare_hooks(rank: int) -> dict[str, float]:
             seen[-1].append(run(input_ids=ids, labels=ids).loss.detach())
         gaps[name] = max(float((one - other).abs().max()) for one, other in zip(*seen, strict=True))
     return gaps
+
+
+READS: dict[str, Any] = {
+    "mlp": lambda self, x: self.down_proj(torch.relu(x @ self.up_proj.weight.t())),
+    "bare": lambda self, x: self.down_proj(functional.linear(x, self.up_proj.weight)),
+    "data": lambda self, x: self.down_proj(functional.linear(x, self.up_proj.weight.data)),
+    "item": lambda self, x: x * self.up_proj.weight.sum().item(),
+}
+
+
+def read_weights_in_a_forward(rank: int) -> dict[str, Any]:
+    """Replace forwards after `initialize` by ones that read sharded weights; return the errors, and what is legal."""
+    model = build()
+    engine, *_ = initialize(model=model, config=config())
+    mlp, ids, results = model.model.layers[0].mlp, tokens(), {}
+    for case, read in READS.items():
+        mlp.forward = types.MethodType(read, mlp)
+        results[case] = error_of(lambda: engine(input_ids=ids, labels=ids))
+        del mlp.forward
+    embedding = model.model.embed_tokens
+
+    def tied(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, embedding.weight)[..., : x.shape[-1]]
+
+    mlp.forward = types.MethodType(tied, mlp)
+    results["embedding"] = error_of(lambda: engine(input_ids=ids, labels=ids))
+
+    def metadata(self: Any, x: torch.Tensor) -> torch.Tensor:
+        weight = self.up_proj.weight
+        assert isinstance(weight, torch.nn.Parameter)
+        assert weight.requires_grad
+        return (
+            type(self).forward(self, x.to(weight.device, weight.dtype))
+            * (weight.dim() + weight.size(0))
+            / (weight.ndim + weight.shape[0])
+        )
+
+    mlp.forward = types.MethodType(metadata, mlp)
+    loss = engine(input_ids=ids, labels=ids).loss
+    del mlp.forward
+    results["metadata"] = float(loss.detach()) - float(engine(input_ids=ids, labels=ids).loss.detach())
+    results["outside"] = mlp.up_proj.weight is dict(model.named_parameters())["model.layers.0.mlp.up_proj.weight"]
+    return results

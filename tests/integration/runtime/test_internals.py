@@ -85,6 +85,19 @@ def hooks_of_tensors():
     assert [function for _, function in torch_private.tensor_hooks(parameter)] == [print, print]
 
 
+def tensor_subclass():
+    class Named(nn.Parameter):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            with torch_private.plain_tensor_functions():
+                return "read", func(*args, **(kwargs or {}))
+
+    found = torch_private.as_subclass(nn.Parameter(torch.ones(3)), Named)
+    assert type(found) is Named
+    assert found.shape == ("read", torch.Size([3]))
+    assert found.requires_grad == ("read", True)
+
+
 def call_methods():
     class Other(nn.Linear):
         def _call_impl(self, *args):
@@ -205,6 +218,8 @@ TORCH = {
     ),
     "Tensor._backward_hooks": hooks_of_tensors,
     "Tensor._post_accumulate_grad_hooks": hooks_of_tensors,
+    "Tensor._make_subclass": tensor_subclass,
+    "torch._C.DisableTorchFunctionSubclass": tensor_subclass,
     "nn.Module._call_impl": call_methods,
     "nn.Module._wrapped_call_impl": call_methods,
     "nn.Module._slow_forward": call_methods,

@@ -32,7 +32,8 @@ from tpinit.runtime.parallel import (
     zero_in_forward,
 )
 from tpinit.runtime.parallel.blocks import patch_block
-from tpinit.runtime.parallel.forward_scope import ForwardScope
+from tpinit.runtime.parallel.forward_scope import ForwardScope, scope_of
+from tpinit.runtime.parallel.guarded import guard_parameters
 from tpinit.runtime.parallel.outputs import gather_output_attentions
 from tpinit.runtime.planning.schema import LayerPlan, ParameterPlan, Plan, SequencePlan
 from tpinit.runtime.slicing import local_part
@@ -86,6 +87,8 @@ def convert_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
     rng = RngTracker(model, plan.tp_rank) if draws_random else None
     for layer in plan.layers:
         _convert(model, layer, plan, group, region_input, rng if layer.draws_random else None)
+        if layer.kind in (*LINEAR_CLASSES, LayerKind.EMBEDDING):
+            guard_parameters(model.get_submodule(layer.module), layer.module, scope_of(model))
     for names in plan.fused_column_groups():
         fuse_columns([model.get_submodule(name) for name in names], group)
     for block in plan.blocks:

@@ -24,6 +24,7 @@ __all__ = [
     "PlainDispatchMode",
     "TorchDispatchMode",
     "assert_async",
+    "as_subclass",
     "attached_hooks",
     "buffers_of",
     "children_of",
@@ -35,6 +36,7 @@ __all__ = [
     "is_original_method",
     "named_arguments",
     "parameters_of",
+    "plain_tensor_functions",
     "set_class",
     "storage_key",
     "tensor_hooks",
@@ -66,6 +68,8 @@ PRIVATE_NAMES: dict[str, str] = {
     "nn.modules.batchnorm._NormBase": "modules whose buffers change in a training forward",
     "torch._assert_async": "a device-side assertion that no step waits for",
     "UntypedStorage._cdata": "the identity of a storage, equal for all views of it",
+    "Tensor._make_subclass": "shows a sharded parameter without its values",
+    "torch._C.DisableTorchFunctionSubclass": "reads the shape and dtype of such a parameter",
     "Tensor._version": "a counter that in-place writes advance",
     "OpOverload._schema": "names of an operator's arguments, and which of them it writes",
     "torch.nn.init._no_grad_trunc_normal_": "the body of trunc_normal_, which transformers calls",
@@ -171,6 +175,16 @@ def is_original_method(kind: type[nn.Module], name: str) -> bool:
     code = getattr(method, "__code__", None)
     source = torch.nn.modules.module.__file__
     return method is getattr(nn.Module, name) and code is not None and code.co_filename == source
+
+
+def as_subclass(tensor: torch.Tensor, kind: type[torch.Tensor]) -> Any:
+    """Return a view of a tensor as an instance of a subclass, outside of autograd, with the same `requires_grad`."""
+    return torch.Tensor._make_subclass(kind, tensor.detach(), tensor.requires_grad)
+
+
+def plain_tensor_functions() -> Any:
+    """Return a context in which functions treat instances of tensor subclasses as plain tensors."""
+    return torch._C.DisableTorchFunctionSubclass()
 
 
 def empty_module_state() -> dict[str, Any]:

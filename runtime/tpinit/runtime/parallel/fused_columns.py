@@ -17,7 +17,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.nn import functional
-from tpinit.runtime.internals.torch_private import version_of
+from tpinit.runtime.internals.torch_private import parameters_of, version_of
 
 __all__ = ["FusedColumnGroup"]
 
@@ -103,7 +103,7 @@ class FusedColumnGroup:
             return self._outputs.pop(id(layer))
         # A second call of one layer with the same input: its siblings already have their outputs.
         layers = (layer,) if same_input else self.layers
-        tensors = [tensor for sibling in layers for tensor in (sibling.weight, sibling.bias)]
+        tensors = [tensor for sibling in layers for tensor in map(parameters_of(sibling).get, ("weight", "bias"))]
         transposed = tuple(not isinstance(sibling, nn.Linear) for sibling in layers)
         outputs = _FusedColumns.apply(hidden, self.group, transposed, *tensors)  # type: ignore[no-untyped-call]  # torch leaves apply() untyped
         if not same_input:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional
-from tpinit.runtime.internals.torch_private import set_class
+from tpinit.runtime.internals.torch_private import parameters_of, set_class
 from tpinit.runtime.parallel.collectives import (
     BoundRegion,
     RankPieces,
@@ -22,6 +22,7 @@ from tpinit.runtime.parallel.collectives import (
     copy_to_tp_region,
 )
 from tpinit.runtime.parallel.fused_columns import FusedColumnGroup
+from tpinit.runtime.parallel.guarded import guarded_attributes
 from tpinit.runtime.parallel.layer_kinds import LayerKind, layer_regions
 from tpinit.runtime.parallel.rng import RngTracker
 
@@ -82,7 +83,8 @@ class RowParallelLinear:
             self.tp_rng.leave(input)
         partial = functional.linear(_apply(self.tp_region_input, input), _weight(self))
         output = _apply(self.tp_region_output, partial)
-        return output if self.bias is None else output + self.bias
+        bias = _parameter(self, "bias")
+        return output if bias is None else output + bias
 
 
 class VocabParallelHead(ColumnParallelLinear):
@@ -103,7 +105,7 @@ def _column_output(layer: ColumnParallelLinear, input: torch.Tensor) -> torch.Te
     """Map the replicated input [..., in] to this rank's output features [..., out / ranks]."""
     if layer.tp_fused is not None and layer.tp_fused.applies_to(input):
         return layer.tp_fused(layer, input)
-    return functional.linear(_apply(layer.tp_region_input, input), _weight(layer), layer.bias)
+    return functional.linear(_apply(layer.tp_region_input, input), _weight(layer), _parameter(layer, "bias"))
 
 
 def _apply(region: AppliedRegion | None, tensor: torch.Tensor) -> torch.Tensor:
@@ -112,7 +114,14 @@ def _apply(region: AppliedRegion | None, tensor: torch.Tensor) -> torch.Tensor:
 
 def _weight(layer: ColumnParallelLinear | RowParallelLinear) -> torch.Tensor:
     """Return the weight as [out, in]: GPT-2's Conv1D stores [in, out]."""
-    return layer.weight if isinstance(layer, nn.Linear) else layer.weight.t()
+    weight = _parameter(layer, "weight")
+    assert weight is not None
+    return weight if isinstance(layer, nn.Linear) else weight.t()
+
+
+def _parameter(layer: Any, name: str) -> torch.Tensor | None:
+    """Return a parameter of a layer, which `guarded` hides from everything but the layer's own forward."""
+    return parameters_of(layer).get(name)
 
 
 LINEAR_CLASSES: Mapping[LayerKind, type] = {
@@ -146,7 +155,9 @@ def convert_module(
     original = type(module)
     if (original, parallel) not in _DERIVED:
         name = f"{parallel.__name__}Of{original.__name__}"
-        _DERIVED[original, parallel] = type(name, (parallel, original), {"__module__": __name__})
+        _DERIVED[original, parallel] = type(
+            name, (parallel, original), {"__module__": __name__, **guarded_attributes(("weight", "bias"))}
+        )
     set_class(module, _DERIVED[original, parallel])
     regions = layer_regions(kind, reduce_input_grad=region_input is not None, scatter_output=scatter_output)
 

@@ -154,5 +154,6 @@ def enable_loss_parallel(
             return output
         return type(output)(**{key: value for key, value in output.items() if key != "logits"})
 
-    model.register_forward_pre_hook(enter, with_kwargs=True)
+    # `enter` reads code objects, which torch.compile can't trace.
+    model.register_forward_pre_hook(torch.compiler.disable(enter), with_kwargs=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     model.register_forward_hook(leave, with_kwargs=True, always_call=True)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from tpinit.runtime.internals.torch_private import set_class
 from tpinit.runtime.parallel.collectives import BoundRegion, RegionFunction, TPRegionInput
+from tpinit.runtime.parallel.guarded import guarded_attributes, own_forward
 from tpinit.runtime.parallel.layer_kinds import LayerKind, layer_regions
 from tpinit.runtime.parallel.vocabulary import check_ids
 
@@ -32,8 +33,9 @@ def convert_embedding(module: nn.Embedding, begin: int, length: int, group: Proc
     module.num_embeddings = length
     original = type(module)
     if original not in _DERIVED:
+        attributes = {"__module__": __name__, **guarded_attributes(("weight",))}
         name = f"VocabParallelEmbeddingOf{original.__name__}"
-        _DERIVED[original] = type(name, (_VocabParallelEmbedding, original), {"__module__": __name__})
+        _DERIVED[original] = type(name, (_VocabParallelEmbedding, original), attributes)
     set_class(module, _DERIVED[original])
 
 
@@ -50,7 +52,8 @@ class _VocabParallelEmbedding:
         check_ids(input, self.tp_vocabulary)
         is_local = (input >= self.tp_first) & (input < self.tp_first + self.num_embeddings)
         local_ids = torch.where(is_local, input - self.tp_first, 0)
-        rows: torch.Tensor = super().forward(local_ids, *args, **kwargs)  # type: ignore[misc]  # the embedding's class
+        with own_forward(self):
+            rows: torch.Tensor = super().forward(local_ids, *args, **kwargs)  # type: ignore[misc]  # the embedding's class
         return self.tp_region_output(rows.masked_fill(~is_local.unsqueeze(-1), 0))
 
 
