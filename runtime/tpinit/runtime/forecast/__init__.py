@@ -1,1 +1,1 @@
-"""What a run will hold and send, computed before it starts."""
+"""The memory and the collectives of a run, computed before it starts."""

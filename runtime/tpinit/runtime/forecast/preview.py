@@ -1,4 +1,4 @@
-"""What a run will be, before it is paid for: plan, ranks, collectives and memory, as plain data."""
+"""The preview of a run as plain data: plan, ranks, collectives and memory, without weights and without other ranks."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from tpinit.spec.vocabulary import Decision, DType
 
 __all__ = ["forecast", "read_model_config"]
 
-_SIZES = {DType.FP32: 4, DType.FP16: 2, DType.BF16: 2}
-_SHOWN = 4  # groups at each end of a list of them
+_ITEM_BYTES = {DType.FP32: 4, DType.FP16: 2, DType.BF16: 2}
+_SHOWN_GROUPS = 4  # at each end of the list of TP groups
 
 
-def read_model_config(place: Path) -> Any:
-    """Return the transformers config of a directory or a file. Raises LoadError where there is none."""
+def read_model_config(path: Path) -> Any:
+    """Return the transformers config of a directory or a config file. Raises LoadError if there is none."""
     from transformers import AutoConfig
 
-    file = place / "config.json" if place.is_dir() else place
+    file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
-        raise LoadError(f"{place} is neither a transformers config nor a directory that has a config.json")
+        raise LoadError(f"{path} is neither a transformers config nor a directory that has a config.json")
     try:
         return AutoConfig.from_pretrained(file, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise LoadError(f"{file} is no config of a model that transformers knows: {str(error)[:200]}") from error
+        raise LoadError(f"{file} is no config of a model that transformers has: {str(error)[:200]}") from error
 
 
 def forecast(
@@ -55,11 +55,11 @@ def forecast(
     layers: int | None = None,
     sequence_parallel: bool = False,
 ) -> dict[str, Any]:
-    """Return what `initialize` would make of this model under a decision, as data for JSON.
+    """Return a preview of what `initialize` does with this model under a decision, as data for JSON.
 
-    `sequence` is the number of tokens in a sample (default: what the config says the model has positions for, at
-    most 4096), `layers` a number of layers in place of the config's, `sequence_parallel` what `initialize` takes.
-    Raises what `initialize` raises for a model, a config or a section that it refuses.
+    `sequence` is the number of tokens in a sample (default: the config's max_position_embeddings, at most 4096);
+    `layers` replaces the config's number of layers; `sequence_parallel` is the argument of `initialize`. Raises what
+    `initialize` raises for a model, a config or a section that it refuses.
     """
     if layers is not None:
         _set_layers(model_config, layers)
@@ -68,21 +68,21 @@ def forecast(
     dp_size = max(1, decision.world_size // tp_size)
     settings = read_settings(reading.config, dp_size, decision.dtype.value)
     model = build_without_weights(model_config).model
-    item = _SIZES[decision.dtype.value] if decision.dtype.value is not None else 4
+    item = _ITEM_BYTES[decision.dtype.value] if decision.dtype.value is not None else 4
     length = sequence or min(getattr(model_config, "max_position_embeddings", None) or 2048, 4096)
     micro = settings.batch.micro or 1
-    short, plan, step, folding = _planned(model, decision, tp_size, micro * length, item, sequence_parallel)
+    folded, plan, step, folding = _make_plan(model, decision, tp_size, micro * length, item, sequence_parallel)
     update = update_collectives(plan, dp_size, 4)
     return {
         "model": {
             "class": type(model).__qualname__,
-            "parameters": sum(product(one.shape) for one in plan.parameters),
+            "parameters": sum(product(record.shape) for record in plan.parameters),
             "dtype": decision.dtype.value.value if decision.dtype.value is not None else None,
             "source_of_plan": plan.source,
         },
         "ranks": _ranks(decision.world_size, tp_size),
         "batch": {"micro": micro, "sequence": length, "accumulation": settings.batch.accumulation},
-        "parameters": _parameters(short, folding, item),
+        "parameters": _parameters(folded, folding, item),
         "collectives": _collectives(step, update, folding, tp_size, dp_size, settings.batch.accumulation),
         "memory": _memory(plan, item, settings),
         "replicated": _replicated(plan, item),
@@ -90,15 +90,16 @@ def forecast(
     }
 
 
-def _planned(
+def _make_plan(
     model: nn.Module, decision: Decision, tp_size: int, tokens: int, item: int, sequence_parallel: bool
 ) -> tuple[Plan, Plan, list[Collective], LayerFolding]:
-    """Return the plan of a few layers of each kind, that of all, the collectives of the few, and what they stand for.
+    """Return the folded plan, the plan of all layers, the collectives of the folded model, and the folding.
 
-    Where a few can't speak for all, or anything is wrong, each layer stands for itself.
+    The model is planned with a few layers of each group of equal layers. If the model reads the index of a layer, or an
+    error is raised, it is planned again with all layers, and the folding is empty.
     """
 
-    def of_what_is_there() -> tuple[Plan, list[Collective]]:
+    def plan_present_layers() -> tuple[Plan, list[Collective]]:
         plan = make_plan(model, tp_size, decision.carried, sequence_parallel=sequence_parallel)
         if tp_size == 1:
             return plan, []
@@ -109,13 +110,13 @@ def _planned(
 
     with fold_layers(model) as folding:
         try:
-            short, step = of_what_is_there()
-        except Exception:  # whatever it is, it comes again with the whole model, or was the folding's
+            folded, step = plan_present_layers()
+        except Exception:  # the folding caused it, or it is raised again for all layers
             folding.index_reads.append("an error")
     if folding.index_reads:
-        short, step = of_what_is_there()
-        return short, short, step, LayerFolding()
-    return short, folding.unfold(short, model), step, folding
+        folded, step = plan_present_layers()
+        return folded, folded, step, LayerFolding()
+    return folded, folding.unfold(folded, model), step, folding
 
 
 def _count_collectives(
@@ -139,14 +140,14 @@ def _set_layers(model_config: Any, layers: int) -> None:
     model_config.num_hidden_layers = layers
     kinds = getattr(model_config, "layer_types", None)
     if kinds:
-        model_config.layer_types = [kinds[place % len(kinds)] for place in range(layers)]
+        model_config.layer_types = [kinds[index % len(kinds)] for index in range(layers)]
 
 
 def _ranks(world: int, tp_size: int) -> dict[str, Any]:
-    """Return how ranks lie: the first and last TP groups, and where the others follow."""
+    """Return the first and last TP groups, and the rule from which the others follow."""
     count = topology.dp_size(world, tp_size)
-    first = list(range(min(count, _SHOWN)))
-    last = [index for index in range(max(count - _SHOWN, 0), count) if index not in first]
+    first = list(range(min(count, _SHOWN_GROUPS)))
+    last = [index for index in range(max(count - _SHOWN_GROUPS, 0), count) if index not in first]
     return {
         "world": world,
         "tp_size": tp_size,
@@ -160,51 +161,51 @@ def _ranks(world: int, tp_size: int) -> dict[str, Any]:
 
 
 def _parameters(plan: Plan, folding: LayerFolding, item: int) -> list[dict[str, Any]]:
-    """Return one record for all parameters that are cut alike in layers of one kind."""
+    """Return one row for all parameters whose names differ in numbers alone and whose plans are equal."""
     size = plan.tp_size
     found: dict[Any, list[tuple[str, ...]]] = {}
-    for one in plan.parameters:
-        key = (tuple(re.sub(r"\d+", "*", name) for name in one.names), replace(one, names=()))
-        found.setdefault(key, []).append(one.names)
+    for record in plan.parameters:
+        key = (tuple(re.sub(r"\d+", "*", name) for name in record.names), replace(record, names=()))
+        found.setdefault(key, []).append(record.names)
     return [
         {
-            "name": " = ".join(folding.pattern(same) for same in zip(*names, strict=True)),
-            "count": sum(max(len(folding.full_names(name)) for name in every) for every in names),
-            "shape": list(one.shape),
-            "cut": one.cut.value,
-            "dim": one.dim,
-            "gradients": one.gradient_rule.value,
-            "why": one.reason,
-            "slices": [[list(piece) for piece in one.pieces_of(size, rank)] for rank in range(size)],
-            "local_shapes": [list(one.local_shape(size, rank)) for rank in range(size)],
-            "local_bytes": [product(one.local_shape(size, rank)) * item for rank in range(size)],
+            "name": " = ".join(folding.pattern(tied) for tied in zip(*names, strict=True)),
+            "count": sum(max(len(folding.full_names(name)) for name in tied) for tied in names),
+            "shape": list(record.shape),
+            "cut": record.cut.value,
+            "dim": record.dim,
+            "gradients": record.gradient_rule.value,
+            "why": record.reason,
+            "slices": [[list(piece) for piece in record.pieces_of(size, rank)] for rank in range(size)],
+            "local_shapes": [list(record.local_shape(size, rank)) for rank in range(size)],
+            "local_bytes": [product(record.local_shape(size, rank)) * item for rank in range(size)],
         }
-        for (_, one), names in found.items()
+        for (_, record), names in found.items()
     ]
 
 
 def _collectives(
     step: Iterable[Collective], update: list[Collective], folding: LayerFolding, tp_size: int, dp_size: int, micro: int
 ) -> dict[str, Any]:
-    """Return one record for all collectives of one kind in layers of one kind, and the sums."""
+    """Return one row for all collectives of one size whose modules' names differ in numbers alone, and the sums."""
     found: dict[Any, list[Collective]] = {}
-    for one in (*step, *update):
-        key = (re.sub(r"\d+", "*", one.module), one.phase, one.kind, one.group, one.phase == "update" or one.nbytes)
-        found.setdefault(key, []).append(one)
+    for call in (*step, *update):
+        size = call.phase == "update" or call.nbytes
+        found.setdefault((re.sub(r"\d+", "*", call.module), call.phase, call.kind, call.group, size), []).append(call)
     rows = []
-    for alike in found.values():
-        first, counts = alike[0], [len(folding.full_names(one.module)) for one in alike]
+    for calls in found.values():
+        first, counts = calls[0], [len(folding.full_names(call.module)) for call in calls]
         ranks = tp_size if first.group == "tp" else dp_size
         rows.append(
             {
-                "module": folding.pattern([one.module for one in alike]),
+                "module": folding.pattern([call.module for call in calls]),
                 "calls": sum(counts),
                 "phase": first.phase,
                 "kind": first.kind,
                 "group": first.group,
-                "largest_bytes": max(one.nbytes for one in alike),
-                "bytes": sum(count * one.nbytes for count, one in zip(counts, alike, strict=True)),
-                "wire_bytes": round(sum(n * wire_bytes(one, ranks) for n, one in zip(counts, alike, strict=True))),
+                "largest_bytes": max(call.nbytes for call in calls),
+                "bytes": sum(count * call.nbytes for count, call in zip(counts, calls, strict=True)),
+                "wire_bytes": round(sum(n * wire_bytes(call, ranks) for n, call in zip(counts, calls, strict=True))),
             }
         )
     return {
@@ -215,6 +216,7 @@ def _collectives(
 
 
 def _sums(rows: Iterable[tuple[dict[str, Any], int]]) -> dict[str, int]:
+    """Return the sums over (row, how many times it is issued)."""
     every = list(rows)
     return {key: sum(times * row[key] for row, times in every) for key in ("calls", "bytes", "wire_bytes")}
 
@@ -223,13 +225,13 @@ def _memory(plan: Plan, item: int, settings: Settings) -> list[dict[str, Any]]:
     states = _states(settings)
     found = []
     for rank in range(plan.tp_size):
-        one = memory_of(plan, rank, item, states)
-        found.append({"tp_rank": rank, **asdict(one), "total": one.total})
+        memory = memory_of(plan, rank, item, states)
+        found.append({"tp_rank": rank, **asdict(memory), "total": memory.total})
     return found
 
 
 def _states(settings: Settings) -> int:
-    """Return how many numbers of state the optimizer has for each of a parameter; -1 without an optimizer."""
+    """Return how many state elements the optimizer has for each parameter element; -1 without an optimizer."""
     if settings.optimizer is None:
         return -1
     params: Mapping[str, object] = settings.optimizer.params
@@ -239,9 +241,10 @@ def _states(settings: Settings) -> int:
 
 
 def _replicated(plan: Plan, item: int) -> dict[str, Any]:
-    whole = [one for one in plan.parameters if one.dim is None]
+    """Return the number and bytes of the replicated parameters, and the bytes by reason."""
+    replicated = [record for record in plan.parameters if record.dim is None]
     reasons: dict[str, int] = {}
-    for one in whole:
-        reason = one.reason or ("norms, biases and other vectors" if len(one.shape) < 2 else "no rule cuts it")
-        reasons[reason] = reasons.get(reason, 0) + product(one.shape) * item
-    return {"parameters": len(whole), "bytes": sum(reasons.values()), "reasons": reasons}
+    for record in replicated:
+        reason = record.reason or ("norms, biases and other vectors" if len(record.shape) < 2 else "no rule cuts it")
+        reasons[reason] = reasons.get(reason, 0) + product(record.shape) * item
+    return {"parameters": len(replicated), "bytes": sum(reasons.values()), "reasons": reasons}
