@@ -9,7 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tpinit.runtime.errors import AgreementError, EngineError, GroupError, LoadError, PlanError, UnsupportedError
+    from tpinit.runtime.errors import (
+        AgreementError,
+        EngineError,
+        GroupError,
+        LoadError,
+        MissingCallError,
+        PlanError,
+        UnsupportedError,
+    )
     from tpinit.runtime.init.api import initialize, set_autotp_mode, tp_model_init
     from tpinit.runtime.init.from_pretrained import from_config, from_pretrained
     from tpinit.runtime.planning import ParameterPlan, Plan
@@ -21,6 +29,7 @@ __all__ = [
     "EngineError",
     "GroupError",
     "LoadError",
+    "MissingCallError",
     "ParameterPlan",
     "Plan",
     "PlanError",
@@ -38,6 +47,7 @@ _MODULES = {
     "EngineError": "errors",
     "GroupError": "errors",
     "LoadError": "errors",
+    "MissingCallError": "errors",
     "ParameterPlan": "planning",
     "Plan": "planning",
     "PlanError": "errors",

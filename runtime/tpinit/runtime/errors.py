@@ -12,7 +12,15 @@ from collections.abc import Iterable
 
 from tpinit.reference.errors import TpinitError
 
-__all__ = ["AgreementError", "EngineError", "GroupError", "LoadError", "PlanError", "UnsupportedError"]
+__all__ = [
+    "AgreementError",
+    "EngineError",
+    "GroupError",
+    "LoadError",
+    "MissingCallError",
+    "PlanError",
+    "UnsupportedError",
+]
 
 
 class AgreementError(TpinitError):
@@ -49,6 +57,10 @@ class UnsupportedError(TpinitError):
 
 class EngineError(TpinitError):
     """The engine was used in the wrong order, or without what the call needs (no optimizer, no backward)."""
+
+
+class MissingCallError(EngineError, AttributeError):
+    """A name of DeepSpeed's engine that this one lacks; the text says what to do. An AttributeError for `hasattr`."""
 
 
 class LoadError(TpinitError):

@@ -16,6 +16,7 @@ from tpinit.runtime.planning.schema import Plan
 from tpinit.runtime.settings import Checks, Settings
 from tpinit.runtime.training.call_check import CallCheck, watch_calls
 from tpinit.runtime.training.call_guards import guard_calls
+from tpinit.runtime.training.engine_names import missing_name
 from tpinit.runtime.training.gradients import GradientNorm, average, global_norm, scale, sum_partial
 from tpinit.runtime.training.loss_scaler import LossScaler
 from tpinit.runtime.training.param_state import ParamState
@@ -213,6 +214,10 @@ class Engine:
     def get_lr(self) -> list[float]:
         """Return the learning rate of each parameter group; empty without an optimizer."""
         return [group["lr"] for group in self.optimizer.param_groups] if self.optimizer is not None else []
+
+    def __getattr__(self, name: str) -> Any:
+        """Raise for a name that the engine lacks: what is DeepSpeed's is refused with what to do instead."""
+        raise missing_name(name, [known for known in dir(type(self)) if not known.startswith("_")])
 
     def train_batch_size(self) -> int | None:
         """Return the number of samples in one update over all ranks; None without a batch size."""
