@@ -3,68 +3,88 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
+from functools import cache
 
 import torch
 from torch import nn
 from torch.nn import functional
 from tpinit.runtime.errors import PlanError
 
-__all__ = ["digest", "digest_model", "raw_bytes"]
+__all__ = ["digest", "digest_model", "fold", "raw_bytes"]
 
-_COLUMNS = 256  # 8-byte words in a row of the table that is summed
+_COLUMNS = 256  # 8-byte words in a row
+_CPU_ROWS = 512  # hashed at once: 1 MiB, which stays in a core's cache
+_DEVICE_ROWS = 1 << 14  # 32 MiB: enough to keep a GPU busy, small beside its memory
 
 
 def digest(tensor: torch.Tensor) -> str:
-    """Return a text that is equal for equal tensors, in any memory layout: hex digits, the shape and the dtype.
+    """Return a text that is equal for equal tensors, in any memory layout: 16 hex digits, the shape and the dtype.
 
-    A changed tensor almost always has another digest; `_cpu_digest` and `_device_digest` say which changes they miss.
-    These two use different formulas, so only tensors on one kind of device can be compared.
+    Every changed word changes it, and any other change is missed with a probability of about 2^-33 (`fold`). It is the
+    same on every kind of device.
     """
-    dense = tensor.detach().contiguous()
-    code = _cpu_digest(dense) if dense.device.type == "cpu" else _device_digest(dense)
-    return f"{code} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+    code = int(fold(tensor)) & ((1 << 64) - 1)
+    return f"{code:016x} {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _cpu_digest(tensor: torch.Tensor) -> str:
-    """Return a 96-bit hash of the row sums and the column sums of the tensor's memory, 24 hex digits.
+def fold(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a 64-bit hash of the bytes of a tensor and their places, an int64 scalar on its device.
 
-    The memory is read as a table of 8-byte words with `_COLUMNS` columns; sums are modulo 2^64. The last bytes, fewer
-    than a row, are hashed as they are. Every change of one, two or three words changes a sum. A change of four or more
-    words is missed only if the differences cancel in every row and in every column. Hashing sums instead of all bytes
-    takes no longer than reading the memory.
+    The memory is read as rows of `_COLUMNS` 8-byte words. A row's hash is the multilinear one of the words' halves: the
+    sum of all 32-bit halves, each times an odd number of its own, modulo 2^64. A change of one half changes it, two
+    halves that swap places or change by equal or opposite amounts do too, and any other pattern is missed with a
+    probability of about 2^-33. The hashes of the rows are then hashed as a tensor, until one is left. Takes memory for
+    `_CPU_ROWS` or `_DEVICE_ROWS` rows.
     """
-    raw = tensor.reshape(-1).view(torch.uint8)
-    if raw.storage_offset() % 8:
-        raw = raw.clone()  # a view as 8-byte words must start at a multiple of 8 bytes
-    in_table = raw.numel() - raw.numel() % (8 * _COLUMNS)
-    table = raw[:in_table].view(torch.int64).view(-1, _COLUMNS)
-    hashed = hashlib.blake2b(raw_bytes(raw[in_table:]), digest_size=12)
-    for dim in (1, 0):
-        hashed.update(raw_bytes(table.sum(dim)))
-    return hashed.hexdigest()
+    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    while True:
+        hashes = _row_hashes(raw)
+        if hashes.numel() == 1:
+            return hashes[0]
+        raw = hashes.view(torch.uint8)
+
+
+def _row_hashes(raw: torch.Tensor) -> torch.Tensor:
+    """Return the hash of each row of a uint8 tensor, int64; the last row is filled up with zeros."""
+    on_cpu = raw.device.type == "cpu"
+    for_words, for_upper = _column_factors(raw.device)
+    found: list[torch.Tensor] = []
+    step = (_CPU_ROWS if on_cpu else _DEVICE_ROWS) * _COLUMNS * 8
+    upper = torch.empty(0, dtype=torch.int64, device=raw.device)  # the memory that all parts use
+    for start in range(0, max(1, raw.numel()), step):
+        part = raw[start : start + step]
+        missing = -part.numel() % (8 * _COLUMNS) if part.numel() else 8 * _COLUMNS
+        if missing:
+            part = functional.pad(part, (0, missing))
+        elif part.storage_offset() % 8:
+            part = part.clone()  # a view as 8-byte words must start at a multiple of 8 bytes
+        words = part.view(torch.int64).view(-1, _COLUMNS)
+        upper = torch.bitwise_right_shift(words, 32, out=upper if upper.shape == words.shape else None)
+        if on_cpu:
+            found.append(words @ for_words + upper @ for_upper)
+        else:  # CUDA has no product of int64 matrices; a word is its lower half plus 2^32 times its upper one
+            upper.mul_(for_upper)
+            found.append(upper.addcmul_(words, for_words).sum(1))
+    return torch.cat(found)
+
+
+@cache
+def _column_factors(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the odd numbers of each column, for its word and for its upper half again: splitmix64 of their places."""
+    factors = []
+    for place in range(1, 2 * _COLUMNS + 1):
+        mixed = place * 0x9E3779B97F4A7C15 % (1 << 64)
+        mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % (1 << 64)
+        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % (1 << 64)
+        mixed = (mixed ^ (mixed >> 31)) | 1
+        factors.append(mixed - (1 << 64) if mixed >> 63 else mixed)
+    halves = torch.tensor(factors, dtype=torch.int64, device=device)
+    return halves[:_COLUMNS], halves[_COLUMNS:]
 
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:
     """Return the memory of a contiguous CPU tensor."""
     return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size())
-
-
-def _device_digest(tensor: torch.Tensor) -> str:
-    """Return a 64-bit sum over the tensor's 8-byte words, each mixed with its position, 16 hex digits.
-
-    The sum is computed on the tensor's device. The mixing maps different words to different ones, so every change of
-    one word changes the sum; a change of several words is missed if the mixed differences cancel modulo 2^64.
-    """
-    raw = tensor.reshape(-1).view(torch.uint8)
-    words = functional.pad(raw, (0, -raw.numel() % 8)).view(torch.int64)
-    # int64 arithmetic wraps around. Each step is one-to-one: a product with an odd number, or an exclusive or with the
-    # word's own upper bits. torch's shift repeats the sign bit, which the masks remove.
-    position = torch.arange(1, words.numel() + 1, dtype=torch.int64, device=words.device) * 0x2545F4914F6CDD1D
-    mixed = (words ^ position) * 0x369DEA0F31A53F85
-    mixed = (mixed ^ ((mixed >> 32) & ((1 << 32) - 1))) * 0x27D4EB2F165667C5
-    mixed = mixed ^ ((mixed >> 29) & ((1 << 35) - 1))
-    return f"{int(mixed.sum()) & ((1 << 64) - 1):016x}"
 
 
 def digest_model(model: nn.Module) -> dict[str, object]:
