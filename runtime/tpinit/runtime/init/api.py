@@ -76,6 +76,7 @@ def initialize(
     plan: UserPlan | None = None,
     sequence_parallel: bool = False,
     check_inputs_every: int = 1,
+    check_replicas_every: int = 100,
     on_nonfinite: str = "raise",
 ) -> tuple[Engine, Optimizer | None, DataLoader[Any] | None, Any]:
     """Shard the model by the rules of the contract; return (engine, optimizer, dataloader, lr_scheduler).
@@ -101,6 +102,7 @@ def initialize(
       sequence there, which saves memory and sends as many bytes. The TP size must divide the sequence length.
     - `check_inputs_every`: the ranks of a TP group compare their inputs before every so many forwards; 0 never compares
       them (docs/checks.md).
+    - `check_replicas_every`: the ranks compare the copies of their parameters after every so many updates; 0 never.
     - `on_nonfinite`: what a NaN or infinite loss or gradient norm does: "raise" an EngineError before anything is
       updated, "skip" the update, or "ignore" it.
 

@@ -40,6 +40,7 @@ def from_pretrained(
     plan: UserPlan | None = None,
     sequence_parallel: bool = False,
     check_inputs_every: int = 1,
+    check_replicas_every: int = 100,
     on_nonfinite: str = "raise",
 ) -> Started:
     """Load a transformers model from a directory of safetensors, each rank its own slices only, and shard it.
@@ -84,6 +85,7 @@ def from_config(
     plan: UserPlan | None = None,
     sequence_parallel: bool = False,
     check_inputs_every: int = 1,
+    check_replicas_every: int = 100,
     on_nonfinite: str = "raise",
 ) -> Started:
     """Build a model with random weights, those of `torch.manual_seed(seed); model_class(model_config)`, and shard it.

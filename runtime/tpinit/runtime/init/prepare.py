@@ -56,6 +56,7 @@ class InitArgs:
     plan: Any = None
     sequence_parallel: bool = False
     check_inputs_every: int = 1
+    check_replicas_every: int = 100
     on_nonfinite: str = "raise"
     weights: WeightSource | None = None
 
@@ -91,7 +92,7 @@ def prepare(init_args: InitArgs, report: RankReport) -> Prepared:
         raise TpinitError(
             "this model is already initialized: its parameters are sharded; build a new model for another run"
         )
-    checks = Checks.from_arguments(init_args.check_inputs_every, init_args.on_nonfinite)
+    checks = Checks.from_arguments(init_args.check_inputs_every, init_args.check_replicas_every, init_args.on_nonfinite)
     report.fields.update(flatten(asdict(checks), "checks"))
     reading, decision = _decide(init_args, model, report)
     check_section(decision.carried)

@@ -64,20 +64,27 @@ class Checks:
     """What the engine checks while it trains: keywords of `initialize`, equal on all ranks.
 
     `inputs_every`: the ranks of a TP group compare their inputs before every so many forwards; 0 means never.
+    `replicas_every`: they compare the copies of their parameters after every so many updates; 0 means never.
     `on_nonfinite`: what a NaN or infinite loss or gradient norm does: "raise", "skip" the update, or "ignore" it.
     """
 
     inputs_every: int = 1
+    replicas_every: int = 100
     on_nonfinite: str = "raise"
 
     @staticmethod
-    def from_arguments(inputs_every: object, on_nonfinite: object) -> Checks:
+    def from_arguments(inputs_every: object, replicas_every: object, on_nonfinite: object) -> Checks:
         """Return the checks, given the keywords of `initialize`. Raises TpinitError for a value that is not legal."""
         if type(inputs_every) is not int or inputs_every < 0:
             raise TpinitError(
                 f"check_inputs_every is {inputs_every!r}, and must be a number of forwards: 1 compares the inputs of "
                 "every forward, 0 of none"
             )
+        if type(replicas_every) is not int or replicas_every < 0:
+            raise TpinitError(
+                f"check_replicas_every is {replicas_every!r}, and must be a number of updates: 100 compares the copies "
+                "of parameters after every hundredth update, 0 never"
+            )
         if on_nonfinite not in ON_NONFINITE:
             raise TpinitError(f"on_nonfinite is {on_nonfinite!r}, and must be one of {', '.join(ON_NONFINITE)}")
-        return Checks(inputs_every, str(on_nonfinite))
+        return Checks(inputs_every, replicas_every, str(on_nonfinite))

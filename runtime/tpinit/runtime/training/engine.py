@@ -20,6 +20,7 @@ from tpinit.runtime.training.engine_names import missing_name
 from tpinit.runtime.training.gradients import GradientNorm, average, global_norm, scale, sum_partial
 from tpinit.runtime.training.loss_scaler import LossScaler
 from tpinit.runtime.training.param_state import ParamState
+from tpinit.runtime.training.replica_check import ReplicaCheck
 from tpinit.runtime.training.unusable_gradients import nonfinite_error, raise_unequal_gradients
 from tpinit.spec.vocabulary import Decision
 
@@ -73,6 +74,7 @@ class Engine:
         watch_calls(module, self._call_check)
         if groups.tp.group is not None:
             guard_calls(module, plan, groups.tp, self._call_check, groups.tp.position == 0 and groups.data_index == 0)
+        self._replica_check = ReplicaCheck(module, param_states, groups, self._checks.replicas_every)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model's forward on this rank's batch.
@@ -117,6 +119,8 @@ class Engine:
         EngineError if `backward` was not called since the last step, and, on all ranks, for a loss or a gradient norm
         that is NaN or infinite (`on_nonfinite` of `initialize`). Raises AgreementError on all ranks of a TP group if
         their gradients of replicated parameters differ. Nothing is updated then, and the gradients are dropped.
+        After every so many updates the ranks compare the copies of their parameters (`check_replicas_every`), and raise
+        AgreementError if they differ.
         """
         if not self._awaits_step:
             raise EngineError("step was called without a backward before it")
@@ -148,6 +152,7 @@ class Engine:
         self.global_steps += 1
         self._call_check.step = self.global_steps
         self._scaler.update(skipped)
+        self._replica_check.after(self.global_steps)
 
     def _must_skip(self, norm: GradientNorm) -> bool:
         """Return whether this update is skipped. Raises on all ranks for gradients that can't be used."""
