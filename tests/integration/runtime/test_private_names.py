@@ -46,8 +46,8 @@ def is_private_string(value):
     return isinstance(value, str) and value.startswith("_") and not value.startswith("__") and value.isidentifier()
 
 
-# Strings that begin with an underscore and are no attribute of torch or transformers.
-STRINGS = {"_proj", "_tp_held", "_name_or_path"}
+# Names that begin with an underscore and are no attribute of torch or transformers; `_unsafe_view` is an aten operator.
+STRINGS = {"_proj", "_tp_held", "_name_or_path", "_unsafe_view"}
 
 
 def found_in(files):
