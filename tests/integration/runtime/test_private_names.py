@@ -46,8 +46,15 @@ def is_private_string(value):
     return isinstance(value, str) and value.startswith("_") and not value.startswith("__") and value.isidentifier()
 
 
-# Names that begin with an underscore and are no attribute of torch or transformers; `_unsafe_view` is an aten operator.
-STRINGS = {"_proj", "_tp_held", "_name_or_path", "_unsafe_view"}
+# Names that begin with an underscore and are no attribute of torch or transformers: an aten operator, ours, DeepSpeed's.
+STRINGS = {
+    "_unsafe_view",
+    "_proj",
+    "_tp_held",
+    "_name_or_path",
+    "_consolidated_16bit_state_dict",
+    "_zero3_consolidated_16bit_state_dict",
+}
 
 
 def found_in(files):
