@@ -46,7 +46,7 @@ def is_private_string(value):
     return isinstance(value, str) and value.startswith("_") and not value.startswith("__") and value.isidentifier()
 
 
-# Names that begin with an underscore and are no attribute of torch or transformers: an aten operator, ours, DeepSpeed's.
+# Names with an underscore that are no attribute of torch or transformers: an aten operator, ours, DeepSpeed's.
 STRINGS = {
     "_unsafe_view",
     "_proj",
