@@ -185,7 +185,7 @@ WRONG_EDITS = {
     "a gap": "no rank holds 40:60",
     "one column uneven": "the plan fails its dry run: ",
     "a sum of whole gradients": "its gradient_rule is partial, and must be replicated",
-    "no layers": "must be replicated given the plan's other cuts",
+    "no layers": "the records of the plan contradict each other",
 }
 
 

@@ -174,7 +174,8 @@ def break_run(how: str, engine: Any) -> None:
 
         def forward(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
             return lambda x: reduce_from_tp_region(
-                functional.linear(x, layer.weight, layer.bias), layer.tp_region_output.group
+                functional.linear(x, layer._parameters["weight"], layer._parameters["bias"]),
+                layer.tp_region_output.group,
             )
 
         for layer in engine.module.model.layers:
