@@ -11,8 +11,8 @@ from tpinit.runtime.training.call_guards import REFUSED
 pytestmark = pytest.mark.distributed
 
 
-def test_saved_and_loaded_state_is_that_of_the_whole_model(world2: Any) -> None:
-    for result in world2.run("scenarios.calls:whole_files_and_state_dicts"):
+def test_saved_and_loaded_state_is_that_of_the_whole_model(world2: Any, tmp_path: Path) -> None:
+    for result in world2.run("scenarios.calls:whole_files_and_state_dicts", folder=str(tmp_path)):
         assert max(result["gaps"].values()) < 1e-5, result["gaps"]
         assert result["alone"].startswith("AgreementError")
         assert result["in_step"]
@@ -27,8 +27,8 @@ def test_calls_that_would_give_parts_are_refused_and_harmless_ones_pass(world2: 
         assert result["in_step"]
 
 
-def test_saved_adapters_are_whole(world2: Any) -> None:
-    for result in world2.run("scenarios.calls:adapters"):
+def test_saved_adapters_are_whole(world2: Any, tmp_path: Path) -> None:
+    for result in world2.run("scenarios.calls:adapters", folder=str(tmp_path)):
         assert result["saved"] < 1e-5
         assert result["gap"] < 1e-5
         assert result["merge"].startswith("EngineError")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from tpinit.reference.errors import TpinitError
 
 
 def error_of(call: Callable[[], Any]) -> dict[str, Any]:
@@ -18,6 +19,15 @@ def error_of(call: Callable[[], Any]) -> dict[str, Any]:
         fields = list(getattr(error, "fields", ()))
         return {"type": type(error).__name__, "text": str(error), "codes": codes, "fields": fields}
     return {"type": None, "text": "", "codes": [], "fields": []}
+
+
+def refusal_of(call: Callable[[], Any]) -> str:
+    """Return the class and text of the TpinitError that `call` raises; empty without one. Any other error passes."""
+    try:
+        call()
+    except TpinitError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def in_step(rank: int) -> bool:

@@ -4,33 +4,16 @@ from __future__ import annotations
 
 import copy
 import io
-import tempfile
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from tpinit.runtime import initialize
-from tpinit.runtime.errors import TpinitError
 from tpinit.runtime.training.call_guards import REFUSED
 
-from support.refusals import in_step
+from support.pairs import pair
+from support.refusals import in_step, refusal_of
 from support.tiny_models import build, tokens
-
-
-def _pair(**settings: Any) -> tuple[Any, Any]:
-    model = build(**settings)
-    unsharded = copy.deepcopy(model)
-    config = {"tensor_parallel": {"autotp_size": dist.get_world_size()}, "gradient_clipping": 0}
-    engine, *_ = initialize(model=model, config=config)
-    return unsharded, engine
-
-
-def _refused(call: Any) -> str:
-    try:
-        call()
-    except TpinitError as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 def _gap(model: Any, other: Any) -> float:
@@ -38,15 +21,14 @@ def _gap(model: Any, other: Any) -> float:
         return float((model(input_ids=tokens()).logits - other(input_ids=tokens()).logits).abs().max())
 
 
-def whole_files_and_state_dicts(rank: int) -> dict[str, Any]:
+def whole_files_and_state_dicts(rank: int, folder: str) -> dict[str, Any]:
     """Save the whole model and reload it in plain transformers; load a whole state dict, and the rank's own."""
     gaps = {}
     for tied in (False, True):
-        unsharded, engine = _pair(tie_word_embeddings=tied)
-        folder = [tempfile.mkdtemp(prefix="tpinit-saved-")]
-        dist.broadcast_object_list(folder)
-        engine.module.save_pretrained(folder[0])
-        gaps[f"saved, tied {tied}"] = _gap(type(unsharded).from_pretrained(folder[0]), unsharded)
+        unsharded, engine = pair(tie_word_embeddings=tied)
+        saved = f"{folder}/{tied}"
+        engine.module.save_pretrained(saved)
+        gaps[f"saved, tied {tied}"] = _gap(type(unsharded).from_pretrained(saved), unsharded)
         state = {name: torch.randn_like(value) * 0.05 for name, value in unsharded.state_dict().items()}
         if tied:
             state["lm_head.weight"] = state["model.embed_tokens.weight"]
@@ -58,28 +40,28 @@ def whole_files_and_state_dicts(rank: int) -> dict[str, Any]:
         engine.module.load_state_dict(engine.module.state_dict())
         gaps[f"own, tied {tied}"] = _gap(engine, unsharded)
         gaps[f"copied, tied {tied}"] = _gap(copy.deepcopy(engine.module), unsharded)
-    alone = _refused(lambda: engine.module.save_pretrained(folder[0]) if rank else engine(input_ids=tokens()))
+    alone = refusal_of(lambda: engine.module.save_pretrained(folder) if rank else engine(input_ids=tokens()))
     return {"gaps": gaps, "alone": alone, "in_step": in_step(rank)}
 
 
 def refused_calls(rank: int) -> dict[str, Any]:
     """Make every refused call, and calls that change nothing."""
-    unsharded, engine = _pair()
+    unsharded, engine = pair()
     module = engine.module
     names = [name for name in REFUSED if callable(getattr(type(module), name, None))]
-    texts = {name: _refused(lambda n=name: getattr(module, n)(1)) for name in names}
-    texts["inner"] = _refused(lambda: module.model.resize_token_embeddings(1))
-    texts["inner save"] = _refused(lambda: module.model.save_pretrained("."))
-    texts["half"] = _refused(module.half)
-    texts["to"] = _refused(lambda: module.to(torch.bfloat16))
-    texts["device"] = _refused(lambda: module.to("meta"))
-    texts["cuda"] = _refused(module.cuda)
-    texts["torch.save"] = _refused(lambda: torch.save(module, io.BytesIO()))
+    texts = {name: refusal_of(lambda n=name: getattr(module, n)(1)) for name in names}
+    texts["inner"] = refusal_of(lambda: module.model.resize_token_embeddings(1))
+    texts["inner save"] = refusal_of(lambda: module.model.save_pretrained("."))
+    texts["half"] = refusal_of(module.half)
+    texts["to"] = refusal_of(lambda: module.to(torch.bfloat16))
+    texts["device"] = refusal_of(lambda: module.to("meta"))
+    texts["cuda"] = refusal_of(module.cuda)
+    texts["torch.save"] = refusal_of(lambda: torch.save(module, io.BytesIO()))
     same = module.float() is module and module.cpu() is module and module.to("cpu", torch.float32) is module
     return {"texts": texts, "same": same, "gap": _gap(engine, unsharded), "in_step": in_step(rank)}
 
 
-def adapters(rank: int) -> dict[str, Any]:
+def adapters(rank: int, folder: str) -> dict[str, Any]:
     """Save LoRA adapters of a sharded model and load them into an unsharded one."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -89,14 +71,12 @@ def adapters(rank: int) -> dict[str, Any]:
     model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
     expected = copy.deepcopy(model).eval()
     engine, *_ = initialize(model=model, config={"tensor_parallel": {"autotp_size": 2}, "gradient_clipping": 0})
-    folder = [tempfile.mkdtemp(prefix="tpinit-saved-")]
-    dist.broadcast_object_list(folder)
     engine.eval()
-    engine.module.save_pretrained(folder[0])
-    loaded = PeftModel.from_pretrained(unsharded, folder[0]).eval()
+    engine.module.save_pretrained(folder)
+    loaded = PeftModel.from_pretrained(unsharded, folder).eval()
     return {
         "saved": _gap(loaded, expected),
-        "merge": _refused(engine.module.merge_and_unload),
+        "merge": refusal_of(engine.module.merge_and_unload),
         "gap": _gap(engine, expected),
         "in_step": in_step(rank),
     }

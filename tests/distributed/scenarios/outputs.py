@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from tpinit.runtime import initialize
-from tpinit.runtime.errors import TpinitError
 
-from support.refusals import in_step
-from support.tiny_models import build, tokens
-
-
-def _pair(**settings: Any) -> tuple[Any, Any]:
-    """Return an unsharded model and the engine of a sharded copy."""
-    model = build(attn_implementation="eager", **settings)
-    unsharded = copy.deepcopy(model)
-    config = {"tensor_parallel": {"autotp_size": dist.get_world_size()}, "gradient_clipping": 0}
-    engine, *_ = initialize(model=model, config=config)
-    return unsharded, engine
-
-
-def _refused(call: Any) -> str:
-    try:
-        call()
-    except TpinitError as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
+from support.pairs import pair
+from support.refusals import in_step, refusal_of
+from support.tiny_models import tokens
 
 
 def attentions_and_hidden_states(rank: int) -> dict[str, Any]:
     """Compare the attentions and hidden states of both models; ask for attentions in a tuple."""
-    unsharded, engine = _pair()
+    unsharded, engine = pair()
     ids = tokens()
     asked = {"input_ids": ids, "output_attentions": True, "output_hidden_states": True}
     expected, actual = unsharded(**asked), engine(**asked)
@@ -53,7 +33,7 @@ def attentions_and_hidden_states(rank: int) -> dict[str, Any]:
         ],
         "far": max(far),
         "gradient": float((norm - unsharded.model.layers[0].input_layernorm.weight.grad).abs().max()),
-        "tuple": _refused(lambda: engine(input_ids=ids, output_attentions=True, return_dict=False)),
+        "tuple": refusal_of(lambda: engine(input_ids=ids, output_attentions=True, return_dict=False)),
         "plain": engine(input_ids=ids).attentions is None,
         "in_step": in_step(rank),
     }
@@ -61,7 +41,7 @@ def attentions_and_hidden_states(rank: int) -> dict[str, Any]:
 
 def ids_and_labels_outside(rank: int) -> dict[str, Any]:
     """Give ids and labels outside of the vocabulary, and legal ones at its ends."""
-    unsharded, engine = _pair()
+    unsharded, engine = pair()
     vocabulary = unsharded.config.vocab_size
     legal = tokens()
     legal[0, 0], legal[0, 1] = 0, vocabulary - 1
@@ -79,7 +59,7 @@ def ids_and_labels_outside(rank: int) -> dict[str, Any]:
     loss, expected = run(legal, labels), unsharded(input_ids=legal, labels=labels).loss
     return {
         "far": float((loss - expected).abs().detach()),
-        "ids": {value: _refused(lambda v=value: run(changed(legal, v), labels)) for value in (vocabulary, -1)},
-        "labels": {value: _refused(lambda v=value: run(legal, changed(labels, v))) for value in (vocabulary, -1)},
+        "ids": {value: refusal_of(lambda v=value: run(changed(legal, v), labels)) for value in (vocabulary, -1)},
+        "labels": {value: refusal_of(lambda v=value: run(legal, changed(labels, v))) for value in (vocabulary, -1)},
         "in_step": in_step(rank),
     }

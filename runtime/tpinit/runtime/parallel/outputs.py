@@ -38,9 +38,9 @@ def gather_output_attentions(scope: ForwardScope, group: ProcessGroup) -> None:
     def leave(model: nn.Module, output: Any) -> Any:
         if not isinstance(output, Mapping):
             return output
-        heads = _numbers_of_heads(getattr(model, "config", None))
         for key in _KEYS:
             if isinstance(output.get(key), (tuple, list)):
+                heads = _numbers_of_heads(getattr(model, "config", None))
                 gathered = tuple(_gathered(layer, heads, group) for layer in output[key])
                 output[key] = gathered  # type: ignore[index]  # a ModelOutput, which is a mutable mapping
         return output

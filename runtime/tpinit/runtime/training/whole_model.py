@@ -25,9 +25,7 @@ def gather_parameter(part: torch.Tensor, record: ParameterPlan, tp: GroupView) -
         return part
     parts = []
     for position, rank in enumerate(tp.ranks):
-        shape = list(part.shape)
-        shape[record.dim] = sum(length for _, length in record.pieces_of(tp.size, position))
-        sent = part.contiguous() if position == tp.position else part.new_empty(shape)
+        sent = part.contiguous() if position == tp.position else part.new_empty(record.local_shape(tp.size, position))
         dist.broadcast(sent, rank, group=tp.group)
         parts.append(sent)
     return assemble(parts, record)

@@ -8,6 +8,7 @@ of these optimizers is the memory of an unsharded model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -70,13 +71,14 @@ class _WholeUpdate:
             sizes = [
                 [state.record.local_shape(self._tp.size, rank) for state in states] for rank in range(self._tp.size)
             ]
-            counts = [2 * sum(map(_count, shapes)) + len(states) for shapes in sizes]
+            counts = [2 * sum(map(math.prod, shapes)) + len(states) for shapes in sizes]
             own = states[0].target.new_zeros(max(counts))
             has_grad = own.new_tensor([float(state.target.grad is not None) for state in states])
             parts = [has_grad]
             for state in states:
                 grad = state.target.grad
-                parts += [state.target.reshape(-1), _flat(grad if grad is not None else torch.zeros_like(state.target))]
+                gradient = grad if grad is not None else torch.zeros_like(state.target)
+                parts += [state.target.reshape(-1), gradient.reshape(-1)]
             flat = torch.cat(parts)
             own[: flat.numel()] = flat
             gathered = [torch.empty_like(own) for _ in range(self._tp.size)]
@@ -93,7 +95,7 @@ class _WholeUpdate:
             weights, grads = [], []
             for rank, flat in enumerate(gathered):
                 shape = sizes[rank][index]
-                begin, count = offsets[rank], _count(shape)
+                begin, count = offsets[rank], math.prod(shape)
                 weights.append(flat[begin : begin + count].view(shape))
                 grads.append(flat[begin + count : begin + 2 * count].view(shape))
                 offsets[rank] = begin + 2 * count
@@ -101,11 +103,3 @@ class _WholeUpdate:
             whole.grad = assemble(grads, state.record) if used[index] else None
             wholes.append((state, whole))
         return wholes
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()
-
-
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.reshape(-1)
