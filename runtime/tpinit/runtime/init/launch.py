@@ -154,6 +154,8 @@ def _build_engine(
         lr_scheduler=scheduler,
         device=device,
         checks=prepared.checks,
+        config=prepared.config,
+        training_dataloader=loader,
     )
     consume_call(model)
     return engine, optimizer, loader, scheduler

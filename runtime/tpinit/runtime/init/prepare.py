@@ -77,6 +77,7 @@ class Prepared:
     settings: Settings
     optimizer: Optimizer | None
     checks: Checks
+    config: Mapping[str, Any]
     optimizer_kind: OptimizerKind | None = None
 
 
@@ -117,7 +118,7 @@ def prepare(init_args: InitArgs, report: RankReport) -> Prepared:
     compared["optimizer.kind"] = kind.value if kind is not None else None
     compared.update(_plan_fields(plan))
     compared.update(digest_model(model) if init_args.weights is None else init_args.weights.compared_fields())
-    return Prepared(model, decision, plan, settings, optimizer, checks, kind)
+    return Prepared(model, decision, plan, settings, optimizer, checks, reading.config, kind)
 
 
 def _decide(init_args: InitArgs, model: nn.Module, report: RankReport) -> tuple[ConfigReading, Decision]:

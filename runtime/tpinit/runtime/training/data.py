@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader, DistributedSampler
 from tpinit.runtime.settings import Settings
 
-__all__ = ["make_loader"]
+__all__ = ["EndlessBatches", "make_loader"]
 
 
 def make_loader(
@@ -23,3 +23,24 @@ def make_loader(
         collate_fn=collate_fn,
         drop_last=settings.drop_last,
     )
+
+
+class EndlessBatches:
+    """The micro batches of a loader, epoch after epoch, each shuffled anew. `epoch` counts from 0."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+        self.epoch = -1
+        self._rest: Iterator[Any] = iter(())
+
+    def __iter__(self) -> EndlessBatches:
+        return self
+
+    def __next__(self) -> Any:
+        for batch in self._rest:
+            return batch
+        self.epoch += 1
+        if isinstance(self.loader.sampler, DistributedSampler):
+            self.loader.sampler.set_epoch(self.epoch)
+        self._rest = iter(self.loader)
+        return next(self._rest)

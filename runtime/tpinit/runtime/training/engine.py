@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 from tpinit.runtime.errors import EngineError
 from tpinit.runtime.groups.process_groups import ParallelGroups
 from tpinit.runtime.parallel.forward_scope import scope_of
@@ -16,7 +19,9 @@ from tpinit.runtime.planning.schema import Plan
 from tpinit.runtime.settings import Checks, Settings
 from tpinit.runtime.training.call_check import CallCheck, watch_calls
 from tpinit.runtime.training.call_guards import guard_calls
-from tpinit.runtime.training.engine_names import missing_name
+from tpinit.runtime.training.data import EndlessBatches
+from tpinit.runtime.training.engine_answers import METHODS, VALUES
+from tpinit.runtime.training.engine_names import NOT_ON_THE_ENGINE, missing_name
 from tpinit.runtime.training.gradients import GradientNorm, average, global_norm, scale, sum_partial
 from tpinit.runtime.training.loss_scaler import LossScaler
 from tpinit.runtime.training.param_state import ParamState
@@ -27,15 +32,32 @@ from tpinit.spec.vocabulary import Decision
 __all__ = ["Engine"]
 
 _log = logging.getLogger("tpinit")
+_PREFIX = "module."
 
 
-class Engine:
+def _of_module(name: str) -> Callable[..., Engine]:
+    """Return a method that calls the method `name` of the model, which guards it, and returns the engine."""
+
+    def call(self: Engine, *args: Any, **kwargs: Any) -> Engine:
+        getattr(self.module, name)(*args, **kwargs)
+        return self
+
+    return call
+
+
+class Engine(nn.Module):
     """A model in training, as `initialize` returns it.
 
     `module` is the user's own model, sharded in place; `plan` has a record for each parameter; `decision` is the
-    resolved contract; `groups` are this rank's process groups. The training loop calls, for every micro batch,
-    `loss = engine(**batch).loss; engine.backward(loss); engine.step()`.
+    resolved contract; `groups` are this rank's process groups; `config` is the config that was read. The training loop
+    calls, for every micro batch, `loss = engine(**batch).loss; engine.backward(loss); engine.step()`.
+
+    As DeepSpeed's engine, it is a torch.nn.Module whose only child is `module`: its names of parameters begin with
+    "module.", and an attribute that it lacks is that of the model (`engine.generate`).
     """
+
+    groups: ParallelGroups
+    settings: Settings
 
     def __init__(
         self,
@@ -50,7 +72,10 @@ class Engine:
         lr_scheduler: Any,
         device: torch.device,
         checks: Checks | None = None,
+        config: Mapping[str, Any] | None = None,
+        training_dataloader: DataLoader[Any] | None = None,
     ) -> None:
+        super().__init__()
         self.module = module
         self.decision = decision
         self.plan = plan
@@ -59,9 +84,13 @@ class Engine:
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.device = device
+        self.config = dict(config or {})
+        self.training_dataloader = training_dataloader
+        self.batches = EndlessBatches(training_dataloader) if training_dataloader is not None else None
         self.micro_steps = 0
         self.global_steps = 0
         self.skipped_steps = 0
+        self.global_samples = 0
         self._param_states = param_states
         fp16 = any(state.parameter.dtype is torch.float16 for state in param_states)
         self._scaler = LossScaler(settings.scaling, fp16)
@@ -69,6 +98,10 @@ class Engine:
         self._losses: list[torch.Tensor] = []  # of the micro batches since the last update
         self._bad_loss = torch.zeros((), dtype=torch.bool, device=device)  # one of them is NaN or infinite
         self._awaits_step = False  # backward was called, and step not yet
+        self._boundary: bool | None = None  # set by the caller; None: every `accumulation` micro batches
+        self._synchronizes = True  # False inside no_sync
+        self._reduced = False  # the gradients are sums and means over ranks already
+        self.step_applied = False  # the last call of `step` changed the parameters
         self._checks = checks if checks is not None else Checks()
         self._call_check = CallCheck(groups.tp, device, self._checks.inputs_every, groups.data_index)
         watch_calls(module, self._call_check)
@@ -76,7 +109,7 @@ class Engine:
             guard_calls(module, plan, groups.tp, self._call_check, groups.tp.position == 0 and groups.data_index == 0)
         self._replica_check = ReplicaCheck(module, param_states, groups, self._checks.replicas_every)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model's forward on this rank's batch.
 
         All ranks of a TP group must pass the same batch, and call the model together. Before each forward they compare
@@ -88,53 +121,76 @@ class Engine:
             scope.reset()  # the last forward was interrupted
         return self.module(*args, **kwargs)
 
-    forward = __call__
-
     def backward(self, loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> torch.Tensor:
         """Add the gradients of a scalar loss; at an accumulation boundary, average them over the data-parallel ranks.
 
-        Returns the loss, divided by the number of accumulation steps unless `scale_wrt_gas` is false. Raises
-        EngineError if there is no optimizer, or if `step` was not called after the previous backward.
+        Several calls before one `step` add up. Returns the loss, divided by the number of accumulation steps unless
+        `scale_wrt_gas` is false. Raises EngineError if there is no optimizer.
         """
         if self.optimizer is None:
             raise EngineError("backward needs an optimizer: name one in the config or pass one to initialize")
-        if self._awaits_step:
-            raise EngineError("backward was called twice without step between: call engine.step() after each backward")
+        reduced = self._take_reduced()
         self._losses.append(loss.detach())
         self._bad_loss = self._bad_loss | ~torch.isfinite(loss.detach()).all().to(self.device)
         scaled = loss / self.settings.batch.accumulation if scale_wrt_gas else loss
         (scaled * self._scaler.scale if self._scaler.active else scaled).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
         for state in self._param_states:
             state.accumulate()
-        if self.is_gradient_accumulation_boundary():
+        if self._synchronizes and self.is_gradient_accumulation_boundary():
             sum_partial(self._param_states, self.groups.tp, self.device)
             self._bad_loss = average(self._param_states, self.groups.dp, self.device, self._bad_loss)
+            self._reduced = True
+        for state, gradient in reduced:
+            state.target.grad = gradient if state.target.grad is None else state.target.grad.add_(gradient)
         self._awaits_step = True
         return scaled.detach()
 
-    def step(self) -> None:
+    def _take_reduced(self) -> list[tuple[ParamState, torch.Tensor]]:
+        """Take out the gradients that an earlier backward reduced over the ranks: they must not be reduced again."""
+        if not self._reduced:
+            return []
+        if not self._synchronizes:
+            raise EngineError(
+                "backward inside no_sync comes after a backward that has averaged the gradients: call engine.step() "
+                "between them, or put no_sync around the earlier ones"
+            )
+        taken = [(state, state.target.grad) for state in self._param_states if state.target.grad is not None]
+        for state, _ in taken:
+            state.target.grad = None
+        return taken
+
+    def step(self, lr_kwargs: Mapping[str, Any] | None = None) -> None:
         """End a micro batch; at an accumulation boundary clip, update, advance the schedule and drop the gradients.
 
-        An fp16 update whose gradients overflow is skipped on every rank, and the loss scale may be halved. Raises
-        EngineError if `backward` was not called since the last step, and, on all ranks, for a loss or a gradient norm
-        that is NaN or infinite (`on_nonfinite` of `initialize`). Raises AgreementError on all ranks of a TP group if
-        their gradients of replicated parameters differ. Nothing is updated then, and the gradients are dropped.
-        After every so many updates the ranks compare the copies of their parameters (`check_replicas_every`), and raise
-        AgreementError if they differ.
+        `lr_kwargs` are passed to the schedule's `step`. An fp16 update whose gradients overflow is skipped on every
+        rank, and the loss scale may be halved. Raises EngineError if `backward` was not called since the last step,
+        inside `no_sync`, and, on all ranks, for a loss or a gradient norm that is NaN or infinite (`on_nonfinite` of
+        `initialize`). Raises AgreementError on all ranks of a TP group if their gradients of replicated parameters
+        differ. Nothing is updated then, and the gradients are dropped. After every so many updates the ranks compare
+        the copies of their parameters (`check_replicas_every`), and raise AgreementError if they differ.
         """
+        if not self._synchronizes:
+            raise EngineError("step was called inside no_sync: call it behind the with block")
         if not self._awaits_step:
             raise EngineError("step was called without a backward before it")
         boundary = self.is_gradient_accumulation_boundary()
+        if boundary and not self._reduced:
+            raise EngineError(
+                "step at an accumulation boundary needs gradients that are averaged: call the last backward outside "
+                "no_sync, and after set_gradient_accumulation_boundary(True)"
+            )
+        self.step_applied = False
         try:
             if boundary:
-                self._update()
+                self._update(lr_kwargs or {})
+                self.global_samples += self.settings.batch.train or 0
         finally:
             self._awaits_step = False
             self.micro_steps += 1
             if boundary:
                 self.zero_grad()
 
-    def _update(self) -> None:
+    def _update(self, lr_kwargs: Mapping[str, Any]) -> None:
         assert self.optimizer is not None
         norm = global_norm(self._param_states, self.groups.tp, self.device, self._bad_loss)
         skipped = self._must_skip(norm)
@@ -147,7 +203,8 @@ class Engine:
             for state in self._param_states:
                 state.copy_back()
             if self.lr_scheduler is not None:
-                self.lr_scheduler.step()
+                self.lr_scheduler.step(**lr_kwargs)
+            self.step_applied = True
         self._norm = norm.norm() / self._scaler.scale
         self.global_steps += 1
         self._call_check.step = self.global_steps
@@ -173,17 +230,38 @@ class Engine:
             factor = factor * (self.settings.clipping / (norm + 1e-6)).clamp(max=1.0)
         scale(self._param_states, factor)
 
-    def zero_grad(self) -> None:
-        """Drop every gradient."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop every gradient, or set it to zero."""
         self._losses.clear()
         self._bad_loss = torch.zeros_like(self._bad_loss)
+        self._reduced = False
         for state in self._param_states:
-            state.parameter.grad = None
-            state.target.grad = None
+            for parameter in (state.parameter, state.target):
+                if set_to_none or parameter.grad is None:
+                    parameter.grad = None
+                else:
+                    parameter.grad.zero_()
 
     def is_gradient_accumulation_boundary(self) -> bool:
         """Return whether the current micro batch is the last one before an update."""
+        if self._boundary is not None:
+            return self._boundary
         return (self.micro_steps + 1) % self.settings.batch.accumulation == 0
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool | None) -> None:
+        """Say whether the next backward is the last one before an update; None counts the calls of `step` again."""
+        self._boundary = None if is_boundary is None else bool(is_boundary)
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Let `backward` only add gradients on this rank: the next one outside reduces them all over the ranks."""
+        if not self._synchronizes:
+            raise EngineError("no_sync was entered twice: leave the first with block before")
+        self._synchronizes = False
+        try:
+            yield
+        finally:
+            self._synchronizes = True
 
     def get_global_grad_norm(self) -> float | None:
         """Return the 2-norm of the whole model's gradient at the last update, before clipping; None before any."""
@@ -194,26 +272,44 @@ class Engine:
         self.module.train(mode)
         return self
 
-    def eval(self) -> Engine:
-        """Put the model in evaluation mode."""
-        return self.train(False)
-
     @property
     def training(self) -> bool:
         """Whether the model is in training mode."""
-        return self.module.training
+        return self.module.training if "module" in self.__dict__.get("_modules", {}) else True
 
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """Iterate over the model's local parameters."""
-        return self.module.parameters(recurse)
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if "module" in self.__dict__.get("_modules", {}):  # torch sets it before there is a model
+            self.module.training = mode
 
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Iterate over the model's local parameters by name."""
-        return self.module.named_parameters()
+    if not TYPE_CHECKING:  # their types are those of nn.Module
+        to, cpu, cuda, half, bfloat16, float, double, type, to_empty, share_memory = map(
+            _of_module,
+            ("to", "cpu", "cuda", "half", "bfloat16", "float", "double", "type", "to_empty", "share_memory"),
+        )
 
-    @property
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load what `state_dict` returned, or a state dict of the whole model under such names."""
+        foreign = [name for name in state_dict if not name.startswith(_PREFIX)]
+        if foreign:
+            raise EngineError(
+                f"engine.load_state_dict: the name {foreign[0]} does not begin with {_PREFIX!r}, as those of "
+                "engine.state_dict() do; give a state dict of the model to engine.module.load_state_dict"
+            )
+        return self.module.load_state_dict(
+            {name.removeprefix(_PREFIX): value for name, value in state_dict.items()}, *args, **kwargs
+        )
+
+    def __deepcopy__(self, _: dict[int, Any]) -> NoReturn:
+        """Refuse a copy: the copied optimizer would update the parameters of this model."""
+        raise EngineError("an engine can't be copied: copy.deepcopy(engine.module) copies the sharded model")
+
+    def __reduce_ex__(self, _: Any) -> NoReturn:
+        """Refuse pickling: an engine holds process groups."""
+        raise EngineError("an engine can't be pickled: call engine.module.save_pretrained(folder) on every rank")
+
     def loss_scale(self) -> float:
-        """The factor by which an fp16 loss is multiplied; 1 for other dtypes."""
+        """Return the factor by which an fp16 loss is multiplied; 1 for other dtypes."""
         return self._scaler.scale
 
     def get_lr(self) -> list[float]:
@@ -221,17 +317,19 @@ class Engine:
         return [group["lr"] for group in self.optimizer.param_groups] if self.optimizer is not None else []
 
     def __getattr__(self, name: str) -> Any:
-        """Raise for a name that the engine lacks: what is DeepSpeed's is refused with what to do instead."""
-        raise missing_name(name, [known for known in dir(type(self)) if not known.startswith("_")])
+        """Return the model's attribute. Raises for a name that both lack: for DeepSpeed's with what to do instead."""
+        module = self.__dict__.get("_modules", {}).get("module")
+        if module is not None:
+            if name == "module":
+                return module
+            if name in VALUES:
+                return VALUES[name](self)
+            if name in METHODS:
+                return partial(METHODS[name], self)
+        if name not in NOT_ON_THE_ENGINE and not name.startswith("__") and hasattr(module, name):
+            return getattr(module, name)
+        raise missing_name(name, [known for known in dir(self) if not known.startswith("_")])
 
-    def train_batch_size(self) -> int | None:
-        """Return the number of samples in one update over all ranks; None without a batch size."""
-        return self.settings.batch.train
-
-    def train_micro_batch_size_per_gpu(self) -> int | None:
-        """Return the number of samples in a micro batch of one data-parallel rank; None without a batch size."""
-        return self.settings.batch.micro
-
-    def gradient_accumulation_steps(self) -> int:
-        """Return the number of micro batches in one update."""
-        return self.settings.batch.accumulation
+    def __dir__(self) -> list[str]:
+        """Return the names of the engine, without the model's."""
+        return sorted({*object.__dir__(self), *VALUES, *METHODS})

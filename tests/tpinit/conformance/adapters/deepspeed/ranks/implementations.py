@@ -108,7 +108,7 @@ def _tpinit() -> TrainingLibrary:
         initialize,
         input_check,
         claims,
-        lambda engine: float(engine.loss_scale),
+        lambda engine: float(engine.loss_scale()),
         lambda: None,
     )
 
