@@ -25,3 +25,25 @@ def test_ids_and_labels_outside_of_the_vocabulary_are_refused_on_every_rank(worl
         assert all(text.startswith(f"EngineError: token id {value}") for value, text in result["ids"].items())
         assert all(text.startswith(f"EngineError: label {value}") for value, text in result["labels"].items())
         assert result["in_step"]
+
+
+def test_logits_beside_labels_are_whole_or_refused_when_they_are_read(world2: Any) -> None:
+    for result in world2.run("scenarios.outputs:logits_beside_labels"):
+        assert all(text.startswith("MissingOutputError: the logits") for text in result["refused"].values())
+        assert result["smoothed"].startswith("MissingOutputError")
+        assert result["unequal"] == []
+        assert result["has"] == (False, False, True)
+        assert result["tuple"]
+        assert result["without gradients"]
+        assert result["evaluation"]
+        assert result["gradient"] < 1e-5
+        assert result["in_step"]
+
+
+def test_gather_logits_gives_them_in_training_with_labels(world2: Any) -> None:
+    """Also the control of the test before: the same reads find the logits."""
+    for result in world2.run("scenarios.outputs:logits_beside_labels", gather_logits=True):
+        assert set(result["refused"].values()) == {""}
+        assert result["smoothed"] == ""
+        assert result["read"] == result["unequal"] == []
+        assert result["has"] == (True, True, False)

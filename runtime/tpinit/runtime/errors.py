@@ -18,6 +18,7 @@ __all__ = [
     "GroupError",
     "LoadError",
     "MissingCallError",
+    "MissingOutputError",
     "PlanError",
     "UnsupportedError",
 ]
@@ -61,6 +62,10 @@ class EngineError(TpinitError):
 
 class MissingCallError(EngineError, AttributeError):
     """A name of DeepSpeed's engine that this one lacks; the text says what to do. An AttributeError for `hasattr`."""
+
+
+class MissingOutputError(EngineError, AttributeError):
+    """A part of a model's output that was not gathered is read. An AttributeError for `hasattr`."""
 
 
 class LoadError(TpinitError):

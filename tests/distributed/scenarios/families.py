@@ -12,6 +12,7 @@ from tpinit.runtime import initialize
 from families import catalogue
 from support import family_training
 from support.family_training import SGD, difference_by_parameter, tensors_of, train_beside_whole, train_family
+from support.refusals import refusal_of
 
 __all__ = ["loss_from_logits", "train_adapters", "train_family", "train_broken_llama"]
 
@@ -75,5 +76,5 @@ def loss_from_logits(rank: int, name: str) -> dict[str, Any]:
         "logits": apart,
         "gradients": max(difference_by_parameter(engine, tensors_of(reference, "grad"), "grad").values()),
         "whole_without_gradients": inside.logits.shape == (*labels.shape, model.config.vocab_size),
-        "dropped_with_labels": engine(**batch, labels=labels).logits is None,
+        "refused_with_labels": refusal_of(lambda: engine(**batch, labels=labels).logits),
     }

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils import convert_to_fp32
+from torch.nn import functional
+from torch.utils import _pytree as pytree
 
 from support.pairs import pair
 from support.refusals import in_step, refusal_of
@@ -63,3 +69,80 @@ def ids_and_labels_outside(rank: int) -> dict[str, Any]:
         "labels": {value: refusal_of(lambda v=value: run(legal, changed(labels, v))) for value in (vocabulary, -1)},
         "in_step": in_step(rank),
     }
+
+
+# --- logits beside labels --------------------------------------------------------------------------------
+
+READS: dict[str, Callable[[Any], Any]] = {
+    "attribute": lambda output: output.logits,
+    "name": lambda output: output["logits"],
+    "get": lambda output: output.get("logits"),
+    "index": lambda output: output[1],
+    "index from the end": lambda output: output[-2],
+    "slice": lambda output: output[:2],
+    "tuple": lambda output: output.to_tuple(),
+    "a copy": lambda output: copy.copy(output).logits,
+    "in fp32": lambda output: convert_to_fp32(output).logits,
+    "from a pytree": lambda output: pytree.tree_map(lambda leaf: leaf, output).logits,
+}
+"""Ways to read the logits of an output that has a loss, logits and hidden states."""
+
+OTHER_USES: dict[str, Callable[[Any], Any]] = {
+    "loss": lambda output: output["loss"] if isinstance(output, dict) else output[0],  # as in transformers' Trainer
+    "first": lambda output: output[0],
+    "first of a slice": lambda output: output[:1],
+    "behind the logits": lambda output: output[2],
+    "last": lambda output: output[-1],
+    "get": lambda output: output.get("loss"),
+    "class": lambda output: type(output).__name__,
+    "attribute": lambda output: output.hidden_states,
+    "in fp32": lambda output: convert_to_fp32(output).loss,
+    "pickled": lambda output: pickle.loads(pickle.dumps(convert_to_fp32(output))).loss,
+    "leaves": lambda output: pytree.tree_leaves(output)[0],
+}
+"""Uses of an output that do not read its logits, and what the unsharded model's output gives for them."""
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return whether two results are equal: tensors up to rounding, in nested tuples and lists too."""
+    if isinstance(one, torch.Tensor):
+        return one.shape == other.shape and torch.allclose(one, other, atol=1e-5)
+    if isinstance(one, (tuple, list)):
+        return len(one) == len(other) and all(same(*two) for two in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+def smoothed_loss(model: Any, **inputs: Any) -> Any:
+    """Return a loss with label smoothing, from the logits of a call with labels, added to the model's own loss."""
+    output = model(**inputs)
+    logits = output.logits[:, :-1].flatten(0, 1)
+    return output.loss + functional.cross_entropy(logits, inputs["labels"][:, 1:].flatten(), label_smoothing=0.2)
+
+
+def logits_beside_labels(rank: int, gather_logits: bool = False) -> dict[str, Any]:
+    """Read logits beside labels in training, in evaluation mode, without gradients, and in a tuple."""
+    unsharded, engine = pair(gather_logits=gather_logits)
+    ids = tokens()
+    inputs = {"input_ids": ids, "labels": ids}
+    expected, actual = (model(**inputs, output_hidden_states=True) for model in (unsharded, engine))
+    found: dict[str, Any] = {
+        "refused": {name: refusal_of(lambda read=read: read(actual)) for name, read in READS.items()},
+        "unequal": [name for name, use in OTHER_USES.items() if not same(use(expected), use(actual))],
+        "has": (hasattr(actual, "logits"), "logits" in actual, "not gathered" in repr(actual)),
+        "smoothed": refusal_of(lambda: smoothed_loss(engine, **inputs)),
+        "tuple": same(unsharded(**inputs, return_dict=False), engine(**inputs, return_dict=False)),
+    }
+    if gather_logits:
+        found["read"] = [name for name, read in READS.items() if not same(read(expected), read(actual))]
+    with torch.no_grad():
+        found["without gradients"] = same(unsharded(**inputs).logits, engine(**inputs).logits)
+    unsharded.eval()
+    engine.eval()
+    losses = [smoothed_loss(model, **inputs) for model in (unsharded, engine)]
+    for loss in losses:
+        loss.backward()
+    norm = engine.module.model.layers[0].input_layernorm.weight.grad
+    found["evaluation"] = same(*losses)
+    found["gradient"] = float((norm - unsharded.model.layers[0].input_layernorm.weight.grad).abs().max())
+    found["in_step"] = in_step(rank)
+    return found

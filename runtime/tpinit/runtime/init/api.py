@@ -78,6 +78,7 @@ def initialize(
     check_inputs_every: int = 1,
     check_replicas_every: int = 100,
     on_nonfinite: str = "raise",
+    gather_logits: bool = False,
 ) -> tuple[Engine, Optimizer | None, DataLoader[Any] | None, Any]:
     """Shard the model by the rules of the contract; return (engine, optimizer, dataloader, lr_scheduler).
 
@@ -105,6 +106,9 @@ def initialize(
     - `check_replicas_every`: the ranks compare the copies of their parameters after every so many updates; 0 never.
     - `on_nonfinite`: what a NaN or infinite loss or gradient norm does: "raise" an EngineError before anything is
       updated, "skip" the update, or "ignore" it.
+    - `gather_logits`: the output of a training forward with labels has the logits too. Otherwise reading them raises,
+      since the loss is computed from each rank's part of the vocabulary. Costs an all-gather of the logits, which are
+      [batch, tokens, vocabulary], in each such forward, and their memory (docs/outputs.md).
 
     Raises DecisionError (a violation, the same on every rank), ConfigError (malformed input), AgreementError (ranks
     differ), GroupError, PlanError and UnsupportedError: all are TpinitError.

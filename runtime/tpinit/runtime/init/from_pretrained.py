@@ -42,6 +42,7 @@ def from_pretrained(
     check_inputs_every: int = 1,
     check_replicas_every: int = 100,
     on_nonfinite: str = "raise",
+    gather_logits: bool = False,
 ) -> Started:
     """Load a transformers model from a directory of safetensors, each rank its own slices only, and shard it.
 
@@ -87,6 +88,7 @@ def from_config(
     check_inputs_every: int = 1,
     check_replicas_every: int = 100,
     on_nonfinite: str = "raise",
+    gather_logits: bool = False,
 ) -> Started:
     """Build a model with random weights, those of `torch.manual_seed(seed); model_class(model_config)`, and shard it.
 

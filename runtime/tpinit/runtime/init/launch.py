@@ -26,6 +26,7 @@ from tpinit.runtime.init.call_registry import consume_call
 from tpinit.runtime.init.prepare import InitArgs, Prepared, prepare
 from tpinit.runtime.init.probe import VERIFY_MODES, probe
 from tpinit.runtime.loading.weight_loading import WeightSource, load_weights
+from tpinit.runtime.parallel import gather_logits_always
 from tpinit.runtime.training.data import make_loader
 from tpinit.runtime.training.engine import Engine
 from tpinit.runtime.training.optimizer_kinds import OptimizerKind
@@ -57,8 +58,9 @@ def launch(
     """
     if verify not in VERIFY_MODES:
         raise TpinitError(f"verify is {verify!r}, and must be one of {', '.join(VERIFY_MODES)}")
-    if type(init_args.sequence_parallel) is not bool:
-        raise TpinitError(f"sequence_parallel is {init_args.sequence_parallel!r}, and must be True or False")
+    for name in ("sequence_parallel", "gather_logits"):
+        if type(getattr(init_args, name)) is not bool:
+            raise TpinitError(f"{name} is {getattr(init_args, name)!r}, and must be True or False")
     world.start(distributed_port, dist_init_required)
     device = world.local_device()
     init_args, prepared, reports = _prepare_and_compare(init_args, open_weights)
@@ -131,6 +133,8 @@ def _build_engine(
         load_weights(init_args.weights, plan, layout.dp_groups, dtype)
         # Every parameter already holds its part in the right dtype: only the modules are left to convert.
         apply_plan(model, plan, groups.tp.group, None, device, lambda _, parameter: parameter.data)
+    if init_args.gather_logits:
+        gather_logits_always(model)
     states = make_param_states(model, plan, optimizer)
     if optimizer is not None and prepared.optimizer_kind is OptimizerKind.WHOLE_TENSORS:
         update_whole_tensors(optimizer, states, groups.tp)

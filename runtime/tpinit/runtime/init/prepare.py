@@ -58,6 +58,7 @@ class InitArgs:
     check_inputs_every: int = 1
     check_replicas_every: int = 100
     on_nonfinite: str = "raise"
+    gather_logits: bool = False
     weights: WeightSource | None = None
 
     @staticmethod
@@ -95,6 +96,7 @@ def prepare(init_args: InitArgs, report: RankReport) -> Prepared:
         )
     checks = Checks.from_arguments(init_args.check_inputs_every, init_args.check_replicas_every, init_args.on_nonfinite)
     report.fields.update(flatten(asdict(checks), "checks"))
+    report.fields["gather_logits"] = init_args.gather_logits
     reading, decision = _decide(init_args, model, report)
     check_section(decision.carried)
     settings = read_settings(reading.config, _dp_size(decision), decision.dtype.value)

@@ -16,7 +16,7 @@ from tpinit.runtime.parallel.linear import (
     convert_module,
     fuse_columns,
 )
-from tpinit.runtime.parallel.loss import cross_entropy, enable_loss_parallel
+from tpinit.runtime.parallel.loss import cross_entropy, enable_loss_parallel, gather_logits_always
 from tpinit.runtime.parallel.modules import convert_embedding, convert_experts, reduce_output_grad, zero_in_forward
 from tpinit.runtime.parallel.rng import RngTracker, broadcast_rng_state
 from tpinit.runtime.parallel.sequence import gather_around, gather_tokens, map_input, refuse_hidden_states, shard_tokens
@@ -41,6 +41,7 @@ __all__ = [
     "fuse_columns",
     "gather_around",
     "gather_from_tp_region",
+    "gather_logits_always",
     "gather_tokens",
     "layer_regions",
     "map_input",

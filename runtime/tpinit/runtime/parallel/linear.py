@@ -90,10 +90,12 @@ class RowParallelLinear:
 class VocabParallelHead(ColumnParallelLinear):
     """The output head, sharded by vocabulary. Its logits are gathered unless `keep_local_logits` is set.
 
-    `loss` sets `keep_local_logits` during a forward that computes the loss from the sharded logits.
+    `loss` sets `keep_local_logits` during a forward that computes the loss from the sharded logits, and never where
+    `always_gathers` is set.
     """
 
     keep_local_logits: bool
+    always_gathers: bool
 
     def forward(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
         """Map [..., hidden] to the logits [..., vocabulary], or to this rank's [..., vocabulary / ranks]."""
@@ -173,7 +175,7 @@ def convert_module(
     if issubclass(parallel, ColumnParallelLinear):
         module.__dict__["tp_fused"] = None
     if parallel is VocabParallelHead:
-        module.__dict__["keep_local_logits"] = False
+        module.__dict__.update(keep_local_logits=False, always_gathers=False)
     _set_sizes(module)
 
 

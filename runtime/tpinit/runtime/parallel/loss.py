@@ -12,6 +12,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.nn import functional
+from tpinit.runtime.errors import EngineError
 from tpinit.runtime.internals.torch_private import attached_hooks
 from tpinit.runtime.internals.transformers_private import (
     calls_loss_function,
@@ -21,9 +22,17 @@ from tpinit.runtime.internals.transformers_private import (
 )
 from tpinit.runtime.parallel.collectives import CollectiveKind
 from tpinit.runtime.parallel.linear import VocabParallelHead
+from tpinit.runtime.parallel.missing_logits import without_logits
 from tpinit.runtime.parallel.vocabulary import check_targets
 
-__all__ = ["LOSS_COLLECTIVE", "LOSS_STATISTICS", "computes_causal_loss", "cross_entropy", "enable_loss_parallel"]
+__all__ = [
+    "LOSS_COLLECTIVE",
+    "LOSS_STATISTICS",
+    "computes_causal_loss",
+    "cross_entropy",
+    "enable_loss_parallel",
+    "gather_logits_always",
+]
 
 LOSS_STATISTICS = 3
 """The fp32 values that a rank sends for each token: its largest logit, its sum of exponentials, the target's logit."""
@@ -120,10 +129,10 @@ def enable_loss_parallel(
 ) -> None:
     """Let the model compute its loss from this rank's logits [begin, begin + length) of the vocabulary.
 
-    Applies to transformers' causal language model loss, in a forward with labels and gradients; its output then has no
-    logits. The loss function is replaced for the time of such a forward only, so one that is set later is used. Without
-    labels or gradients, with `return_dict=False`, with hooks on the head, which see all logits, and for any other loss
-    the logits are gathered.
+    Applies to transformers' causal language model loss, in a training forward with labels and gradients; reading the
+    logits of its output raises MissingOutputError. The loss function is replaced for the time of such a forward only,
+    so one that is set later is used. Without labels or gradients, in evaluation mode, with `return_dict=False`, with
+    hooks on the head, which see all logits, and for any other loss the logits are gathered.
     """
     if length == vocabulary or not computes_causal_loss(model):
         return
@@ -135,11 +144,14 @@ def enable_loss_parallel(
     except (TypeError, ValueError):
         return
 
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if head.always_gathers or not module.training:
+            return
         arguments = signature.bind_partial(*args, **kwargs).arguments
         extra = arguments.get("kwargs", {})
         has_labels = arguments.get("labels", extra.get("labels")) is not None
-        returns_dict = arguments.get("return_dict", extra.get("return_dict")) is not False
+        requested = arguments.get("return_dict", extra.get("return_dict"))
+        returns_dict = getattr(getattr(module, "config", None), "return_dict", True) if requested is None else requested
         shards_loss = has_labels and returns_dict and torch.is_grad_enabled() and not attached_hooks(head_module)
         head.keep_local_logits = shards_loss and computes_causal_loss(model)
         if head.keep_local_logits:
@@ -150,10 +162,30 @@ def enable_loss_parallel(
             return output
         head.keep_local_logits = False
         restore.pop()()
-        if not isinstance(output, Mapping) or "logits" not in output:
-            return output
-        return type(output)(**{key: value for key, value in output.items() if key != "logits"})
+        return _without_local_logits(output)
 
-    # `enter` reads code objects, which torch.compile can't trace.
+    # `enter` reads code objects and `leave` makes a class, which torch.compile can't trace.
     model.register_forward_pre_hook(torch.compiler.disable(enter), with_kwargs=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    model.register_forward_hook(leave, with_kwargs=True, always_call=True)
+    model.register_forward_hook(torch.compiler.disable(leave), with_kwargs=True, always_call=True)  # type: ignore[no-untyped-call]  # the same
+
+
+def _without_local_logits(output: Any) -> Any:
+    """Return the output of a forward whose head kept its local logits: they can't be read, in inner outputs neither."""
+    if output is None:  # the forward raised
+        return output
+    if not isinstance(output, Mapping):
+        raise EngineError(
+            f"the forward returned a {type(output).__name__}, and its logits are this rank's part of the vocabulary: "
+            "return a ModelOutput, or use initialize(..., gather_logits=True)"
+        )
+    for key, value in output.items():
+        if isinstance(value, Mapping):
+            output[key] = _without_local_logits(value)  # type: ignore[index]  # a ModelOutput, a mutable mapping
+    return without_logits(output) if "logits" in output else output
+
+
+def gather_logits_always(model: nn.Module) -> None:
+    """Let a sharded model gather its logits in training with labels too, and compute the loss from all of them."""
+    for module in model.modules():
+        if isinstance(module, VocabParallelHead):
+            module.__dict__["always_gathers"] = True
