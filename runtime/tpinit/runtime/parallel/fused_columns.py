@@ -81,7 +81,7 @@ class FusedColumnGroup:
 
     The first of them that is called computes the outputs of all; each of the others then returns its own. An output
     that no layer asked for is kept until the backward pass has run or the next input comes. A layer that is called
-    with another tensor, or with the same tensor after it was written to, starts a new operation.
+    with another tensor, with the same tensor after it was written to, or a second time, starts a new operation.
     """
 
     def __init__(self, group: ProcessGroup, layers: Sequence[nn.Module]) -> None:
@@ -101,17 +101,14 @@ class FusedColumnGroup:
         same_input = self._input is not None and self._input() is hidden and self._version == version_of(hidden)
         if same_input and id(layer) in self._outputs:
             return self._outputs.pop(id(layer))
-        # A second call of one layer with the same input: its siblings already have their outputs.
-        layers = (layer,) if same_input else self.layers
-        tensors = [tensor for sibling in layers for tensor in map(parameters_of(sibling).get, ("weight", "bias"))]
-        transposed = tuple(not isinstance(sibling, nn.Linear) for sibling in layers)
+        # Also for a second call of a layer with the same input: activation checkpointing recomputes so the first layer
+        # of a region that begins with this group, and must find the same operation as in the forward.
+        tensors = [tensor for sibling in self.layers for tensor in map(parameters_of(sibling).get, ("weight", "bias"))]
+        transposed = tuple(not isinstance(sibling, nn.Linear) for sibling in self.layers)
         outputs = _FusedColumns.apply(hidden, self.group, transposed, *tensors)  # type: ignore[no-untyped-call]  # torch leaves apply() untyped
-        if not same_input:
-            self._input, self._version = weakref.ref(hidden, self._forget), version_of(hidden)
-            self._outputs = {id(sibling): output for sibling, output in zip(layers, outputs, strict=True)}
-            return self._outputs.pop(id(layer))
-        output: torch.Tensor = outputs[0]
-        return output
+        self._input, self._version = weakref.ref(hidden, self._forget), version_of(hidden)
+        self._outputs = {id(sibling): output for sibling, output in zip(self.layers, outputs, strict=True)}
+        return self._outputs.pop(id(layer))
 
     def _forget(self, freed: weakref.ref[torch.Tensor]) -> None:
         if self._input is freed:
