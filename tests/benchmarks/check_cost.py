@@ -47,9 +47,12 @@ def main() -> None:
     kwargs: dict[str, Any] = {"input_ids": ids, "labels": ids}
     training = median(step)
     inputs = median(lambda: check.compare("forward", model, model.forward, (), kwargs))
+    tree: Any = check.tree
+    changes = median(lambda: tree.changes(model))
     replicas = median(lambda: engine._replica_check.after(engine._replica_check.every))
     if dist.get_rank() == 0:
         print(f"comparing the inputs of a forward: {inputs / training:.2%} of a step")
+        print(f"looking for changes of the model: {changes / training:.2%} of a step, a part of the line above")
         print(f"comparing the copies of parameters: {replicas / training:.2%} of a step, every 100 updates")
     dist.destroy_process_group()
 

@@ -16,6 +16,7 @@ from tpinit.runtime.parallel import RowParallelLinear
 
 from families import catalogue
 from support.family_training import SGD, difference_by_parameter, tensors_of
+from support.own_checks import let_change
 
 
 def train_with_dropout(
@@ -33,6 +34,7 @@ def train_with_dropout(
     world = dist.get_world_size()
     config = {"train_micro_batch_size_per_gpu": 2, "optimizer": SGD, "tensor_parallel": {"autotp_size": world}}
     engine, _, _, _ = initialize(model=model, config=config)
+    let_change(engine)  # the hook reads what the unsharded model does not have
     inside: list[torch.Tensor] = []
     rows = (one for key, one in model.named_modules() if isinstance(one, RowParallelLinear) and row in key)
     next(rows).register_forward_pre_hook(lambda _, args: inside.append(args[0].detach().clone()))

@@ -14,6 +14,7 @@ from tpinit.runtime.forecast.cost import count_collectives, wire_bytes
 from families import catalogue
 from support.collectives import CollectiveCounter
 from support.family_training import SGD
+from support.own_checks import let_change
 
 
 def _start(model: Any, cut: bool = True, **more: Any) -> Any:
@@ -98,6 +99,7 @@ def train_with_dropout(rank: int, name: str, checkpointing: bool = False, **over
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     engine = _start(model)
+    let_change(engine)  # the hook reads one rank's tokens
     torch.manual_seed(6)
     zeros: list[bool] = []
     dropout = next(one for key, one in model.named_modules() if key.endswith("mlp.dropout"))

@@ -13,6 +13,7 @@ from torch.nn import functional
 from tpinit.runtime import initialize
 
 from scenarios.engine import config
+from support.own_checks import let_change
 from support.refusals import error_of
 from support.tiny_models import build, tokens
 
@@ -102,6 +103,7 @@ def read_weights_in_a_forward(rank: int) -> dict[str, Any]:
     """Replace forwards after `initialize` by ones that read sharded weights; return the errors, and what is legal."""
     model = build()
     engine, *_ = initialize(model=model, config=config())
+    let_change(engine)
     mlp, ids, results = model.model.layers[0].mlp, tokens(), {}
     for case, read in READS.items():
         mlp.forward = types.MethodType(read, mlp)

@@ -197,7 +197,23 @@ def asserted():
         torch_private.assert_async(torch.tensor(False), "not fine")
 
 
+def compiled_module_holds_the_original():
+    module = nn.Linear(2, 2)
+    assert torch_private.unwrapped(torch.compile(module, backend="eager")) is module
+    assert torch_private.unwrapped(module) is module
+    assert isinstance(torch_private.unwrapped(nn.Sequential(module)), nn.Sequential)
+
+
+def checkpointed_module_holds_the_original():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    module = nn.Linear(2, 2)
+    assert torch_private.unwrapped(checkpoint_wrapper(module)) is module
+
+
 TORCH = {
+    "torch._dynamo.eval_frame.OptimizedModule._orig_mod": compiled_module_holds_the_original,
+    "ActivationWrapper._checkpoint_wrapped_module": checkpointed_module_holds_the_original,
     "torch._assert_async": asserted,
     "nn.Module._parameters": lambda: module_dicts("_parameters"),
     "nn.Module._buffers": lambda: module_dicts("_buffers"),

@@ -27,6 +27,7 @@ __all__ = [
     "as_subclass",
     "attached_hooks",
     "buffers_of",
+    "call_state",
     "children_of",
     "empty_module_state",
     "global_hooks",
@@ -40,6 +41,8 @@ __all__ = [
     "set_class",
     "storage_key",
     "tensor_hooks",
+    "tensor_state",
+    "unwrapped",
     "tree_leaves",
     "tree_map_only",
     "version_of",
@@ -66,6 +69,8 @@ PRIVATE_NAMES: dict[str, str] = {
     "nn.Module._wrapped_call_impl": "the same",
     "nn.Module._slow_forward": "the same",
     "nn.modules.batchnorm._NormBase": "modules whose buffers change in a training forward",
+    "torch._dynamo.eval_frame.OptimizedModule._orig_mod": "the module that torch.compile wrapped",
+    "ActivationWrapper._checkpoint_wrapped_module": "the module that torch's activation checkpointing wrapped",
     "torch._assert_async": "a device-side assertion that no step waits for",
     "UntypedStorage._cdata": "the identity of a storage, equal for all views of it",
     "Tensor._make_subclass": "shows a sharded parameter without its values",
@@ -107,6 +112,8 @@ BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 
 CALL_METHODS = ("_call_impl", "_wrapped_call_impl", "_slow_forward")
 """The methods of a module through which a call reaches its forward."""
+
+_REPLACED_METHODS = ("forward", *CALL_METHODS)
 
 NORMAL_BLOCK = 16
 """`normal_` on a CPU draws in blocks of this many elements: a multiple of it can be drawn alone."""
@@ -167,6 +174,43 @@ def tensor_hooks(tensor: torch.Tensor) -> list[tuple[str, Any]]:
         for name, kind in _TENSOR_HOOKS.items()
         for function in (getattr(tensor, name, None) or {}).values()
     ]
+
+
+def call_state(module: nn.Module) -> tuple[Any, ...]:
+    """Return what decides which code a call of a module runs on which tensors, to be compared with `==`.
+
+    These are its class, the methods that its instance replaces, its hooks, its children and its parameters.
+    """
+    own = module.__dict__
+    return (
+        type(module),
+        *map(own.get, _REPLACED_METHODS),
+        *(tuple(hooks.values()) if hooks else () for hooks in map(own.get, _MODULE_HOOKS)),
+        tuple(map(id, own["_modules"].values())),
+        tuple(map(id, own["_parameters"].values())),
+    )
+
+
+def tensor_state(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Return the shape, dtype, device and hooks of a leaf tensor, to be compared with `==`."""
+    hooks, after = tensor._backward_hooks, tensor._post_accumulate_grad_hooks
+    return (
+        tensor.shape,
+        tensor.dtype,
+        tensor.device,
+        tuple(hooks.values()) if hooks else (),
+        tuple(after.values()) if after else (),
+    )
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module inside of wrappers that compute the same: torch.compile's, and activation checkpointing's."""
+    while type(module).__module__.startswith(("torch._dynamo.", "torch.distributed.algorithms._checkpoint.")):
+        inner = getattr(module, "_orig_mod", None) or getattr(module, "_checkpoint_wrapped_module", None)
+        if not isinstance(inner, nn.Module):
+            break
+        module = inner
+    return module
 
 
 def is_original_method(kind: type[nn.Module], name: str) -> bool:

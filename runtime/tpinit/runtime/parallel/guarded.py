@@ -90,7 +90,9 @@ def guarded_attributes(names: Sequence[str]) -> dict[str, property]:
 
 def _guarded_attribute(name: str) -> property:
     def read(module: nn.Module) -> torch.Tensor | None:
-        parameter = parameters_of(module).get(name)
+        if name not in parameters_of(module):  # it was deleted, to be computed: the next forward refuses that
+            raise AttributeError(name)
+        parameter = parameters_of(module)[name]
         scope = module.__dict__.get(_SCOPE)
         if parameter is None or scope is None or not scope.active or module.__dict__[_READING]:
             return parameter
@@ -98,4 +100,10 @@ def _guarded_attribute(name: str) -> property:
         guarded.__dict__["tp_name"] = f"{module.__dict__[_NAME]}.{name}"
         return guarded
 
-    return property(read)
+    def write(module: nn.Module, _: Any) -> None:
+        raise EngineError(
+            f"{module.__dict__.get(_NAME, '')}.{name} is sharded, and can't be computed from other tensors "
+            "(weight_norm, spectral_norm, prune): keep the layer whole (partition_type skip in partition_config)"
+        )
+
+    return property(read, write)

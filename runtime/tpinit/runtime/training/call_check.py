@@ -7,6 +7,7 @@ comparison is one all-gather of a record of fixed size, in a group that no colle
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import logging
@@ -16,12 +17,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from tpinit.runtime.errors import AgreementError
+from tpinit.runtime.errors import AgreementError, EngineError
 from tpinit.runtime.groups.agreement import RankReport, check_reports, gather_reports
 from tpinit.runtime.groups.call_inputs import Leaf, describe, fingerprint, has_fake_tensors, leaves
 from tpinit.runtime.groups.process_groups import GroupView
 from tpinit.runtime.parallel.forward_scope import scope_of
 from tpinit.runtime.parallel.rng import SharedRng, rng_fingerprint
+from tpinit.runtime.training.tree_check import TreeCheck
 
 __all__ = ["CallCheck", "watch_calls"]
 
@@ -50,6 +52,8 @@ class CallCheck:
         self._rng = SharedRng(device, replica)
         self._first_seed = rng_fingerprint(device)  # equal on all ranks: initialize has just broadcast the states
         self._watched: tuple[list[nn.Module], list[nn.Parameter]] | None = None
+        self.tree: TreeCheck | None = None
+        self._changes = ""
 
     def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Compare this forward with those of the other ranks. Raises AgreementError on all ranks if they differ."""
@@ -71,8 +75,13 @@ class CallCheck:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
-        """Compare one call, and enter the shared RNG states if the ranks' own differ."""
+        """Compare one call, and enter the shared RNG states if the ranks' own differ.
+
+        Raises AgreementError if a rank calls something else, EngineError if the model was changed in the same way on
+        all ranks (`TreeCheck`): both on every rank.
+        """
         assert self.tp is not None
+        changes = self._changes = self.tree.changes(model) if self.tree is not None else ""
         found = leaves(function, args, kwargs)
         record = torch.tensor(
             [
@@ -86,6 +95,8 @@ class CallCheck:
         records = self._gather(record, what)
         if any(not torch.equal(other[:_RNG], record[:_RNG]) for other in records):
             self._raise(what, model, found)
+        if changes:
+            raise EngineError(changes)
         if any(other[_RNG] != record[_RNG] for other in records) and not self._inside_generate:
             self._rng.enter(int(records[0][_RNG]))
 
@@ -139,6 +150,7 @@ class CallCheck:
             f"{'on' if torch.is_grad_enabled() else 'off'}, autocast {autocast}",
             "modules in training mode": _counted(training),
             "trainable parameters": _counted(trainable),
+            **({"model": self._changes} if self._changes else {}),
         }
 
     def seed_unchecked(self) -> None:
@@ -149,13 +161,13 @@ class CallCheck:
     def __deepcopy__(self, _: dict[int, Any]) -> CallCheck:
         """Return a check for a copied model: it trains in the same group, and counts its own calls."""
         twin = CallCheck.__new__(CallCheck)
-        twin.__dict__.update(self.__dict__, _watched=None, _inside_generate=False)
+        twin.__dict__.update(self.__dict__, _watched=None, _inside_generate=False, tree=copy.deepcopy(self.tree))
         twin._rng = SharedRng(self.device, self._rng.replica)
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the group, which can't be pickled: an unpickled model compares nothing."""
-        return {**self.__dict__, "tp": None, "_watched": None}
+        return {**self.__dict__, "tp": None, "_watched": None, "tree": None}
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
@@ -165,6 +177,8 @@ def _enter(check: CallCheck, model: nn.Module, args: tuple[Any, ...], kwargs: Ma
     check.calls += 1
     if check.every and check.calls % check.every == 0:
         check.compare("forward", model, model.forward, args, kwargs)
+    elif check.tree is not None and (changes := check.tree.changes(model)):
+        raise EngineError(changes)
     if check.every != 1:
         check.seed_unchecked()
 

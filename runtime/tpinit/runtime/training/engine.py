@@ -26,6 +26,7 @@ from tpinit.runtime.training.gradients import GradientNorm, average, global_norm
 from tpinit.runtime.training.loss_scaler import LossScaler
 from tpinit.runtime.training.param_state import ParamState
 from tpinit.runtime.training.replica_check import ReplicaCheck
+from tpinit.runtime.training.tree_check import TreeCheck
 from tpinit.runtime.training.unusable_gradients import nonfinite_error, raise_unequal_gradients
 from tpinit.spec.vocabulary import Decision
 
@@ -107,6 +108,7 @@ class Engine(nn.Module):
         watch_calls(module, self._call_check)
         if groups.tp.group is not None:
             guard_calls(module, plan, groups.tp, self._call_check, groups.tp.position == 0 and groups.data_index == 0)
+            self._call_check.tree = TreeCheck(plan, module)
         self._replica_check = ReplicaCheck(module, param_states, groups, self._checks.replicas_every)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

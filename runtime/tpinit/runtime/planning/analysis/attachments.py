@@ -25,7 +25,7 @@ from tpinit.runtime.internals.torch_private import (
 )
 from tpinit.runtime.internals.transformers_private import captures_outputs, is_conv1d
 
-__all__ = ["Attachments", "find_attachments", "global_problems", "is_replaced", "parameter_type_problems"]
+__all__ = ["Attachments", "described", "find_attachments", "global_problems", "is_replaced", "parameter_type_problems"]
 
 _METHODS = ("__call__", *CALL_METHODS)
 _TRACKERS = ("torch.utils.", "torch.distributed.", "torch.profiler")  # they read names and shapes of modules
@@ -58,13 +58,13 @@ def find_attachments(model: nn.Module) -> Attachments:
         for kind, function in attached_hooks(module):
             if not captures_outputs(function):
                 hooks = found.backward_hooks if "backward" in kind else found.forward_hooks
-                hooks.setdefault(name, []).append(f"a {kind} ({_described(function)})")
+                hooks.setdefault(name, []).append(f"a {kind} ({described(function)})")
         overrides = list(_overrides(module))
         if overrides:
             found.overrides[name] = overrides
     for name, parameter in model.named_parameters(remove_duplicate=False):
         for kind, function in tensor_hooks(parameter):
-            found.gradient_hooks.setdefault(name, []).append(f"a {kind} ({_described(function)})")
+            found.gradient_hooks.setdefault(name, []).append(f"a {kind} ({described(function)})")
     return found
 
 
@@ -72,7 +72,7 @@ def global_problems() -> Iterator[tuple[str, str]]:
     """Yield the name and the problem of every hook and patch that changes what all modules of the process compute."""
     for kind, function in global_hooks():
         if not str(getattr(function, "__module__", "")).startswith(_TRACKERS):
-            yield f"a {kind} ({_described(function)})", "it runs for sharded layers too, on slices: remove it"
+            yield f"a {kind} ({described(function)})", "it runs for sharded layers too, on slices: remove it"
     for method in _METHODS:
         if not is_original_method(nn.Module, method):
             yield (
@@ -99,7 +99,8 @@ def is_replaced(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, nn.Embedding)) or is_conv1d(module)
 
 
-def _described(function: Any) -> str:
+def described(function: Any) -> str:
+    """Return the module and name of a hook's function."""
     name = getattr(function, "__qualname__", "") or type(function).__qualname__
     return f"{getattr(function, '__module__', '') or type(function).__module__}.{name}"
 

@@ -1,0 +1,45 @@
+"""A sharded model that is changed after `initialize`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.distributed
+
+
+def test_a_change_that_may_be_wrong_is_refused_on_all_ranks_at_the_next_forward(world2: Any) -> None:
+    for results in world2.run("scenarios.changes:refuse_changes"):
+        assert len(results) > 25
+        for case, (error, together) in results.items():
+            assert error.startswith("EngineError: "), (case, error)
+            at_once = case in ("old weight_norm", "prune")  # they set an attribute in place of the parameter
+            assert ("can't be computed" if at_once else "the model was changed after initialize") in error, (
+                case,
+                error,
+            )
+            assert together, case
+
+
+def test_a_change_on_one_rank_is_refused_on_all(world2: Any) -> None:
+    for error, together in world2.run("scenarios.changes:refuse_a_change_on_one_rank"):
+        assert error.startswith("AgreementError: "), error
+        assert "down_proj: a forward hook" in error
+        assert together
+
+
+def test_what_is_right_on_a_sharded_model_runs_as_on_a_whole_one(world2: Any) -> None:
+    for gaps in world2.run("scenarios.changes:allow_changes", timeout=120):
+        assert max(gaps.values()) < 1e-4, gaps
+
+
+def test_without_the_check_such_changes_are_wrong_without_a_sign(world2: Any) -> None:
+    for gaps in world2.run("scenarios.changes:what_a_change_does_unseen"):
+        assert min(gaps.values()) > 1e-3, gaps
+
+
+def test_a_copied_model_is_checked_too(world2: Any) -> None:
+    for results in world2.run("scenarios.changes:change_a_copy"):
+        assert results["first"] == results["original"] == ""
+        assert "down_proj: a forward hook" in results["changed"]
