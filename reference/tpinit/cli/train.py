@@ -154,6 +154,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if not _names_optimizer(config):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     engine, _, _, _ = initialize(model=model, optimizer=optimizer, config=config)
+    print(f"device\n\n  {engine.device_choice}\n")
     print(f"decision\n\n{_indented(explain(engine.decision))}\n\nplan\n\n{_indented(str(engine.plan))}\n", flush=True)
     return _compare(engine, unsharded, arguments.steps)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tpinit.runtime.errors import (
         AgreementError,
+        DeviceError,
         EngineError,
         GroupError,
         LoadError,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgreementError",
+    "DeviceError",
     "Engine",
     "EngineError",
     "GroupError",
@@ -43,6 +45,7 @@ __all__ = [
 
 _MODULES = {
     "AgreementError": "errors",
+    "DeviceError": "errors",
     "Engine": "training.engine",
     "EngineError": "errors",
     "GroupError": "errors",

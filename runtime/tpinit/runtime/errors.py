@@ -14,6 +14,7 @@ from tpinit.reference.errors import TpinitError
 
 __all__ = [
     "AgreementError",
+    "DeviceError",
     "EngineError",
     "GroupError",
     "LoadError",
@@ -40,6 +41,13 @@ class AgreementError(TpinitError):
 
 class GroupError(TpinitError):
     """Process groups that can't be used: of different sizes, or a TP and a DP group do not share exactly one rank."""
+
+
+class DeviceError(TpinitError):
+    """A device that can't be used: the model, the mesh and the process group contradict each other, or none is visible.
+
+    The engine raises it for a batch that is on another device than the model.
+    """
 
 
 class PlanError(TpinitError):

@@ -211,9 +211,26 @@ def checkpointed_module_holds_the_original():
     assert torch_private.unwrapped(checkpoint_wrapper(module)) is module
 
 
+def groups_of_one():
+    from datetime import timedelta
+
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=41))
+    try:
+        torch_private.default_store().set("key", "value")
+        assert torch_private.default_store().get("key") == b"value"
+        assert torch_private.timeout_of(dist.group.WORLD, "cpu") == timedelta(seconds=41)
+        assert torch_private.timeout_of(dist.group.WORLD, "meta") is None
+    finally:
+        dist.destroy_process_group()
+
+
 TORCH = {
     "torch._dynamo.eval_frame.OptimizedModule._orig_mod": compiled_module_holds_the_original,
     "ActivationWrapper._checkpoint_wrapped_module": checkpointed_module_holds_the_original,
+    "distributed_c10d._get_default_store": groups_of_one,
+    "ProcessGroup._get_backend": groups_of_one,
     "torch._assert_async": asserted,
     "nn.Module._parameters": lambda: module_dicts("_parameters"),
     "nn.Module._buffers": lambda: module_dicts("_buffers"),

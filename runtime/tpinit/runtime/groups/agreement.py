@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 from tpinit.reference.errors import ConfigError, DecisionError
 from tpinit.runtime.errors import AgreementError
-from tpinit.runtime.groups.world import local_device
+from tpinit.runtime.groups.devices import message_device
 
 __all__ = ["RankReport", "check_reports", "check_replicas", "gather_reports", "flatten", "describe_error"]
 
@@ -66,7 +66,7 @@ def gather_reports(report: RankReport, group: ProcessGroup | None = None) -> lis
 def _all_equal(text: str, group: ProcessGroup | None) -> bool:
     """Return whether every rank of the group has this text, by one all-gather of its SHA-256."""
     sha256 = hashlib.sha256(text.encode()).digest()
-    local = torch.tensor(list(sha256), dtype=torch.uint8, device=local_device(group))
+    local = torch.tensor(list(sha256), dtype=torch.uint8, device=message_device(group))
     gathered = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
     dist.all_gather(gathered, local, group=group)
     return all(torch.equal(other, local) for other in gathered)

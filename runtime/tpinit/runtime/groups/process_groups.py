@@ -9,12 +9,16 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 from tpinit.reference.errors import TpinitError
 from tpinit.runtime.errors import AgreementError, GroupError
 from tpinit.runtime.groups import topology
+from tpinit.runtime.groups.devices import backends
+from tpinit.runtime.internals.torch_private import timeout_of
 from tpinit.spec.vocabulary import Decision, Source
 
 __all__ = [
@@ -22,6 +26,7 @@ __all__ = [
     "ParallelGroups",
     "GroupView",
     "control_groups",
+    "free_groups",
     "group_size",
     "plan_groups",
     "create_groups",
@@ -68,12 +73,14 @@ class GroupLayout:
 class ParallelGroups:
     """The groups of one rank: `tp` shards the model, `dp` averages gradients, `data_index` selects the rank's data.
 
-    `data_index` is equal on all ranks of a TP group, so that they read the same batch.
+    `data_index` is equal on all ranks of a TP group, so that they read the same batch. `made` are the process groups
+    that were created for this run, on this rank.
     """
 
     tp: GroupView
     dp: GroupView
     data_index: int
+    made: tuple[ProcessGroup, ...] = ()
 
 
 def group_size(group: object) -> int:
@@ -161,20 +168,36 @@ def _show(groups: Sequence[Ranks]) -> str:
     return "; ".join(",".join(map(str, ranks)) for ranks in groups)
 
 
-def create_groups(layout: GroupLayout, decision: Decision, rank: int) -> ParallelGroups:
-    """Return this rank's groups, creating those that were not given. Every rank creates all of them, in one order."""
+def create_groups(
+    layout: GroupLayout, decision: Decision, rank: int, timeout: timedelta | None = None
+) -> ParallelGroups:
+    """Return this rank's groups, creating those that were not given. Every rank creates all of them, in one order.
+
+    `timeout` is that of the created groups; without it they have that of the world.
+    """
     given_tp = decision.tp_group.value.handle if decision.tp_group.value is not None else None
     given_dp = decision.dp_group.handle if decision.dp_group is not None else None
+    timeout = timeout if timeout is not None else _world_timeout()
+    made: list[ProcessGroup] = []
     tp = GroupView((rank,), 0, None)
     if layout.tp_groups:
-        tp = _group_view(layout.tp_groups, given_tp if layout.tp_given else None, rank)
-        tp = replace(tp, control=_control_group(layout.tp_groups, tp))
-    dp = _group_view(layout.dp_groups, given_dp if layout.dp_given else None, rank)
+        tp = _group_view(layout.tp_groups, given_tp if layout.tp_given else None, rank, timeout, made)
+        tp = replace(tp, control=_control_group(layout.tp_groups, tp, timeout))
+    dp = _group_view(layout.dp_groups, given_dp if layout.dp_given else None, rank, timeout, made)
     index = next((i for i, ranks in enumerate(layout.tp_groups) if rank in ranks), dp.position)
-    return ParallelGroups(tp, dp, index)
+    return ParallelGroups(tp, dp, index, tuple(made))
 
 
-def _group_view(groups: Sequence[Ranks], given: object, rank: int) -> GroupView:
+def _world_timeout() -> timedelta | None:
+    """Return the time-out of the world: torch gives the default to a new group, whatever the world has."""
+    world = dist.group.WORLD
+    kind = "cpu" if "cpu" in backends() else next(iter(backends()), "cpu")
+    return timeout_of(world, kind) if world is not None else None
+
+
+def _group_view(
+    groups: Sequence[Ranks], given: object, rank: int, timeout: timedelta | None, made: list[ProcessGroup]
+) -> GroupView:
     mine = next(ranks for ranks in groups if rank in ranks)
     if len(mine) == 1:
         return GroupView(mine, 0, None)
@@ -182,25 +205,38 @@ def _group_view(groups: Sequence[Ranks], given: object, rank: int) -> GroupView:
         return GroupView(mine, dist.get_rank(given), given)
     if len(groups) == 1 and mine == tuple(range(dist.get_world_size())):
         return GroupView(mine, rank, dist.group.WORLD)
-    created = [dist.new_group(list(ranks)) for ranks in groups]
+    created = [dist.new_group(list(ranks), timeout=timeout) for ranks in groups]
+    made.append(created[groups.index(mine)])
     return GroupView(mine, mine.index(rank), created[groups.index(mine)])
 
 
-_control_groups: weakref.WeakKeyDictionary[ProcessGroup, dict[tuple[Ranks, ...], list[ProcessGroup]]]
+_control_groups: weakref.WeakKeyDictionary[ProcessGroup, dict[tuple[Any, ...], list[ProcessGroup]]]
 _control_groups = weakref.WeakKeyDictionary()  # by world: groups can't be used after destroy_process_group
 
 
-def _control_group(groups: Sequence[Ranks], mine: GroupView) -> ProcessGroup | None:
-    """Return the gloo group of this rank's TP group, made once for a layout; the TP group itself without gloo."""
+def _control_group(groups: Sequence[Ranks], mine: GroupView, timeout: timedelta | None) -> ProcessGroup | None:
+    """Return the gloo group of this rank's TP group, made once for a layout; the TP group itself without gloo.
+
+    Runs with one layout share it, so it lives as long as the world.
+    """
     world = dist.group.WORLD
     if mine.group is None or world is None:
         return None
     if not dist.is_gloo_available() or "fake" in str(dist.get_backend()):
         return mine.group
     made = _control_groups.setdefault(world, {})
-    if tuple(groups) not in made:
-        made[tuple(groups)] = [dist.new_group(list(ranks), backend="gloo") for ranks in groups]
-    return made[tuple(groups)][list(groups).index(mine.ranks)]
+    key = (*groups, timeout)
+    if key not in made:
+        made[key] = [dist.new_group(list(ranks), backend="gloo", timeout=timeout) for ranks in groups]
+    return made[key][list(groups).index(mine.ranks)]
+
+
+def free_groups(groups: ParallelGroups) -> None:
+    """Destroy the process groups that were created for one run. Collectives in them are an error afterwards."""
+    alive = dist.is_initialized()
+    for group in groups.made:
+        if alive and isinstance(group, ProcessGroup):
+            dist.destroy_process_group(group)
 
 
 def control_groups() -> list[ProcessGroup]:

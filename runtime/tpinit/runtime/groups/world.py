@@ -1,26 +1,55 @@
-"""Start torch.distributed from the environment that torchrun sets, and choose this rank's device."""
+"""Start torch.distributed from the environment that torchrun sets, and end it again if it was started here."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed import ProcessGroup
 from tpinit.reference.errors import TpinitError
+from tpinit.reference.spellings import show
+from tpinit.runtime.groups.devices import initial_device, use
 
-__all__ = ["local_device", "start"]
+__all__ = ["end", "read_timeout", "start", "started_here"]
 
 _REQUIRED = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
+_started: list[ProcessGroup] = []  # the world that `start` made, while it lives
 
 
-def start(distributed_port: int, dist_init_required: bool | None) -> None:
-    """Start torch.distributed unless it runs already: with nccl if CUDA is available, else with gloo.
+def read_timeout(timeout: object) -> timedelta | None:
+    """Return the keyword `timeout` of `initialize`: seconds or a timedelta; None if it was not given.
 
-    The rank and the world size come from the environment that torchrun sets; `distributed_port` is the port if
-    MASTER_PORT is not set. Without that environment this raises instead of making a world of one rank: N processes
-    started without torchrun would otherwise train N separate models. `dist_init_required=False` means that the caller
-    has already started torch.distributed.
+    Raises TpinitError for anything else, and for a time that is not above 0.
+    """
+    if timeout is None:
+        return None
+    number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and 0 < timeout < float("inf")
+    if number:
+        return timedelta(seconds=float(timeout))  # type: ignore[arg-type]  # a number, as just checked
+    if isinstance(timeout, timedelta) and timeout > timedelta(0):
+        return timeout
+    raise TpinitError(f"timeout is {show(timeout)}, and must be seconds above 0, or a datetime.timedelta")
+
+
+def start(
+    distributed_port: int,
+    dist_init_required: bool | None,
+    timeout: timedelta | None = None,
+    model: nn.Module | None = None,
+) -> None:
+    """Start torch.distributed unless it runs already.
+
+    With an accelerator its own backend (nccl for CUDA) sends its tensors, and gloo those of the CPU; the communicators
+    are made at once, on the device that this rank trains on (`device_id`). Without one, gloo. The rank and the world
+    size come from the environment that torchrun sets; `distributed_port` is the port if MASTER_PORT is not set. Without
+    that environment this raises instead of making a world of one rank: N processes started without torchrun would
+    otherwise train N separate models. `dist_init_required=False` means that the caller has already started
+    torch.distributed. `timeout` is that of every collective; torch's default without it.
 
     Raises TpinitError if there is neither a process group nor torchrun's environment.
     """
@@ -40,20 +69,39 @@ def start(distributed_port: int, dist_init_required: bool | None) -> None:
             "with torchrun (one process: torchrun --nproc-per-node 1 program.py), or call "
             "torch.distributed.init_process_group before initialize"
         )
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(_local_index(int(os.environ["RANK"])))
     os.environ.setdefault("MASTER_PORT", str(distributed_port))
-    dist.init_process_group("nccl" if cuda else "gloo")
+    _init(initial_device(model, int(os.environ["RANK"])), timeout)
+    world = dist.group.WORLD
+    assert world is not None
+    _started.append(world)
+    if len(_started) == 1:
+        atexit.register(_end_at_exit)
 
 
-def local_device(group: ProcessGroup | None = None) -> torch.device:
-    """Return this rank's device: its CUDA device if the group's backend is nccl (default: the world), else the CPU."""
-    if "nccl" in str(dist.get_backend(group)):
-        torch.cuda.set_device(_local_index(dist.get_rank()))
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+def _init(device: torch.device, timeout: timedelta | None) -> None:
+    if device.type == "cpu":
+        dist.init_process_group("gloo", timeout=timeout)
+        return
+    use(device)
+    backend = dist.get_default_backend_for_device(device.type)
+    dist.init_process_group(f"cpu:gloo,{device.type}:{backend}", timeout=timeout, device_id=device)
 
 
-def _local_index(rank: int) -> int:
-    return int(os.environ.get("LOCAL_RANK", rank % torch.cuda.device_count()))
+def started_here() -> bool:
+    """Return whether `start` made the present world."""
+    return dist.is_initialized() and any(world is dist.group.WORLD for world in _started)
+
+
+def end() -> None:
+    """Destroy all process groups if `start` made the world; does nothing in a world of the caller's."""
+    if started_here():
+        dist.destroy_process_group()
+
+
+def _end_at_exit() -> None:
+    """End the world when the program does. Not after an error: other ranks may wait in a collective, and so would we.
+
+    NCCL warns of a world that was not destroyed, and may lose what it still sends.
+    """
+    if getattr(sys, "last_value", None) is None:
+        end()

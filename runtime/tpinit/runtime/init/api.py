@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -78,6 +79,7 @@ def initialize(
     check_inputs_every: int = 1,
     check_replicas_every: int = 100,
     on_nonfinite: str = "raise",
+    timeout: float | timedelta | None = None,
     gather_logits: bool = False,
 ) -> tuple[Engine, Optimizer | None, DataLoader[Any] | None, Any]:
     """Shard the model by the rules of the contract; return (engine, optimizer, dataloader, lr_scheduler).
@@ -85,7 +87,8 @@ def initialize(
     The arguments and their order are DeepSpeed's. Give the config as `config`, `config_params` or
     `args.deepspeed_config`, and only once. `mesh_param` is a torch DeviceMesh with a `tp` dimension. An `optimizer` or
     `lr_scheduler` argument is used instead of the config's, with a warning, as in DeepSpeed; an optimizer that has
-    state is refused. If torch.distributed is not initialised, it is started from torchrun's environment.
+    state is refused. If torch.distributed is not initialised, it is started from torchrun's environment; which device
+    the model goes to, and why, is in docs/devices.md and `engine.device_choice`.
 
     Every rank must call this, with equal initial weights. The model is changed only after all ranks have read, decided
     and planned the same: if one rank fails or was given something else, all ranks raise. Then the model's parameters,
@@ -95,23 +98,20 @@ def initialize(
 
     - `verify`: "rehearsal" checks every sharded region by a dry run while planning. "probe" also compares a small
       forward and backward of the whole model with the sharded one, which needs memory for two fp32 copies of the model.
-    - `example`: the keyword arguments of one small forward, for a model whose inputs can't be derived from its
-      transformers config.
-    - `plan`: a Plan, the result of its `to_json`, perhaps edited, or the path of a JSON file of that. It is used
-      instead of the config's and the model's own plan, and is checked against the model in the same way.
-    - `sequence_parallel`: also shard the tokens between the sharded regions. Each rank then holds its part of the
-      sequence there, which saves memory and sends as many bytes. The TP size must divide the sequence length.
-    - `check_inputs_every`: the ranks of a TP group compare their inputs before every so many forwards; 0 never compares
-      them (docs/checks.md).
+    - `example`: the keyword arguments of one small forward, if the transformers config does not describe the inputs.
+    - `plan`: a Plan, its `to_json`, perhaps edited, or the path of a JSON file of that, instead of any other plan.
+    - `sequence_parallel`: also shard the tokens between the sharded regions. The TP size must divide their number.
+    - `check_inputs_every`: a TP group's ranks compare their inputs before every so many forwards; 0 never.
     - `check_replicas_every`: the ranks compare the copies of their parameters after every so many updates; 0 never.
     - `on_nonfinite`: what a NaN or infinite loss or gradient norm does: "raise" an EngineError before anything is
       updated, "skip" the update, or "ignore" it.
-    - `gather_logits`: the output of a training forward with labels has the logits too. Otherwise reading them raises,
-      since the loss is computed from each rank's part of the vocabulary. Costs an all-gather of the logits, which are
-      [batch, tokens, vocabulary], in each such forward, and their memory (docs/outputs.md).
+    - `gather_logits`: the output of a training forward with labels has the logits too, at the cost of an all-gather of
+      them (docs/outputs.md). Otherwise reading them raises.
+    - `timeout`: seconds, or a timedelta, after which a collective fails because a rank did not come; of the process
+      groups that this call makes.
 
     Raises DecisionError (a violation, the same on every rank), ConfigError (malformed input), AgreementError (ranks
-    differ), GroupError, PlanError and UnsupportedError: all are TpinitError.
+    differ), DeviceError, GroupError, PlanError and UnsupportedError: all are TpinitError.
     """
     return launch(
         InitArgs.from_locals(locals()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def from_pretrained(
     check_inputs_every: int = 1,
     check_replicas_every: int = 100,
     on_nonfinite: str = "raise",
+    timeout: float | timedelta | None = None,
     gather_logits: bool = False,
 ) -> Started:
     """Load a transformers model from a directory of safetensors, each rank its own slices only, and shard it.
@@ -88,6 +90,7 @@ def from_config(
     check_inputs_every: int = 1,
     check_replicas_every: int = 100,
     on_nonfinite: str = "raise",
+    timeout: float | timedelta | None = None,
     gather_logits: bool = False,
 ) -> Started:
     """Build a model with random weights, those of `torch.manual_seed(seed); model_class(model_config)`, and shard it.

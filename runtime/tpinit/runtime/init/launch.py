@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tpinit.reference.errors import TpinitError
@@ -20,6 +21,8 @@ from tpinit.runtime.groups.agreement import (
     describe_error,
     gather_reports,
 )
+from tpinit.runtime.groups.device_check import agree_on_devices
+from tpinit.runtime.groups.devices import DeviceChoice, choose_device
 from tpinit.runtime.groups.process_groups import GroupLayout, ParallelGroups, create_groups, plan_groups
 from tpinit.runtime.init.apply import apply_plan
 from tpinit.runtime.init.call_registry import consume_call
@@ -61,8 +64,10 @@ def launch(
     for name in ("sequence_parallel", "gather_logits"):
         if type(getattr(init_args, name)) is not bool:
             raise TpinitError(f"{name} is {getattr(init_args, name)!r}, and must be True or False")
-    world.start(distributed_port, dist_init_required)
-    device = world.local_device()
+    timeout = world.read_timeout(init_args.timeout)
+    model = init_args.model if isinstance(init_args.model, nn.Module) else None
+    world.start(distributed_port, dist_init_required, timeout, model)
+    choice = agree_on_devices(lambda: choose_device(model, init_args.mesh_param), init_args.sequence_parallel)
     init_args, prepared, reports = _prepare_and_compare(init_args, open_weights)
     layout = plan_groups(
         prepared.decision, [report.tp_ranks for report in reports], [report.dp_ranks for report in reports]
@@ -72,10 +77,10 @@ def launch(
             "row 2: the DP groups hold different models, and a gradient norm over different models is not implemented: "
             "set gradient_clipping to 0"
         )
-    groups = create_groups(layout, prepared.decision, dist.get_rank())
+    groups = create_groups(layout, prepared.decision, dist.get_rank(), timeout)
     if verify == "probe" and groups.tp.group is not None:
-        _check_probe(prepared, groups, device, init_args.example)
-    return _build_engine(prepared, init_args, layout, groups, device, collate_fn)
+        _check_probe(prepared, groups, choice.device, init_args.example)
+    return _build_engine(prepared, init_args, layout, groups, choice, collate_fn)
 
 
 def _prepare_and_compare(
@@ -120,10 +125,11 @@ def _build_engine(
     init_args: InitArgs,
     layout: GroupLayout,
     groups: ParallelGroups,
-    device: torch.device,
+    choice: DeviceChoice,
     collate_fn: Callable[..., Any] | None,
 ) -> Started:
     """Shard the model and build the parameter states, the schedule, the data loader and the engine."""
+    device = choice.device
     model, optimizer, settings = prepared.model, prepared.optimizer, prepared.settings
     plan = replace(prepared.plan, tp_rank=groups.tp.position)
     dtype = _TORCH_DTYPES[prepared.decision.dtype.value] if prepared.decision.dtype.value is not None else None
@@ -157,6 +163,7 @@ def _build_engine(
         optimizer=optimizer,
         lr_scheduler=scheduler,
         device=device,
+        device_choice=choice,
         checks=prepared.checks,
         config=prepared.config,
         training_dataloader=loader,

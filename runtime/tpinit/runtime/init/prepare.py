@@ -58,6 +58,7 @@ class InitArgs:
     check_inputs_every: int = 1
     check_replicas_every: int = 100
     on_nonfinite: str = "raise"
+    timeout: Any = None
     gather_logits: bool = False
     weights: WeightSource | None = None
 

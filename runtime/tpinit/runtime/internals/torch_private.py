@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup, distributed_c10d
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -29,6 +31,7 @@ __all__ = [
     "buffers_of",
     "call_state",
     "children_of",
+    "default_store",
     "empty_module_state",
     "global_hooks",
     "init_namespace",
@@ -42,6 +45,7 @@ __all__ = [
     "storage_key",
     "tensor_hooks",
     "tensor_state",
+    "timeout_of",
     "unwrapped",
     "tree_leaves",
     "tree_map_only",
@@ -82,6 +86,8 @@ PRIVATE_NAMES: dict[str, str] = {
     "TorchDispatchMode._should_skip_dynamo": "keeps dynamo's guard out of modes that no compiler runs under",
     "torch.utils._pytree.tree_leaves": "the tensors in nested arguments",
     "torch.utils._pytree.tree_map_only": "the same, replaced",
+    "distributed_c10d._get_default_store": "the store of the world: ranks exchange texts without a device",
+    "ProcessGroup._get_backend": "the time-out of a group, for the groups that are made beside it",
     "Module.__class__ assignment": "gives a linear its parallel forward and leaves its identity",
     "normal_ draws in blocks of 16": "draws a long tensor piece by piece with the same values",
 }
@@ -269,6 +275,21 @@ def writes_only_first(operator: Any) -> bool:
 def named_arguments(operator: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """Return the arguments of a call of an aten operator by name."""
     return {**dict(zip([one.name for one in operator._schema.arguments], args, strict=False)), **(kwargs or {})}
+
+
+def default_store() -> distributed_c10d.Store:
+    """Return the key-value store with which the world was started."""
+    return distributed_c10d._get_default_store()
+
+
+def timeout_of(group: ProcessGroup, kind: str) -> timedelta | None:
+    """Return the time-out of a group's collectives on devices of this kind; None if its backend does not tell it."""
+    try:
+        options = group._get_backend(torch.device(kind)).options
+    except (AttributeError, RuntimeError):
+        return None
+    found = getattr(options, "_timeout", None)
+    return found if isinstance(found, timedelta) else None
 
 
 def set_class(module: nn.Module, kind: type) -> None:

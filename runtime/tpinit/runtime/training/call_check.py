@@ -20,6 +20,7 @@ from torch import nn
 from tpinit.runtime.errors import AgreementError, EngineError
 from tpinit.runtime.groups.agreement import RankReport, check_reports, gather_reports
 from tpinit.runtime.groups.call_inputs import Leaf, describe, fingerprint, has_fake_tensors, leaves
+from tpinit.runtime.groups.devices import message_device
 from tpinit.runtime.groups.process_groups import GroupView
 from tpinit.runtime.parallel.forward_scope import scope_of
 from tpinit.runtime.parallel.rng import SharedRng, rng_fingerprint
@@ -48,6 +49,7 @@ class CallCheck:
         self.number = next(_numbers)
         self.calls = 0
         self.step = 0
+        self.destroyed = False  # the groups are freed
         self._inside_generate = False
         self._rng = SharedRng(device, replica)
         self._first_seed = rng_fingerprint(device)  # equal on all ranks: initialize has just broadcast the states
@@ -59,7 +61,13 @@ class CallCheck:
         """Compare this forward with those of the other ranks. Raises AgreementError on all ranks if they differ."""
         if torch.compiler.is_compiling() or self.tp is None or self.tp.control is None:
             return
+        self.check_alive("forward")
         _enter(self, model, args, kwargs)
+
+    def check_alive(self, what: str) -> None:
+        """Raise EngineError if the engine was destroyed: its process groups are freed."""
+        if self.destroyed:
+            raise EngineError(f"{what}: engine.destroy() has freed the process groups of this model")
 
     def leave(self, _: nn.Module, output: Any) -> Any:
         """Restore the caller's RNG states."""
@@ -111,7 +119,7 @@ class CallCheck:
     def _gather(self, record: torch.Tensor, what: str) -> list[torch.Tensor]:
         assert self.tp is not None
         group = self.tp.control
-        sent = record.to(self.device) if "nccl" in str(dist.get_backend(group)) else record
+        sent = record.to(message_device(group))
         records = [torch.empty_like(sent) for _ in range(self.tp.size)]
         try:
             dist.all_gather(records, sent, group=group)

@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakSet
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tpinit.runtime.errors import EngineError
-from tpinit.runtime.groups.process_groups import ParallelGroups
+from tpinit.runtime.groups import world
+from tpinit.runtime.groups.devices import DeviceChoice
+from tpinit.runtime.groups.process_groups import ParallelGroups, free_groups
 from tpinit.runtime.parallel.forward_scope import scope_of
 from tpinit.runtime.planning.schema import Plan
 from tpinit.runtime.settings import Checks, Settings
@@ -34,6 +37,7 @@ __all__ = ["Engine"]
 
 _log = logging.getLogger("tpinit")
 _PREFIX = "module."
+_LIVING: WeakSet[Engine] = WeakSet()  # not destroyed yet
 
 
 def _of_module(name: str) -> Callable[..., Engine]:
@@ -72,6 +76,7 @@ class Engine(nn.Module):
         optimizer: Optimizer | None,
         lr_scheduler: Any,
         device: torch.device,
+        device_choice: DeviceChoice | None = None,
         checks: Checks | None = None,
         config: Mapping[str, Any] | None = None,
         training_dataloader: DataLoader[Any] | None = None,
@@ -85,6 +90,7 @@ class Engine(nn.Module):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.device = device
+        self.device_choice = device_choice if device_choice is not None else DeviceChoice(device, "given to the engine")
         self.config = dict(config or {})
         self.training_dataloader = training_dataloader
         self.batches = EndlessBatches(training_dataloader) if training_dataloader is not None else None
@@ -109,6 +115,7 @@ class Engine(nn.Module):
         if groups.tp.group is not None:
             guard_calls(module, plan, groups.tp, self._call_check, groups.tp.position == 0 and groups.data_index == 0)
             self._call_check.tree = TreeCheck(plan, module)
+        _LIVING.add(self)
         self._replica_check = ReplicaCheck(module, param_states, groups, self._checks.replicas_every)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -129,6 +136,7 @@ class Engine(nn.Module):
         Several calls before one `step` add up. Returns the loss, divided by the number of accumulation steps unless
         `scale_wrt_gas` is false. Raises EngineError if there is no optimizer.
         """
+        self._call_check.check_alive("backward")
         if self.optimizer is None:
             raise EngineError("backward needs an optimizer: name one in the config or pass one to initialize")
         reduced = self._take_reduced()
@@ -171,6 +179,7 @@ class Engine(nn.Module):
         differ. Nothing is updated then, and the gradients are dropped. After every so many updates the ranks compare
         the copies of their parameters (`check_replicas_every`), and raise AgreementError if they differ.
         """
+        self._call_check.check_alive("step")
         if not self._synchronizes:
             raise EngineError("step was called inside no_sync: call it behind the with block")
         if not self._awaits_step:
@@ -309,6 +318,19 @@ class Engine(nn.Module):
     def __reduce_ex__(self, _: Any) -> NoReturn:
         """Refuse pickling: an engine holds process groups."""
         raise EngineError("an engine can't be pickled: call engine.module.save_pretrained(folder) on every rank")
+
+    def destroy(self) -> None:
+        """End this engine: free the process groups that were made for it. Every rank must call this.
+
+        The world is destroyed too if `initialize` started it and no other engine uses it. Afterwards a forward,
+        backward or step raises EngineError. A second call does nothing.
+        """
+        if not self._call_check.destroyed:
+            self._call_check.destroyed = True
+            free_groups(self.groups)
+            _LIVING.discard(self)
+            if not _LIVING:
+                world.end()
 
     def loss_scale(self) -> float:
         """Return the factor by which an fp16 loss is multiplied; 1 for other dtypes."""

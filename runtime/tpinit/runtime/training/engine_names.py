@@ -26,7 +26,6 @@ NOT_ON_THE_ENGINE: dict[str, str] = {
         "call engine.module.save_pretrained(folder), on every rank: it writes the whole model",
     ),
     "monitor": "monitors are not implemented; log what engine(...) and engine.get_global_grad_norm() return",
-    "destroy": "call torch.distributed.destroy_process_group() at the end of the program",
 }
 """What to do instead, by the name of DeepSpeed's engine or of torch.nn.Module."""
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from tpinit.runtime.errors import AgreementError
 from tpinit.runtime.groups.agreement import RankReport, check_reports, gather_reports
+from tpinit.runtime.groups.devices import message_device
 from tpinit.runtime.groups.digest import digest, fold
 from tpinit.runtime.groups.process_groups import GroupView, ParallelGroups
 from tpinit.runtime.training.param_state import ParamState
@@ -102,7 +103,7 @@ def _differs(value: torch.Tensor, group: GroupView) -> bool:
     if group.group is None:
         return False
     channel = group.control if group.control is not None else group.group
-    sent = value.reshape(-1).to("cuda" if "nccl" in str(dist.get_backend(channel)) else "cpu")
+    sent = value.reshape(-1).to(message_device(channel))
     gathered = [torch.empty_like(sent) for _ in range(group.size)]
     dist.all_gather(gathered, sent, group=channel)
     return any(not torch.equal(other, sent) for other in gathered)

@@ -1,0 +1,28 @@
+"""Devices, time-outs and the end of an engine, on real ranks."""
+
+from __future__ import annotations
+
+
+def test_the_engine_says_its_device_and_its_groups_have_the_time_out(world2):
+    for found in world2.run("scenarios.devices:choice_and_time_outs"):
+        assert found["choice"] == (
+            "cpu, sent with gloo: the model is on the CPU, and the process group's backend is cpu (gloo), cuda (gloo)"
+        )
+        assert found["device"] == "cpu"
+        assert found["inherited"]
+        assert found["given"]
+
+
+def test_a_destroyed_engine_frees_its_groups_and_refuses_to_run(world2):
+    for found in world2.run("scenarios.devices:destroyed"):
+        for call in ("forward", "module", "step"):
+            assert "destroy() has freed the process groups" in found[call], call
+        assert found["freed"]
+        assert found["world"]  # it is the caller's
+
+
+def test_ranks_that_chose_one_gpu_learn_it_without_a_collective(world2):
+    first, second = world2.run("scenarios.devices:exchanged")
+    assert first["different"] == ""
+    assert "ranks 0, 1 chose the same device" in first["same"]
+    assert first["same"] == second["same"]
