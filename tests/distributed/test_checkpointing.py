@@ -10,7 +10,15 @@ pytestmark = pytest.mark.distributed
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_a_layer_that_begins_with_column_parallel_linears_is_recomputed(world2: Any, reentrant: bool) -> None:
-    for result in world2.run("scenarios.checkpointing:post_norm_layers", reentrant=reentrant):
+@pytest.mark.parametrize(("family", "sequence_parallel"), [("bert", False), ("t5", False), ("t5", True)])
+def test_a_checkpointed_layer_repeats_the_operations_of_its_forward(
+    world2: Any, family: str, reentrant: bool, sequence_parallel: bool
+) -> None:
+    for result in world2.run(
+        "scenarios.checkpointing:checkpointed_layers",
+        family=family,
+        reentrant=reentrant,
+        sequence_parallel=sequence_parallel,
+    ):
         assert result["far"] < 1e-5
         assert result["in_step"]

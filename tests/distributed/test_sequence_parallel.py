@@ -119,3 +119,12 @@ def test_the_probe_refuses_a_plan_that_leaves_something_out(world2: Any, how: st
 def test_the_probe_passes_a_plan_that_is_whole(world2: Any) -> None:
     for result in world2.run("scenarios.sequence_parallel:probe_broken_plan", name="llama", how=""):
         assert result["text"] == ""
+
+
+def test_a_forward_that_skips_the_end_of_a_stack_is_refused(world2: Any) -> None:
+    for result in world2.run("scenarios.skipped_layers:layer_drop"):
+        refused = [text for text in result["refused"] if text]
+        assert 0 < len(refused) < len(result["refused"])
+        assert all("skipped one of these two" in text for text in refused), refused
+        assert result["far"] < 1e-4  # of a loss around 4
+        assert result["in_step"]

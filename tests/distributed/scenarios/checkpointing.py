@@ -1,4 +1,4 @@
-"""Activation checkpointing of both kinds, where a checkpointed layer begins with column-parallel linears (BERT)."""
+"""Activation checkpointing where a layer begins with column-parallel linears (BERT), or all share an input (T5)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tpinit.runtime import initialize
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 from support.refusals import in_step
 from support.tiny_models import VOCABULARY, tokens
@@ -27,9 +27,24 @@ def _bert() -> Any:
     return BertForMaskedLM(config).train()
 
 
-def post_norm_layers(rank: int, reentrant: bool) -> dict[str, Any]:
+def _t5() -> Any:
+    torch.manual_seed(0)
+    config = T5Config(
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        vocab_size=VOCABULARY,
+        decoder_start_token_id=0,
+        dropout_rate=0.0,
+    )
+    return T5ForConditionalGeneration(config).train()
+
+
+def checkpointed_layers(rank: int, family: str, reentrant: bool, sequence_parallel: bool = False) -> dict[str, Any]:
     """Train 3 steps beside the unsharded model; return the largest difference of losses and logits."""
-    model = _bert()
+    model = {"bert": _bert, "t5": _t5}[family]()
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     unsharded = copy.deepcopy(model)
     reference = torch.optim.SGD(unsharded.parameters(), lr=0.1)
@@ -37,6 +52,7 @@ def post_norm_layers(rank: int, reentrant: bool) -> dict[str, Any]:
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
         config={"tensor_parallel": {"autotp_size": 2}, "gradient_clipping": 0},
+        sequence_parallel=sequence_parallel,
     )
     far = []
     for step in range(3):
@@ -50,6 +66,10 @@ def post_norm_layers(rank: int, reentrant: bool) -> dict[str, Any]:
         engine.step()
         far.append(abs(float(loss.detach()) - float(expected.detach())))
     ids = tokens()
+    engine.eval()  # gives the logits beside labels
+    unsharded.eval()
     with torch.no_grad():
-        far.append(float((unsharded(input_ids=ids).logits - engine(input_ids=ids).logits).abs().max()))
+        far.append(
+            float((unsharded(input_ids=ids, labels=ids).logits - engine(input_ids=ids, labels=ids).logits).abs().max())
+        )
     return {"far": max(far), "in_step": in_step(rank)}

@@ -104,7 +104,7 @@ def convert_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
 def _shard_tokens(model: nn.Module, sequence: SequencePlan, group: ProcessGroup, rng: RngTracker | None) -> None:
     """Shard the tokens between the sharded regions of one stack of layers (sequence parallelism)."""
     layers = list(model.get_submodule(sequence.stack).children())
-    shard_tokens(layers[0], layers[-1], group, rng)
+    shard_tokens(sequence.stack, layers, group, rng, scope_of(model))
     gathered = TPRegionInput(group, gather_tokens)
     for name in sequence.gather_inputs:
         map_input(model.get_submodule(name), gathered)

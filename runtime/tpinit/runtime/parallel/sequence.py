@@ -16,7 +16,7 @@ function                    forward                    backward
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from tpinit.runtime.errors import EngineError
 from tpinit.runtime.parallel.collectives import BoundRegion, CollectiveKind, RankPieces, RegionFunction, Step
+from tpinit.runtime.parallel.forward_scope import ForwardScope
 from tpinit.runtime.parallel.rng import RngTracker
 
 __all__ = [
@@ -103,19 +104,58 @@ Raises EngineError for a number of tokens that the ranks do not divide."""
 TensorMap = Callable[[torch.Tensor], torch.Tensor]
 
 
-def shard_tokens(first: nn.Module, last: nn.Module, group: ProcessGroup, rng: RngTracker | None) -> None:
-    """Shard the tokens from the input of module `first` to the output of module `last`.
+class _TokenState:
+    """Whether the tokens are sharded at this point of a forward: from the first layer of a stack to its last."""
+
+    def __init__(self, stack: str) -> None:
+        self.stack = stack
+        self.sharded = False
+
+    def become(self, sharded: bool) -> None:
+        """Note that the tokens become sharded, or whole. Raises EngineError if they are so already."""
+        if self.sharded == sharded:
+            raise self._error()
+        self.sharded = sharded
+
+    def begin(self, *_: Any) -> None:
+        self.sharded = False
+
+    def end(self, _: nn.Module, output: Any) -> Any:
+        left_open, self.sharded = self.sharded, False
+        if left_open and output is not None:
+            raise self._error()
+        return output
+
+    def _error(self) -> EngineError:
+        return EngineError(
+            f"sequence_parallel shards the tokens from the first layer of `{self.stack}` to its last, and this forward "
+            "skipped one of these two: set the layer drop of the model to 0, or initialize without sequence_parallel"
+        )
+
+
+def shard_tokens(
+    stack: str, layers: Sequence[nn.Module], group: ProcessGroup, rng: RngTracker | None, scope: ForwardScope | None
+) -> None:
+    """Shard the tokens from the input of the first of a stack's layers to the output of the last.
 
     With `rng`, random numbers in between come from the rank's own RNG state while the module is in training mode.
+    A forward of `scope` that skips the first or the last layer raises EngineError.
     """
     split, gather = BoundRegion(split_tokens, group), BoundRegion(gather_replicated_tokens, group)
+    first, last, state = layers[0], layers[-1], _TokenState(stack)
+    if scope is not None:
+        scope.add(enter=state.begin, leave=state.end)
 
     def enter(hidden: torch.Tensor) -> torch.Tensor:
+        if scope is not None and scope.active:  # not where activation checkpointing runs one layer again
+            state.become(sharded=True)
         if rng is not None and first.training:
             rng.enter(hidden)
         return split(hidden)
 
     def leave(hidden: torch.Tensor) -> torch.Tensor:
+        if scope is not None and scope.active:
+            state.become(sharded=False)
         if rng is not None and last.training:
             rng.leave(hidden)
         return gather(hidden)

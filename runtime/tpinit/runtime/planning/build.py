@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -183,8 +184,9 @@ _REDUCES_INPUT_GRAD = (LayerKind.COLUMN, LayerKind.COLUMN_GATHER, LayerKind.HEAD
 def _fused_columns(trace: Trace, layers: Sequence[LayerPlan]) -> dict[str, str]:
     """Return, for each column-parallel layer of a fused group, the first layer of its group.
 
-    A group shares one all-reduce of the gradient of its input. It consists of the layers that read one tensor, the same
-    layers in every call, where no block of experts reads that tensor too.
+    A group shares one all-reduce of the gradient of its input. It consists of the layers of one block that read one
+    tensor, the same layers in every call, where no block of experts reads that tensor too. It never spans two blocks of
+    a stack (the cross attentions of decoder layers): activation checkpointing runs each block again for itself.
     """
     columns = {layer.module for layer in layers if layer.kind in _REDUCES_INPUT_GRAD and layer.reduce_input_grad}
     experts = {layer.module for layer in layers if layer.kind is LayerKind.EXPERTS}
@@ -193,13 +195,20 @@ def _fused_columns(trace: Trace, layers: Sequence[LayerPlan]) -> dict[str, str]:
         group = tuple(name for name in readers if name in columns)
         called_once = len(set(group)) == len(group)
         for name in group:
-            groups.setdefault(name, set()).add(group if called_once and not experts.intersection(readers) else ())
+            block = tuple(other for other in group if _block(other) == _block(name))
+            groups.setdefault(name, set()).add(block if called_once and not experts.intersection(readers) else ())
     group_of = {name: next(iter(found)) for name, found in groups.items() if len(found) == 1}
     return {
         name: group[0]
         for name, group in group_of.items()
         if group and all(group_of.get(other) == group for other in group)
     }
+
+
+def _block(name: str) -> str:
+    """Return the innermost block of a stack that a module belongs to, `layers.0` of `layers.0.mlp.up`; else ""."""
+    found = re.match(r"(.*\.\d+)\.", name)
+    return found.group(1) if found is not None else ""
 
 
 def _layers_around_dropout(task: PlanningTask, regions: Sequence[CutRegion]) -> set[str]:
