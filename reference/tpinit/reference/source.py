@@ -28,6 +28,7 @@ MAX_VALUES = 200_000
 """The most values in a config, all levels together."""
 
 _ROOT = "config"
+_PERIOD = "steps_per_print"  # infinite for "never", as accelerate writes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +207,7 @@ class _Copier:
             given = f"an integer of {value.digits} digits" if isinstance(value, _LongInteger) else show(value)
             self._note(path, given, f"an integer has at most {MAX_DIGITS} digits", "give a smaller number")
             return None
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value) and (path != _PERIOD or value != math.inf):
             self._note(path, repr(float(value)), "a number must be finite", "give a finite number")
             return None
         return float.__float__(value) if isinstance(value, _HjsonFloat) else value

@@ -212,7 +212,8 @@ def another_config_for_the_call(setup: Setup) -> None:
 
 
 CONFIGS: dict[str, Change] = {
-    "zero stage 1": config_with(zero_optimization={"stage": 1}),
+    "offload": config_with(zero_optimization={"stage": 1, "offload_optimizer": {"device": "cpu"}}),
+    "universal checkpoint": config_with(checkpoint={"load_universal": True}),
     "amp": config_with(amp={"enabled": True}),
     "unknown key": config_with(gradient_cliping=1.0),
     "overlap": section_with(tp_overlap_comm=True),

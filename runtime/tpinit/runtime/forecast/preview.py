@@ -66,13 +66,13 @@ def forecast(
     tp_size = decision.tp_size.value or 1
     check_section(decision.carried)
     dp_size = max(1, decision.world_size // tp_size)
-    settings = read_settings(reading.config, dp_size, decision.dtype.value)
+    settings = read_settings(reading.config, dp_size, decision.dtype.value, decision.world_size)
     model = build_without_weights(model_config).model
     item = _ITEM_BYTES[decision.dtype.value] if decision.dtype.value is not None else 4
     length = sequence or min(getattr(model_config, "max_position_embeddings", None) or 2048, 4096)
     micro = settings.batch.micro or 1
     folded, plan, step, folding = _make_plan(model, decision, tp_size, micro * length, item, sequence_parallel)
-    update = update_collectives(plan, dp_size, 4)
+    update = update_collectives(plan, dp_size, _ITEM_BYTES.get(settings.averaging.dtype or DType.FP32, 4))
     return {
         "model": {
             "class": type(model).__qualname__,
@@ -86,7 +86,7 @@ def forecast(
         "collectives": _collectives(step, update, folding, tp_size, dp_size, settings.batch.accumulation),
         "memory": _memory(plan, item, settings),
         "replicated": _replicated(plan, item),
-        "notes": list(plan.notes),
+        "notes": [*plan.notes, *(note.text for note in settings.notes if note.changes_training)],
     }
 
 

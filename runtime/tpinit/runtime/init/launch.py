@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,7 @@ from tpinit.runtime.init.prepare import InitArgs, Prepared, prepare
 from tpinit.runtime.init.probe import VERIFY_MODES, probe
 from tpinit.runtime.loading.weight_loading import WeightSource, load_weights
 from tpinit.runtime.parallel import gather_logits_always
+from tpinit.runtime.settings import Settings
 from tpinit.runtime.training.data import make_loader
 from tpinit.runtime.training.engine import Engine
 from tpinit.runtime.training.optimizer_kinds import OptimizerKind
@@ -39,6 +41,8 @@ from tpinit.runtime.training.whole_updates import update_whole_tensors
 from tpinit.spec.vocabulary import DType
 
 __all__ = ["PORT", "Started", "launch"]
+
+_log = logging.getLogger("tpinit")
 
 PORT = 29500  # the default of DeepSpeed and of torchrun
 _TORCH_DTYPES = {DType.FP32: torch.float32, DType.FP16: torch.float16, DType.BF16: torch.bfloat16}
@@ -77,6 +81,7 @@ def launch(
             "row 2: the DP groups hold different models, and a gradient norm over different models is not implemented: "
             "set gradient_clipping to 0"
         )
+    _log_notes(prepared.settings)
     groups = create_groups(layout, prepared.decision, dist.get_rank(), timeout)
     if verify == "probe" and groups.tp.group is not None:
         _check_probe(prepared, groups, choice.device, init_args.example)
@@ -104,6 +109,13 @@ def _prepare_and_compare(
         raise failure
     assert prepared is not None
     return init_args, prepared, reports
+
+
+def _log_notes(settings: Settings) -> None:
+    """Log, on rank 0, what the config has and the run does otherwise or not at all."""
+    if dist.get_rank() == 0:
+        for note in settings.notes:
+            _log.log(logging.WARNING if note.changes_training else logging.INFO, "config: %s", note.text)
 
 
 def _check_probe(

@@ -100,7 +100,10 @@ def prepare(init_args: InitArgs, report: RankReport) -> Prepared:
     report.fields["gather_logits"] = init_args.gather_logits
     reading, decision = _decide(init_args, model, report)
     check_section(decision.carried)
-    settings = read_settings(reading.config, _dp_size(decision), decision.dtype.value)
+    dp_size = _dp_size(decision)
+    # DeepSpeed takes the DP ranks of an mpu or a mesh, and the whole world without one (D16).
+    counted = decision.world_size if init_args.mpu is None and init_args.mesh_param is None else dp_size
+    settings = read_settings(reading.config, dp_size, decision.dtype.value, counted)
     _check_data(init_args, settings, report)
     plan = make_plan(
         model,

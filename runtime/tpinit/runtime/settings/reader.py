@@ -1,7 +1,7 @@
 """Read a config's settings outside of the decision, key by key.
 
 Every key is either used, known to have no effect on training, or refused with the reason; none is ignored (D15). All
-problems are collected and raised at once.
+problems are collected and raised at once. The table of keys is in `keys`.
 """
 
 from __future__ import annotations
@@ -9,66 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tpinit.reference.errors import ConfigError, Problem
-from tpinit.reference.spellings import is_absent, nearest, show
+from tpinit.reference.spellings import dtype_named, is_absent, nearest, show
 from tpinit.runtime.errors import UnsupportedError
+from tpinit.runtime.settings.batch import read_batch_sizes
 from tpinit.runtime.settings.components import read_component
-from tpinit.runtime.settings.schema import BatchSizes, LossScaling, Settings
+from tpinit.runtime.settings.key_walk import Reading, check_keys
+from tpinit.runtime.settings.schema import Averaging, LossScaling, Settings
+from tpinit.runtime.settings.zero import read_zero_stage
 from tpinit.spec.vocabulary import DType
 
 __all__ = ["check_section", "read_settings"]
 
-# The resolver reads these; the runtime takes them from the decision.
-_DECIDED = {"tensor_parallel", "bf16", "bfloat16", "fp16"}
-_USED = {
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "optimizer",
-    "scheduler",
-    "dataloader_drop_last",
-}
-# These change what DeepSpeed prints or measures, or how its own kernels run: nothing of this runtime.
-_COSMETIC = {
-    "steps_per_print",
-    "wall_clock_breakdown",
-    "memory_breakdown",
-    "dump_state",
-    "log_level",
-    "zero_allow_untested_optimizer",
-    "zero_force_ds_cpu_optimizer",
-    "disable_python_gc",
-}
-# Legal only with this value, which has no effect.
-_NEUTRAL: dict[str, object] = {
-    "prescale_gradients": False,
-    "gradient_predivide_factor": 1.0,
-    "gradient_allreduce_op": "mean",
-    "managed_gradient_accumulation": True,
-    "sparse_gradients": False,
-    "disable_allgather": False,
-    "communication_data_type": None,
-    "sequence_parallel_size": 1,
-}
-# Sections that are legal while `enabled` is false or absent.
-_SWITCHED = {
-    "amp",
-    "torch_autocast",
-    "flops_profiler",
-    "tensorboard",
-    "wandb",
-    "comet",
-    "csv_monitor",
-    "comms_logger",
-    "autotuning",
-    "hybrid_engine",
-    "data_efficiency",
-    "curriculum_learning",
-    "eigenvalue",
-    "progressive_layer_drop",
-    "elasticity",
-    "nebula",
-}
 # These choose which layers are sharded: see `planning.requests`.
 _PLANNED = {"partition_config", "preset_model", "vocab_parallel_lm_head"}
 _SECTION_NEUTRAL: dict[str, object] = {
@@ -101,8 +52,6 @@ _PRECISION_NEUTRAL: dict[str, dict[str, object]] = {
 _PRECISION_NEUTRAL["bfloat16"] = _PRECISION_NEUTRAL["bf16"]
 _SCALING = ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale")
 
-Refusals = list[str]
-
 
 def check_section(carried: Mapping[str, object]) -> None:
     """Raise UnsupportedError for every setting of the `tensor_parallel` section that is not implemented.
@@ -110,7 +59,7 @@ def check_section(carried: Mapping[str, object]) -> None:
     `carried` holds the settings that the decision passes on unread, by name. Values without an effect pass, and those
     that choose the sharded layers, which planning reads.
     """
-    refusals: Refusals = []
+    refusals: list[str] = []
     for path, value in _section_settings(carried):
         key = path.rpartition(".")[2]
         if path in _PLANNED or is_absent(value) or (key in _SECTION_NEUTRAL and value == _SECTION_NEUTRAL[key]):
@@ -131,35 +80,75 @@ def _section_settings(carried: Mapping[str, object]) -> list[tuple[str, object]]
     return settings
 
 
-def read_settings(config: Mapping[str, object], dp_size: int, dtype: DType | None) -> Settings:
+def read_settings(
+    config: Mapping[str, object], dp_size: int, dtype: DType | None, deepspeed_size: int | None = None
+) -> Settings:
     """Return the settings of a config (plain data) for `dp_size` data-parallel ranks. `dtype` is the decision's.
 
-    Raises ConfigError for malformed values and for batch sizes that do not multiply up, UnsupportedError for keys
-    that would change training and are not implemented. An absent `gradient_clipping` is 1.0 and 0 turns it off, as in
-    DeepSpeed 0.19.8.
+    `deepspeed_size` is the number of ranks over which DeepSpeed 0.19.8 counts batch sizes: the world's, or `dp_size`
+    where there is an mpu or a mesh (default). Raises ConfigError for malformed values and for batch sizes that do not
+    multiply up, UnsupportedError for keys that would change training and are not implemented. An absent
+    `gradient_clipping` is 1.0 and 0 turns it off, as in DeepSpeed 0.19.8.
     """
-    problems: list[Problem] = []
-    refusals: Refusals = []
-    for key, value in config.items():
-        _check_key(key, value, refusals)
+    reading = Reading()
+    problems, refusals = reading.problems, reading.refusals
+    check_keys(config, reading)
     for section in ("bf16", "bfloat16", "fp16"):
         _check_precision(section, config.get(section), problems, refusals)
     fp16 = config.get("fp16")
+    optimizer = read_component(config, "optimizer", problems)
+    clipping = _number(config, "gradient_clipping", 1.0, problems)
     settings = Settings(
-        batch=_batch_sizes(config, dp_size, problems),
-        clipping=_number(config, "gradient_clipping", 1.0, problems),
-        optimizer=read_component(config, "optimizer", problems),
+        batch=read_batch_sizes(config, dp_size, deepspeed_size or dp_size, problems, reading.notes),
+        clipping=clipping,
+        optimizer=optimizer,
         scheduler=read_component(config, "scheduler", problems),
         scaling=_loss_scaling(fp16 if dtype is DType.FP16 and isinstance(fp16, Mapping) else {}, problems),
         drop_last=_flag(config, "dataloader_drop_last", problems),
+        averaging=_averaging(config, problems),
+        zero_stage=read_zero_stage(config, dp_size, reading),
+        notes=tuple(reading.notes),
     )
+    _check_dp_size(config, dp_size, problems)
     if problems:
         raise ConfigError(problems)
     _refuse(refusals)
     return settings
 
 
-def _refuse(refusals: Refusals) -> None:
+def _check_dp_size(config: Mapping[str, object], dp_size: int, problems: list[Problem]) -> None:
+    given = config.get("data_parallel_size")
+    if not is_absent(given) and (type(given) is not int or given != dp_size):
+        message = f"this run has {dp_size} data-parallel ranks: the ranks of the world over autotp_size"
+        problems.append(Problem("data_parallel_size", show(given), message, f"write {dp_size}, or leave it out"))
+
+
+def _averaging(config: Mapping[str, object], problems: list[Problem]) -> Averaging:
+    predivide = _number(config, "gradient_predivide_factor", 1.0, problems)
+    if predivide == 0:
+        problems.append(Problem("gradient_predivide_factor", "0", "gradients are divided by this", "write 1.0"))
+    operation = config.get("gradient_allreduce_op")
+    if not is_absent(operation) and str(operation).lower() not in ("mean", "sum"):
+        message = 'this must be "mean" or "sum"'
+        problems.append(Problem("gradient_allreduce_op", show(operation), message, 'write "mean"'))
+    fp32 = _flag(config, "fp32_allreduce", problems)
+    given = config.get("communication_data_type")
+    dtype = dtype_named(given.lower() if isinstance(given, str) else given)
+    if not is_absent(given) and dtype is None:
+        message = 'this must be "fp32", "fp16" or "bf16"'
+        problems.append(Problem("communication_data_type", show(given), message, 'write "fp32", or leave it out'))
+    if fp32 and dtype not in (None, DType.FP32):
+        message = "fp32_allreduce asks for fp32"
+        problems.append(Problem("communication_data_type", show(given), message, "leave one of the two out"))
+    return Averaging(
+        prescale=_flag(config, "prescale_gradients", problems),
+        predivide=predivide or 1.0,
+        mean=str(operation).lower() != "sum",
+        dtype=DType.FP32 if fp32 else dtype,
+    )
+
+
+def _refuse(refusals: list[str]) -> None:
     if refusals:
         lines = "\n".join(f"  {line}" for line in refusals)
         raise UnsupportedError(
@@ -168,25 +157,7 @@ def _refuse(refusals: Refusals) -> None:
         )
 
 
-def _check_key(key: str, value: object, refusals: Refusals) -> None:
-    if key in _DECIDED or key in _USED or key in _COSMETIC or value is None:
-        return
-    if key in _NEUTRAL:
-        if value != _NEUTRAL[key]:
-            refusals.append(f"{key} = {show(value)}: only {show(_NEUTRAL[key])} is implemented")
-    elif key in _SWITCHED:
-        if not isinstance(value, Mapping) or value.get("enabled", False) is not False:
-            refusals.append(f"{key} = {show(value)}: it is not implemented")
-    elif key == "zero_optimization":
-        if value is not False and not (isinstance(value, Mapping) and value.get("stage", 0) == 0):
-            refusals.append(f"{key} = {show(value)}: only stage 0 is implemented")
-    else:
-        near = nearest(key, _USED | _DECIDED | _COSMETIC)
-        hint = f"; did you mean {near}?" if near else ""
-        refusals.append(f"{key} = {show(value)}: this key is not implemented{hint}")
-
-
-def _check_precision(section: str, value: object, problems: list[Problem], refusals: Refusals) -> None:
+def _check_precision(section: str, value: object, problems: list[Problem], refusals: list[str]) -> None:
     if not isinstance(value, Mapping):
         return
     defaults = _PRECISION_NEUTRAL[section]
@@ -201,47 +172,6 @@ def _check_precision(section: str, value: object, problems: list[Problem], refus
             problems.append(Problem(path, show(setting), "this key is not known", fix))
         elif setting != defaults[key] and not (section != "fp16" and key == "immediate_grad_update"):
             refusals.append(f"{path} = {show(setting)}: only {show(defaults[key])} is implemented")
-
-
-def _batch_sizes(config: Mapping[str, object], dp_size: int, problems: list[Problem]) -> BatchSizes:
-    """Compute the missing batch sizes from the given ones, as DeepSpeed does; add a Problem if there is a remainder.
-
-    They count data-parallel ranks (D16).
-    """
-    names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    given = [_count(config, name, problems) for name in names]
-    train, micro, steps = given
-    if train is None and micro is None:
-        # A batch size is needed for training_data only; callers may pass batches of any size to the engine.
-        return BatchSizes(None, None, steps or 1)
-    if steps is None:
-        steps = train // (micro * dp_size) if train is not None and micro is not None else 1
-    if micro is None and train is not None:
-        micro = train // (dp_size * steps)
-    if train is None and micro is not None:
-        train = micro * steps * dp_size
-    if micro is None or train != micro * steps * dp_size or micro < 1:
-        shown = ", ".join(f"{name} {value}" for name, value in zip(names, given, strict=True) if value is not None)
-        problems.append(
-            Problem(
-                "train_batch_size",
-                shown,
-                f"the batch sizes do not multiply up over {dp_size} data-parallel ranks: train_batch_size must be "
-                f"train_micro_batch_size_per_gpu x gradient_accumulation_steps x {dp_size}, all at least 1",
-                "give two of the three and leave the third out",
-            )
-        )
-    return BatchSizes(train, micro, max(steps, 1))
-
-
-def _count(config: Mapping[str, object], key: str, problems: list[Problem]) -> int | None:
-    value = config.get(key)
-    if is_absent(value):
-        return None
-    if type(value) is int and value >= 1:
-        return value
-    problems.append(Problem(key, show(value), "this must be an integer of at least 1", f"write {key}: 1, or more"))
-    return None
 
 
 def _number(config: Mapping[str, object], key: str, default: float, problems: list[Problem], path: str = "") -> float:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tpinit.reference.errors import TpinitError
+from tpinit.spec.vocabulary import DType
 
-__all__ = ["BatchSizes", "Checks", "ComponentSettings", "LossScaling", "Settings"]
+__all__ = ["Averaging", "BatchSizes", "Checks", "ComponentSettings", "LossScaling", "Note", "Settings"]
 
 ON_NONFINITE = ("raise", "skip", "ignore")
 
@@ -45,10 +46,34 @@ class LossScaling:
 
 
 @dataclass(frozen=True, slots=True)
+class Averaging:
+    """How gradients are averaged over data-parallel ranks, in DeepSpeed's order of operations.
+
+    A gradient is divided by `predivide` before the all-reduce and by the rest of the number of ranks after it;
+    `prescale` divides by all of it before. `mean` False leaves out every division. `dtype` is that of the all-reduce;
+    None is the gradient's own.
+    """
+
+    prescale: bool = False
+    predivide: float = 1.0
+    mean: bool = True
+    dtype: DType | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A sentence on the config that rank 0 logs: a warning if the run differs from what its author may expect."""
+
+    text: str
+    changes_training: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that the engine reads from the config, beside the decision.
 
-    `clipping` is the largest 2-norm of the whole model's gradient; 0 means no clipping.
+    `clipping` is the largest 2-norm of the whole model's gradient; 0 means no clipping. `zero_stage` is the config's
+    stage of ZeRO. `notes` say what is accepted and does nothing.
     """
 
     batch: BatchSizes = field(default_factory=lambda: BatchSizes(None, None, 1))
@@ -57,6 +82,9 @@ class Settings:
     scheduler: ComponentSettings | None = None
     scaling: LossScaling = field(default_factory=LossScaling)
     drop_last: bool = False
+    averaging: Averaging = field(default_factory=Averaging)
+    zero_stage: int = 0
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

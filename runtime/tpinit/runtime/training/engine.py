@@ -148,7 +148,9 @@ class Engine(nn.Module):
             state.accumulate()
         if self._synchronizes and self.is_gradient_accumulation_boundary():
             sum_partial(self._param_states, self.groups.tp, self.device)
-            self._bad_loss = average(self._param_states, self.groups.dp, self.device, self._bad_loss)
+            self._bad_loss = average(
+                self._param_states, self.groups.dp, self.device, self._bad_loss, self.settings.averaging
+            )
             self._reduced = True
         for state, gradient in reduced:
             state.target.grad = gradient if state.target.grad is None else state.target.grad.add_(gradient)

@@ -44,6 +44,14 @@ def _of_groups(engine: Engine, *keys: str) -> list[Any]:
     return [next((group[key] for key in keys if key in group), 0.0) for group in groups]
 
 
+def _gathers_on_save(engine: Engine) -> bool:
+    """Return whether the config asks for whole weights on saving, which `save_pretrained` writes in any case."""
+    zero = engine.config.get("zero_optimization")
+    return isinstance(zero, dict) and any(
+        zero.get(f"{start}gather_16bit_weights_on_model_save") is True for start in ("", "stage3_")
+    )
+
+
 def _set_train_batch_size(engine: Engine, train_batch_size: int) -> None:
     """Set the samples of an update: the number of micro batches in it changes, as in DeepSpeed."""
     batch, replicas = engine.settings.batch, _replicas(engine)
@@ -104,9 +112,9 @@ METHODS: dict[str, Callable[..., Any]] = {
     "bfloat16_enabled": lambda engine: _held(engine, torch.bfloat16),
     "fp16_enabled": lambda engine: _held(engine, torch.float16),
     "dynamic_loss_scale": lambda engine: engine.settings.scaling.static == 0,
-    "zero_optimization": lambda _: False,
-    "zero_optimization_stage": lambda _: 0,
-    "zero_gather_16bit_weights_on_model_save": lambda _: False,
+    "zero_optimization": lambda engine: engine.settings.zero_stage > 0,
+    "zero_optimization_stage": lambda engine: engine.settings.zero_stage,
+    "zero_gather_16bit_weights_on_model_save": _gathers_on_save,
     "autotp_size": lambda engine: engine.groups.tp.size,
     "get_data_parallel_rank": lambda engine: engine.groups.data_index,
     "get_tensor_parallel_rank": lambda engine: engine.groups.tp.position,

@@ -9,12 +9,16 @@ import torch
 import torch.distributed as dist
 from tpinit.runtime.groups.process_groups import GroupView
 from tpinit.runtime.planning.schema import GradientRule
+from tpinit.runtime.settings import Averaging
 from tpinit.runtime.slicing import local_part, write_part
 from tpinit.runtime.training.param_state import ParamState
+from tpinit.spec.vocabulary import DType
 
 __all__ = ["GradientNorm", "average", "global_norm", "scale", "sum_partial"]
 
 _DEVIATION = 1e-4  # of the replicated gradients of one rank from the others, relative: far above rounding
+_PLAIN_MEAN = Averaging()
+_TORCH_DTYPES = {DType.FP32: torch.float32, DType.FP16: torch.float16, DType.BF16: torch.bfloat16}
 _BUCKET = 1 << 25  # elements in one all-reduce: large enough to be bandwidth-bound, small beside a model
 
 
@@ -56,8 +60,14 @@ def _full_size_gradient(state: ParamState, tp: GroupView) -> torch.Tensor:
     return full
 
 
-def average(states: Sequence[ParamState], dp: GroupView, device: torch.device, flag: torch.Tensor) -> torch.Tensor:
-    """Replace every gradient by its mean over the data-parallel group, in place.
+def average(
+    states: Sequence[ParamState],
+    dp: GroupView,
+    device: torch.device,
+    flag: torch.Tensor,
+    averaging: Averaging = _PLAIN_MEAN,
+) -> torch.Tensor:
+    """Replace every gradient by its mean over the data-parallel group, in place, as `averaging` says.
 
     A parameter that has a gradient on some ranks counts as zero on the others. A parameter that has a gradient on no
     rank keeps none. So ranks that used different parameters all-reduce the same tensors. `flag` is a bool scalar;
@@ -74,11 +84,22 @@ def average(states: Sequence[ParamState], dp: GroupView, device: torch.device, f
             state.target.grad = torch.zeros_like(state.target)
     for grads in _buckets(used):
         flat = torch.cat([grad.reshape(-1) for grad in grads])
-        dist.all_reduce(flat, group=dp.group)
-        flat /= dp.size
+        flat = _mean(flat, dp, averaging)
         for grad, mean in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
             grad.copy_(mean.view_as(grad))
     return flags[-1] > 0
+
+
+def _mean(flat: torch.Tensor, dp: GroupView, averaging: Averaging) -> torch.Tensor:
+    """Return the mean over the group, in DeepSpeed's order of operations; may change `flat`. One all-reduce."""
+    sent = flat if averaging.dtype is None else flat.to(_TORCH_DTYPES[averaging.dtype])
+    before = dp.size if averaging.prescale else averaging.predivide
+    if averaging.mean and before != 1:
+        sent *= 1 / before
+    dist.all_reduce(sent, group=dp.group)
+    if averaging.mean and before != dp.size:
+        sent /= dp.size / before
+    return sent
 
 
 def _buckets(states: Sequence[ParamState]) -> Iterator[list[torch.Tensor]]:

@@ -56,5 +56,5 @@ def test_problems_of_all_sections_come_at_once() -> None:
 
 def test_a_legal_setting_that_is_not_implemented_is_refused_and_one_without_an_effect_is_not() -> None:
     read_settings({"sparse_gradients": False, "steps_per_print": 10, "amp": {"enabled": False}}, 1, None)
-    with pytest.raises(UnsupportedError, match="sparse_gradients = true: only false is implemented"):
+    with pytest.raises(UnsupportedError, match="sparse_gradients = true: gradients are dense; set it to false"):
         read_settings({"sparse_gradients": True}, 1, None)
