@@ -142,6 +142,12 @@ def test_zero_is_accepted_where_one_rank_has_nothing_to_shard(stage: int) -> Non
     assert [note.changes_training for note in settings.notes] == [False] * (stage > 0)
 
 
+@pytest.mark.parametrize("zero", [True, {"stage": 1}, {"stage": 2}, {"stage": 3}])
+def test_zero_over_several_data_parallel_ranks_is_refused(zero: Any) -> None:
+    with pytest.raises(UnsupportedError, match="only stage 0 is implemented over 2 data-parallel ranks"):
+        settings_of({"zero_optimization": zero}, dp_size=2)
+
+
 @pytest.mark.parametrize("device", ["cpu", "nvme"])
 @pytest.mark.parametrize("what", ["offload_optimizer", "offload_param"])
 def test_offloading_is_refused_at_every_stage(device: str, what: str) -> None:
