@@ -26,3 +26,20 @@ def test_ranks_that_chose_one_gpu_learn_it_without_a_collective(world2):
     assert first["different"] == ""
     assert "ranks 0, 1 chose the same device" in first["same"]
     assert first["same"] == second["same"]
+
+
+def test_a_batch_on_another_device_is_one_error_that_names_the_tensor_and_both_devices(world2):
+    for found in world2.run("scenarios.devices:batches_elsewhere"):
+        for call in ("ids", "module"):
+            assert "input_ids on meta, the model on cpu" in found[call], call
+            assert found[call].startswith("DeviceError")
+        assert found["one rank"].startswith("AgreementError")  # on both: nobody waits
+        assert "inputs on another device" in found["one rank"]
+        assert "attention_mask on meta" in found["mask"]
+        assert found["unread"] == ""
+        assert found["in step"]
+
+
+def test_a_sharded_model_runs_on_the_meta_device_under_a_flop_counter(world2):
+    for found in world2.run("scenarios.devices:on_meta"):
+        assert 0.4 < found["part"] / found["whole"] < 0.6

@@ -18,6 +18,20 @@ class FakeCuda:
     count: int
     current: int = 0
     selected: list[int] = field(default_factory=list)
+    generators: list[torch.Generator] = field(default_factory=list)  # of the CPU, in place of those of the GPUs
+
+    def __post_init__(self) -> None:
+        self.generators = [torch.Generator().manual_seed(100 + index) for index in range(self.count)]
+
+    def states(self) -> list[list[int]]:
+        """Return the RNG state of every GPU."""
+        return [generator.get_state().tolist() for generator in self.generators]
+
+    def get_rng_state(self, device: torch.device) -> torch.Tensor:
+        return self.generators[device.index].get_state()
+
+    def set_rng_state(self, state: torch.Tensor, device: torch.device) -> None:
+        self.generators[device.index].set_state(state)
 
     def set_device(self, device: int | torch.device) -> None:
         index = device.index if isinstance(device, torch.device) else device
@@ -33,6 +47,9 @@ class FakeCuda:
         monkeypatch.setattr(torch.cuda, "current_device", lambda: self.current)
         monkeypatch.setattr(torch.cuda, "set_device", self.set_device)
         monkeypatch.setattr(torch.cuda, "get_device_properties", _properties)
+        monkeypatch.setattr(torch.cuda, "get_rng_state", self.get_rng_state)
+        monkeypatch.setattr(torch.cuda, "set_rng_state", self.set_rng_state)
+        monkeypatch.setattr(torch.cuda, "default_generators", tuple(self.generators))
         return self
 
 

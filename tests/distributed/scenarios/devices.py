@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -10,9 +12,11 @@ import torch.distributed as dist
 from tpinit.runtime import initialize
 from tpinit.runtime.groups import device_check
 from tpinit.runtime.groups.process_groups import GroupView, ParallelGroups, free_groups
+from tpinit.runtime.init.apply import apply_plan
 from tpinit.runtime.internals.torch_private import timeout_of
+from tpinit.runtime.planning import make_plan
 
-from support.refusals import error_of, refusal_of
+from support.refusals import error_of, in_step, refusal_of
 from support.tiny_models import build
 
 
@@ -61,3 +65,40 @@ def exchanged(rank: int) -> dict[str, Any]:
         "different": refusal_of(lambda: device_check._check_devices(different)),
         "same": refusal_of(lambda: device_check._check_devices(same)),
     }
+
+
+def batches_elsewhere(rank: int) -> dict[str, Any]:
+    """Batches on the meta device, in place of a GPU's model and a batch on the CPU."""
+    engine = started()
+    ids = torch.tensor([[1, 2, 3, 4]])
+    there = {"input_ids": ids.to("meta"), "labels": ids.to("meta")}
+    found = {
+        "ids": refusal_of(lambda: engine(**there)),
+        "module": refusal_of(lambda: engine.module(**there)),
+        "one rank": refusal_of(lambda: engine(**(there if rank else {"input_ids": ids, "labels": ids}))),
+        "mask": refusal_of(lambda: engine(input_ids=ids, attention_mask=torch.ones(1, 1, 4, 4, device="meta"))),
+        "unread": refusal_of(lambda: engine(input_ids=ids, return_dict=True, labels=ids)),
+    }
+    return {**found, "in step": in_step(rank)}
+
+
+def on_meta(rank: int) -> dict[str, Any]:
+    """A sharded model on the meta device: its operations are counted, and nothing is computed."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = build()
+    plan = replace(make_plan(model, 2, {}), tp_rank=rank)
+    counts = []
+    for shard in (False, True):
+        one = copy.deepcopy(model).to("meta")
+        if shard:
+            apply_plan(one, plan, dist.group.WORLD, None, torch.device("meta"))
+        ids = torch.zeros(2, 8, dtype=torch.long, device="meta")
+        mask = torch.zeros(2, 1, 8, 8, device="meta")  # transformers reads values to make one
+        with FlopCounterMode(display=False) as counter:
+            loss = one(input_ids=ids, attention_mask=mask, labels=ids).loss
+            loss.backward()
+        counts.append(counter.get_total_flops())
+        gradients = [parameter.grad for parameter in one.parameters()]
+        assert all(grad is not None and grad.is_meta for grad in gradients)
+    return {"whole": counts[0], "part": counts[1]}

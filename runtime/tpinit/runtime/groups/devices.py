@@ -20,6 +20,7 @@ from tpinit.runtime.errors import DeviceError
 __all__ = [
     "Accelerator",
     "DeviceChoice",
+    "autocast_dtype",
     "backends",
     "choose_device",
     "exclusive",
@@ -99,6 +100,13 @@ def message_device(group: ProcessGroup | None = None) -> torch.device:
         return torch.device("cpu")
     kind = next(iter(served))
     return torch.device(kind, _module(kind).current_device())
+
+
+def autocast_dtype(kind: str) -> torch.dtype | None:
+    """Return the dtype of torch.autocast on this kind of device; None if it is off, or if the kind has none (meta)."""
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
 
 
 def exclusive(backend: str) -> bool:

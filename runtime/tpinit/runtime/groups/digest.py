@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from functools import cache
 
 import torch
@@ -13,6 +14,7 @@ from tpinit.runtime.errors import PlanError
 __all__ = ["digest", "digest_model", "fold", "raw_bytes"]
 
 _COLUMNS = 256  # 8-byte words in a row
+_ROW = 8 * _COLUMNS  # bytes
 _CPU_ROWS = 512  # hashed at once: 1 MiB, which stays in a core's cache
 _DEVICE_ROWS = 1 << 14  # 32 MiB: enough to keep a GPU busy, small beside its memory
 
@@ -34,14 +36,31 @@ def fold(tensor: torch.Tensor) -> torch.Tensor:
     sum of all 32-bit halves, each times an odd number of its own, modulo 2^64. A change of one half changes it, two
     halves that swap places or change by equal or opposite amounts do too, and any other pattern is missed with a
     probability of about 2^-33. The hashes of the rows are then hashed as a tensor, until one is left. Takes memory for
-    `_CPU_ROWS` or `_DEVICE_ROWS` rows.
+    `_CPU_ROWS` or `_DEVICE_ROWS` rows, twice or three times.
     """
-    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    while True:
-        hashes = _row_hashes(raw)
-        if hashes.numel() == 1:
-            return hashes[0]
-        raw = hashes.view(torch.uint8)
+    hashes = _tensor_hashes(tensor.detach())
+    while hashes.numel() > 1:
+        hashes = _row_hashes(hashes.view(torch.uint8))
+    return hashes[0]
+
+
+def _tensor_hashes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the hashes of a tensor's rows. A tensor that is not contiguous is copied part by part."""
+    if tensor.is_contiguous() or not tensor.numel():
+        return _row_hashes(_bytes(tensor))
+    tensor = tensor.squeeze()
+    length = tensor[0].numel() * tensor.element_size()
+    unit = _ROW // math.gcd(length, _ROW)  # so many slices are a whole number of rows
+    slices = unit * max(1, _rows_at_once(tensor.device) * _ROW // (unit * length))
+    return torch.cat([_row_hashes(_bytes(part)) for part in torch.split(tensor, slices)])
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _rows_at_once(device: torch.device) -> int:
+    return _CPU_ROWS if device.type == "cpu" else _DEVICE_ROWS
 
 
 def _row_hashes(raw: torch.Tensor) -> torch.Tensor:
@@ -49,11 +68,11 @@ def _row_hashes(raw: torch.Tensor) -> torch.Tensor:
     on_cpu = raw.device.type == "cpu"
     for_words, for_upper = _column_factors(raw.device)
     found: list[torch.Tensor] = []
-    step = (_CPU_ROWS if on_cpu else _DEVICE_ROWS) * _COLUMNS * 8
+    step = _rows_at_once(raw.device) * _ROW
     upper = torch.empty(0, dtype=torch.int64, device=raw.device)  # the memory that all parts use
     for start in range(0, max(1, raw.numel()), step):
         part = raw[start : start + step]
-        missing = -part.numel() % (8 * _COLUMNS) if part.numel() else 8 * _COLUMNS
+        missing = -part.numel() % _ROW if part.numel() else _ROW
         if missing:
             part = functional.pad(part, (0, missing))
         elif part.storage_offset() % 8:

@@ -17,7 +17,7 @@ from torch.distributed import ProcessGroup
 from tpinit.reference.errors import TpinitError
 from tpinit.runtime.errors import AgreementError, GroupError
 from tpinit.runtime.groups import topology
-from tpinit.runtime.groups.devices import backends
+from tpinit.runtime.groups.devices import backends, message_device
 from tpinit.runtime.internals.torch_private import timeout_of
 from tpinit.spec.vocabulary import Decision, Source
 
@@ -184,6 +184,8 @@ def create_groups(
         tp = _group_view(layout.tp_groups, given_tp if layout.tp_given else None, rank, timeout, made)
         tp = replace(tp, control=_control_group(layout.tp_groups, tp, timeout))
     dp = _group_view(layout.dp_groups, given_dp if layout.dp_given else None, rank, timeout, made)
+    if dp.group is not None and message_device(dp.group).type != "cpu":
+        dp = replace(dp, control=_control_group(layout.dp_groups, dp, timeout))
     index = next((i for i, ranks in enumerate(layout.tp_groups) if rank in ranks), dp.position)
     return ParallelGroups(tp, dp, index, tuple(made))
 

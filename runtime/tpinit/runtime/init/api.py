@@ -87,8 +87,7 @@ def initialize(
     The arguments and their order are DeepSpeed's. Give the config as `config`, `config_params` or
     `args.deepspeed_config`, and only once. `mesh_param` is a torch DeviceMesh with a `tp` dimension. An `optimizer` or
     `lr_scheduler` argument is used instead of the config's, with a warning, as in DeepSpeed; an optimizer that has
-    state is refused. If torch.distributed is not initialised, it is started from torchrun's environment; which device
-    the model goes to, and why, is in docs/devices.md and `engine.device_choice`.
+    state is refused. If torch.distributed is not initialised, it is started from torchrun's environment.
 
     Every rank must call this, with equal initial weights. The model is changed only after all ranks have read, decided
     and planned the same: if one rank fails or was given something else, all ranks raise. Then the model's parameters,
@@ -105,10 +104,8 @@ def initialize(
     - `check_replicas_every`: the ranks compare the copies of their parameters after every so many updates; 0 never.
     - `on_nonfinite`: what a NaN or infinite loss or gradient norm does: "raise" an EngineError before anything is
       updated, "skip" the update, or "ignore" it.
-    - `gather_logits`: the output of a training forward with labels has the logits too, at the cost of an all-gather of
-      them (docs/outputs.md). Otherwise reading them raises.
-    - `timeout`: seconds, or a timedelta, after which a collective fails because a rank did not come; of the process
-      groups that this call makes.
+    - `gather_logits`: training outputs beside labels have the logits, by an all-gather of them (docs/outputs.md).
+    - `timeout`: of the collectives of the groups that this call makes, in seconds or a timedelta (docs/devices.md).
 
     Raises DecisionError (a violation, the same on every rank), ConfigError (malformed input), AgreementError (ranks
     differ), DeviceError, GroupError, PlanError and UnsupportedError: all are TpinitError.

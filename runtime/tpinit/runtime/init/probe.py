@@ -17,6 +17,7 @@ from torch import nn
 from tpinit.runtime.groups.process_groups import ParallelGroups
 from tpinit.runtime.init.apply import apply_plan
 from tpinit.runtime.internals.torch_private import tree_leaves
+from tpinit.runtime.parallel.device_rng import seed_torch
 from tpinit.runtime.planning.analysis.dropout_off import DropoutDisabled, fixed_host_rng, preserved_rng
 from tpinit.runtime.planning.analysis.example_inputs import unwrap_adapters
 from tpinit.runtime.planning.analysis.fake_forward import without_hooks
@@ -41,7 +42,7 @@ def probe(
     rank of the TP group must call this: the forward of the sharded copy issues collectives.
     """
     inputs = _probe_inputs(model, plan, device, example)
-    with preserved_rng(), DropoutDisabled():
+    with preserved_rng(device), DropoutDisabled():
         unsharded = _fp32_copy(model)
         unsharded.to(device)
         training = _is_deterministic_in_training(unsharded, inputs)
@@ -83,7 +84,7 @@ def _is_tokens(value: object) -> bool:
 
 def _outputs(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.Tensor]:
     """Return every floating-point tensor of a forward without labels: logits that a loss would hide an offset of."""
-    torch.manual_seed(0)
+    seed_torch(0, _device(model))
     with torch.no_grad(), fixed_host_rng():
         output = model(**{name: value for name, value in inputs.items() if name != "labels"})
     return _floating_leaves(output)
@@ -127,6 +128,10 @@ def _different_gradient(
     return None
 
 
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
 def _fp32_copy(model: nn.Module) -> nn.Module:
     with without_hooks(model):
         return copy.deepcopy(model).float()
@@ -140,7 +145,7 @@ def _is_deterministic_in_training(model: nn.Module, inputs: Mapping[str, Any]) -
     results = []
     model.train()
     for seed in (1, 2):
-        torch.manual_seed(seed)
+        seed_torch(seed, _device(model))
         try:
             with torch.no_grad(), fixed_host_rng():
                 results.append(float(_loss(model, inputs)))
@@ -158,7 +163,7 @@ def _labels(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _backward(model: nn.Module, inputs: Mapping[str, Any]) -> float:
     """Run a forward and a backward from a scalar that depends on all of the output; return the scalar."""
-    torch.manual_seed(0)  # so that both models draw the same random numbers, if they still draw any
+    seed_torch(0, _device(model))  # so that both models draw the same random numbers, if they still draw any
     with fixed_host_rng():
         loss: Any = _loss(model, inputs)
         loss.backward()
@@ -170,7 +175,7 @@ def _loss(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
     output = model(**inputs)
     loss: torch.Tensor | None = getattr(output, "loss", None)
     if loss is None:
-        loss = torch.zeros((), device=next(model.parameters()).device)
+        loss = torch.zeros((), device=_device(model))
         generator = torch.Generator().manual_seed(0)
         for leaf in _floating_leaves(output):
             # Random weights of one sign in the mean: neither an offset nor a permutation cancels in the sum.

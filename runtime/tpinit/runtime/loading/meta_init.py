@@ -132,7 +132,7 @@ def build_meta_model(build: Callable[[], nn.Module], seed: int | None = None) ->
     found = MetaModel(nn.Module())
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU
         recorder = _Recorder(found, draws=seed is not None)
         with parameters_to_meta(seed is None), recorded_inits(recorder.recording), recorder, _EmptyOnMeta():
             found.model = build()

@@ -17,6 +17,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.nn import functional
+from tpinit.runtime.groups.devices import autocast_dtype
 from tpinit.runtime.internals.torch_private import parameters_of, version_of
 
 __all__ = ["FusedColumnGroup"]
@@ -94,7 +95,7 @@ class FusedColumnGroup:
     @staticmethod
     def applies_to(hidden: torch.Tensor) -> bool:
         """Return whether `hidden` gets a gradient and autocast, which would change the dtype, is off."""
-        return hidden.requires_grad and torch.is_grad_enabled() and not torch.is_autocast_enabled(hidden.device.type)
+        return hidden.requires_grad and torch.is_grad_enabled() and autocast_dtype(hidden.device.type) is None
 
     def __call__(self, layer: Any, hidden: torch.Tensor) -> torch.Tensor:
         """Return the output [..., out / ranks] of `layer`, one of the group's layers, for `hidden` [..., in]."""

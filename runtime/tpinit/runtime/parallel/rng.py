@@ -18,7 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed import ProcessGroup
+from tpinit.runtime.groups.devices import message_device
 from tpinit.runtime.groups.digest import raw_bytes
+from tpinit.runtime.parallel.device_rng import device_rng_state, seed_torch, set_device_rng_state
 from tpinit.runtime.parallel.forward_scope import scope_of
 from tpinit.runtime.parallel.host_rng import hash_host_rng_states, host_rng_states, seed_host_rngs, set_host_rng_states
 
@@ -30,44 +32,32 @@ _HOST_STATE_BYTES = 1 << 14  # room for the pickled states of Python and numpy, 
 
 @dataclass(frozen=True, slots=True)
 class _RngStates:
-    """The RNG states of torch on the CPU and on the model's CUDA device (None on a CPU), of Python and of numpy."""
+    """The RNG states of torch on the CPU and on the model's accelerator (None without one), of Python and of numpy."""
 
     cpu: torch.Tensor
-    cuda: torch.Tensor | None
+    accelerator: torch.Tensor | None
     host: tuple[Any, Any]
 
 
 def _states(device: torch.device) -> _RngStates:
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return _RngStates(torch.get_rng_state(), cuda, host_rng_states())
+    return _RngStates(torch.get_rng_state(), device_rng_state(device), host_rng_states())
 
 
 def _set_states(states: _RngStates, device: torch.device) -> None:
     torch.set_rng_state(states.cpu)
-    if states.cuda is not None:
-        torch.cuda.set_rng_state(states.cuda, device)
+    set_device_rng_state(states.accelerator, device)
     set_host_rng_states(*states.host)
-
-
-def _seed_torch(seed: int, device: torch.device) -> None:
-    """Seed torch's generators of the CPU and of one CUDA device; `torch.manual_seed` would reseed every visible GPU."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[_index(device)].manual_seed(seed)
-
-
-def _index(device: torch.device) -> int:
-    return device.index if device.index is not None else torch.cuda.current_device()
 
 
 def rng_fingerprint(device: torch.device) -> int:
     """Return a 63-bit hash of the RNG states of torch, Python and numpy on this rank: equal for equal states.
 
-    `device` is the model's: on CUDA its generator's state is hashed too, which lies in host memory.
+    `device` is the model's: the state of an accelerator's generator is hashed too; it is in host memory.
     """
     hashed = hashlib.blake2b(raw_bytes(torch.get_rng_state()), digest_size=8)
-    if device.type == "cuda":
-        hashed.update(raw_bytes(torch.cuda.get_rng_state(device)))
+    state = device_rng_state(device)
+    if state is not None:
+        hashed.update(raw_bytes(state))
     hash_host_rng_states(hashed)
     return int.from_bytes(hashed.digest(), "little") >> 1
 
@@ -90,7 +80,7 @@ class SharedRng:
         self._callers = _states(self.device)
         text = f"{shared} {self.replica}".encode()
         seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
-        _seed_torch(seed, self.device)
+        seed_torch(seed, self.device)
         seed_host_rngs(seed)
         self._seeded = rng_fingerprint(self.device)
 
@@ -131,9 +121,8 @@ class RngTracker:
         if self._shared_states:
             return
         seed = int(torch.randint(_SEEDS, ()))
-        cuda = torch.cuda.get_rng_state(hidden.device) if hidden.is_cuda else None
-        self._shared_states.append((torch.get_rng_state(), cuda, hidden.device))
-        _seed_torch(seed * 1024 + self.tp_rank, hidden.device)
+        self._shared_states.append((torch.get_rng_state(), device_rng_state(hidden.device), hidden.device))
+        seed_torch(seed * 1024 + self.tp_rank, hidden.device)
 
     def _reset(self, *_: Any) -> None:
         self.leave()
@@ -145,25 +134,29 @@ class RngTracker:
     def leave(self, *_: Any) -> None:
         """Draw from the shared RNG state again. Does nothing outside of a region."""
         if self._shared_states:
-            state, cuda, device = self._shared_states.pop()
+            state, accelerator, device = self._shared_states.pop()
             torch.set_rng_state(state)
-            if cuda is not None:
-                torch.cuda.set_rng_state(cuda, device)
+            set_device_rng_state(accelerator, device)
 
 
 def broadcast_rng_state(group: ProcessGroup, device: torch.device) -> None:
-    """Give every rank of a TP group the RNG states of its first rank: torch, Python and numpy, and CUDA on a GPU.
+    """Give every rank of a TP group the RNG states of its first rank: torch, Python and numpy, and the accelerator's.
 
-    Some models draw from Python or numpy which layers to skip or which tokens to mask. One broadcast, two on CUDA.
+    Some models draw from Python or numpy which layers to skip or which tokens to mask. One broadcast, two with an
+    accelerator.
     """
     torch_state = torch.get_rng_state()
     host_states = bytearray(pickle.dumps(host_rng_states()).ljust(_HOST_STATE_BYTES, b"\0"))
-    message = torch.cat([torch_state, torch.frombuffer(host_states, dtype=torch.uint8)]).to(device)
-    dist.broadcast(message, dist.get_process_group_ranks(group)[0], group=group)
-    received = message.cpu()
+    received = _broadcast(torch.cat([torch_state, torch.frombuffer(host_states, dtype=torch.uint8)]), group)
     torch.set_rng_state(received[: len(torch_state)])
     set_host_rng_states(*pickle.loads(bytes(received[len(torch_state) :].tolist())))
-    if device.type == "cuda":
-        cuda = torch.cuda.get_rng_state(device).to(device)
-        dist.broadcast(cuda, dist.get_process_group_ranks(group)[0], group=group)
-        torch.cuda.set_rng_state(cuda.cpu(), device)
+    accelerator = device_rng_state(device)
+    if accelerator is not None:
+        set_device_rng_state(_broadcast(accelerator, group), device)
+
+
+def _broadcast(message: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+    """Return the message of the group's first rank, uint8 in host memory."""
+    sent = message.to(message_device(group))
+    dist.broadcast(sent, dist.get_process_group_ranks(group)[0], group=group)
+    return sent.cpu()

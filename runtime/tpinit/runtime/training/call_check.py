@@ -20,10 +20,11 @@ from torch import nn
 from tpinit.runtime.errors import AgreementError, EngineError
 from tpinit.runtime.groups.agreement import RankReport, check_reports, gather_reports
 from tpinit.runtime.groups.call_inputs import Leaf, describe, fingerprint, has_fake_tensors, leaves
-from tpinit.runtime.groups.devices import message_device
+from tpinit.runtime.groups.devices import autocast_dtype, message_device
 from tpinit.runtime.groups.process_groups import GroupView
 from tpinit.runtime.parallel.forward_scope import scope_of
 from tpinit.runtime.parallel.rng import SharedRng, rng_fingerprint
+from tpinit.runtime.training.input_devices import misplaced, misplaced_error
 from tpinit.runtime.training.tree_check import TreeCheck
 
 __all__ = ["CallCheck", "watch_calls"]
@@ -49,6 +50,7 @@ class CallCheck:
         self.number = next(_numbers)
         self.calls = 0
         self.step = 0
+        self._misplaced: list[str] = []  # inputs of the present call
         self.destroyed = False  # the groups are freed
         self._inside_generate = False
         self._rng = SharedRng(device, replica)
@@ -86,11 +88,12 @@ class CallCheck:
         """Compare one call, and enter the shared RNG states if the ranks' own differ.
 
         Raises AgreementError if a rank calls something else, EngineError if the model was changed in the same way on
-        all ranks (`TreeCheck`): both on every rank.
+        all ranks (`TreeCheck`), DeviceError for inputs on another device: each of them on every rank.
         """
         assert self.tp is not None
         changes = self._changes = self.tree.changes(model) if self.tree is not None else ""
         found = leaves(function, args, kwargs)
+        self._misplaced = misplaced(found, self.device, model)
         record = torch.tensor(
             [
                 _hash(what, self.number),
@@ -105,6 +108,8 @@ class CallCheck:
             self._raise(what, model, found)
         if changes:
             raise EngineError(changes)
+        if self._misplaced:
+            raise misplaced_error(self._misplaced, self.device)
         if any(other[_RNG] != record[_RNG] for other in records) and not self._inside_generate:
             self._rng.enter(int(records[0][_RNG]))
 
@@ -151,11 +156,11 @@ class CallCheck:
         modules, parameters = self._watched
         training = [module.training for module in modules]
         trainable = [parameter.requires_grad for parameter in parameters]
-        kind = self.device.type
-        autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "off"
+        autocast = autocast_dtype(self.device.type) or "off"
         return {
             "mode": f"{'training' if model.training else 'evaluation'}, gradients "
             f"{'on' if torch.is_grad_enabled() else 'off'}, autocast {autocast}",
+            "inputs on another device": ", ".join(self._misplaced) or "none",
             "modules in training mode": _counted(training),
             "trainable parameters": _counted(trainable),
             **({"model": self._changes} if self._changes else {}),

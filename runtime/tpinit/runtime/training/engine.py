@@ -26,6 +26,7 @@ from tpinit.runtime.training.data import EndlessBatches
 from tpinit.runtime.training.engine_answers import METHODS, VALUES
 from tpinit.runtime.training.engine_names import NOT_ON_THE_ENGINE, missing_name
 from tpinit.runtime.training.gradients import GradientNorm, average, global_norm, scale, sum_partial
+from tpinit.runtime.training.input_devices import explained
 from tpinit.runtime.training.loss_scaler import LossScaler
 from tpinit.runtime.training.param_state import ParamState
 from tpinit.runtime.training.replica_check import ReplicaCheck
@@ -128,7 +129,13 @@ class Engine(nn.Module):
         scope = scope_of(self.module)
         if scope is not None and scope.active:
             scope.reset()  # the last forward was interrupted
-        return self.module(*args, **kwargs)
+        try:
+            return self.module(*args, **kwargs)
+        except RuntimeError as error:
+            explanation = explained(error, self.module, self.device, args, kwargs)
+            if explanation is None:
+                raise
+            raise explanation from error
 
     def backward(self, loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> torch.Tensor:
         """Add the gradients of a scalar loss; at an accumulation boundary, average them over the data-parallel ranks.

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
+from tpinit.runtime.groups.devices import message_device
 from tpinit.runtime.groups.process_groups import GroupView
 from tpinit.runtime.planning.schema import GradientRule
 from tpinit.runtime.settings import Averaging
@@ -37,16 +38,46 @@ def sum_partial(states: Sequence[ParamState], tp: GroupView, device: torch.devic
 
 def _sum_one_dtype(states: Sequence[ParamState], tp: GroupView, device: torch.device) -> None:
     dtype = states[0].target.dtype
-    used = torch.tensor([state.target.grad is not None for state in states], dtype=dtype, device=device)
+    on_host = device.type == "cpu"
+    used = torch.tensor([state.target.grad is not None for state in states], dtype=dtype) if on_host else None
     full = [_full_size_gradient(state, tp) for state in states]
-    flat = torch.cat([used, *(grad.reshape(-1) for grad in full)])
+    flat = torch.cat([*([] if used is None else [used]), *(grad.reshape(-1) for grad in full)])
     dist.all_reduce(flat, group=tp.group)
-    sums = torch.split(flat[len(states) :], [grad.numel() for grad in full])
-    for state, grad, total, users in zip(states, full, sums, flat[: len(states)].tolist(), strict=True):
-        if users:
+    count = len(states) if on_host else 0
+    users = [bool(one) for one in flat[:count].tolist()] if on_host else _live_on_any_rank(states, tp)
+    sums = torch.split(flat[count:], [grad.numel() for grad in full])
+    for state, grad, total, is_used in zip(states, full, sums, users, strict=True):
+        if is_used:
             state.target.grad = local_part(total.view_as(grad), state.record, tp.size, tp.position).clone(
                 memory_format=torch.contiguous_format
             )
+
+
+def _live_on_any_rank(states: Sequence[ParamState], group: GroupView) -> list[bool]:
+    """Return which parameters have a gradient on any rank of the group, by one all-reduce of host memory.
+
+    For models on an accelerator: a flag there would be read only when the whole backward is done, and the host would
+    wait for it.
+    """
+    channel = group.control if group.control is not None else group.group
+    live = torch.tensor([state.target.grad is not None for state in states], dtype=torch.int32)
+    live = live.to(message_device(channel))
+    dist.all_reduce(live, op=dist.ReduceOp.MAX, group=channel)
+    return [bool(one) for one in live.tolist()]
+
+
+def _live_and_flag(
+    states: Sequence[ParamState], dp: GroupView, device: torch.device, flag: torch.Tensor
+) -> tuple[list[bool], torch.Tensor]:
+    """Return which parameters have a gradient on any rank, and whether a bool scalar is set on any rank."""
+    if device.type != "cpu":
+        anywhere = flag.to(torch.int32)
+        dist.all_reduce(anywhere, op=dist.ReduceOp.MAX, group=dp.group)
+        return _live_on_any_rank(states, dp), anywhere.bool()
+    has_grad = torch.tensor([state.target.grad is not None for state in states], dtype=torch.int32)
+    flags = torch.cat([has_grad, flag.to(has_grad).reshape(1)])
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=dp.group)
+    return [bool(one) for one in flags[:-1].tolist()], flags[-1].bool()
 
 
 def _full_size_gradient(state: ParamState, tp: GroupView) -> torch.Tensor:
@@ -75,10 +106,8 @@ def average(
     """
     if dp.group is None:
         return flag
-    has_grad = torch.tensor([state.target.grad is not None for state in states], dtype=torch.int32, device=device)
-    flags = torch.cat([has_grad, flag.to(has_grad).reshape(1)])
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=dp.group)
-    used = [state for state, is_used in zip(states, flags[:-1].tolist(), strict=True) if is_used]
+    live, flag = _live_and_flag(states, dp, device, flag)
+    used = [state for state, is_live in zip(states, live, strict=True) if is_live]
     for state in used:
         if state.target.grad is None:
             state.target.grad = torch.zeros_like(state.target)
@@ -87,7 +116,7 @@ def average(
         flat = _mean(flat, dp, averaging)
         for grad, mean in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
             grad.copy_(mean.view_as(grad))
-    return flags[-1] > 0
+    return flag
 
 
 def _mean(flat: torch.Tensor, dp: GroupView, averaging: Averaging) -> torch.Tensor:

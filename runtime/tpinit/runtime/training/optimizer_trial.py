@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from tpinit.runtime.errors import UnsupportedError
+from tpinit.runtime.parallel.device_rng import preserved_torch_rng, seed_torch
 
 __all__ = ["STEPS", "substituted", "try_optimizer"]
 
@@ -85,7 +86,8 @@ def try_optimizer(optimizer: Optimizer, name: str) -> bool:
 def _attempt(optimizer: Optimizer, name: str, device: torch.device) -> bool | Exception:
     """Return the answer of a trial on one device, or the error that the optimizer's own code raised there."""
     try:
-        return _try_on(_copy_of(optimizer, name), name, device)
+        with preserved_torch_rng(device):
+            return _try_on(_copy_of(optimizer, name), name, device)
     except UnsupportedError:
         raise
     except Exception as error:  # any error: the optimizer is unknown code
@@ -137,7 +139,7 @@ def _try_on(copied: _Copy, name: str, device: torch.device) -> bool:
     start = [_drawn(shape, 100 + seed, device) for seed, shape in enumerate(shapes)]
     gradients = [_gradients(shapes, step, device) for step in range(STEPS)]
     whole, _ = _run(copied, start, gradients)
-    with _other_random_state():
+    with _other_random_state(device):
         again, _ = _run(copied, start, gradients)
     if not _equal(whole, again):
         raise UnsupportedError(
@@ -254,10 +256,10 @@ def _gradients(shapes: Sequence[tuple[int, ...]], step: int, device: torch.devic
 
 
 @contextmanager
-def _other_random_state() -> Iterator[None]:
-    """Run with another state of torch's default generator on the CPU, and put it back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
+def _other_random_state(device: torch.device) -> Iterator[None]:
+    """Run with another state of torch's default generators of the CPU and this device, and put it back."""
+    with preserved_torch_rng(device):
+        seed_torch(7, device)
         yield
 
 

@@ -109,11 +109,18 @@ def _differs(value: torch.Tensor, group: GroupView) -> bool:
     return any(not torch.equal(other, sent) for other in gathered)
 
 
+def _norm(tensor: torch.Tensor) -> float:
+    """Return the 2-norm, in float64, without a copy of the tensor in this dtype."""
+    if not tensor.is_floating_point():
+        return float(tensor.double().norm())
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+
+
 def _described(tensors: Mapping[str, torch.Tensor]) -> dict[str, object]:
     """Return of each tensor its norm and a digest, by name; on CUDA the norm to three digits only."""
     return {
-        name: f"norm {float(tensor.double().norm()):.3g}"
-        if tensor.is_cuda
-        else f"norm {float(tensor.double().norm()):.9g}, digest {digest(tensor).split()[0]}"
+        name: f"norm {_norm(tensor):.9g}, digest {digest(tensor).split()[0]}"
+        if tensor.device.type == "cpu"
+        else f"norm {_norm(tensor):.3g}"
         for name, tensor in tensors.items()
     }

@@ -13,7 +13,7 @@ from tpinit.reference.errors import TpinitError
 from tpinit.runtime.errors import AgreementError, DeviceError
 from tpinit.runtime.groups import device_check, world
 from tpinit.runtime.groups.device_check import agree_on_devices
-from tpinit.runtime.groups.devices import DeviceChoice, choose_device, initial_device, message_device
+from tpinit.runtime.groups.devices import DeviceChoice, autocast_dtype, choose_device, initial_device, message_device
 from tpinit.runtime.internals.torch_private import timeout_of
 
 from support.fake_cuda import FakeCuda, model_on, served_by
@@ -319,3 +319,12 @@ def test_a_time_out_is_seconds_or_a_timedelta():
     assert world.read_timeout(None) is None
     assert world.read_timeout(1.5) == timedelta(seconds=1.5)
     assert world.read_timeout(timedelta(minutes=2)) == timedelta(minutes=2)
+
+
+def test_autocast_is_off_on_a_device_that_has_none():
+    with pytest.raises(RuntimeError, match="unknown device type"):  # what torch says of it
+        torch.is_autocast_enabled("meta")
+    assert autocast_dtype("meta") is None
+    assert autocast_dtype("cpu") is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert autocast_dtype("cpu") is torch.bfloat16

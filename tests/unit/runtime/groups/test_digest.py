@@ -6,6 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tpinit.runtime.groups import digest as digest_module
 from tpinit.runtime.groups.digest import digest, fold
+from tpinit.runtime.training.replica_check import _norm
+
+from support.live_bytes import LiveBytes
 
 
 def changed(tensor: torch.Tensor, place: int) -> torch.Tensor:
@@ -113,3 +116,41 @@ def test_the_factors_of_no_two_columns_cancel() -> None:
     factors = [factor % (1 << 33) for factor in (*for_words, *upper)]
     assert all(factor % 2 for factor in factors)
     assert len({*factors, *(-factor % (1 << 33) for factor in factors)}) == 2 * len(factors)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "at an odd place", "transposed", "strided"])
+def test_a_digest_takes_a_few_megabytes_whatever_the_size_and_the_layout(layout: str) -> None:
+    whole = torch.zeros(4 * 1024 * 1024 + 3, dtype=torch.int16)
+    tensor = {
+        "contiguous": whole[:-3].view(2048, 2048),
+        "at an odd place": whole[3:].view(2048, 2048),
+        "transposed": whole[:-3].view(2048, 2048).t(),
+        "strided": whole[:-3].view(1024, 2, 2048)[:, 1],
+    }[layout]
+    digest(tensor)  # makes the factors, once
+    with LiveBytes() as used:
+        found = digest(tensor)
+    assert used.peak < 3.5 * 1024 * 1024
+    assert found == digest(tensor.clone(memory_format=torch.contiguous_format))
+    with LiveBytes() as copied:  # the negative control: what copies the tensor
+        tensor.clone()
+    assert copied.peak >= 2 * tensor.numel() >= 4 * 1024 * 1024
+
+
+@pytest.mark.parametrize("shape", [(7, 13, 5), (1, 1000, 3), (600, 2), (3, 2048)])
+def test_parts_of_a_tensor_that_is_not_contiguous_have_the_digest_of_its_copy(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digest_module, "_CPU_ROWS", 1)
+    tensor = torch.randn(*shape[::-1]).permute(*reversed(range(len(shape))))
+    assert not tensor.is_contiguous()
+    assert digest(tensor) == digest(tensor.contiguous())
+    assert digest(changed(tensor.contiguous(), 4)) != digest(tensor)
+
+
+def test_a_norm_in_float64_copies_nothing() -> None:
+    tensor = torch.randn(1 << 20).bfloat16()
+    with LiveBytes() as used:
+        norm = _norm(tensor)
+    assert used.peak < 1 << 16
+    assert norm == pytest.approx(float(tensor.double().norm()), rel=1e-12)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from tpinit.runtime.internals.torch_private import PlainDispatchMode, named_arguments
+from tpinit.runtime.parallel.device_rng import preserved_torch_rng
 from tpinit.runtime.parallel.host_rng import host_rng_states, numpy_random, set_host_rng_states
 
 __all__ = ["DropoutDisabled", "fixed_host_rng", "preserved_rng", "without_dropout"]
@@ -62,11 +63,11 @@ def fixed_host_rng() -> Iterator[None]:
 
 
 @contextmanager
-def preserved_rng() -> Iterator[None]:
-    """Restore the RNG states of torch (CPU), Python and numpy when the context ends."""
+def preserved_rng(*devices: torch.device) -> Iterator[None]:
+    """Restore the RNG states of torch (on the CPU and these devices), Python and numpy when the context ends."""
     host_states = host_rng_states()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with preserved_torch_rng(*devices):
             yield
     finally:
         set_host_rng_states(*host_states)

@@ -224,7 +224,8 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
     The hooks with which transformers records hidden states and attentions stay: a model that has installed them, in a
     forward before, takes its outputs from them.
     """
-    with no_trace(model), preserved_rng():
+    devices = dict.fromkeys(parameter.device for parameter in model.parameters())
+    with no_trace(model), preserved_rng(*devices):
         for module in model.modules():
             for kind in _HOOKS:
                 hooks = module.__dict__[kind]
