@@ -1,50 +1,32 @@
 """Calls of a sharded model that torch and transformers would answer with parts: answered whole, or refused.
 
-Each guard is an attribute of the instance in front of the class's method (docs/calls.md lists them).
+Each guard is an attribute of the instance in front of the class's method. `call_table` lists all calls.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
 from torch import nn
-from tpinit.reference.errors import TpinitError
 from tpinit.runtime.errors import EngineError
-from tpinit.runtime.groups.agreement import RankReport, check_reports, describe_error, gather_reports
 from tpinit.runtime.groups.process_groups import GroupView
+from tpinit.runtime.internals.torch_private import PlainDispatchMode, is_mutable, storage_key, tree_leaves
 from tpinit.runtime.planning.schema import Plan
 from tpinit.runtime.training.call_check import CallCheck
-from tpinit.runtime.training.whole_model import cut_state_dict, gather_state_dict
+from tpinit.runtime.training.call_table import DTYPE, REFUSED, STRUCTURE
+from tpinit.runtime.training.local_shards import mark_model_state
+from tpinit.runtime.training.save_whole import save_whole
+from tpinit.runtime.training.whole_model import load_whole_or_part, records_below, state_or_whole
 
-__all__ = ["REFUSED", "guard_calls"]
-
-_RESIZE = "change the model before initialize; a sharded one keeps its size"
-_DTYPE = "set bf16 or fp16 in the config, or cast the model before initialize"
-
-REFUSED: dict[str, str] = {
-    "resize_token_embeddings": _RESIZE,
-    "resize_position_embeddings": _RESIZE,
-    "set_input_embeddings": _RESIZE,
-    "set_output_embeddings": _RESIZE,
-    "prune_heads": _RESIZE,
-    "init_weights": "draw the weights before initialize, or use tpinit.runtime.from_config",
-    "post_init": "draw the weights before initialize, or use tpinit.runtime.from_config",
-    "push_to_hub": "call engine.module.save_pretrained(folder) on every rank, and upload the folder from rank 0",
-    "merge_and_unload": "save the adapters with engine.module.save_pretrained, and merge them into the unsharded model",
-    "unload": "save the adapters with engine.module.save_pretrained, and load the unsharded model without them",
-    "add_adapter": "add adapters before initialize",
-    "load_adapter": "load adapters before initialize",
-    "delete_adapter": "delete adapters before initialize",
-    "dequantize": "dequantize the model before initialize",
-    "type": _DTYPE,
-    "to_empty": "the weights would be lost on this rank only; build a new model and call initialize again",
-}
-"""Methods that are refused on every module that has them, and what to do instead."""
+__all__ = ["guard_calls", "refuse_structure"]
 
 _CASTS = {"half": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32, "double": torch.float64}
+_DEVICES = ("cpu", "cuda", "xpu", "ipu", "mtia")
+_STRUCTURAL = ("add_module", "register_module", "register_parameter", "set_submodule")
 
 
 class _Guard:
@@ -55,6 +37,10 @@ class _Guard:
         self.name = name
         self.answer = answer
 
+    @property
+    def __wrapped__(self) -> Any:
+        return getattr(type(self.model), self.name).__get__(self.model)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.answer(self.model, *args, **kwargs)
 
@@ -62,25 +48,31 @@ class _Guard:
         return _Guard(copy.deepcopy(self.model, memo), self.name, self.answer)
 
 
-def guard_calls(model: nn.Module, plan: Plan, tp: GroupView, check: CallCheck, writes: bool) -> None:
-    """Put guards on a model that was sharded by `plan`. `writes`: this rank writes files in `save_pretrained`."""
-    for module in model.modules():
+def guard_calls(model: nn.Module, plan: Plan, tp: GroupView, check: CallCheck, first_replica: bool) -> None:
+    """Put guards on a model that was sharded by `plan`. The first replica is the TP group that writes files."""
+    for prefix, module in model.named_modules():
         for name, remedy in REFUSED.items():
             if callable(getattr(type(module), name, None)):
                 _set(module, name, _refusal(name, remedy))
         if module is not model and callable(getattr(type(module), "save_pretrained", None)):
             _set(module, "save_pretrained", _refusal("save_pretrained", "call engine.module.save_pretrained"))
-    for name, dtype in _CASTS.items():
-        _set(model, name, _cast(name, dtype))
-    for name in ("to", "cpu", "cuda"):
-        _set(model, name, _mover(name))
-
-    def load(own: nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        return type(own).load_state_dict(own, cut_state_dict(own, plan, state_dict), *args, **kwargs)
-
-    _set(model, "load_state_dict", load)
+        for name, dtype in _CASTS.items():
+            _set(module, name, _cast(name, dtype))
+        for name in ("to", *_DEVICES):
+            _set(module, name, _mover(name))
+        _set(module, "apply", _apply)
+        _set(module, "load_state_dict", load_whole_or_part(plan, prefix))
+        _guard_counts(module, {name: prod(record.shape) for name, record in records_below(plan, prefix).items()})
+    mark_model_state(model, plan)
+    _set(model, "state_dict", state_or_whole(plan, tp, check))
     if callable(getattr(type(model), "save_pretrained", None)):
-        _set(model, "save_pretrained", _saver(plan, tp, check, writes))
+        _set(model, "save_pretrained", save_whole(plan, tp, check, first_replica))
+
+
+def refuse_structure(engine: nn.Module) -> None:
+    """Refuse new modules and parameters of an engine: its only child is the model."""
+    for name in _STRUCTURAL:
+        _set(engine, name, _refusal(name, STRUCTURE))
 
 
 def _set(module: nn.Module, name: str, answer: Callable[..., Any]) -> None:
@@ -92,6 +84,9 @@ def _refusal(name: str, remedy: str) -> Callable[..., Any]:
         raise EngineError(f"{type(module).__name__}.{name}: this model is sharded over a TP group; {remedy}")
 
     return refuse
+
+
+# --- dtype and device --------------------------------------------------------------------------------------
 
 
 def _cast(name: str, dtype: torch.dtype) -> Callable[..., Any]:
@@ -107,13 +102,13 @@ def _check_dtype(model: nn.Module, name: str, dtype: torch.dtype) -> None:
     if held - {dtype}:
         raise EngineError(
             f"{type(model).__name__}.{name}: its parameters are {', '.join(sorted(map(str, held)))}, and a cast to "
-            f"{dtype} would leave the optimizer with others; {_DTYPE}"
+            f"{dtype} would leave the optimizer with others; {DTYPE}"
         )
 
 
 def _mover(name: str) -> Callable[..., Any]:
     def move(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        if name in ("cpu", "cuda"):
+        if name in _DEVICES:
             index = args[0] if args else kwargs.get("device")
             _check_device(model, name, torch.device(name, index) if isinstance(index, int) else index or name)
             return model
@@ -130,7 +125,10 @@ def _mover(name: str) -> Callable[..., Any]:
 
 
 def _check_device(model: nn.Module, name: str, wanted: str | int | torch.device) -> None:
-    held, device = next(model.parameters()).device, torch.device(wanted)
+    tensor = next((tensor for tensor in (*model.parameters(), *model.buffers())), None)
+    if tensor is None:
+        return
+    held, device = tensor.device, torch.device(wanted)
     if device.type != held.type or (device.index is not None and device.index != (held.index or 0)):
         raise EngineError(
             f"{type(model).__name__}.{name}: the model and its process groups are on {held}, not {device}; initialize "
@@ -138,24 +136,78 @@ def _check_device(model: nn.Module, name: str, wanted: str | int | torch.device)
         )
 
 
-def _saver(plan: Plan, tp: GroupView, check: CallCheck, writes: bool) -> Callable[..., Any]:
-    def save(model: nn.Module, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        if kwargs.get("push_to_hub"):
-            raise EngineError(f"save_pretrained(push_to_hub=True): {REFUSED['push_to_hub']}")
-        if kwargs.pop("state_dict", None) is not None:
-            raise EngineError("save_pretrained(state_dict=...): leave it out; the whole state dict is gathered here")
-        check.compare_call("save_pretrained", model)
-        state = gather_state_dict(model, plan, tp)
-        kwargs.pop("is_main_process", None)
-        failure: Exception | None = None
-        try:
-            if writes:
-                type(model).save_pretrained(model, save_directory, *args, state_dict=state, **kwargs)  # type: ignore[attr-defined]  # transformers' method
-        except Exception as error:  # any error: the other ranks wait
-            failure = error
-        reports = gather_reports(RankReport(error=describe_error(failure) if failure else None), tp.control)
-        if isinstance(failure, TpinitError):
-            raise failure
-        check_reports(reports, tp.ranks, "save_pretrained failed")
+# --- weights -----------------------------------------------------------------------------------------------
 
-    return save
+
+class _NoWrites(PlainDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves the base untyped
+    """Raises EngineError for an operation that writes to one of the given tensors."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation that writes to no weight."""
+        if is_mutable(func):
+            for value in tree_leaves((args, kwargs)):
+                name = self.names.get(storage_key(value)) if isinstance(value, torch.Tensor) else None
+                if name is not None:
+                    raise EngineError(
+                        f"apply: the function writes to {name} ({func}), and this rank may hold a part of it: the "
+                        "size of a part and random numbers differ from the whole weight's. Set weights before "
+                        "initialize, or give a whole state dict to engine.module.load_state_dict"
+                    )
+        return func(*args, **(kwargs or {}))
+
+
+def _apply(module: nn.Module, function: Callable[[nn.Module], None]) -> nn.Module:
+    with _NoWrites({storage_key(parameter): name for name, parameter in module.named_parameters()}):
+        return type(module).apply(module, function)
+
+
+def _guard_counts(module: nn.Module, sizes: dict[str, int]) -> None:
+    """Let methods that count parameters count those of the whole model. `sizes`: elements of each whole parameter."""
+
+    def count(model: Any, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        embeddings = {f"{name}.weight" for name, inner in model.named_modules() if isinstance(inner, nn.Embedding)}
+        return sum(
+            sizes.get(name, parameter.numel())
+            for name, parameter in model.named_parameters()
+            if (parameter.requires_grad or not only_trainable) and not (exclude_embeddings and name in embeddings)
+        )
+
+    def trainable(model: Any) -> tuple[int, int]:
+        return count(model, only_trainable=True), count(model)
+
+    for name, answer in (("num_parameters", count), ("get_nb_trainable_parameters", trainable)):
+        if callable(getattr(type(module), name, None)):
+            _set(module, name, answer)
+    for name, answer in (("tie_weights", _tie_weights), ("get_adapter_state_dict", _adapter_state)):
+        if callable(getattr(type(module), name, None)):
+            _set(module, name, answer)
+
+
+def _adapter_state(model: Any, adapter_name: str | None = None, state_dict: dict[str, Any] | None = None) -> Any:
+    if state_dict is None:
+        raise EngineError(
+            "get_adapter_state_dict: each rank has a part of the adapters; call engine.module.save_pretrained(folder) "
+            "on every rank, or give a whole state dict"
+        )
+    return type(model).get_adapter_state_dict(model, adapter_name, state_dict)
+
+
+def _tie_weights(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Tie the weights again. Raises EngineError, and undoes it, if that replaces a parameter."""
+    before = dict(model.named_parameters(remove_duplicate=False))
+    result = type(model).tie_weights(model, *args, **kwargs)
+    after = dict(model.named_parameters(remove_duplicate=False))
+    replaced = [name for name, parameter in before.items() if after.get(name) is not parameter]
+    for name in replaced:
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, before[name])
+    if replaced:
+        raise EngineError(
+            f"tie_weights: {', '.join(replaced)} would become another parameter, which the plan does not tie; tie the "
+            "weights before initialize (tie_word_embeddings in the model's config)"
+        )
+    return result

@@ -21,13 +21,14 @@ from tpinit.runtime.parallel.forward_scope import scope_of
 from tpinit.runtime.planning.schema import Plan
 from tpinit.runtime.settings import Checks, Settings
 from tpinit.runtime.training.call_check import CallCheck, watch_calls
-from tpinit.runtime.training.call_guards import guard_calls
+from tpinit.runtime.training.call_guards import guard_calls, refuse_structure
 from tpinit.runtime.training.data import EndlessBatches
 from tpinit.runtime.training.engine_answers import METHODS, VALUES
 from tpinit.runtime.training.engine_names import NOT_ON_THE_ENGINE, missing_name
 from tpinit.runtime.training.gradients import GradientNorm, average, global_norm, scale, sum_partial
 from tpinit.runtime.training.input_devices import explained
 from tpinit.runtime.training.loss_scaler import LossScaler
+from tpinit.runtime.training.optimizer_state import mark_optimizer_state
 from tpinit.runtime.training.param_state import ParamState
 from tpinit.runtime.training.replica_check import ReplicaCheck
 from tpinit.runtime.training.tree_check import TreeCheck
@@ -114,7 +115,10 @@ class Engine(nn.Module):
         self._call_check = CallCheck(groups.tp, device, self._checks.inputs_every, groups.data_index)
         watch_calls(module, self._call_check)
         if groups.tp.group is not None:
-            guard_calls(module, plan, groups.tp, self._call_check, groups.tp.position == 0 and groups.data_index == 0)
+            guard_calls(module, plan, groups.tp, self._call_check, groups.data_index == 0)
+            refuse_structure(self)
+            if optimizer is not None:
+                mark_optimizer_state(optimizer, param_states, plan, groups.tp)
             self._call_check.tree = TreeCheck(plan, module)
         _LIVING.add(self)
         self._replica_check = ReplicaCheck(module, param_states, groups, self._checks.replicas_every)
