@@ -31,7 +31,7 @@ BENCH_ARGS ?= --document docs/benchmarks.md --plot docs/benchmarks.svg --json do
 MODELS_ARGS ?= --document docs/models.md
 # The oldest and the newest minor of transformers that pyproject.toml allows; the tests of everything else run on the pinned one.
 TRANSFORMERS_MINORS := 5.20.0 5.24.0
-TRANSFORMERS_TESTS := tests/integration/runtime/test_torch_private.py tests/integration/runtime/test_transformers_private.py tests/integration/runtime/test_planner.py tests/integration/runtime/test_meta_init.py
+TRANSFORMERS_TESTS := tests/integration/runtime/test_torch_private.py tests/integration/runtime/test_transformers_private.py tests/integration/runtime/test_planner.py tests/integration/runtime/test_meta_init.py tests/integration/runtime/test_call_table.py
 TRANSFORMERS_RANKS := tests/distributed/test_families.py -k "two_ranks and (llama] or gpt2] or mixtral] or phi3] or t5])"
 PORTIONS := spec reference cli runtime proofs decision_tables conformance
 

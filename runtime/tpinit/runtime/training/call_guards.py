@@ -14,7 +14,13 @@ import torch
 from torch import nn
 from tpinit.runtime.errors import EngineError
 from tpinit.runtime.groups.process_groups import GroupView
-from tpinit.runtime.internals.torch_private import PlainDispatchMode, is_mutable, storage_key, tree_leaves
+from tpinit.runtime.internals.torch_private import (
+    PlainDispatchMode,
+    is_mutable,
+    parameters_of,
+    storage_key,
+    tree_leaves,
+)
 from tpinit.runtime.planning.schema import Plan
 from tpinit.runtime.training.call_check import CallCheck
 from tpinit.runtime.training.call_table import DTYPE, REFUSED, STRUCTURE
@@ -22,7 +28,7 @@ from tpinit.runtime.training.local_shards import mark_model_state
 from tpinit.runtime.training.save_whole import save_whole
 from tpinit.runtime.training.whole_model import load_whole_or_part, records_below, state_or_whole
 
-__all__ = ["guard_calls", "refuse_structure"]
+__all__ = ["guard_calls", "guard_engine"]
 
 _CASTS = {"half": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32, "double": torch.float64}
 _DEVICES = ("cpu", "cuda", "xpu", "ipu", "mtia")
@@ -61,6 +67,7 @@ def guard_calls(model: nn.Module, plan: Plan, tp: GroupView, check: CallCheck, f
         for name in ("to", *_DEVICES):
             _set(module, name, _mover(name))
         _set(module, "apply", _apply)
+        _set(module, "register_parameter", _register_parameter)
         _set(module, "load_state_dict", load_whole_or_part(plan, prefix))
         _guard_counts(module, {name: prod(record.shape) for name, record in records_below(plan, prefix).items()})
     mark_model_state(model, plan)
@@ -69,10 +76,12 @@ def guard_calls(model: nn.Module, plan: Plan, tp: GroupView, check: CallCheck, f
         _set(model, "save_pretrained", save_whole(plan, tp, check, first_replica))
 
 
-def refuse_structure(engine: nn.Module) -> None:
-    """Refuse new modules and parameters of an engine: its only child is the model."""
+def guard_engine(engine: nn.Module, model: nn.Module) -> None:
+    """Put guards on an engine: its only child is the model, and stays on its device."""
     for name in _STRUCTURAL:
         _set(engine, name, _refusal(name, STRUCTURE))
+    for name in _DEVICES[2:]:  # the engine has methods for the others
+        _set(engine, name, lambda own, *args, name=name: (getattr(model, name)(*args), own)[1])
 
 
 def _set(module: nn.Module, name: str, answer: Callable[..., Any]) -> None:
@@ -197,17 +206,17 @@ def _adapter_state(model: Any, adapter_name: str | None = None, state_dict: dict
 
 
 def _tie_weights(model: Any, *args: Any, **kwargs: Any) -> Any:
-    """Tie the weights again. Raises EngineError, and undoes it, if that replaces a parameter."""
-    before = dict(model.named_parameters(remove_duplicate=False))
-    result = type(model).tie_weights(model, *args, **kwargs)
-    after = dict(model.named_parameters(remove_duplicate=False))
-    replaced = [name for name, parameter in before.items() if after.get(name) is not parameter]
-    for name in replaced:
-        owner, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(owner), attribute, before[name])
-    if replaced:
+    """Tie the weights again. Raises EngineError if that would replace a parameter."""
+    try:
+        return type(model).tie_weights(model, *args, **kwargs)
+    except EngineError as error:  # of register_parameter
         raise EngineError(
-            f"tie_weights: {', '.join(replaced)} would become another parameter, which the plan does not tie; tie the "
-            "weights before initialize (tie_word_embeddings in the model's config)"
-        )
-    return result
+            "tie_weights: weights that are not tied would become one parameter, which the plan does not know; tie them "
+            "before initialize (tie_word_embeddings in the model's config)"
+        ) from error
+
+
+def _register_parameter(module: nn.Module, name: str, param: nn.Parameter | None = None) -> None:
+    """Register a parameter again that the module has: assignments of parameters call this."""
+    if param is None or parameters_of(module).get(name) is not param:
+        _refusal("register_parameter", STRUCTURE)(module)

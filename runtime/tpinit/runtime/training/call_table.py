@@ -117,7 +117,8 @@ MODULE_CALLS: tuple[Call, ...] = (
         "to_empty",
         "the weights would be lost on this rank only; build a new model and call initialize again",
     ),
-    Call.of(Answer.REFUSED, "add_module register_module register_parameter set_submodule", STRUCTURE),
+    Call.of(Answer.GUARDED, "register_parameter", f"refused, as an assignment of a parameter is: {STRUCTURE}"),
+    Call.of(Answer.REFUSED, "add_module register_module set_submodule", STRUCTURE),
 )
 """The names of torch.nn.Module."""
 
@@ -158,6 +159,7 @@ TRANSFORMERS_CALLS: tuple[Call, ...] = (
     Call.of(
         Answer.SAME,
         "prepare_inputs_for_generation adjust_generation_fn compute_transition_scores heal_tokens load_custom_generate "
+        "prepare_decoder_input_ids_from_labels "
         "get_compiled_call warn_if_padding_and_no_attention_mask",
         "work on inputs and outputs, which are whole",
     ),
@@ -215,19 +217,20 @@ TRANSFORMERS_CALLS: tuple[Call, ...] = (
 
 PEFT_CALLS: tuple[Call, ...] = (
     Call.of(Answer.RIGHT, "get_nb_trainable_parameters print_trainable_parameters", "count the whole model"),
-    Call.of(Answer.RIGHT, "disable_adapter set_requires_grad prepare_model_for_gradient_checkpointing"),
+    Call.of(
+        Answer.RIGHT,
+        "disable_adapter enable_adapter_layers disable_adapter_layers set_requires_grad "
+        "prepare_model_for_gradient_checkpointing merge_adapter unmerge_adapter",
+    ),
     Call.of(
         Answer.SAME,
         "active_peft_config base_model_torch_dtype create_or_update_model_card get_base_model get_layer_status "
         "get_model_status has_active_enabled_adapter modules_to_save peft_config supports_lora_conversion "
-        "active_adapter",
+        "active_adapter get_model_config uses_shared_state",
         "flags, names and modules",
     ),
     Call.of(Answer.PART, "get_prompt get_prompt_embedding_to_save", "prompts are replicated, so a part is the whole"),
     Call.of(Answer.REFUSED, "merge_and_unload unload", f"{_SAVE_ADAPTERS}and merge them into the unsharded model"),
-    Call.of(
-        Answer.REFUSED, "merge_adapter unmerge_adapter", f"{_SAVE_ADAPTERS}and merge them into the unsharded model"
-    ),
     Call.of(Answer.REFUSED, "add_weighted_adapter inject_adapter subtract_mutated_init", "before initialize"),
 )
 """The names that peft's models add; `merge_and_unload` and its kin are those of peft's tuners."""
@@ -258,7 +261,25 @@ SCHEDULER_CALLS: tuple[Call, ...] = (
 )
 """The names of torch.optim.lr_scheduler.LRScheduler."""
 
-ENGINE_CALLS: tuple[Call, ...] = ()
+ENGINE_CALLS: tuple[Call, ...] = (
+    Call.of(
+        Answer.RIGHT,
+        "backward step is_gradient_accumulation_boundary set_gradient_accumulation_boundary no_sync train_batch "
+        "eval_batch get_global_grad_norm",
+        "as the unsharded model with the whole batch trains; the norm is the whole model's",
+    ),
+    Call.of(
+        Answer.SAME,
+        "training autotp_size bfloat16_enabled data_parallel_group dataloader_drop_last destroy dp_world_size "
+        "dump_state dynamic_loss_scale fp16_enabled get_batch_info get_data_parallel_rank get_lr "
+        "get_model_parallel_rank get_mom get_tensor_parallel_rank get_type global_rank gradient_accumulation_steps "
+        "gradient_clipping local_rank loss_scale mp_world_size optimizer_name scheduler_name set_train_batch_size "
+        "set_train_micro_batch_size steps_per_print train_batch_size train_micro_batch_size_per_gpu "
+        "wall_clock_breakdown was_step_applied world_size zero_gather_16bit_weights_on_model_save "
+        "zero_optimization zero_optimization_stage",
+        "settings, counters, ranks and groups of this engine",
+    ),
+)
 """The names that the engine adds to torch.nn.Module's."""
 
 TABLES: dict[str, tuple[Call, ...]] = {
@@ -267,6 +288,7 @@ TABLES: dict[str, tuple[Call, ...]] = {
     "peft": PEFT_CALLS,
     "the optimizer": OPTIMIZER_CALLS,
     "the scheduler": SCHEDULER_CALLS,
+    "the engine": ENGINE_CALLS,
 }
 """The tables of docs/calls.md, by title."""
 

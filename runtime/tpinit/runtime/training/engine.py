@@ -21,7 +21,7 @@ from tpinit.runtime.parallel.forward_scope import scope_of
 from tpinit.runtime.planning.schema import Plan
 from tpinit.runtime.settings import Checks, Settings
 from tpinit.runtime.training.call_check import CallCheck, watch_calls
-from tpinit.runtime.training.call_guards import guard_calls, refuse_structure
+from tpinit.runtime.training.call_guards import guard_calls, guard_engine
 from tpinit.runtime.training.data import EndlessBatches
 from tpinit.runtime.training.engine_answers import METHODS, VALUES
 from tpinit.runtime.training.engine_names import NOT_ON_THE_ENGINE, missing_name
@@ -116,7 +116,7 @@ class Engine(nn.Module):
         watch_calls(module, self._call_check)
         if groups.tp.group is not None:
             guard_calls(module, plan, groups.tp, self._call_check, groups.data_index == 0)
-            refuse_structure(self)
+            guard_engine(self, module)
             if optimizer is not None:
                 mark_optimizer_state(optimizer, param_states, plan, groups.tp)
             self._call_check.tree = TreeCheck(plan, module)
