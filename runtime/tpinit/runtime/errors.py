@@ -51,12 +51,17 @@ class DeviceError(TpinitError):
 
 
 class PlanError(TpinitError):
-    """A model that can't be sharded as requested. `missing` holds the names of the parameters it is about."""
+    """A model that can't be sharded as requested. `missing` holds the names of the parameters it is about.
+
+    `forward_failed`: the model's forward raised where planning ran it; on another device it may not.
+    """
 
     missing: tuple[str, ...]
+    forward_failed: bool
 
-    def __init__(self, message: str, missing: Iterable[str] = ()) -> None:
+    def __init__(self, message: str, missing: Iterable[str] = (), forward_failed: bool = False) -> None:
         self.missing = tuple(missing)
+        self.forward_failed = forward_failed
         super().__init__(message)
 
 

@@ -72,7 +72,7 @@ def launch(
     model = init_args.model if isinstance(init_args.model, nn.Module) else None
     world.start(distributed_port, dist_init_required, timeout, model)
     choice = agree_on_devices(lambda: choose_device(model, init_args.mesh_param), init_args.sequence_parallel)
-    init_args, prepared, reports = _prepare_and_compare(init_args, open_weights)
+    init_args, prepared, reports = _prepare_and_compare(init_args, open_weights, choice.device)
     layout = plan_groups(
         prepared.decision, [report.tp_ranks for report in reports], [report.dp_ranks for report in reports]
     )
@@ -89,7 +89,7 @@ def launch(
 
 
 def _prepare_and_compare(
-    init_args: InitArgs, open_weights: Callable[[], WeightSource] | None
+    init_args: InitArgs, open_weights: Callable[[], WeightSource] | None, device: torch.device
 ) -> tuple[InitArgs, Prepared, list[RankReport]]:
     """Prepare on this rank and compare its report with those of all ranks. Raises on all ranks if one rank failed."""
     report = RankReport()
@@ -99,7 +99,7 @@ def _prepare_and_compare(
         if open_weights is not None:
             weights = open_weights()
             init_args = replace(init_args, model=weights.model, weights=weights)
-        prepared = prepare(init_args, report)
+        prepared = prepare(init_args, report, device)
     except Exception as error:  # any error: the other ranks wait for this rank's report
         failure = error
         report.error = describe_error(error)

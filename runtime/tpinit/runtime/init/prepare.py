@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
@@ -83,9 +84,10 @@ class Prepared:
     optimizer_kind: OptimizerKind | None = None
 
 
-def prepare(init_args: InitArgs, report: RankReport) -> Prepared:
+def prepare(init_args: InitArgs, report: RankReport, device: torch.device | None = None) -> Prepared:
     """Decide, plan, and build the optimizer; add to `report` what must be equal on the ranks.
 
+    `device` is where the model is going to train: planning runs there what can't run where the model is.
     Raises any TpinitError. The user's model is unchanged then.
     """
     model = init_args.model
@@ -112,6 +114,7 @@ def prepare(init_args: InitArgs, report: RankReport) -> Prepared:
         user_plan=init_args.plan,
         example=init_args.example,
         sequence_parallel=init_args.sequence_parallel,
+        device=device,
     )
     if init_args.weights is not None:
         init_args.weights.meta_model.make_placeholders()

@@ -25,7 +25,7 @@ from tpinit.runtime.internals.transformers_private import captures_outputs
 from tpinit.runtime.planning.analysis.dropout_off import DropoutDisabled, fixed_host_rng, preserved_rng
 from tpinit.runtime.planning.analysis.linears import LinearInfo, find_experts, find_linears
 from tpinit.runtime.planning.analysis.no_trace import no_trace
-from tpinit.runtime.planning.analysis.off_meta import off_meta
+from tpinit.runtime.planning.analysis.off_meta import activation_device, off_meta
 
 __all__ = [
     "HELD_PIECES",
@@ -114,7 +114,7 @@ def _replacements(modules: Sequence[nn.Module], stubbed: set[int]) -> list[Repla
                 values = torch.zeros(tensor.shape, dtype=tensor.dtype)
                 if tensor.is_floating_point():
                     values.normal_(generator=generator)
-                values = values if tensor.is_meta else values.to(tensor.device)
+                values = values.to(activation_device() if tensor.is_meta else tensor.device)
                 replacements.append(Replacement(module, name, tensor, values))
     return replacements
 
@@ -211,7 +211,7 @@ def _embedding_forward(module: nn.Embedding) -> Callable[[torch.Tensor], torch.T
     """Return a lookup without a table: each id gets a ramp of `embedding_dim` values, shifted by 0.1 times the id."""
 
     def look_up(input: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        ramp = torch.linspace(-1, 1, module.embedding_dim).expand(*input.shape, -1)
+        ramp = torch.linspace(-1, 1, module.embedding_dim, device=input.device).expand(*input.shape, -1)
         return ramp + input.unsqueeze(-1).to(ramp.dtype) * 0.1
 
     return look_up

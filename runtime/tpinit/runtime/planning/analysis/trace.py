@@ -26,6 +26,7 @@ from tpinit.runtime.planning.analysis.fake_forward import (
     run_fake_forward,
 )
 from tpinit.runtime.planning.analysis.linears import LinearInfo
+from tpinit.runtime.planning.analysis.off_meta import activation_device
 
 __all__ = ["Trace", "trace_forward"]
 
@@ -265,7 +266,7 @@ class _NameTracker(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch l
             return tensor
         if name not in self._substitutes:
             generator = torch.Generator().manual_seed(2)
-            values = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+            values = torch.randn(tensor.shape, generator=generator).to(activation_device(), tensor.dtype)
             self._substitutes[name] = values
             self._set(values, self._get(tensor))
         return self._substitutes[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,10 +14,12 @@ from tpinit.runtime.errors import PlanError
 from tpinit.runtime.planning.analysis.example_inputs import example_inputs
 from tpinit.runtime.planning.analysis.example_labels import example_labels
 from tpinit.runtime.planning.analysis.fake_forward import ForwardContext, forward_context, without_hooks
+from tpinit.runtime.planning.analysis.off_meta import activation_device
 from tpinit.runtime.planning.analysis.trace import Trace, trace_forward
 
 __all__ = ["dry_run_inputs", "trace_training", "with_length"]
 
+_OF_DEVICES = re.compile(r"\b(?:cuda|gpus?|cpu|xpu|rocm|triton|flash|device)", re.IGNORECASE)
 _LENGTHS = (8, 64, 512)  # in tokens: some models train only on sequences that are a multiple of some length
 
 
@@ -78,11 +81,11 @@ def dry_run_inputs(model: nn.Module, example: Mapping[str, Any] | None) -> Mappi
 
 
 def _device(model: nn.Module) -> torch.device:
-    """Return the device of the first parameter that is not on the meta device; the CPU if there is none."""
+    """Return the device of the first parameter that is not on the meta device; without one, that of activations."""
     for parameter in model.parameters():
         if not parameter.is_meta:
             return parameter.device
-    return torch.device("cpu")
+    return activation_device()
 
 
 def _trace_any_length(
@@ -112,11 +115,24 @@ def _trace_or_error(model: nn.Module, inputs: Mapping[str, Any], context: Forwar
     try:
         return trace_forward(model, inputs, context)
     except Exception as error:
-        shapes = {name: list(value.shape) for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+        tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+        shapes = {name: list(value.shape) for name, value in tensors.items()}
+        where = next((value.device for value in tensors.values()), activation_device())
         raise PlanError(
             f"the forward of {type(model).__qualname__} can't be run on a small batch of shapes {shapes}: "
-            f"{type(error).__name__}: {str(error)[:300]}; pass keyword arguments that it takes as `example`"
+            f"{type(error).__name__}: {str(error)[:300]}; {_advice(error, where)}",
+            forward_failed=True,
         ) from error
+
+
+def _advice(error: Exception, where: torch.device) -> str:
+    """Return what to do about a forward that failed on a device."""
+    if where.type == "cpu" and _OF_DEVICES.search(str(error)):
+        return (
+            "planning ran it on the CPU, and its kernels seem to need a GPU: start where one is visible, or load the "
+            'model with attn_implementation="sdpa" or "eager"'
+        )
+    return "pass keyword arguments that it takes as `example`"
 
 
 @contextmanager

@@ -95,11 +95,12 @@ def _only_looks_up(module: nn.Embedding) -> bool:
         return False
     if type(module).forward is nn.Embedding.forward:
         return True
-    rows = torch.randn((4, module.embedding_dim), generator=torch.Generator().manual_seed(0))
+    device = next((buffer.device for buffer in module.buffers()), torch.device("cpu"))  # of a scale, for example
+    rows = torch.randn((4, module.embedding_dim), generator=torch.Generator().manual_seed(0)).to(device)
     module.__dict__["weight"] = rows
     try:
         with torch.no_grad():
-            output = module(torch.arange(4))
+            output = module(torch.arange(4, device=device))
     except Exception:  # the forward of the subclass does more than look rows up
         return False
     finally:
