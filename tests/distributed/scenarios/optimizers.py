@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from tpinit.runtime import initialize
 from tpinit.runtime.slicing import local_part
+from tpinit.runtime.training.config_optimizers import Lion, UncorrectedAdam
 
 from support.collectives import CollectiveCounter
 from support.refusals import error_of, in_step
@@ -57,6 +58,8 @@ MAKERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "lamb": lambda model: Lamb(model.parameters()),
     "signs": lambda model: Signs(model.parameters()),
     "adamw": lambda model: torch.optim.AdamW(model.parameters(), lr=0.02),
+    "lion": lambda model: Lion(model.parameters(), lr=0.02, weight_decay=0.1),
+    "uncorrected": lambda model: UncorrectedAdam(model.parameters(), lr=0.02, weight_decay=0.1),
 }
 
 

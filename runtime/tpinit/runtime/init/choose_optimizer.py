@@ -12,6 +12,7 @@ from tpinit.runtime.errors import PlanError, UnsupportedError
 from tpinit.runtime.groups.agreement import flatten
 from tpinit.runtime.settings import Settings
 from tpinit.runtime.training.optimizers import build_optimizer
+from tpinit.runtime.training.schedules import check_schedule
 
 __all__ = ["choose_optimizer"]
 
@@ -28,7 +29,8 @@ def choose_optimizer(
 
     `given` is the `optimizer` argument, which is used instead of the config's. Adds to `compared` the optimizer's type,
     and the parameter names and options of each group: they must be equal on the ranks. Raises UnsupportedError for an
-    optimizer that has state and for a schedule without an optimizer, PlanError for parameters of another model.
+    optimizer that has state and for a schedule without an optimizer, PlanError for parameters of another model,
+    ConfigError for options that the config's optimizer or schedule refuses.
     """
     if given is not None and settings.optimizer is not None:
         warnings.warn("the optimizer argument is used, and the config's optimizer is not", stacklevel=6)
@@ -47,6 +49,8 @@ def choose_optimizer(
         raise UnsupportedError("there is a learning-rate schedule and no optimizer: add one to the config or the call")
     else:
         return None
+    if settings.scheduler is not None and lr_scheduler is None:
+        check_schedule(settings.scheduler, optimizer)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     _check_optimizer(optimizer, names)
     compared["optimizer.type"] = type(optimizer).__name__

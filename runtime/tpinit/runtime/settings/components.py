@@ -2,100 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from tpinit.reference.errors import Problem
-from tpinit.reference.spellings import nearest, show
-from tpinit.runtime.settings.schema import ComponentSettings
+from tpinit.reference.spellings import AUTO, nearest, show
+from tpinit.runtime.settings.component_types import REFUSED_TYPES, ComponentType, component_types
+from tpinit.runtime.settings.key_walk import is_comment
+from tpinit.runtime.settings.schema import DEFAULT_CLIPPING, ComponentSettings
 
 __all__ = ["read_component"]
 
-_ADAM = ("lr", "betas", "eps", "weight_decay", "bias_correction", "adam_w_mode", "torch_adam", "amsgrad")
-_WARMUP = ("warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "warmup_type", "last_batch_iteration")
-# The legal parameters of each type, by section and by the type in lower case.
-_PARAMS: dict[str, dict[str, tuple[str, ...]]] = {
-    "optimizer": {
-        "adam": _ADAM,
-        "adamw": _ADAM,
-        "sgd": ("lr", "momentum", "dampening", "weight_decay", "nesterov"),
-    },
-    "scheduler": {"warmuplr": _WARMUP, "warmupdecaylr": ("total_num_steps", *_WARMUP)},
-}
-_TYPES = {"optimizer": ("Adam", "AdamW", "SGD"), "scheduler": ("WarmupLR", "WarmupDecayLR")}
-_FLAGS = ("bias_correction", "adam_w_mode", "torch_adam", "amsgrad", "nesterov")
-_COUNTS = ("warmup_num_steps", "total_num_steps", "last_batch_iteration")
+_KEYS = ("type", "params", "legacy_fusion")  # the last one chooses a kernel of DeepSpeed
+_EXAMPLES = {"optimizer": "AdamW", "scheduler": "WarmupLR"}
+_UNFILLED = "transformers' Trainer and accelerate fill this in, and no caller did"
 
 
 def read_component(config: Mapping[str, object], key: str, problems: list[Problem]) -> ComponentSettings | None:
     """Return the section `key` ("optimizer" or "scheduler") of a config; None if it is absent or malformed.
 
-    Adds a Problem for everything that is malformed.
+    Adds a Problem for everything that is malformed. Parameters that are null are left out.
     """
     section = config.get(key)
     if section is None:
         return None
-    form = f'write {key}: {{"type": "{_TYPES[key][0]}", "params": {{...}}}}'
+    form = f'write {key}: {{"type": "{_EXAMPLES[key]}", "params": {{...}}}}'
     if not isinstance(section, Mapping):
         problems.append(Problem(key, show(section), "this must be an object with type and params", form))
         return None
     problems += [
         Problem(f"{key}.{inner}", show(section[inner]), "this key is not known", form)
         for inner in section
-        if inner not in ("type", "params")
+        if inner not in _KEYS and not is_comment(inner)
     ]
     kind, params = section.get("type"), section.get("params") or {}
-    legal = _PARAMS[key].get(kind.lower()) if isinstance(kind, str) else None
-    if legal is None or not isinstance(kind, str):
-        types = ", ".join(_TYPES[key])
-        problems.append(Problem(f"{key}.type", show(kind), f"the types that are implemented: {types}", form))
+    legal = _find_type(key, kind, form, problems)
+    if legal is None:
         return None
     if not isinstance(params, Mapping):
         problems.append(Problem(f"{key}.params", show(params), "this must be an object", form))
         return None
-    _check_params(key, kind, params, legal, problems)
-    return ComponentSettings(kind.lower(), dict(params))
+    params = {name: value for name, value in params.items() if value is not None and not is_comment(name)}
+    # An old name of gradient_clipping; DeepSpeed 0.19.8 refuses it.
+    if key == "optimizer" and params.get("max_grad_norm") in (0, config.get("gradient_clipping", DEFAULT_CLIPPING)):
+        del params["max_grad_norm"]
+    _check_params(key, legal, params, problems)
+    return ComponentSettings(legal.name.lower(), params)
 
 
-def _check_params(
-    key: str, kind: str, params: Mapping[str, object], legal: tuple[str, ...], problems: list[Problem]
-) -> None:
+def _find_type(key: str, kind: object, form: str, problems: list[Problem]) -> ComponentType | None:
+    """Return the type that a section names, in any case of letters; None after adding a Problem."""
+    types = component_types(key)
+    name = kind.lower() if isinstance(kind, str) else ""
+    if name in types:
+        return types[name]
+    message = f"the types that are implemented: {_names(types)}"
+    near = nearest(kind, [legal.name for legal in types.values()])
+    if name in REFUSED_TYPES[key]:
+        reason, form = REFUSED_TYPES[key][name]
+        message = f"{reason}; {message}"
+    elif near:
+        form = f"did you mean {near}?"
+    problems.append(Problem(f"{key}.type", show(kind), message, form))
+    return None
+
+
+def _names(types: Mapping[str, ComponentType]) -> str:
+    """Return the names of the types, those that most configs use first."""
+    common = [legal.name for legal in types.values()]
+    first = [name for name in ("Adam", "AdamW", "SGD", "WarmupLR", "WarmupDecayLR", "WarmupCosineLR") if name in common]
+    return ", ".join([*first, *sorted(name for name in common if name not in first)])
+
+
+def _check_params(key: str, kind: ComponentType, params: Mapping[str, object], problems: list[Problem]) -> None:
     for name, value in params.items():
         path = f"{key}.params.{name}"
-        if name not in legal:
-            near = nearest(name, legal) or ", ".join(legal)
-            problems.append(Problem(path, show(value), f"{kind} has no such parameter", f"did you mean {near}?"))
-            continue
-        is_legal, expected = _CHECKS.get(name, (_is_number, "a number"))
-        if value == "auto" or not is_legal(value):
-            problems.append(Problem(path, show(value), f"this must be {expected}", f"write {expected}"))
-    if kind.lower() == "warmupdecaylr" and "total_num_steps" not in params:
-        problems.append(Problem(f"{key}.params.total_num_steps", "", f"{kind} needs it", "add the number of steps"))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
-
-
-def _is_pair(value: object) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_number, value))
-
-
-def _is_warmup_type(value: object) -> bool:
-    return value in ("log", "linear")
-
-
-def _is_flag(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= -1
-
-
-# By parameter: the check of its value, and the legal values in words. A parameter that is not here is a number.
-_CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
-    "betas": (_is_pair, "two numbers"),
-    "warmup_type": (_is_warmup_type, '"log" or "linear"'),
-    **dict.fromkeys(_FLAGS, (_is_flag, "true or false")),
-    **dict.fromkeys(_COUNTS, (_is_count, "an integer of at least -1")),
-}
+        check = kind.params.get(name)
+        if name == "max_grad_norm" and key == "optimizer":
+            fix = f"write gradient_clipping {show(value)} at the top of the config, and take this out"
+            problems.append(Problem(path, show(value), "gradient_clipping, which is the largest norm, differs", fix))
+        elif check is None:
+            near = nearest(name, kind.params) or ", ".join(kind.params)
+            message = f"{kind.name} has no such parameter"
+            problems.append(Problem(path, show(value), message, f"did you mean {near}?"))
+        elif value == AUTO:
+            problems.append(
+                Problem(path, show(value), f"this must be {check.expected}: {_UNFILLED}", f"write {check.expected}")
+            )
+        elif not check.accepts(value):
+            problems.append(Problem(path, show(value), f"this must be {check.expected}", f"write {check.expected}"))
+    problems += [
+        Problem(f"{key}.params.{name}", "", f"{kind.name} needs it", f"add it: {kind.params[name].expected}")
+        for name in kind.required
+        if name not in params
+    ]

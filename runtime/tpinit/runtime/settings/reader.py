@@ -14,7 +14,7 @@ from tpinit.runtime.errors import UnsupportedError
 from tpinit.runtime.settings.batch import read_batch_sizes
 from tpinit.runtime.settings.components import read_component
 from tpinit.runtime.settings.key_walk import Reading, check_keys
-from tpinit.runtime.settings.schema import Averaging, LossScaling, Settings
+from tpinit.runtime.settings.schema import DEFAULT_CLIPPING, Averaging, LossScaling, Settings
 from tpinit.runtime.settings.zero import read_zero_stage
 from tpinit.spec.vocabulary import DType
 
@@ -97,7 +97,7 @@ def read_settings(
         _check_precision(section, config.get(section), problems, refusals)
     fp16 = config.get("fp16")
     optimizer = read_component(config, "optimizer", problems)
-    clipping = _number(config, "gradient_clipping", 1.0, problems)
+    clipping = _number(config, "gradient_clipping", DEFAULT_CLIPPING, problems)
     settings = Settings(
         batch=read_batch_sizes(config, dp_size, deepspeed_size or dp_size, problems, reading.notes),
         clipping=clipping,

@@ -8,7 +8,19 @@ from dataclasses import dataclass, field
 from tpinit.reference.errors import TpinitError
 from tpinit.spec.vocabulary import DType
 
-__all__ = ["Averaging", "BatchSizes", "Checks", "ComponentSettings", "LossScaling", "Note", "Settings"]
+__all__ = [
+    "DEFAULT_CLIPPING",
+    "Averaging",
+    "BatchSizes",
+    "Checks",
+    "ComponentSettings",
+    "LossScaling",
+    "Note",
+    "Settings",
+]
+
+DEFAULT_CLIPPING = 1.0
+"""The largest norm of the gradient if the config has no `gradient_clipping`, as in DeepSpeed 0.19.8."""
 
 ON_NONFINITE = ("raise", "skip", "ignore")
 
@@ -77,7 +89,7 @@ class Settings:
     """
 
     batch: BatchSizes = field(default_factory=lambda: BatchSizes(None, None, 1))
-    clipping: float = 1.0
+    clipping: float = DEFAULT_CLIPPING
     optimizer: ComponentSettings | None = None
     scheduler: ComponentSettings | None = None
     scaling: LossScaling = field(default_factory=LossScaling)

@@ -14,6 +14,7 @@ from enum import Enum
 from torch import optim
 from torch.optim import Optimizer
 from tpinit.runtime.errors import UnsupportedError
+from tpinit.runtime.training.config_optimizers import Lion, UncorrectedAdam
 from tpinit.runtime.training.optimizer_trial import try_optimizer
 
 __all__ = ["ELEMENTWISE", "REFUSED", "WHOLE_TENSORS", "OptimizerKind", "class_name", "classify"]
@@ -32,7 +33,7 @@ class OptimizerKind(str, Enum):
 
 ELEMENTWISE: tuple[type[Optimizer], ...] = (
     optim.SGD, optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam, optim.Adagrad, optim.Adadelta,
-    optim.RMSprop, optim.Rprop, optim.ASGD,
+    optim.RMSprop, optim.Rprop, optim.ASGD, Lion, UncorrectedAdam,
 )  # fmt: skip
 """Classes whose update is elementwise with each of their options. Subclasses are not among them."""
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from tpinit.runtime.settings import ComponentSettings
-from tpinit.runtime.training.schedules import WarmupSchedule, build_schedule
+from tpinit.runtime.training.schedules import Schedule, build_schedule
 
 OWN_RATES = (0.05, 0.002)  # of the two parameter groups
 
@@ -20,11 +20,11 @@ def optimizer() -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=1.0)
 
 
-def schedule_of(kind: str, params: dict[str, Any]) -> WarmupSchedule:
+def schedule_of(kind: str, params: dict[str, Any]) -> Schedule:
     return build_schedule(ComponentSettings(kind, params), optimizer())
 
 
-def advance(schedule: WarmupSchedule, iteration: int | None = None) -> list[float]:
+def advance(schedule: Schedule, iteration: int | None = None) -> list[float]:
     schedule.optimizer.step()
     schedule.step(iteration)
     return [group["lr"] for group in schedule.optimizer.param_groups]
