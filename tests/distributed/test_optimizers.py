@@ -16,7 +16,7 @@ GATHERS = {"muon": 1, "adafactor": 1, "lamb": 1, "signs": 0, "adamw": 0, "lion":
 def test_an_update_is_that_of_the_unsharded_model_to_the_bit(world2: Any, name: str) -> None:
     for result in world2.run("scenarios.optimizers:update", name=name):
         assert result["different"] == []
-        assert result["calls"] == ["all_gather"] * 3 * GATHERS[name]
+        assert result["calls"] == ["all_reduce", *["all_gather"] * GATHERS[name]] * 3  # the norm, then the tensors
         assert result["own"]
         assert result["in_step"]
 

@@ -48,7 +48,7 @@ def test_such_an_update_is_skipped_or_ignored_where_that_was_said(world2: Any) -
         assert (result["error"], result["kept"], result["finite"], result["steps"]) == (None, False, False, (4, 0))
 
 
-@pytest.mark.parametrize("how", ["clipped by torch", "one copy scaled"])
+@pytest.mark.parametrize("how", ["clipped by its own norm", "one copy scaled"])
 def test_copies_of_a_gradient_that_differ_are_found_in_the_norms_all_reduce(world2: Any, how: str) -> None:
     results = world2.run("scenarios.unusable_gradients:step_with", how=how)
     for result in results:

@@ -121,15 +121,15 @@ def _batch(name: str, model: torch.nn.Module, seed: int) -> dict[str, Any]:
 def _sharded_step(name: str, engine: Any, batch: dict[str, Any]) -> Step:
     loss = catalogue.loss(name, engine, batch)
     engine.backward(loss)
-    gradients = _gathered(engine, lambda target: target.grad)
+    gradients = _gathered(engine, lambda state: state.exact_grad())
     engine.step()
-    weights = _gathered(engine, lambda target: target.data)
+    weights = _gathered(engine, lambda state: state.target.data)
     return Step(float(loss), torch.finfo(loss.dtype).eps, gradients, engine.get_global_grad_norm(), weights)
 
 
 def _gathered(engine: Any, part_of: Callable[[Any], torch.Tensor | None]) -> PackedTensors:
     """Put together what the ranks hold of what the optimizer updates: fp32 masters."""
-    wholes = gathered(engine, {state.record.name: part_of(state.target) for state in engine._param_states})
+    wholes = gathered(engine, {state.record.name: part_of(state) for state in engine._param_states})
     return PackedTensors({name: one for name, one in wholes.items() if one is not None})
 
 

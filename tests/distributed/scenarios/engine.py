@@ -84,7 +84,7 @@ def train_in_low_precision(rank: int, dtype: str, fp16: dict[str, Any] | None = 
         more["fp16"] = {"enabled": True, **fp16}
     elif dtype == "bf16":
         more["bf16"] = {"enabled": True}
-    engine, optimizer, _, _ = initialize(model=model, config=config(**more))
+    engine, *_ = initialize(model=model, config=config(**more))
     reference = torch.optim.SGD(whole.parameters(), lr=0.05, momentum=0.9)
     apart = []
     scales = [engine.loss_scale()]
@@ -100,7 +100,7 @@ def train_in_low_precision(rank: int, dtype: str, fp16: dict[str, Any] | None = 
         norm = float(torch.nn.utils.clip_grad_norm_(whole.parameters(), float("inf")))
         reference.step()
         reference.zero_grad()
-    masters = [one for group in optimizer.param_groups for one in group["params"]]
+    masters = [state.target.detach() for state in engine._param_states]
     weights = list(engine.module.parameters())
     return {
         "parameters": sorted({str(one.dtype) for one in weights}),

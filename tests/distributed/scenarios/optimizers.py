@@ -11,6 +11,7 @@ import torch.distributed as dist
 from tpinit.runtime import initialize
 from tpinit.runtime.slicing import local_part
 from tpinit.runtime.training.config_optimizers import Lion, UncorrectedAdam
+from tpinit.runtime.training.optimizer_kinds import OptimizerKind
 
 from support.collectives import CollectiveCounter
 from support.refusals import error_of, in_step
@@ -66,7 +67,7 @@ MAKERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 def update(rank: int, name: str, steps: int = 3, gather: bool = True) -> dict[str, Any]:
     """Make updates with equal gradients on both sides; return what differs, and the collectives of all updates.
 
-    Without `gather` the hooks that gather whole tensors are taken from the optimizer.
+    Without `gather` the optimizer counts as elementwise, and updates slices.
     """
     model = build()
     unsharded = copy.deepcopy(model)
@@ -75,8 +76,7 @@ def update(rank: int, name: str, steps: int = 3, gather: bool = True) -> dict[st
     other = MAKERS[name](unsharded)
     whole, local = dict(unsharded.named_parameters()), dict(engine.module.named_parameters())
     if not gather:
-        optimizer._optimizer_step_pre_hooks.clear()
-        optimizer._optimizer_step_post_hooks.clear()
+        engine._optimizer_step.kind = OptimizerKind.ELEMENTWISE
     counter = CollectiveCounter()
     with counter.on():
         for step in range(steps):

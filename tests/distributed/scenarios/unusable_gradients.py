@@ -66,8 +66,11 @@ def spoil(engine: Any, how: str, last: bool) -> None:
         model.model.layers[0].mlp.up_proj.weight.grad[0, 0] = float("nan")
     elif how == "nan gradient of a copy" and last:
         model.model.norm.weight.grad[0] = float("nan")
-    elif how == "clipped by torch":
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    elif how == "clipped by its own norm":
+        grads = [one.grad for one in model.parameters()]
+        norm = torch.stack([grad.norm() for grad in grads]).norm()
+        for grad in grads:
+            grad.mul_(1e-3 / norm)
     elif how == "one copy scaled" and last:
         model.model.norm.weight.grad.mul_(1.5)
     elif how == "rounding" and last:

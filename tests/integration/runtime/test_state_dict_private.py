@@ -44,7 +44,7 @@ def compared_sizes():
 def full_state_dicts():
     class Asked(nn.Linear):
         def state_dict(self, *args, **kwargs):
-            answers.append((state_dict_private.wants_full_state_dict(), state_dict_private.names_optimizer_state()))
+            answers.append(state_dict_private.wants_full_state_dict())
             return super().state_dict(*args, **kwargs)
 
     answers = []
@@ -52,21 +52,17 @@ def full_state_dicts():
     model.state_dict()
     get_model_state_dict(model)
     get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-    assert answers == [(False, False), (False, False), (True, False)]
+    assert answers == [False, False, True]
 
 
 def optimizer_states():
     answers = []
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    optimizer.register_state_dict_post_hook(
-        lambda *_: answers.append(
-            (state_dict_private.wants_full_state_dict(), state_dict_private.names_optimizer_state())
-        )
-    )
+    optimizer.register_state_dict_post_hook(lambda *_: answers.append(state_dict_private.wants_full_state_dict()))
     optimizer.state_dict()
     get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
-    assert answers == [(False, False), (True, True)]
+    assert answers == [False, True]
 
 
 def versions():

@@ -226,11 +226,78 @@ def groups_of_one():
         dist.destroy_process_group()
 
 
+def backward_numbers():
+    parameter = nn.Parameter(torch.ones(1))
+    seen = []
+    parameter.register_post_accumulate_grad_hook(lambda _: seen.append(torch_private.backward_number()))
+    for _ in range(2):
+        (parameter * 2).sum().backward()
+    assert torch_private.backward_number() == -1
+    assert len({-1, *seen}) == 3
+
+
+def end_of_backward():
+    one, other = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    seen = []
+
+    def later(_):
+        torch_private.after_backward(lambda: seen.append((one.grad is not None, other.grad is not None)))
+
+    one.register_post_accumulate_grad_hook(later)
+    (one * other.exp().exp()).sum().backward()
+    assert seen == [(True, True)]
+
+
+def norm_function():
+    names = torch_private.clip_grad_namespace()
+    present = names[torch_private.TOTAL_NORM]
+    parameter = nn.Parameter(torch.ones(4))
+    parameter.grad = torch.ones(4)
+    seen = []
+    names[torch_private.TOTAL_NORM] = lambda grads, *_: seen.extend(grads) or torch.tensor(4.0)
+    try:
+        torch.nn.utils.clip_grad_norm_([parameter], 2.0)
+    finally:
+        names[torch_private.TOTAL_NORM] = present
+    assert seen == [parameter.grad]
+    assert torch.allclose(parameter.grad, torch.tensor(0.5))
+    assert float(torch.nn.utils.clip_grad_norm_([parameter], 2.0)) == pytest.approx(1.0)
+
+
+def overflow_flags():
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    (scaler.scale(parameter.sum()) * float("inf")).backward()
+    scaler.unscale_(optimizer)
+    (flag,) = torch_private.found_infs(scaler, optimizer)
+    assert float(flag) == 1.0
+    flag.zero_()
+    scaler.step(optimizer)
+    assert not torch.isfinite(parameter).any()  # the flag alone decides
+
+
+def scaling_in_a_fused_step():
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([parameter], fused=True)
+    assert getattr(optimizer, torch_private.SCALES_IN_STEP)
+    setattr(optimizer, torch_private.SCALES_IN_STEP, False)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(parameter.sum()).backward()
+    scaler.step(optimizer)
+    assert parameter.grad.tolist() == [1.0, 1.0]  # unscaled before the step
+
+
 TORCH = {
+    "Optimizer._step_supports_amp_scaling": scaling_in_a_fused_step,
     "torch._dynamo.eval_frame.OptimizedModule._orig_mod": compiled_module_holds_the_original,
     "ActivationWrapper._checkpoint_wrapped_module": checkpointed_module_holds_the_original,
     "distributed_c10d._get_default_store": groups_of_one,
     "ProcessGroup._get_backend": groups_of_one,
+    "torch._C._current_graph_task_id": backward_numbers,
+    "torch.autograd.Variable._execution_engine": end_of_backward,
+    "torch.nn.utils.clip_grad._get_total_norm": norm_function,
+    "GradScaler._per_optimizer_states": overflow_flags,
     "torch._assert_async": asserted,
     "nn.Module._parameters": lambda: module_dicts("_parameters"),
     "nn.Module._buffers": lambda: module_dicts("_buffers"),

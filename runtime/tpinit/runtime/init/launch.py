@@ -35,9 +35,9 @@ from tpinit.runtime.settings import Settings
 from tpinit.runtime.training.data import make_loader
 from tpinit.runtime.training.engine import Engine
 from tpinit.runtime.training.optimizer_kinds import OptimizerKind
+from tpinit.runtime.training.optimizer_step import OptimizerStep
 from tpinit.runtime.training.param_state import make_param_states
 from tpinit.runtime.training.schedules import build_schedule
-from tpinit.runtime.training.whole_updates import update_whole_tensors
 from tpinit.spec.vocabulary import DType
 
 __all__ = ["PORT", "Started", "launch"]
@@ -154,8 +154,10 @@ def _build_engine(
     if init_args.gather_logits:
         gather_logits_always(model)
     states = make_param_states(model, plan, optimizer)
-    if optimizer is not None and prepared.optimizer_kind is OptimizerKind.WHOLE_TENSORS:
-        update_whole_tensors(optimizer, states, groups.tp)
+    optimizer_step = None
+    if optimizer is not None:
+        kind = prepared.optimizer_kind or OptimizerKind.ELEMENTWISE
+        optimizer_step = OptimizerStep(optimizer, states, groups, kind)
     scheduler = init_args.lr_scheduler
     if optimizer is not None and scheduler is None and settings.scheduler is not None:
         scheduler = build_schedule(settings.scheduler, optimizer)
@@ -172,7 +174,7 @@ def _build_engine(
         groups=groups,
         settings=settings,
         param_states=states,
-        optimizer=optimizer,
+        optimizer_step=optimizer_step,
         lr_scheduler=scheduler,
         device=device,
         device_choice=choice,

@@ -12,7 +12,6 @@ from typing import Any
 __all__ = [
     "PRIVATE_NAMES",
     "compares_whole_size",
-    "names_optimizer_state",
     "state_metadata",
     "wants_full_state_dict",
     "with_metadata",
@@ -67,11 +66,6 @@ def wants_full_state_dict() -> bool:
     """Tell whether torch asks `state_dict()` for whole tensors: the option full_state_dict."""
     frame = _frame_of("_get_model_state_dict", "_get_optim_state_dict")
     return frame is not None and bool(frame.f_locals["info"].full_state_dict)
-
-
-def names_optimizer_state() -> bool:
-    """Tell whether torch is about to name the parameters in an optimizer's state by the model's names."""
-    return _frame_of("_get_optim_state_dict") is not None
 
 
 def _frame_of(*getters: str) -> FrameType | None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from datetime import timedelta
 from typing import Any
 
@@ -24,15 +24,21 @@ __all__ = [
     "NO_OP_ON_META",
     "PRIVATE_NAMES",
     "PlainDispatchMode",
+    "SCALES_IN_STEP",
+    "TOTAL_NORM",
     "TorchDispatchMode",
+    "after_backward",
     "assert_async",
     "as_subclass",
     "attached_hooks",
+    "backward_number",
     "buffers_of",
     "call_state",
     "children_of",
     "default_store",
+    "clip_grad_namespace",
     "empty_module_state",
+    "found_infs",
     "global_hooks",
     "init_namespace",
     "is_batch_norm",
@@ -89,6 +95,11 @@ PRIVATE_NAMES: dict[str, str] = {
     "distributed_c10d._get_default_store": "the store of the world: ranks exchange texts without a device",
     "ProcessGroup._get_backend": "the time-out of a group, for the groups that are made beside it",
     "Module.__class__ assignment": "gives a linear its parallel forward and leaves its identity",
+    "torch._C._current_graph_task_id": "tells one backward from the next",
+    "torch.autograd.Variable._execution_engine": "runs a function when the running backward ends, as DDP does",
+    "torch.nn.utils.clip_grad._get_total_norm": "the norm by which clip_grad_norm_ clips",
+    "Optimizer._step_supports_amp_scaling": "whether GradScaler leaves unscaling to the step of a fused optimizer",
+    "GradScaler._per_optimizer_states": "whether this rank's gradients overflow, for each device",
     "normal_ draws in blocks of 16": "draws a long tensor piece by piece with the same values",
 }
 """Every private name, and private behaviour, of torch that the runtime leans on; and what for."""
@@ -112,6 +123,12 @@ _TENSOR_HOOKS = {
     "_backward_hooks": "hook on its gradient",
     "_post_accumulate_grad_hooks": "hook after its gradient is accumulated",
 }
+
+SCALES_IN_STEP = "_step_supports_amp_scaling"
+"""The attribute of an optimizer whose step unscales gradients itself for GradScaler."""
+
+TOTAL_NORM = "_get_total_norm"
+"""The function by which clip_grad_norm_ computes the norm, in the namespace of its module."""
 
 BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 """The attributes of a module that hold its backward hooks."""
@@ -217,6 +234,27 @@ def unwrapped(module: nn.Module) -> nn.Module:
             break
         module = inner
     return module
+
+
+def backward_number() -> int:
+    """Return the number of the running backward; -1 outside of one."""
+    return int(torch._C._current_graph_task_id())
+
+
+def after_backward(function: Callable[[], None]) -> None:
+    """Run a function when the running backward has accumulated its gradients."""
+    torch.autograd.Variable._execution_engine.queue_callback(function)
+
+
+def clip_grad_namespace() -> MutableMapping[str, Any]:
+    """Return the namespace in which clip_grad_norm_ finds `_get_total_norm`, to replace that."""
+    return vars(torch.nn.utils.clip_grad)
+
+
+def found_infs(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Return the one-element tensors, 0 or 1, that say whether the unscaled gradients overflow, one for each device."""
+    found: dict[Any, torch.Tensor] = scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
+    return list(found.values())
 
 
 def is_original_method(kind: type[nn.Module], name: str) -> bool:

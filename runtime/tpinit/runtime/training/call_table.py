@@ -236,12 +236,10 @@ PEFT_CALLS: tuple[Call, ...] = (
 """The names that peft's models add; `merge_and_unload` and its kin are those of peft's tuners."""
 
 OPTIMIZER_CALLS: tuple[Call, ...] = (
-    Call.of(
-        Answer.RIGHT, "step", "engine.step() calls it; with fp32 parameters and one micro batch it may be called itself"
-    ),
+    Call.of(Answer.GUARDED, "step", "after loss.backward(); refused between engine.backward and engine.step"),
     Call.of(Answer.RIGHT, "zero_grad", "drops the gradients; engine.step() does"),
     Call.of(Answer.PART, "state_dict load_state_dict", "this rank's part, which torch.distributed.checkpoint can tell"),
-    Call.of(Answer.REFUSED, "add_param_group", "give all parameters to the optimizer before initialize"),
+    Call.of(Answer.GUARDED, "add_param_group", "takes parameters that the model had at initialize; refuses others"),
     Call.of(
         Answer.PART,
         "register_load_state_dict_post_hook register_load_state_dict_pre_hook register_state_dict_post_hook "
@@ -265,7 +263,7 @@ ENGINE_CALLS: tuple[Call, ...] = (
     Call.of(
         Answer.RIGHT,
         "backward step is_gradient_accumulation_boundary set_gradient_accumulation_boundary no_sync train_batch "
-        "eval_batch get_global_grad_norm",
+        "eval_batch get_global_grad_norm clip_grad_norm_ sum_over_parameters",
         "as the unsharded model with the whole batch trains; the norm is the whole model's",
     ),
     Call.of(

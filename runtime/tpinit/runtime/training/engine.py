@@ -25,14 +25,19 @@ from tpinit.runtime.training.call_guards import guard_calls, guard_engine
 from tpinit.runtime.training.data import EndlessBatches
 from tpinit.runtime.training.engine_answers import METHODS, VALUES
 from tpinit.runtime.training.engine_names import NOT_ON_THE_ENGINE, missing_name
-from tpinit.runtime.training.gradients import GradientNorm, average, global_norm, scale, sum_partial
+from tpinit.runtime.training.engine_norms import before_norm
+from tpinit.runtime.training.gradients import GradientNorm, global_norm, scale
 from tpinit.runtime.training.input_devices import explained
 from tpinit.runtime.training.loss_scaler import LossScaler
+from tpinit.runtime.training.optimizer_kinds import OptimizerKind
 from tpinit.runtime.training.optimizer_state import mark_optimizer_state
-from tpinit.runtime.training.param_state import ParamState
+from tpinit.runtime.training.optimizer_step import OptimizerStep
+from tpinit.runtime.training.param_state import ParamState, fp32_gradients
 from tpinit.runtime.training.replica_check import ReplicaCheck
+from tpinit.runtime.training.sharded_tensors import ShardedTensors
+from tpinit.runtime.training.torch_functions import recognize_sharded_tensors
 from tpinit.runtime.training.tree_check import TreeCheck
-from tpinit.runtime.training.unusable_gradients import nonfinite_error, raise_unequal_gradients
+from tpinit.runtime.training.unusable_gradients import nonfinite_error, raise_unequal_gradients, unequal_losses
 from tpinit.spec.vocabulary import Decision
 
 __all__ = ["Engine"]
@@ -75,7 +80,7 @@ class Engine(nn.Module):
         groups: ParallelGroups,
         settings: Settings,
         param_states: list[ParamState],
-        optimizer: Optimizer | None,
+        optimizer_step: OptimizerStep | None,
         lr_scheduler: Any,
         device: torch.device,
         device_choice: DeviceChoice | None = None,
@@ -89,7 +94,7 @@ class Engine(nn.Module):
         self.plan = plan
         self.groups = groups
         self.settings = settings
-        self.optimizer = optimizer
+        self.optimizer: Optimizer | None = optimizer_step.optimizer if optimizer_step is not None else None
         self.lr_scheduler = lr_scheduler
         self.device = device
         self.device_choice = device_choice if device_choice is not None else DeviceChoice(device, "given to the engine")
@@ -101,6 +106,9 @@ class Engine(nn.Module):
         self.skipped_steps = 0
         self.global_samples = 0
         self._param_states = param_states
+        self._tensors = ShardedTensors(param_states, groups, device)
+        self._hooks = self._tensors.hooks
+        self._optimizer_step = optimizer_step
         fp16 = any(state.parameter.dtype is torch.float16 for state in param_states)
         self._scaler = LossScaler(settings.scaling, fp16)
         self._norm: torch.Tensor | None = None
@@ -117,11 +125,17 @@ class Engine(nn.Module):
         if groups.tp.group is not None:
             guard_calls(module, plan, groups.tp, self._call_check, groups.data_index == 0)
             guard_engine(self, module)
-            if optimizer is not None:
-                mark_optimizer_state(optimizer, param_states, plan, groups.tp)
+            if optimizer_step is not None:
+                elementwise = optimizer_step.kind is OptimizerKind.ELEMENTWISE
+                mark_optimizer_state(optimizer_step.optimizer, param_states, plan, groups.tp, elementwise)
             self._call_check.tree = TreeCheck(plan, module)
         _LIVING.add(self)
         self._replica_check = ReplicaCheck(module, param_states, groups, self._checks.replicas_every)
+        self._tensors.attach(module)
+        self._tensors.optimizer, self._tensors.before_norm = self.optimizer, partial(before_norm, self)
+        if optimizer_step is not None:
+            optimizer_step.by_hand = self._update_by_hand
+        recognize_sharded_tensors()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model's forward on this rank's batch.
@@ -150,37 +164,22 @@ class Engine(nn.Module):
         self._call_check.check_alive("backward")
         if self.optimizer is None:
             raise EngineError("backward needs an optimizer: name one in the config or pass one to initialize")
-        reduced = self._take_reduced()
-        self._losses.append(loss.detach())
-        self._bad_loss = self._bad_loss | ~torch.isfinite(loss.detach()).all().to(self.device)
-        scaled = loss / self.settings.batch.accumulation if scale_wrt_gas else loss
-        (scaled * self._scaler.scale if self._scaler.active else scaled).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
-        for state in self._param_states:
-            state.accumulate()
-        if self._synchronizes and self.is_gradient_accumulation_boundary():
-            sum_partial(self._param_states, self.groups.tp, self.device)
-            self._bad_loss = average(
-                self._param_states, self.groups.dp, self.device, self._bad_loss, self.settings.averaging
-            )
-            self._reduced = True
-        for state, gradient in reduced:
-            state.target.grad = gradient if state.target.grad is None else state.target.grad.add_(gradient)
-        self._awaits_step = True
-        return scaled.detach()
-
-    def _take_reduced(self) -> list[tuple[ParamState, torch.Tensor]]:
-        """Take out the gradients that an earlier backward reduced over the ranks: they must not be reduced again."""
-        if not self._reduced:
-            return []
-        if not self._synchronizes:
+        if self._reduced and not self._synchronizes:
             raise EngineError(
                 "backward inside no_sync comes after a backward that has averaged the gradients: call engine.step() "
                 "between them, or put no_sync around the earlier ones"
             )
-        taken = [(state, state.target.grad) for state in self._param_states if state.target.grad is not None]
-        for state, _ in taken:
-            state.target.grad = None
-        return taken
+        self._losses.append(loss.detach())
+        self._bad_loss = self._bad_loss | ~torch.isfinite(loss.detach()).all().to(self.device)
+        scaled = loss / self.settings.batch.accumulation if scale_wrt_gas else loss
+        with self._hooks.paused():
+            (scaled * self._scaler.scale if self._scaler.active else scaled).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+        if self._synchronizes and self.is_gradient_accumulation_boundary():
+            self._bad_loss = self._hooks.reduce(self._bad_loss, self.settings.averaging)
+            self._reduced = True
+        self._hooks.show()
+        self._awaits_step = True
+        return scaled.detach()
 
     def step(self, lr_kwargs: Mapping[str, Any] | None = None) -> None:
         """End a micro batch; at an accumulation boundary clip, update, advance the schedule and drop the gradients.
@@ -215,29 +214,51 @@ class Engine(nn.Module):
                 self.zero_grad()
 
     def _update(self, lr_kwargs: Mapping[str, Any]) -> None:
-        assert self.optimizer is not None
-        norm = global_norm(self._param_states, self.groups.tp, self.device, self._bad_loss)
+        assert self._optimizer_step is not None
+        for state in self._param_states:
+            state.take_grad()
+        norm = global_norm(self._param_states, self.groups.tp, self.device, self._bad_loss, self._losses)
         skipped = self._must_skip(norm)
         if skipped:
             self.skipped_steps += 1
         else:
             if self._scaler.active or self.settings.clipping:
                 self._clip(norm.norm() / self._scaler.scale)
-            self.optimizer.step()
-            for state in self._param_states:
-                state.copy_back()
+            self._optimizer_step.update()
             if self.lr_scheduler is not None:
                 self.lr_scheduler.step(**lr_kwargs)
             self.step_applied = True
-        self._norm = norm.norm() / self._scaler.scale
+        self._scaler.update(skipped)
+        self._count_update(norm.norm() / self._scaler.scale)
+
+    def _update_by_hand(self, update: Callable[[], Any]) -> Any:
+        """Call `update` for an `optimizer.step()` of the user, after the checks of `step`, and return its result."""
+        if self._awaits_step or self._hooks.addends:
+            raise EngineError(
+                "optimizer.step() was called after engine.backward(loss): call engine.step(), which calls it; or call "
+                "loss.backward() instead of engine.backward(loss), and engine.zero_grad() before the change"
+            )
+        self._call_check.compare_call("optimizer.step", self.module)
+        with fp32_gradients(self._param_states):
+            norm = global_norm(self._param_states, self.groups.tp, self.device)
+            skipped = self._must_skip(norm)
+            result = None if skipped else update()
+        if float(norm.norm()):  # torch.distributed.checkpoint makes a step of zero gradients to have a state
+            self.skipped_steps += skipped
+            self._count_update(norm.norm())
+        return result
+
+    def _count_update(self, norm: torch.Tensor) -> None:
+        self._norm = norm
         self.global_steps += 1
         self._call_check.step = self.global_steps
-        self._scaler.update(skipped)
         self._replica_check.after(self.global_steps)
 
     def _must_skip(self, norm: GradientNorm) -> bool:
         """Return whether this update is skipped. Raises on all ranks for gradients that can't be used."""
-        finite, agree = norm.read()
+        finite, agree, losses_agree = norm.read()
+        if not losses_agree:
+            raise unequal_losses(self._losses, self.groups.tp, self.global_steps)
         if not agree:
             raise_unequal_gradients(self._param_states, self.groups.tp, self.global_steps)
         if finite or self._scaler.active:
@@ -258,13 +279,9 @@ class Engine(nn.Module):
         """Drop every gradient, or set it to zero."""
         self._losses.clear()
         self._bad_loss = torch.zeros_like(self._bad_loss)
-        self._reduced = False
+        self._reduced = self._hooks.addends = False
         for state in self._param_states:
-            for parameter in (state.parameter, state.target):
-                if set_to_none or parameter.grad is None:
-                    parameter.grad = None
-                else:
-                    parameter.grad.zero_()
+            state.drop_grad(set_to_none)
 
     def is_gradient_accumulation_boundary(self) -> bool:
         """Return whether the current micro batch is the last one before an update."""

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from tpinit.runtime.errors import EngineError
 from tpinit.runtime.settings import BatchSizes
 from tpinit.runtime.training.batch_loop import eval_batch, train_batch
+from tpinit.runtime.training.engine_norms import clip_grad_norm_, sum_over_parameters
 
 if TYPE_CHECKING:
     from tpinit.runtime.training.engine import Engine
@@ -93,6 +94,8 @@ VALUES: dict[str, Callable[[Engine], Any]] = {
 """Attributes that need no call."""
 
 METHODS: dict[str, Callable[..., Any]] = {
+    "clip_grad_norm_": clip_grad_norm_,
+    "sum_over_parameters": sum_over_parameters,
     "train_batch": train_batch,
     "eval_batch": eval_batch,
     "was_step_applied": lambda engine: engine.step_applied,

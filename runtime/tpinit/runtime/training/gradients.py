@@ -20,6 +20,7 @@ __all__ = ["GradientNorm", "average", "global_norm", "scale", "sum_partial"]
 _DEVIATION = 1e-4  # of the replicated gradients of one rank from the others, relative: far above rounding
 _PLAIN_MEAN = Averaging()
 _TORCH_DTYPES = {DType.FP32: torch.float32, DType.FP16: torch.float16, DType.BF16: torch.bfloat16}
+_LOSS_DEVIATION = (1e-7, 1e-4)  # of the losses of a TP group, relative, on a CPU and on CUDA: they are computed alike
 _BUCKET = 1 << 25  # elements in one all-reduce: large enough to be bandwidth-bound, small beside a model
 
 
@@ -154,8 +155,9 @@ def _gradients(states: Sequence[ParamState]) -> Iterator[torch.Tensor]:
 class GradientNorm:
     """The 2-norm of the whole model's gradient, and what the ranks of a TP group learn in the same all-reduce.
 
-    `sums` are float64: the squares of the sharded gradients, those of the replicated ones (r), r squared, and a count
-    of the ranks whose loss is NaN or infinite; summed over the group when the all-reduce `pending` is done.
+    `sums` are float64: the squares of the sharded gradients, those of the replicated ones (r), r squared, a count of
+    the ranks whose loss is NaN or infinite, the sum of the losses (l), and l squared; summed over the group when the
+    all-reduce `pending` is done.
     """
 
     def __init__(self, sums: torch.Tensor, pending: dist.Work | None, ranks: int) -> None:
@@ -168,15 +170,23 @@ class GradientNorm:
         sums = self._wait()
         return (sums[0] + sums[1] / self._ranks).sqrt()
 
-    def read(self) -> tuple[bool, bool]:
-        """Return whether every loss and the norm are finite, and whether the replicated gradients of all ranks agree.
+    def read(self) -> tuple[bool, bool, bool]:
+        """Return whether losses and norm are finite, whether replicated gradients agree, and whether the losses do.
 
         The host waits for the device. n values r are equal if and only if n x sum(r^2) = (sum r)^2.
         """
-        sharded, total, squares, bad_losses = self._wait().tolist()
+        sums = self._wait()
+        sharded, total, squares, bad_losses, losses, loss_squares = sums.tolist()
         finite = math.isfinite(sharded) and math.isfinite(total) and bad_losses == 0
-        variance = self._ranks * squares - total * total
-        return finite, not finite or variance <= _DEVIATION**2 * total * total
+        allowed = _LOSS_DEVIATION[sums.is_cuda]
+        return (
+            finite,
+            not finite or self._agree(total, squares, _DEVIATION),
+            not finite or self._agree(losses, loss_squares, allowed),
+        )
+
+    def _agree(self, total: float, squares: float, deviation: float) -> bool:
+        return self._ranks * squares - total * total <= deviation**2 * total * total
 
     def _wait(self) -> torch.Tensor:
         if self._pending is not None:
@@ -186,17 +196,22 @@ class GradientNorm:
 
 
 def global_norm(
-    states: Sequence[ParamState], tp: GroupView, device: torch.device, bad_loss: torch.Tensor | None = None
+    states: Sequence[ParamState],
+    tp: GroupView,
+    device: torch.device,
+    bad_loss: torch.Tensor | None = None,
+    losses: Sequence[torch.Tensor] = (),
 ) -> GradientNorm:
     """Start the 2-norm of the whole model's gradient; `bad_loss` is a bool scalar that is set for a loss not finite.
 
-    Sharded gradients are summed over the group; a replicated gradient counts once. The one all-reduce, of four numbers,
-    has started when this returns.
+    Sharded gradients are summed over the group; a replicated gradient counts once. `losses` are the scalars whose
+    gradients these are. The one all-reduce, of six numbers, has started when this returns.
     """
     sharded = _sum_of_squares([_counted_gradient(state) for state in states if state.record.dim is not None], device)
     replicated = _sum_of_squares([state.target.grad for state in states if state.record.dim is None], device)
     flag = torch.zeros_like(sharded) if bad_loss is None else bad_loss.to(sharded)
-    sums = torch.stack([sharded, replicated, replicated * replicated, flag])
+    loss = torch.stack([loss.to(sharded).sum() for loss in losses]).sum() if losses else torch.zeros_like(sharded)
+    sums = torch.stack([sharded, replicated, replicated * replicated, flag, loss, loss * loss])
     pending = dist.all_reduce(sums, group=tp.group, async_op=True) if tp.group is not None else None
     return GradientNorm(sums, pending, tp.size)
 

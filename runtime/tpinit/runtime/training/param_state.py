@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,9 @@ from torch.optim import Optimizer
 from tpinit.runtime.planning.schema import GradientRule, ParameterPlan, Plan
 from tpinit.runtime.slicing import take_pieces
 
-__all__ = ["ParamState", "make_param_states"]
+__all__ = ["ParamState", "adopt_edits", "make_param_states"]
+
+_HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(slots=True)
@@ -19,51 +22,137 @@ class ParamState:
     """One parameter in training: the model's local tensor, and the tensor that the optimizer updates.
 
     `target` is the parameter itself, or its fp32 master copy if the optimizer updates a bf16 or fp16 parameter.
-    Gradients are accumulated, averaged and clipped on the target. `counted` are the indices along the sharded dimension
-    (int64, 1-d, on the parameter's device) that this rank adds to the gradient norm; None means all of them.
+    Gradients are summed, averaged and clipped on the target. `counted` are the indices along the sharded dimension
+    (int64, 1-d, on the parameter's device) that this rank adds to the gradient norm; None means all of them. `shown` is
+    the rounded copy of the target's gradient that the parameter has as its `grad`, None if it has another or none.
+    `summed`: a backward outside of the engine left a gradient that is already the sum over the TP group.
     """
 
     parameter: nn.Parameter
     target: nn.Parameter
     record: ParameterPlan
     counted: torch.Tensor | None = None
+    shown: torch.Tensor | None = None
+    summed: bool = False
+
+    @property
+    def has_master(self) -> bool:
+        """Whether the optimizer updates an fp32 master copy of the parameter."""
+        return self.target is not self.parameter
+
+    def add_master(self) -> None:
+        """Let the optimizer update an fp32 copy of a bf16 or fp16 parameter; does nothing for other dtypes."""
+        if not self.has_master and self.parameter.dtype in _HALF:
+            self.target = nn.Parameter(self.parameter.detach().float())
+
+    def take_grad(self) -> None:
+        """Move the parameter's gradient to the master copy, in fp32; does nothing without a master copy.
+
+        An element that still has the shown value keeps the fp32 value that was rounded to it. So a gradient that the
+        user has dropped, replaced or changed in place is so on the master copy.
+        """
+        if not self.has_master:
+            return
+        shown, grad = self.shown, self.parameter.grad
+        if grad is None:
+            self.target.grad = None
+        elif grad is shown and self.target.grad is not None:
+            self.target.grad = _with_edits(self.target.grad, grad)
+        else:
+            self.target.grad = grad.float()
+        self.parameter.grad = self.shown = None
+
+    def show_grad(self) -> None:
+        """Give the parameter a copy of the master copy's gradient, rounded to its dtype, for the user to read."""
+        if self.has_master and self.target.grad is not None:
+            self.shown = self.target.grad.to(self.parameter.dtype)
+            self.parameter.grad = self.shown
 
     def accumulate(self) -> None:
-        """Add the gradient of the last backward to the master copy's, in fp32; does nothing without a master copy."""
-        if self.target is self.parameter or self.parameter.grad is None:
-            return
-        grad = self.parameter.grad.float()
-        self.target.grad = grad if self.target.grad is None else self.target.grad.add_(grad)
-        self.parameter.grad = None
+        """Add the gradient of the last backward to the master copy's, in fp32, if that has one."""
+        if self.has_master and self.target.grad is not None and self.parameter.grad is not None:
+            self.target.grad.add_(self.parameter.grad)
+            self.parameter.grad = None
+
+    def exact_grad(self) -> torch.Tensor | None:
+        """Return the gradient, of the master copy in fp32 where its rounded copy is shown; None if there is none."""
+        grad = self.parameter.grad
+        if self.has_master and grad is not None and grad is self.shown and self.target.grad is not None:
+            return _with_edits(self.target.grad, grad)
+        return grad if grad is not None else self.target.grad
+
+    def drop_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradient of the parameter and of its master copy, or set it to zero."""
+        if set_to_none or self.parameter.grad is None:
+            self.parameter.grad = None
+        else:
+            self.parameter.grad.zero_()
+        if self.has_master:
+            self.target.grad = self.shown = None
 
     def copy_back(self) -> None:
         """Copy the updated master copy to the model's parameter; does nothing without a master copy."""
-        if self.target is not self.parameter:
+        if self.has_master:
             with torch.no_grad():
                 self.parameter.copy_(self.target)
 
 
-def make_param_states(model: nn.Module, plan: Plan, optimizer: Optimizer | None) -> list[ParamState]:
-    """Return the state of each parameter, in the plan's order, and give the optimizer the master copies to update.
+@contextmanager
+def fp32_gradients(states: Sequence[ParamState]) -> Iterator[None]:
+    """Let the master copies have the gradients of their parameters, and give each parameter its own back after."""
+    masters = [state for state in states if state.has_master]
+    before = [(state, state.parameter.grad, state.shown) for state in masters]
+    for state in masters:
+        state.take_grad()
+    try:
+        yield
+    finally:
+        for state, grad, shown in before:
+            state.parameter.grad, state.shown = grad, shown
+            if shown is None:
+                state.target.grad = None
 
-    The optimizer holds the model's own Parameter objects, which are already sharded in place. Only those in bf16 or
-    fp16 are replaced; the optimizer's options, groups and their order stay.
+
+def _with_edits(exact: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+    """Return `exact`, with the elements of `rounded` wherever that is not `exact` rounded to its dtype."""
+    return torch.where(rounded == exact.to(rounded.dtype), exact, rounded.to(exact.dtype))
+
+
+@torch.no_grad()
+def adopt_edits(states: Sequence[ParamState]) -> None:
+    """Write into each master copy the elements of its parameter that are not the rounded master: someone set them.
+
+    The host waits for the device once.
     """
-    groups: list[dict[str, Any]] = optimizer.param_groups if optimizer is not None else []
+    masters = [state for state in states if state.has_master]
+    if not masters:
+        return
+    edited = torch.stack([(state.target.to(state.parameter.dtype) != state.parameter).any() for state in masters])
+    for state, is_edited in zip(masters, edited.tolist(), strict=True):
+        if is_edited:
+            state.target.copy_(_with_edits(state.target, state.parameter))
+
+
+def make_param_states(model: nn.Module, plan: Plan, optimizer: Optimizer | None) -> list[ParamState]:
+    """Return the state of each parameter, in the plan's order, with a master copy of those that the optimizer updates.
+
+    The optimizer holds the model's own Parameter objects, which are already sharded in place, and keeps them: the
+    master copies of those in bf16 or fp16 take their place during a step only (`optimizer_step`). A frozen parameter
+    has none until it is trained.
+    """
+    groups = optimizer.param_groups if optimizer is not None else []
     optimized = {id(parameter) for group in groups for parameter in group["params"]}
     parameters = dict(model.named_parameters())
     states = []
     for record in plan.parameters:
         parameter = parameters[record.name]
-        half = parameter.dtype in (torch.bfloat16, torch.float16) and id(parameter) in optimized
-        target = nn.Parameter(parameter.detach().float()) if half else parameter
         counted = _counted_indices(record, plan.tp_size, plan.tp_rank)
         if counted is not None:
             counted = counted.to(parameter.device)
-        states.append(ParamState(parameter, target, record, counted))
-    masters = {id(state.parameter): state.target for state in states}
-    for group in groups:
-        group["params"] = [masters.get(id(parameter), parameter) for parameter in group["params"]]
+        state = ParamState(parameter, parameter, record, counted)
+        if id(parameter) in optimized and parameter.requires_grad:
+            state.add_master()
+        states.append(state)
     return states
 
 

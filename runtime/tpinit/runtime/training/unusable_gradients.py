@@ -13,7 +13,7 @@ from tpinit.runtime.groups.agreement import RankReport, check_reports, gather_re
 from tpinit.runtime.groups.process_groups import GroupView, ParallelGroups
 from tpinit.runtime.training.param_state import ParamState
 
-__all__ = ["nonfinite_error", "raise_unequal_gradients"]
+__all__ = ["nonfinite_error", "raise_unequal_gradients", "unequal_losses"]
 
 _SHOWN = 3  # names of tensors in an error, for each rank
 
@@ -83,8 +83,23 @@ def raise_unequal_gradients(states: Sequence[ParamState], tp: GroupView, step: i
     }
     title = (
         f"step {step}: the gradients of replicated parameters differ between the ranks of a TP group, and nothing was "
-        "updated (all ranks must compute one loss from one batch; clip with gradient_clipping in the config and not "
-        "with torch.nn.utils.clip_grad_norm_, which sees one rank's gradients)"
+        "updated (all ranks must compute one loss from one batch, and scale gradients by one number: a norm that you "
+        "compute yourself is that of one rank's part; call engine.clip_grad_norm_)"
     )
     check_reports(gather_reports(RankReport(norms), tp.group), tp.ranks, title)
     raise AgreementError(f"{title}: the norms of single gradients agree to four digits", ["gradients"])
+
+
+def unequal_losses(losses: Sequence[torch.Tensor], tp: GroupView, step: int) -> AgreementError:
+    """Return the error, the same on all ranks of the TP group, of losses that differ between the ranks."""
+    mine = {f"loss of micro batch {place + 1}": f"{float(loss):.9g}" for place, loss in enumerate(losses)}
+    title = (
+        f"step {step}: the losses of the ranks of a TP group differ, and nothing was updated (all ranks must compute "
+        "one loss from one batch: a sum or a norm over engine.parameters() is that of one rank's part; use "
+        "engine.sum_over_parameters)"
+    )
+    try:
+        check_reports(gather_reports(RankReport(dict(mine)), tp.group), tp.ranks, title)
+    except AgreementError as error:
+        return error
+    return AgreementError(f"{title}: they agree to nine digits", ["losses"])

@@ -1,0 +1,63 @@
+"""The sharded models of this process, for functions of torch that are given nothing but tensors or an optimizer."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from tpinit.runtime.groups.process_groups import ParallelGroups
+from tpinit.runtime.training.backward_hooks import BackwardHooks
+from tpinit.runtime.training.param_state import ParamState
+
+__all__ = ["ShardedTensors", "sharded_models"]
+
+
+class ShardedTensors:
+    """The parameters of one sharded model, with their hooks and groups. It is an attribute of the model.
+
+    `optimizer` is the one that `initialize` got. `before_norm` is called with the name of a function before that
+    computes a norm over the ranks, and may raise.
+    """
+
+    def __init__(self, states: Sequence[ParamState], groups: ParallelGroups, device: torch.device) -> None:
+        self.states = list(states)
+        self.groups = groups
+        self.device = device
+        self.hooks = BackwardHooks(states, groups, device)
+        self.optimizer: Optimizer | None = None
+        self.before_norm: Callable[[str], None] = lambda _: None
+        self.sharded_ids = frozenset(id(state.parameter) for state in states if state.record.dim is not None)
+        _models.add(self)
+
+    def attach(self, model: nn.Module) -> None:
+        """Make this live as long as the model."""
+        model.__dict__["tp_tensors"] = self
+
+    def find(self, tensors: Iterable[torch.Tensor]) -> list[tuple[ParamState, torch.Tensor]]:
+        """Return (state, tensor) of each tensor that is a parameter of the model or the gradient of one."""
+        wanted = {id(tensor) for tensor in tensors}
+        pairs = [(state, one) for state in self.states for one in (state.parameter, state.parameter.grad)]
+        return [(state, one) for state, one in pairs if one is not None and id(one) in wanted]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ShardedTensors:
+        """Return that of a copied model, which has hooks of its own and no optimizer."""
+        states = []
+        for state in self.states:
+            parameter = copy.deepcopy(state.parameter, memo)
+            states.append(replace(state, parameter=parameter, target=parameter, shown=None, summed=False))
+        memo[id(self)] = twin = ShardedTensors(states, self.groups, self.device)
+        return twin
+
+
+_models: weakref.WeakSet[ShardedTensors] = weakref.WeakSet()
+
+
+def sharded_models() -> list[ShardedTensors]:
+    """Return the models of this process over a TP group, in no order."""
+    return [model for model in _models if model.groups.tp.group is not None]
