@@ -40,7 +40,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help venv demo test test-transformers lint prove mutate deepspeed deepspeed-env bench models clean
+.PHONY: help venv demo test test-gpu test-transformers lint prove mutate deepspeed deepspeed-env bench models clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,10 @@ $(VENV)/transformers-%/.installed: $(STAMP)
 	@rm -rf $(@D)
 	@$(PIP) install --quiet --quiet --no-deps --target $(@D) transformers==$*
 	@touch $@
+
+test-gpu: $(STAMP) ## Train on the GPUs of this host, if it has any, and print what was covered
+	@echo "== GPUs"
+	@$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Check style, types, and which package imports which
 	@echo "== ruff check"

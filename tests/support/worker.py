@@ -1,6 +1,6 @@
 """One rank of a test world: joins the others, then runs one scenario after another.
 
-    python -m support.worker RANK SIZE FOLDER
+    python -m support.worker RANK SIZE FOLDER [BACKEND]
 
 A job is read from standard input: a pickled pair of "module:function" and keyword arguments. The function is called
 with the rank and the arguments; the folder gets a pickled pair of True and the result, or of False and the traceback.
@@ -24,6 +24,7 @@ from typing import Any
 
 def main() -> None:
     rank, size, home = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    backend = sys.argv[4] if len(sys.argv) > 4 else "gloo"
     jobs = os.fdopen(os.dup(0), "rb")
     with open(os.devnull, "rb") as nothing:  # what a scenario starts must not read the jobs
         os.dup2(nothing.fileno(), 0)
@@ -33,7 +34,12 @@ def main() -> None:
 
     torch.set_num_threads(1)
     store = dist.FileStore(str(home / "store"), size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=40))
+    options = {"store": store, "rank": rank, "world_size": size, "timeout": timedelta(seconds=40)}
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=torch.device("cuda", rank), **options)
+    else:
+        dist.init_process_group(backend, **options)
     write_result(home / f"ready.{rank}.out", (True, None))
     count = 0
     while (job := next_job(jobs)) is not None:

@@ -23,7 +23,10 @@ TIMEOUT = 60.0  # seconds, for one scenario
 
 @dataclass
 class World:
-    """`size` processes in one gloo world. `run` has all of them run one scenario and returns their results."""
+    """`size` processes in one world, of gloo or another `backend`.
+
+    `run` has all of them run one scenario and returns their results.
+    """
 
     size: int
     folder: Path
@@ -31,6 +34,7 @@ class World:
     imported: set[str] = field(default_factory=set)
     count: int = 0
     starts: int = 0
+    backend: str = "gloo"
 
     @property
     def home(self) -> Path:
@@ -43,7 +47,7 @@ class World:
         self.count = 0
         self.home.mkdir()
         for rank in range(self.size):
-            command = [sys.executable, "-m", "support.worker", str(rank), str(self.size), str(self.home)]
+            command = [sys.executable, "-m", "support.worker", str(rank), str(self.size), str(self.home), self.backend]
             with (self.home / f"log.{rank}").open("wb") as log:
                 process = subprocess.Popen(
                     command,

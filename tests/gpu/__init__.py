@@ -1,0 +1,1 @@
+"""Training on GPUs, beside the unsharded model on the same GPU: `make test-gpu`."""
