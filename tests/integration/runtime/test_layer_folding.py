@@ -16,6 +16,7 @@ from tpinit.runtime.errors import PlanError
 from tpinit.runtime.forecast.cost import count_collectives
 from tpinit.runtime.loading.meta_init import build_meta_model
 from tpinit.runtime.planning import plan_model, planner
+from tpinit.runtime.planning.analysis import layer_folding
 from tpinit.runtime.planning.analysis.example_inputs import example_inputs
 from tpinit.runtime.planning.analysis.layer_folding import fold_layers
 from tpinit.runtime.planning.analysis.linears import find_linears
@@ -215,6 +216,13 @@ class _Numbers(torch.nn.Module):
         return x
 
 
+@pytest.fixture
+def known_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the classes of this file for known code, so that models of them are folded."""
+    monkeypatch.setattr(layer_folding, "unknown_code", lambda *_: None)
+
+
+@pytest.mark.usefixtures("known_here")
 def test_a_layer_that_reads_its_place_is_not_spoken_for(monkeypatch: pytest.MonkeyPatch) -> None:
     example = {"x": torch.randn(2, 3, 8)}
     plain = _Numbers(False)
@@ -236,6 +244,7 @@ def _both_with(model: Any, example: Any, monkeypatch: pytest.MonkeyPatch) -> boo
     return found[0] is not None
 
 
+@pytest.mark.usefixtures("known_here")
 def test_a_matrix_that_is_not_reached_lets_all_layers_be_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _Numbers(False)
     model.beside = torch.nn.Linear(8, 8)

@@ -133,6 +133,12 @@ TOTAL_NORM = "_get_total_norm"
 BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 """The attributes of a module that hold its backward hooks."""
 
+TENSORS = ("_parameters", "_buffers")
+"""The attributes of a module that hold its parameters and buffers."""
+
+CHILDREN = "_modules"
+"""The attribute of a module that holds its children."""
+
 CALL_METHODS = ("_call_impl", "_wrapped_call_impl", "_slow_forward")
 """The methods of a module through which a call reaches its forward."""
 

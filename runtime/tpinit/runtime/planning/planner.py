@@ -120,14 +120,15 @@ class _Planned:
 def _plan_folded(model: nn.Module, options: _Options) -> _Planned | None:
     """Plan the model while two layers of each kind represent all of them; None if they can't.
 
-    They can't if no layers are similar, if the forward reads the index of a layer, or if it does not reach every linear
-    layer that is left. After any error too the whole model is planned: its error names all layers. A model with hooks
-    or replaced methods is planned whole, because similar layers may differ in them.
+    They can't if no layers are similar, if the forward reads the index of a layer, if it does not reach every linear
+    layer that is left, or if the model has code that is not known. After any error too the whole model is planned: its
+    error names all layers. A model with hooks or replaced methods is planned whole, because similar layers may differ
+    in them.
     """
     attachments = options.attachments
     if attachments.hooked or attachments.gradient_hooks or _has_linear_overrides(model, attachments):
         return None
-    with fold_layers(model, _request_of(options.request)) as folding:
+    with fold_layers(model, _request_of(options.request), options.inputs) as folding:
         if not folding.represented:
             return None
         try:

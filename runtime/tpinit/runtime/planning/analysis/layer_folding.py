@@ -1,8 +1,9 @@
 """Folds a model: in each long list of layers, two of every group of similar layers remain and represent the others.
 
-The planner works on the folded model, and its result is unfolded to the whole model. The first and the last layer of
-each group remain; a layer between them returns, without computing, the last output of the first one. So each
-remaining layer is called at its own index, after the same number of layers as in the whole model.
+Only a model of known code is folded (`known_code`): any other code may look at the index of a layer in ways that no
+comparison of layers shows. The planner works on the folded model, and its result is unfolded to the whole model. The
+first and the last layer of each group remain; a layer between them returns, without computing, the last output of the
+first one. So each remaining layer is called at its own index, after the same number of layers as in the whole model.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from torch import nn
 from tpinit.runtime.internals.torch_private import children_of, empty_module_state, parameters_of
+from tpinit.runtime.planning.analysis.known_code import unknown_code
 from tpinit.runtime.planning.analysis.layer_dedup import LayerIndexProbe, SimilarLayers, group_similar_layers
 from tpinit.runtime.planning.schema import ParameterPlan, Plan
 
@@ -101,19 +103,29 @@ class LayerFolding:
 
 
 @contextmanager
-def fold_layers(model: nn.Module, request_of: Callable[[str], object] = lambda _: None) -> Iterator[LayerFolding]:
+def fold_layers(
+    model: nn.Module,
+    request_of: Callable[[str], object] = lambda _: None,
+    inputs: Mapping[str, Any] | None = None,
+) -> Iterator[LayerFolding]:
     """Fold every long list of layers of `model`, and restore the model when the context ends.
 
-    `request_of` returns what was requested for a module, by name; layers with different requests are not similar. A
-    list that shares a parameter or a module with another part of the model is not folded, nor one inside a folded list.
+    Nothing is folded if the model, or an object in its `inputs`, has code that is not known. `request_of` returns what
+    was requested for a module, by name; layers with different requests are not similar. A list that shares a parameter
+    or a module with another part of the model is not folded, nor one inside a folded list.
     """
+    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    lists = [(path, module) for path, module in lists if len(module) > _REMAINING]
+    if not lists or unknown_code(model, inputs) is not None:
+        yield LayerFolding()
+        return
     shared_ids = _shared_ids(model)
     folding = LayerFolding({}, [])
     folded_lists: dict[str, Mapping[int, tuple[int, ...]]] = {}
     undo: list[tuple[dict[str, Any], str, Any]] = []
     try:
-        for path, module in list(model.named_modules()):
-            if not isinstance(module, nn.ModuleList) or len(module) <= _REMAINING or _is_inside(path, folded_lists):
+        for path, module in lists:
+            if _is_inside(path, folded_lists):
                 continue
             if any(isinstance(layer.__dict__.get("forward"), _LastOutput) for layer in module):
                 continue  # an outer context has folded it
