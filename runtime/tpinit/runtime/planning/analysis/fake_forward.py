@@ -62,7 +62,7 @@ class ForwardContext:
     `linears` and `experts` are the modules that the callbacks replace, by name. `training` is the mode of the runs.
     `has_dropout` becomes True when a run meets an operation that drops something; later runs then replace it.
     `watched` are the names of the modules whose inputs and outputs a trace records. `reading` are the embeddings whose
-    own forward is running.
+    own forward is running. `watches_state`: a trace records what the forward keeps.
     """
 
     modules: list[nn.Module]
@@ -74,6 +74,7 @@ class ForwardContext:
     has_dropout: bool = False
     watched: frozenset[str] = frozenset()
     reading: list[nn.Embedding] = field(default_factory=list)
+    watches_state: bool = False
 
 
 def forward_context(

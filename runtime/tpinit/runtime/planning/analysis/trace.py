@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -25,6 +25,7 @@ from tpinit.runtime.planning.analysis.fake_forward import (
     forward_context,
     run_fake_forward,
 )
+from tpinit.runtime.planning.analysis.kept_state import KeptState, ValueReads
 from tpinit.runtime.planning.analysis.linears import LinearInfo
 from tpinit.runtime.planning.analysis.off_meta import activation_device
 
@@ -47,6 +48,7 @@ class Trace:
     `hooked[m]`: for each module whose tensors were watched, the linears whose outputs reach its inputs or outputs.
     `weight_reads[p]`: the class whose forward reads the values of p, the weight of a linear, an embedding or an expert
     module, without calling that module. `embedding_calls`: the weights of the embeddings that were called.
+    `kept[m]`: why linear m can't be column-parallel: the forward keeps or reads something that its output reaches.
     `context`: what another fake forward of the same model needs.
     """
 
@@ -64,6 +66,7 @@ class Trace:
     hooked: dict[str, frozenset[str]] = field(default_factory=dict)
     weight_reads: dict[str, str] = field(default_factory=dict)
     embedding_calls: set[str] = field(default_factory=set)
+    kept: dict[str, str] = field(default_factory=dict)
 
     def add_labelled(self, labelled: Trace) -> None:
         """Add what a forward with labels shows: the flow of the loss, and the weights that only it reads.
@@ -83,6 +86,7 @@ class Trace:
             self.weight_reads[f"{name}.weight"] = "the loss, which only a forward with labels computes"
         self.weight_reads |= labelled.weight_reads
         self.embedding_calls |= labelled.embedding_calls
+        self.kept |= labelled.kept
 
 
 def trace_forward(model: nn.Module, inputs: Mapping[str, Any], context: ForwardContext | None = None) -> Trace:
@@ -119,10 +123,14 @@ def trace_forward(model: nn.Module, inputs: Mapping[str, Any], context: ForwardC
             trace.expert_outputs.setdefault(name, []).append(output)
             return tracker.set_name(output.clone(), name)
 
-    with tracker, _watched(model, context.watched, trace, tracker):
+    with tracker, tracker.value_reads(), _watched(model, context.watched, trace, tracker):
         result = run_fake_forward(model, inputs, linear_stub, experts_stub, tracker.copy_names, context)
     tracker.keep_substitutes(model)
     trace.reach_output = frozenset().union(*(tracker.linears_of(output) for output in _tensors(result)))
+    if tracker.kept is not None:
+        del result
+        readers.clear()
+        trace.kept = tracker.kept.reasons()
     return trace
 
 
@@ -179,6 +187,7 @@ class _NameTracker(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch l
         replaced = [*context.embeddings, *context.experts.values()]
         of_others = {id(weight) for module in replaced for weight in module.parameters()}
         self._substitutes: dict[str, torch.Tensor] = {}
+        self.kept = KeptState() if context.watches_state else None
         for name, parameter in model.named_parameters():
             if id(parameter) in of_linears:
                 self._set(parameter, frozenset({_WEIGHT + name}))
@@ -196,13 +205,23 @@ class _NameTracker(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch l
         finally:
             self._paused = False
 
+    def value_reads(self) -> AbstractContextManager[object]:
+        """Return a context that records which values the forward takes out of torch, if what it keeps is recorded."""
+        kept = self.kept
+        return nullcontext() if kept is None else ValueReads(lambda tensor: kept.add_read(self.linears_of(tensor)))
+
     def copy_names(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Give `target` the names of `source`."""
         self._set(target, self._get(source))
+        if self.kept is not None:
+            self.kept.add_existing(target)
 
     def set_name(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """Make `name` the only name of `tensor`, and return the tensor."""
         self._set(tensor, frozenset({name}))
+        if self.kept is not None:
+            self.kept.add_created([tensor])
+            self.kept.add("", (), [tensor], frozenset({name}))
         return tensor
 
     def linears_of(self, tensor: torch.Tensor) -> frozenset[str]:
@@ -237,12 +256,18 @@ class _NameTracker(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch l
             names |= {_DROPOUT}
         if operation.is_random:
             self._trace.nondeterministic |= replacement is None
+        results: list[torch.Tensor] = []
+        if names or self.kept is not None:
+            _collect_tensors(result, results)
         if names:
             self._record(operation, len(arguments), names)
-            results: list[torch.Tensor] = []
-            _collect_tensors(result, results)
             for tensor in results:
                 self._set(tensor, self._get(tensor) | names)
+        if self.kept is not None:
+            self.kept.add_created(results, arguments)
+            linears = _without_marks(names)
+            if linears:
+                self.kept.add(func.__name__, arguments, results, linears)
         return result
 
     def _read_weights(self, marks: Iterable[str]) -> frozenset[str]:

@@ -14,6 +14,7 @@ from tpinit.runtime.errors import PlanError
 from tpinit.runtime.planning.analysis.example_inputs import example_inputs
 from tpinit.runtime.planning.analysis.example_labels import example_labels
 from tpinit.runtime.planning.analysis.fake_forward import ForwardContext, forward_context, without_hooks
+from tpinit.runtime.planning.analysis.known_code import unknown_code
 from tpinit.runtime.planning.analysis.off_meta import activation_device
 from tpinit.runtime.planning.analysis.trace import Trace, trace_forward
 
@@ -37,7 +38,9 @@ def trace_training(
 
     Raises PlanError if the model does not run on the batch, or seeds its RNG with `torch.seed()`.
     """
-    trace = _trace_without_labels(model, inputs, forward_context(model, True, watched, opaque))
+    context = forward_context(model, True, watched, opaque)
+    context.watches_state = unknown_code(model, inputs) is not None
+    trace = _trace_without_labels(model, inputs, context)
     for labels in example_labels(model, inputs):
         try:
             labelled = trace_forward(model, {**inputs, **labels}, trace.context)
@@ -56,6 +59,7 @@ def _trace_without_labels(model: nn.Module, inputs: Mapping[str, Any], context: 
     trace = _trace_or_error(model, inputs, replace(context, training=False, has_dropout=False))
     if training_trace is not None:
         trace.reach_dropout |= training_trace.reach_dropout
+        trace.kept |= training_trace.kept
     elif any(isinstance(module, nn.Dropout) and module.p > 0 for module in context.modules):
         trace.reach_dropout |= set(trace.sources)  # training did not run: any linear may reach a dropout
     return trace

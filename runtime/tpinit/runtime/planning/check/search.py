@@ -70,6 +70,7 @@ def _fit_each(task: PlanningTask, draft: PlanDraft, *, with_dry_run: bool, fit_s
         if taken.intersection(names) or not _is_requested(region, task.request):
             continue
         blocked = [task.blocked[name] for name in names if name in task.blocked]
+        blocked += [f"{name}: {task.trace.kept[name]}" for name in region.columns if name in task.trace.kept]
         if blocked:
             draft.reasons.update(dict.fromkeys(names, blocked[0]))
             continue

@@ -56,6 +56,7 @@ def check_visibility(plan: Plan, attachments: Attachments, trace: Trace) -> None
         *_hook_problems(sharded, attachments, trace),
         *_gradient_hook_problems(plan, attachments),
         *_weight_read_problems(plan, trace),
+        *((name, text) for name, text in trace.kept.items() if name in sharded.columns or plan.sequences),
     ]
     if problems:
         raise PlanError(
