@@ -43,3 +43,12 @@ def test_a_batch_on_another_device_is_one_error_that_names_the_tensor_and_both_d
 def test_a_sharded_model_runs_on_the_meta_device_under_a_flop_counter(world2):
     for found in world2.run("scenarios.devices:on_meta"):
         assert 0.4 < found["part"] / found["whole"] < 0.6
+
+
+def test_a_rank_that_does_not_come_is_named_when_the_time_out_of_the_engine_is_over(world2):
+    found, other = world2.run("scenarios.devices:one_rank_stays_away")
+    assert found["text"].startswith("AgreementError")
+    assert "did not come: rank 1" in found["text"]
+    assert 2 < found["seconds"] < 15
+    assert found["in step"]
+    assert other["in step"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -80,6 +81,15 @@ def batches_elsewhere(rank: int) -> dict[str, Any]:
         "unread": refusal_of(lambda: engine(input_ids=ids, return_dict=True, labels=ids)),
     }
     return {**found, "in step": in_step(rank)}
+
+
+def one_rank_stays_away(rank: int) -> dict[str, Any]:
+    """Rank 0 calls the model alone, in a world whose time-out is 40 seconds; the engine's is 3."""
+    engine = started(timeout=3)
+    ids = torch.tensor([[1, 2, 3, 4]])
+    begin = time.monotonic()
+    text = refusal_of(lambda: engine(input_ids=ids)) if rank == 0 else ""
+    return {"text": text, "seconds": time.monotonic() - begin, "in step": in_step(rank)}
 
 
 def on_meta(rank: int) -> dict[str, Any]:

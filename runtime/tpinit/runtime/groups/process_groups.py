@@ -212,14 +212,15 @@ def _group_view(
     return GroupView(mine, mine.index(rank), created[groups.index(mine)])
 
 
-_control_groups: weakref.WeakKeyDictionary[ProcessGroup, dict[tuple[Any, ...], list[ProcessGroup]]]
+_control_groups: weakref.WeakKeyDictionary[ProcessGroup, dict[tuple[Any, ...], ProcessGroup]]
 _control_groups = weakref.WeakKeyDictionary()  # by world: groups can't be used after destroy_process_group
 
 
 def _control_group(groups: Sequence[Ranks], mine: GroupView, timeout: timedelta | None) -> ProcessGroup | None:
     """Return the gloo group of this rank's TP group, made once for a layout; the TP group itself without gloo.
 
-    Runs with one layout share it, so it lives as long as the world.
+    Runs with one layout share it, so it lives as long as the world. Only its members make it: in a world that is bound
+    to a device, torch lets the others split the NCCL communicator of the world, and they would wait for the members.
     """
     world = dist.group.WORLD
     if mine.group is None or world is None:
@@ -229,8 +230,8 @@ def _control_group(groups: Sequence[Ranks], mine: GroupView, timeout: timedelta 
     made = _control_groups.setdefault(world, {})
     key = (*groups, timeout)
     if key not in made:
-        made[key] = [dist.new_group(list(ranks), backend="gloo", timeout=timeout) for ranks in groups]
-    return made[key][list(groups).index(mine.ranks)]
+        made[key] = dist.new_group(list(mine.ranks), timeout, "gloo", use_local_synchronization=True)
+    return made[key]
 
 
 def free_groups(groups: ParallelGroups) -> None:
@@ -244,5 +245,4 @@ def free_groups(groups: ParallelGroups) -> None:
 def control_groups() -> list[ProcessGroup]:
     """Return the gloo groups in which ranks compare their calls: no layer and no update sends anything there."""
     world = dist.group.WORLD
-    made = _control_groups.get(world, {}) if world is not None else {}
-    return [group for groups in made.values() for group in groups]
+    return list(_control_groups.get(world, {}).values()) if world is not None else []

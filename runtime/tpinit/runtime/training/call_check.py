@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from tpinit.runtime.errors import AgreementError, EngineError
+from tpinit.runtime.groups.absent import absent_ranks
 from tpinit.runtime.groups.agreement import RankReport, check_reports, gather_reports
 from tpinit.runtime.groups.call_inputs import Leaf, describe, fingerprint, has_fake_tensors, leaves
 from tpinit.runtime.groups.devices import autocast_dtype, message_device
@@ -129,10 +130,13 @@ class CallCheck:
         try:
             dist.all_gather(records, sent, group=group)
         except RuntimeError as error:
+            place = f"{what}/{self.number}/{self.calls}/{','.join(map(str, self.tp.ranks))}"
+            absent = absent_ranks(self.tp.ranks, place)
+            names = f" (did not come: rank {', '.join(map(str, absent))})" if absent else ""
             raise AgreementError(
                 f"{what} {self.calls}, step {self.step}: not every rank of the TP group (ranks "
-                f"{', '.join(map(str, self.tp.ranks))}) made this call: a rank ended, or went on to something else; "
-                f"all must call the model together, in training and in evaluation ({str(error).splitlines()[0]})",
+                f"{', '.join(map(str, self.tp.ranks))}) made this call{names}: a rank ended, or went on to something "
+                f"else; all must call the model together, in training and in evaluation ({str(error).splitlines()[0]})",
                 ["call"],
             ) from error
         return [other.cpu() for other in records]
