@@ -23,6 +23,7 @@ __all__ = [
     "captures_outputs",
     "is_causal_loss",
     "is_conv1d",
+    "is_model",
     "is_own_forward",
     "loading_rules",
     "pretrained_model",
@@ -93,6 +94,12 @@ def unexpected_keys_to_ignore(model: nn.Module) -> Iterable[str]:
 def pretrained_model() -> Any:
     """Return the class PreTrainedModel if transformers' models are imported, else None."""
     return getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
+
+
+def is_model(module: nn.Module) -> bool:
+    """Return whether a module is a model of transformers: a whole one, or the encoder or decoder of one."""
+    known = pretrained_model()
+    return known is not None and isinstance(module, known)
 
 
 def set_initialized(target: nn.Module | nn.Parameter, initialized: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 from tpinit.runtime.errors import EngineError
+from tpinit.runtime.internals.transformers_private import is_model
 
 __all__ = ["ForwardScope", "scope_of"]
 
@@ -20,7 +21,8 @@ class ForwardScope:
 
     `on_enter` steps get (model, args, kwargs) and may raise: then the forward does not start. `on_leave` steps get
     (model, output) and return the output; they run in reverse order of their registration, also if the forward raised
-    (then the output is None and what they return is ignored). A forward inside another of the same model runs none.
+    (then the output is None and what they return is ignored). A forward inside another of the same model runs none;
+    that of a transformers model inside which is called directly, such as an encoder in `generate`, is an outermost one.
     `active` tells whether a forward is running.
     """
 
@@ -28,8 +30,10 @@ class ForwardScope:
         self._depth = 0
         self._on_enter: list[Enter] = []
         self._on_leave: list[Leave] = []
-        model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
-        model.register_forward_hook(self._leave, always_call=True)
+        for module in model.modules():
+            if module is model or is_model(module):
+                module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
+                module.register_forward_hook(self._leave, always_call=True)
         model.__dict__["tp_scope"] = self
 
     @property

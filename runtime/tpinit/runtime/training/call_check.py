@@ -53,7 +53,7 @@ class CallCheck:
         self.step = 0
         self._misplaced: list[str] = []  # inputs of the present call
         self.destroyed = False  # the groups are freed
-        self._inside_generate = False
+        self.inside_generate = False
         self._rng = SharedRng(device, replica)
         self._first_seed = rng_fingerprint(device)  # equal on all ranks: initialize has just broadcast the states
         self._watched: tuple[list[nn.Module], list[nn.Parameter]] | None = None
@@ -61,8 +61,14 @@ class CallCheck:
         self._changes = ""
 
     def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Compare this forward with those of the other ranks. Raises AgreementError on all ranks if they differ."""
-        if torch.compiler.is_compiling() or self.tp is None or self.tp.control is None:
+        """Compare this forward with those of the other ranks. Raises AgreementError on all ranks if they differ.
+
+        A part of the model that is called directly is compared inside `generate` only: elsewhere it may be the
+        recomputation of a checkpointed one.
+        """
+        if torch.compiler.is_compiling() or not self.compares:
+            return
+        if scope_of(model) is None and not self.inside_generate:
             return
         self.check_alive("forward")
         _enter(self, model, args, kwargs)
@@ -74,7 +80,7 @@ class CallCheck:
 
     def leave(self, _: nn.Module, output: Any) -> Any:
         """Restore the caller's RNG states."""
-        if not torch.compiler.is_compiling() and not self._inside_generate:
+        if not torch.compiler.is_compiling() and not self.inside_generate:
             self._rng.leave()
         return output
 
@@ -92,7 +98,8 @@ class CallCheck:
         all ranks (`TreeCheck`), DeviceError for inputs on another device: each of them on every rank.
         """
         assert self.tp is not None
-        changes = self._changes = self.tree.changes(model) if self.tree is not None else ""
+        is_whole = scope_of(model) is not None  # and not a model inside, which `generate` calls
+        changes = self._changes = self.tree.changes(model) if self.tree is not None and is_whole else ""
         found = leaves(function, args, kwargs)
         self._misplaced = misplaced(found, self.device, model)
         record = torch.tensor(
@@ -111,16 +118,46 @@ class CallCheck:
             raise EngineError(changes)
         if self._misplaced:
             raise misplaced_error(self._misplaced, self.device)
-        if any(other[_RNG] != record[_RNG] for other in records) and not self._inside_generate:
+        if any(other[_RNG] != record[_RNG] for other in records) and not self.inside_generate:
             self._rng.enter(int(records[0][_RNG]))
 
-    def compare_call(self, what: str, model: nn.Module) -> None:
-        """Compare a call other than a forward: AgreementError on all ranks if one of them calls something else."""
-        if self.tp is None or self.tp.control is None:
+    @property
+    def compares(self) -> bool:
+        """Whether there are other ranks to compare with."""
+        return self.tp is not None and self.tp.control is not None
+
+    def compare_call(
+        self,
+        what: str,
+        model: nn.Module,
+        function: Callable[..., Any] | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        keep_rng: bool = False,
+    ) -> None:
+        """Compare a call other than a forward: AgreementError on all ranks if one of them calls something else.
+
+        `keep_rng`: the ranks go on to draw the same random numbers, until `leave_rng`.
+        """
+        if not self.compares:
             return
         self.calls += 1
-        self.compare(what, model, model.forward, (), {})
+        self.compare(what, model, function or model.forward, args, kwargs or {})
+        if not keep_rng:
+            self.leave_rng()
+
+    def leave_rng(self) -> None:
+        """Restore the caller's RNG states."""
         self._rng.leave()
+
+    def any_rank(self, what: str, model: nn.Module, flag: bool) -> bool:
+        """Return whether `flag` is true on any rank. Raises AgreementError if the ranks ask for different things."""
+        self.calls += 1
+        record = torch.tensor([_hash(what, self.number), self.calls, 0, 0, int(flag)])
+        records = self._gather(record, what)
+        if any(not torch.equal(other[:_RNG], record[:_RNG]) for other in records):
+            self._raise(what, model, [])
+        return any(bool(other[_RNG]) for other in records)
 
     def _gather(self, record: torch.Tensor, what: str) -> list[torch.Tensor]:
         assert self.tp is not None
@@ -150,6 +187,8 @@ class CallCheck:
             f"step {self.step}: the ranks of a TP group called the model differently; all of them must make the same "
             "calls, with the same batch (seed a sampler by the data-parallel rank, engine.groups.data_index)"
         )
+        # Another call explains every other difference.
+        check_reports([RankReport({"call": report.fields["call"]}) for report in reports], self.tp.ranks, title)
         check_reports(reports, self.tp.ranks, title)
         raise AgreementError(f"{title}: what differs is not among the values that can be shown", ["inputs"])
 
@@ -172,13 +211,13 @@ class CallCheck:
 
     def seed_unchecked(self) -> None:
         """Enter RNG states that all ranks derive from those at initialize and the number of this forward."""
-        if not self._inside_generate:
+        if not self.inside_generate:
             self._rng.enter(_hash(self._first_seed, self.calls))
 
     def __deepcopy__(self, _: dict[int, Any]) -> CallCheck:
         """Return a check for a copied model: it trains in the same group, and counts its own calls."""
         twin = CallCheck.__new__(CallCheck)
-        twin.__dict__.update(self.__dict__, _watched=None, _inside_generate=False, tree=copy.deepcopy(self.tree))
+        twin.__dict__.update(self.__dict__, _watched=None, inside_generate=False, tree=copy.deepcopy(self.tree))
         twin._rng = SharedRng(self.device, self._rng.replica)
         return twin
 
@@ -208,38 +247,11 @@ def _hash(*values: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(values).encode(), digest_size=8).digest(), "little") >> 1
 
 
-class _SharedGenerate:
-    """`model.generate`, with the same random numbers on all ranks: sampled tokens are drawn between the forwards."""
-
-    def __init__(self, check: CallCheck, model: nn.Module) -> None:
-        self.check = check
-        self.model = model
-
-    @property
-    def __wrapped__(self) -> Any:
-        return type(self.model).generate.__get__(self.model)  # type: ignore[attr-defined]  # the class has it: see below
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        check, generate = self.check, self.__wrapped__
-        if check._inside_generate or check.tp is None or check.tp.control is None:
-            return generate(*args, **kwargs)
-        check.calls += 1
-        check.compare("generate", self.model, generate, args, kwargs)
-        check._inside_generate = True
-        try:
-            return generate(*args, **kwargs)
-        finally:
-            check._inside_generate = False
-            check._rng.leave()
-
-
 def watch_calls(model: nn.Module, check: CallCheck) -> None:
-    """Run `check` around each outermost forward of a converted model, and around `generate` if it has one."""
+    """Run `check` around each outermost forward of a converted model."""
     scope = scope_of(model)
     if scope is None:
         return
-    if check.every == 0 and check.tp is not None and check.tp.control is not None:
+    if check.every == 0 and check.compares:
         _log.warning("check_inputs_every=0: the ranks of a TP group do not compare their inputs")
     scope.add(check.enter, check.leave, first=True)
-    if callable(getattr(type(model), "generate", None)):
-        model.__dict__["generate"] = _SharedGenerate(check, model)

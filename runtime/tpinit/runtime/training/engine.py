@@ -35,6 +35,7 @@ from tpinit.runtime.training.optimizer_step import OptimizerStep
 from tpinit.runtime.training.param_state import ParamState, fp32_gradients
 from tpinit.runtime.training.replica_check import ReplicaCheck
 from tpinit.runtime.training.sharded_tensors import ShardedTensors
+from tpinit.runtime.training.shared_generate import share_generate
 from tpinit.runtime.training.torch_functions import recognize_sharded_tensors
 from tpinit.runtime.training.tree_check import TreeCheck
 from tpinit.runtime.training.unusable_gradients import nonfinite_error, raise_unequal_gradients, unequal_losses
@@ -122,6 +123,7 @@ class Engine(nn.Module):
         self._checks = checks if checks is not None else Checks()
         self._call_check = CallCheck(groups.tp, device, self._checks.inputs_every, groups.data_index)
         watch_calls(module, self._call_check)
+        share_generate(module, self._call_check)
         if groups.tp.group is not None:
             guard_calls(module, plan, groups.tp, self._call_check, groups.data_index == 0)
             guard_engine(self, module)
