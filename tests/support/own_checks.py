@@ -14,3 +14,5 @@ def switch_off(engine: Any) -> None:
 def let_change(engine: Any) -> None:
     """Let the model of an engine be changed after `initialize`: what other guards find out is tested then."""
     engine._call_check.tree = None
+    if engine._first_step is not None:
+        engine._first_step.stop()

@@ -28,6 +28,7 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from tpinit.runtime.internals.torch_private import version_of
+from tpinit.runtime.parallel.tally import BACKWARD, current_place, issue
 from tpinit.runtime.slicing import Pieces, take_pieces, write_pieces
 
 __all__ = [
@@ -78,7 +79,13 @@ class RegionFunction:
 
         `pieces`: which part of the last dimension each rank holds, for the functions that gather or slice it.
         """
-        return _Border.apply(tensor, group, pieces, self)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
+        result: torch.Tensor = _Border.apply(tensor, group, pieces, self)  # type: ignore[no-untyped-call]  # torch leaves apply() untyped
+        place = current_place()
+        if place is not None:
+            place.apply(self)
+            if self.backward.collective is not None:
+                place.watch(result, self.backward.collective.value)
+        return result
 
     def collectives(self) -> list[tuple[str, CollectiveKind]]:
         """Return the ("forward" or "backward", collective) pairs that one forward and backward issue, in order."""
@@ -93,7 +100,7 @@ class _Border(torch.autograd.Function):
     def forward(
         ctx: Any, tensor: torch.Tensor, group: ProcessGroup, pieces: RankPieces, region: RegionFunction
     ) -> torch.Tensor:
-        ctx.group, ctx.pieces, ctx.region = group, pieces, region
+        ctx.group, ctx.pieces, ctx.region, ctx.place = group, pieces, region, current_place()
         result = region.forward.run(tensor, group, pieces)
         if result is tensor:
             ctx.mark_dirty(tensor)
@@ -102,7 +109,10 @@ class _Border(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        return ctx.region.backward.run(grads[0], ctx.group, ctx.pieces), None, None, None
+        if ctx.place is None:
+            return ctx.region.backward.run(grads[0], ctx.group, ctx.pieces), None, None, None
+        with ctx.place.runs(BACKWARD):
+            return ctx.region.backward.run(grads[0], ctx.group, ctx.pieces), None, None, None
 
 
 # --- steps -----------------------------------------------------------------------------------------------
@@ -119,14 +129,14 @@ def _identity(grad: torch.Tensor, _: ProcessGroup, __: RankPieces) -> torch.Tens
 
 def _all_reduce_in_place(partial: torch.Tensor, group: ProcessGroup, _: RankPieces) -> torch.Tensor:
     # Safe: the operations that compute a partial result (matmul, masked_fill, clone) do not save their output.
-    dist.all_reduce(partial, group=group)
+    issue("all_reduce", partial, group=group)
     return partial
 
 
 def _all_reduce(grad: torch.Tensor, group: ProcessGroup, _: RankPieces) -> torch.Tensor:
     # Out of place: autograd may pass the same gradient tensor to a hook or to another branch.
     total = grad.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, group=group)
+    issue("all_reduce", total, group=group)
     return total
 
 
@@ -142,7 +152,7 @@ def _all_gather(local: torch.Tensor, group: ProcessGroup, pieces: RankPieces) ->
     if local.shape[-1] < longest:
         sent = torch.nn.functional.pad(sent, (0, longest - local.shape[-1]))
     shards = [torch.empty_like(sent) for _ in pieces]
-    dist.all_gather(shards, sent, group=group)
+    issue("all_gather", shards, sent, group=group)
     whole = local.new_empty((*local.shape[:-1], max(offset + length for held in pieces for offset, length in held)))
     for shard, held in zip(shards, pieces, strict=True):
         write_pieces(whole, shard, -1, held)
@@ -205,9 +215,15 @@ class TPRegionInput:
         Returns `hidden` itself where the forward step is local and no gradient is computed.
         """
         if self.region.forward.collective is None and not (hidden.requires_grad and torch.is_grad_enabled()):
+            place = current_place()
+            if place is not None:
+                place.apply(self.region)
             return hidden
         if self._input is not None and self._input() is hidden and self._version == version_of(hidden):
             assert self._result is not None
+            place = current_place()
+            if place is not None:
+                place.apply(self.region)
             return self._result
         result = self.region(hidden, self.group)
         self._result, self._version = result, version_of(hidden)

@@ -6,19 +6,21 @@ the all-reduce of that sum runs, the gradients of the weights, which do not depe
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 from tpinit.runtime.groups.devices import autocast_dtype
 from tpinit.runtime.internals.torch_private import parameters_of, version_of
+from tpinit.runtime.parallel.collectives import CollectiveKind, copy_to_tp_region
+from tpinit.runtime.parallel.tally import BACKWARD, current_place, issue
 
 __all__ = ["FusedColumnGroup"]
 
@@ -35,7 +37,7 @@ class _FusedColumns(torch.autograd.Function):
         ctx: Any, hidden: torch.Tensor, group: ProcessGroup, transposed: Sequence[bool], *tensors: torch.Tensor | None
     ) -> tuple[torch.Tensor, ...]:
         ctx.set_materialize_grads(False)  # an output that was not used has no gradient, and costs nothing
-        ctx.group, ctx.transposed = group, transposed
+        ctx.group, ctx.transposed, ctx.place = group, transposed, current_place()
         weights, biases = tensors[::2], tensors[1::2]
         ctx.save_for_backward(hidden, *weights)
         return tuple(
@@ -51,7 +53,7 @@ class _FusedColumns(torch.autograd.Function):
         flat_hidden = hidden.reshape(-1, hidden.shape[-1])
         flat_grads = [grad.reshape(-1, grad.shape[-1]) if grad is not None else None for grad in grads]
         hidden_grad = _hidden_grad(flat_grads, weights, ctx.transposed)
-        pending = dist.all_reduce(hidden_grad, group=ctx.group, async_op=True)
+        pending = _sum_over_ranks(ctx, hidden_grad)
         weight_grads: list[torch.Tensor | None] = []
         for index, (grad, is_transposed) in enumerate(zip(flat_grads, ctx.transposed, strict=True)):
             needs_weight, needs_bias = ctx.needs_input_grad[3 + 2 * index : 5 + 2 * index]
@@ -77,6 +79,11 @@ def _hidden_grad(
     return total
 
 
+def _sum_over_ranks(ctx: Any, hidden_grad: torch.Tensor) -> Any:
+    with contextlib.nullcontext() if ctx.place is None else ctx.place.runs(BACKWARD):
+        return issue("all_reduce", hidden_grad, group=ctx.group, async_op=True)
+
+
 class FusedColumnGroup:
     """Column-parallel linears that read one tensor, which no other module reads.
 
@@ -99,6 +106,9 @@ class FusedColumnGroup:
 
     def __call__(self, layer: Any, hidden: torch.Tensor) -> torch.Tensor:
         """Return the output [..., out / ranks] of `layer`, one of the group's layers, for `hidden` [..., in]."""
+        place = current_place()
+        if place is not None:
+            place.apply(copy_to_tp_region)
         same_input = self._input is not None and self._input() is hidden and self._version == version_of(hidden)
         if same_input and id(layer) in self._outputs:
             return self._outputs.pop(id(layer))
@@ -107,6 +117,8 @@ class FusedColumnGroup:
         tensors = [tensor for sibling in self.layers for tensor in map(parameters_of(sibling).get, ("weight", "bias"))]
         transposed = tuple(not isinstance(sibling, nn.Linear) for sibling in self.layers)
         outputs = _FusedColumns.apply(hidden, self.group, transposed, *tensors)  # type: ignore[no-untyped-call]  # torch leaves apply() untyped
+        if place is not None:
+            place.watch(outputs[0], CollectiveKind.ALL_REDUCE.value)
         self._input, self._version = weakref.ref(hidden, self._forget), version_of(hidden)
         self._outputs = {id(sibling): output for sibling, output in zip(self.layers, outputs, strict=True)}
         return self._outputs.pop(id(layer))

@@ -25,6 +25,7 @@ from tpinit.runtime.parallel.fused_columns import FusedColumnGroup
 from tpinit.runtime.parallel.guarded import guarded_attributes
 from tpinit.runtime.parallel.layer_kinds import LayerKind, layer_regions
 from tpinit.runtime.parallel.rng import RngTracker
+from tpinit.runtime.parallel.tally import counted
 
 __all__ = [
     "LINEAR_CLASSES",
@@ -54,6 +55,7 @@ class ColumnParallelLinear:
     tp_region_output: AppliedRegion | None
     tp_rng: RngTracker | None
 
+    @counted
     def forward(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
         """Map [..., in] to [..., out / ranks], or to [..., out] with a gathered output."""
         output = _column_output(self, input)
@@ -77,6 +79,7 @@ class RowParallelLinear:
     tp_region_output: AppliedRegion | None
     tp_rng: RngTracker | None
 
+    @counted
     def forward(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
         """Map [..., in / ranks], or [..., in] with a sliced input, to [..., out]."""
         if self.tp_rng is not None and self.training:
@@ -97,6 +100,7 @@ class VocabParallelHead(ColumnParallelLinear):
     keep_local_logits: bool
     always_gathers: bool
 
+    @counted
     def forward(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
         """Map [..., hidden] to the logits [..., vocabulary], or to this rank's [..., vocabulary / ranks]."""
         output = _column_output(self, input)

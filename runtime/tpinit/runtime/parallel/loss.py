@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +24,7 @@ from tpinit.runtime.internals.transformers_private import (
 from tpinit.runtime.parallel.collectives import CollectiveKind
 from tpinit.runtime.parallel.linear import VocabParallelHead
 from tpinit.runtime.parallel.missing_logits import without_logits
+from tpinit.runtime.parallel.tally import issue, place_of
 from tpinit.runtime.parallel.vocabulary import check_targets
 
 __all__ = [
@@ -54,7 +56,7 @@ class _CrossEntropy(torch.autograd.Function):
         # [3, n] on each rank; the sum is relative to the rank's own maximum.
         own = torch.stack([local_max, exponentials.sum(dim=-1), target_logit])
         gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(gathered, own, group=group)
+        issue("all_gather", gathered, own, group=group)
         maxima, sums, target_logits = torch.stack(gathered, dim=1)
         maximum = maxima.amax(dim=0)
         total = (sums * (maxima - maximum).exp()).sum(dim=0)
@@ -85,7 +87,9 @@ def cross_entropy(
     return _CrossEntropy.apply(logits, target, begin, ignore_index, group)  # type: ignore[no-untyped-call, no-any-return]  # torch leaves apply() untyped
 
 
-def _causal_loss(original: Any, begin: int, length: int, vocabulary: int, group: ProcessGroup) -> Any:
+def _causal_loss(
+    original: Any, head: VocabParallelHead, begin: int, length: int, vocabulary: int, group: ProcessGroup
+) -> Any:
     """Return a replacement for transformers' causal language model loss that takes sharded or whole logits."""
 
     def loss(
@@ -105,7 +109,9 @@ def _causal_loss(original: Any, begin: int, length: int, vocabulary: int, group:
             shift_labels = functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
         target = shift_labels.reshape(-1).to(logits.device)
         check_targets(target, vocabulary, ignore_index)
-        losses = cross_entropy(logits.float().reshape(-1, length), target, begin, group, ignore_index)
+        place = place_of(head)
+        with contextlib.nullcontext() if place is None else place.runs():
+            losses = cross_entropy(logits.float().reshape(-1, length), target, begin, group, ignore_index)
         if num_items_in_batch is None:
             return losses.sum() / (target != ignore_index).sum()
         return losses.sum() / num_items_in_batch
@@ -136,7 +142,7 @@ def enable_loss_parallel(
     """
     if length == vocabulary or not computes_causal_loss(model):
         return
-    loss = _causal_loss(model.loss_function, begin, length, vocabulary, group)
+    loss = _causal_loss(model.loss_function, head, begin, length, vocabulary, group)
     restore: list[Callable[[], None]] = []
     head_module: Any = head
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from tpinit.runtime.internals.torch_private import set_class
 from tpinit.runtime.parallel.collectives import BoundRegion, RegionFunction, TPRegionInput
 from tpinit.runtime.parallel.guarded import guarded_attributes, own_forward
 from tpinit.runtime.parallel.layer_kinds import LayerKind, layer_regions
+from tpinit.runtime.parallel.tally import counted, current_place, place_of
 from tpinit.runtime.parallel.vocabulary import check_ids
 
 __all__ = ["convert_embedding", "convert_experts", "reduce_output_grad", "zero_in_forward"]
@@ -47,6 +49,7 @@ class _VocabParallelEmbedding:
     tp_first: int
     tp_region_output: BoundRegion
 
+    @counted
     def forward(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Map ids [...] to their rows [..., features]."""
         check_ids(input, self.tp_vocabulary)
@@ -72,10 +75,20 @@ def convert_experts(module: nn.Module, region_input: TPRegionInput, group: Proce
     reduce = _output_region(LayerKind.EXPERTS, group)
 
     def copied(value: Any, region: Any) -> Any:
-        floating = isinstance(value, torch.Tensor) and value.is_floating_point() and value.requires_grad
-        return region(value) if floating and torch.is_grad_enabled() else value
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return value
+        if value.requires_grad and torch.is_grad_enabled():
+            return region(value)
+        place = current_place()
+        if place is not None:
+            place.apply(region.region)
+        return value
 
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def enter(own: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        with _running(own):
+            return change(args, kwargs)
+
+    def change(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         positional = tuple(copied(value, copy_argument if place else region_input) for place, value in enumerate(args))
         named = {
             name: copied(value, region_input if name == "hidden_states" else copy_argument)
@@ -83,9 +96,11 @@ def convert_experts(module: nn.Module, region_input: TPRegionInput, group: Proce
         }
         return positional, named
 
-    def leave(_: nn.Module, __: Any, ___: Any, output: Any) -> Any:
-        return reduce(output.clone())  # a copy, because the sum is computed in place
+    def leave(own: nn.Module, _: Any, __: Any, output: Any) -> Any:
+        with _running(own):
+            return reduce(output.clone())  # a copy, because the sum is computed in place
 
+    _count_forwards(module)
     module.register_forward_pre_hook(enter, with_kwargs=True)
     # First, so that the user's hooks see the sum.
     module.register_forward_hook(leave, with_kwargs=True, prepend=True)
@@ -113,7 +128,39 @@ def zero_in_forward(module: nn.Module, names: Sequence[str]) -> None:
 def reduce_output_grad(module: nn.Module, group: ProcessGroup) -> None:
     """Sum the gradient of a module's replicated output over the group."""
     copy_output = _output_region(LayerKind.SHARED_OUTPUT, group)
-    module.register_forward_hook(lambda _, __, output: copy_output(output))
+
+    def leave(own: nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
+        with _running(own):
+            return copy_output(output)
+
+    _count_forwards(module)
+    module.register_forward_hook(leave)
+
+
+def _running(module: nn.Module) -> Any:
+    """Return a context in which region functions count at the place of a module, if it has one."""
+    place = place_of(module)
+    return contextlib.nullcontext() if place is None else place.runs()
+
+
+def _count_forwards(module: nn.Module) -> None:
+    """Let a first step count the forwards of a module, also those that pass its hooks by."""
+    original = type(module)
+    if original not in _COUNTED:
+        _COUNTED[original] = type(original.__name__, (_Counted, original), {"__module__": original.__module__})
+    set_class(module, _COUNTED[original])
+
+
+class _Counted:
+    """A module whose region functions are in hooks."""
+
+    @counted
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the original class returns."""
+        return super().forward(*args, **kwargs)  # type: ignore[misc]  # the original class
+
+
+_COUNTED: dict[type, type] = {}
 
 
 def _output_region(kind: LayerKind, group: ProcessGroup) -> BoundRegion:

@@ -27,6 +27,7 @@ from tpinit.runtime.errors import EngineError
 from tpinit.runtime.parallel.collectives import BoundRegion, CollectiveKind, RankPieces, RegionFunction, Step
 from tpinit.runtime.parallel.forward_scope import ForwardScope
 from tpinit.runtime.parallel.rng import RngTracker
+from tpinit.runtime.parallel.tally import issue, place_of
 
 __all__ = [
     "gather_around",
@@ -49,14 +50,14 @@ _TOKENS = 1  # the dimension of the tokens in [batch, tokens, features]
 def _all_gather(local: torch.Tensor, group: ProcessGroup, _: RankPieces) -> torch.Tensor:
     sent = local.contiguous()
     shards = [torch.empty_like(sent) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(shards, sent, group=group)
+    issue("all_gather", shards, sent, group=group)
     return torch.cat(shards, dim=_TOKENS)
 
 
 def _reduce_scatter(partial: torch.Tensor, group: ProcessGroup, _: RankPieces) -> torch.Tensor:
     shards = [shard.contiguous() for shard in partial.chunk(dist.get_world_size(group), dim=_TOKENS)]
     local = torch.empty_like(shards[0])
-    dist.reduce_scatter(local, shards, group=group)
+    issue("reduce_scatter", local, shards, group=group)
     return local
 
 
@@ -176,13 +177,21 @@ def map_input(module: nn.Module, change: TensorMap) -> Any:
     Returns the handle of the hook.
     """
 
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def enter(own: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
-            return (change(args[0]), *args[1:]), kwargs
+            return (_changed(own, change, args[0]), *args[1:]), kwargs
         name = "hidden_states" if "hidden_states" in kwargs else "input"
-        return args, {**kwargs, name: change(kwargs[name])}
+        return args, {**kwargs, name: _changed(own, change, kwargs[name])}
 
     return module.register_forward_pre_hook(enter, with_kwargs=True)
+
+
+def _changed(module: nn.Module, change: TensorMap, hidden: torch.Tensor) -> torch.Tensor:
+    place = place_of(module, of_tokens=True)
+    if place is None:
+        return change(hidden)
+    with place.runs():
+        return change(hidden)
 
 
 def map_output(module: nn.Module, change: TensorMap) -> Any:
@@ -191,8 +200,10 @@ def map_output(module: nn.Module, change: TensorMap) -> Any:
     Returns the handle of the hook.
     """
 
-    def leave(_: nn.Module, __: Any, output: Any) -> Any:
-        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+    def leave(own: nn.Module, _: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (_changed(own, change, output[0]), *output[1:])
+        return _changed(own, change, output)
 
     return module.register_forward_hook(leave)
 

@@ -26,6 +26,7 @@ from tpinit.runtime.training.data import EndlessBatches
 from tpinit.runtime.training.engine_answers import METHODS, VALUES
 from tpinit.runtime.training.engine_names import NOT_ON_THE_ENGINE, missing_name
 from tpinit.runtime.training.engine_norms import before_norm
+from tpinit.runtime.training.first_step import FirstStep
 from tpinit.runtime.training.gradients import GradientNorm, global_norm, scale
 from tpinit.runtime.training.input_devices import explained
 from tpinit.runtime.training.loss_scaler import LossScaler
@@ -124,6 +125,7 @@ class Engine(nn.Module):
         self._call_check = CallCheck(groups.tp, device, self._checks.inputs_every, groups.data_index)
         watch_calls(module, self._call_check)
         share_generate(module, self._call_check)
+        self._first_step: FirstStep | None = None
         if groups.tp.group is not None:
             guard_calls(module, plan, groups.tp, self._call_check, groups.data_index == 0)
             guard_engine(self, module)
@@ -131,6 +133,7 @@ class Engine(nn.Module):
                 elementwise = optimizer_step.kind is OptimizerKind.ELEMENTWISE
                 mark_optimizer_state(optimizer_step.optimizer, param_states, plan, groups.tp, elementwise)
             self._call_check.tree = TreeCheck(plan, module)
+            self._first_step = FirstStep(module, plan, groups.tp, trains=optimizer_step is not None)
         _LIVING.add(self)
         self._replica_check = ReplicaCheck(module, param_states, groups, self._checks.replicas_every)
         self._tensors.attach(module)
@@ -217,6 +220,8 @@ class Engine(nn.Module):
 
     def _update(self, lr_kwargs: Mapping[str, Any]) -> None:
         assert self._optimizer_step is not None
+        if self._first_step is not None:
+            self._first_step.before_update()
         for state in self._param_states:
             state.take_grad()
         norm = global_norm(self._param_states, self.groups.tp, self.device, self._bad_loss, self._losses)
@@ -241,6 +246,8 @@ class Engine(nn.Module):
                 "loss.backward() instead of engine.backward(loss), and engine.zero_grad() before the change"
             )
         self._call_check.compare_call("optimizer.step", self.module)
+        if self._first_step is not None:
+            self._first_step.before_update()
         with fp32_gradients(self._param_states):
             norm = global_norm(self._param_states, self.groups.tp, self.device)
             skipped = self._must_skip(norm)

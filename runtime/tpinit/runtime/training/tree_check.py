@@ -171,7 +171,7 @@ def _regions(module: nn.Module) -> tuple[Any, ...]:
 
 def _is_own(function: Any) -> bool:
     """Return whether a hook is one of this runtime."""
-    function = getattr(function, "__wrapped__", function)
+    function = getattr(function, "__wrapped__", getattr(function, "func", function))  # or a partial
     return str(getattr(function, "__module__", "")).startswith("tpinit.runtime.")
 
 
