@@ -15,6 +15,7 @@ from tpinit.runtime.planning.analysis.example_inputs import example_inputs
 from families import catalogue
 from support.collectives import CollectiveCounter
 from support.family_training import SGD, family_batch, family_loss
+from support.own_checks import let_change
 
 
 def changed_row(rank: int, name: str, kind: str, forecast: str = "", layers: str = "") -> dict[str, Any]:
@@ -32,6 +33,7 @@ def changed_row(rank: int, name: str, kind: str, forecast: str = "", layers: str
     }
     with _changed(LayerKind(kind), layers):
         engine = initialize(model=model, config=config)[0]
+    let_change(engine)
     batch = family_batch(name, whole, 0, 2, False)
     ids = example_inputs(whole, torch.device("cpu"))[0]
     with _changed(LayerKind(kind), forecast):
