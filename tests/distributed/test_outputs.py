@@ -24,6 +24,9 @@ def test_ids_and_labels_outside_of_the_vocabulary_are_refused_on_every_rank(worl
         assert result["far"] < 1e-5
         assert all(text.startswith(f"EngineError: token id {value}") for value, text in result["ids"].items())
         assert all(text.startswith(f"EngineError: label {value}") for value, text in result["labels"].items())
+        assert all(text.startswith("EngineError: ") for text in result["kinds"].values()), result["kinds"]
+        assert max(*result["legal"], result["int32"]) < 1e-5
+        assert result["nothing"], "the unsharded model's loss without a label is NaN too"
         assert result["in_step"]
 
 

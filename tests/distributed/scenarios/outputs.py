@@ -45,6 +45,22 @@ def attentions_and_hidden_states(rank: int) -> dict[str, Any]:
     }
 
 
+def legal_inputs(ids: torch.Tensor, labels: torch.Tensor) -> list[dict[str, Any]]:
+    """Return keywords of calls with labels that the unsharded model takes too."""
+    plain = {"input_ids": ids, "labels": labels}
+    packed = torch.cat([torch.arange(5), torch.arange(7)]).expand(1, 12)
+    embeddings = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(0))
+    return [
+        {**plain, "num_items_in_batch": 7},
+        {**plain, "num_items_in_batch": torch.tensor(7)},
+        {**plain, "shift_labels": torch.roll(labels, -1, 1)},
+        {"input_ids": ids, "labels": ids, "ignore_index": 5},
+        {**plain, "position_ids": torch.arange(12).expand(2, 12) + 3},
+        {"input_ids": ids[:1], "labels": labels[:1], "position_ids": packed},
+        {"inputs_embeds": embeddings, "labels": labels},
+    ]
+
+
 def ids_and_labels_outside(rank: int) -> dict[str, Any]:
     """Give ids and labels outside of the vocabulary, and legal ones at its ends."""
     unsharded, engine = pair()
@@ -54,7 +70,7 @@ def ids_and_labels_outside(rank: int) -> dict[str, Any]:
     labels = legal.clone()
     labels[0, 2] = -100
 
-    def run(ids: torch.Tensor, targets: torch.Tensor) -> Any:
+    def run(ids: Any, targets: Any) -> Any:
         return engine(input_ids=ids, labels=targets).loss
 
     def changed(tensor: torch.Tensor, value: int) -> torch.Tensor:
@@ -67,6 +83,21 @@ def ids_and_labels_outside(rank: int) -> dict[str, Any]:
         "far": float((loss - expected).abs().detach()),
         "ids": {value: refusal_of(lambda v=value: run(changed(legal, v), labels)) for value in (vocabulary, -1)},
         "labels": {value: refusal_of(lambda v=value: run(legal, changed(labels, v))) for value in (vocabulary, -1)},
+        "kinds": {
+            "float labels": refusal_of(lambda: run(legal, labels.float())),
+            "bool labels": refusal_of(lambda: run(legal, labels > 5)),
+            "a list of labels": refusal_of(lambda: run(legal, labels.tolist())),
+            "fewer labels": refusal_of(lambda: run(legal, labels[:, :-2])),
+            "labels of one sample": refusal_of(lambda: run(legal, labels[:1])),
+            "float ids": refusal_of(lambda: run(legal.float(), labels)),
+            "a list of ids": refusal_of(lambda: run(legal.tolist(), labels)),
+        },
+        "legal": [
+            float((engine(**inputs).loss - unsharded(**inputs).loss).abs().detach())
+            for inputs in legal_inputs(legal, labels)
+        ],
+        "int32": float((run(legal.int(), labels.int()) - expected).abs().detach()),
+        "nothing": bool(run(legal, torch.full_like(labels, -100)).isnan()),
         "in_step": in_step(rank),
     }
 

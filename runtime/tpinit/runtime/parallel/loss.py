@@ -106,12 +106,15 @@ def _causal_loss(
                 logits, labels, vocab_size, num_items_in_batch, ignore_index, shift_labels=shift_labels, **kwargs
             )
         if shift_labels is None:
+            if not isinstance(labels, torch.Tensor):
+                raise EngineError(f"labels are a {type(labels).__name__}, and must be a tensor of token ids")
             shift_labels = functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+        local_logits = logits.float().reshape(-1, length)
         target = shift_labels.reshape(-1).to(logits.device)
-        check_targets(target, vocabulary, ignore_index)
+        target = check_targets(target, len(local_logits), vocabulary, ignore_index)
         place = place_of(head)
         with contextlib.nullcontext() if place is None else place.runs():
-            losses = cross_entropy(logits.float().reshape(-1, length), target, begin, group, ignore_index)
+            losses = cross_entropy(local_logits, target, begin, group, ignore_index)
         if num_items_in_batch is None:
             return losses.sum() / (target != ignore_index).sum()
         return losses.sum() / num_items_in_batch
