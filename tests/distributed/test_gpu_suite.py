@@ -32,6 +32,7 @@ def test_the_scenarios_for_gpus_hold_on_the_cpu(world2, scenario):
         ("dropout", [{"losses": [1], "replicated": {}, "kept": False}], "cuda"),
         ("rng_states", [{"first": [1], "again": [2], "following": [3], "recomputed": 0.0}], "cuda"),
         ("generated", [{"greedy": [1], "whole": [1], "sampled": [n]} for n in range(2)], "cuda"),
+        ("saved", [{"parameters": 20, "difference": 1e-3}], "cuda"),
         ("memory", [{"whole": 100, "sharded": 90}] * 2, "cuda"),
         ("host_waits", [{"backward": 1, "step": 1}], "cuda"),
         ("ended", [{"refused": "", "loss": 1.0}], "cuda"),

@@ -48,6 +48,11 @@ def _generated(one: dict[str, Any], results: list[dict[str, Any]], *_: Any) -> N
     assert one["sampled"] == results[0]["sampled"]
 
 
+def _saved(one: dict[str, Any], *_: Any) -> None:
+    assert one["parameters"] > 10
+    assert one["difference"] == 0
+
+
 def _memory(one: dict[str, Any], results: list[dict[str, Any]], kind: str, *_: Any) -> None:
     if kind != "cpu" and len(results) > 1:
         assert one["sharded"] < 0.8 * one["whole"], one
@@ -72,6 +77,7 @@ SCENARIOS: dict[str, tuple[str, dict[str, Any]]] = {
     "dropout": ("dropout", {}),
     "rng_states": ("rng_states", {}),
     "generated": ("generated", {}),
+    "saved": ("saved", {}),
     "memory": ("memory", {}),
     "host_waits": ("host_waits", {}),
     "ended": ("ended", {}),
@@ -84,6 +90,7 @@ _JUDGES: dict[str, Callable[..., None]] = {
     "dropout": _dropout,
     "rng_states": _rng_states,
     "generated": _generated,
+    "saved": _saved,
     "memory": _memory,
     "host_waits": _host_waits,
     "ended": _ended,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import shutil
+import tempfile
 import warnings
 from typing import Any
 
@@ -169,6 +171,22 @@ def generated(rank: int, kind: str) -> dict[str, Any]:
             "whole": whole.generate(prompt, do_sample=False, **options).tolist(),
             "sampled": engine.module.generate(prompt, do_sample=True, **options).tolist(),
         }
+
+
+def saved(rank: int, kind: str) -> dict[str, Any]:
+    """A sharded model that is written whole, and read again on the first rank."""
+    model = build()
+    before = {name: one.detach().clone() for name, one in model.named_parameters()}
+    engine = started(model, kind)
+    names: list[Any] = [tempfile.mkdtemp(prefix="tpinit-saved-") if rank == 0 else None]
+    dist.broadcast_object_list(names, src=0)
+    engine.module.save_pretrained(names[0])
+    differences = 0.0
+    if rank == 0:
+        read = type(build()).from_pretrained(names[0])
+        differences = max(float((one - before[name]).abs().max()) for name, one in read.named_parameters())
+        shutil.rmtree(names[0])
+    return {"parameters": len(before), "difference": differences}
 
 
 def memory(rank: int, kind: str) -> dict[str, Any]:

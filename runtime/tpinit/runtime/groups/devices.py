@@ -28,6 +28,7 @@ __all__ = [
     "initial_device",
     "launched_index",
     "message_device",
+    "peer_device",
     "use",
 ]
 
@@ -100,6 +101,11 @@ def message_device(group: ProcessGroup | None = None) -> torch.device:
         return torch.device("cpu")
     kind = next(iter(served))
     return torch.device(kind, _module(kind).current_device())
+
+
+def peer_device(group: ProcessGroup | None, device: torch.device) -> torch.device:
+    """Return where a tensor of this device must be to be sent from rank to rank: gloo does that in host memory only."""
+    return torch.device("cpu") if backends(group).get(device.type) == "gloo" else device
 
 
 def autocast_dtype(kind: str) -> torch.dtype | None:

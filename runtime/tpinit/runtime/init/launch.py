@@ -176,7 +176,6 @@ def _build_engine(
         param_states=states,
         optimizer_step=optimizer_step,
         lr_scheduler=scheduler,
-        device=device,
         device_choice=choice,
         checks=prepared.checks,
         config=prepared.config,

@@ -84,8 +84,7 @@ class Engine(nn.Module):
         param_states: list[ParamState],
         optimizer_step: OptimizerStep | None,
         lr_scheduler: Any,
-        device: torch.device,
-        device_choice: DeviceChoice | None = None,
+        device_choice: DeviceChoice,
         checks: Checks | None = None,
         config: Mapping[str, Any] | None = None,
         training_dataloader: DataLoader[Any] | None = None,
@@ -98,15 +97,12 @@ class Engine(nn.Module):
         self.settings = settings
         self.optimizer: Optimizer | None = optimizer_step.optimizer if optimizer_step is not None else None
         self.lr_scheduler = lr_scheduler
-        self.device = device
-        self.device_choice = device_choice if device_choice is not None else DeviceChoice(device, "given to the engine")
+        self.device_choice = device_choice
+        device = self.device = device_choice.device
         self.config = dict(config or {})
         self.training_dataloader = training_dataloader
         self.batches = EndlessBatches(training_dataloader) if training_dataloader is not None else None
-        self.micro_steps = 0
-        self.global_steps = 0
-        self.skipped_steps = 0
-        self.global_samples = 0
+        self.micro_steps = self.global_steps = self.skipped_steps = self.global_samples = 0
         self._param_states = param_states
         self._tensors = ShardedTensors(param_states, groups, device)
         self._hooks = self._tensors.hooks
@@ -123,17 +119,8 @@ class Engine(nn.Module):
         self.step_applied = False  # the last call of `step` changed the parameters
         self._checks = checks if checks is not None else Checks()
         self._call_check = CallCheck(groups.tp, device, self._checks.inputs_every, groups.data_index)
-        watch_calls(module, self._call_check)
-        share_generate(module, self._call_check)
         self._first_step: FirstStep | None = None
-        if groups.tp.group is not None:
-            guard_calls(module, plan, groups.tp, self._call_check, groups.data_index == 0)
-            guard_engine(self, module)
-            if optimizer_step is not None:
-                elementwise = optimizer_step.kind is OptimizerKind.ELEMENTWISE
-                mark_optimizer_state(optimizer_step.optimizer, param_states, plan, groups.tp, elementwise)
-            self._call_check.tree = TreeCheck(plan, module)
-            self._first_step = FirstStep(module, plan, groups.tp, trains=optimizer_step is not None)
+        self._guard()
         _LIVING.add(self)
         self._replica_check = ReplicaCheck(module, param_states, groups, self._checks.replicas_every)
         self._tensors.attach(module)
@@ -141,6 +128,21 @@ class Engine(nn.Module):
         if optimizer_step is not None:
             optimizer_step.by_hand = self._update_by_hand
         recognize_sharded_tensors()
+
+    def _guard(self) -> None:
+        """Let the model compare its calls over the TP group, and refuse those that would give or take parts."""
+        module, plan, tp, step = self.module, self.plan, self.groups.tp, self._optimizer_step
+        watch_calls(module, self._call_check)
+        share_generate(module, self._call_check)
+        if tp.group is not None:
+            guard_calls(module, plan, tp, self._call_check, self.groups.data_index == 0)
+            guard_engine(self, module)
+            if step is not None:
+                mark_optimizer_state(
+                    step.optimizer, self._param_states, plan, tp, step.kind is OptimizerKind.ELEMENTWISE
+                )
+            self._call_check.tree = TreeCheck(plan, module)
+            self._first_step = FirstStep(module, plan, tp, trains=step is not None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model's forward on this rank's batch.
@@ -359,10 +361,9 @@ class Engine(nn.Module):
         raise EngineError("an engine can't be pickled: call engine.module.save_pretrained(folder) on every rank")
 
     def destroy(self) -> None:
-        """End this engine: free the process groups that were made for it. Every rank must call this.
+        """Free the process groups that were made for this engine; all ranks must call this. It then refuses to run.
 
-        The world is destroyed too if `initialize` started it and no other engine uses it. Afterwards a forward,
-        backward or step raises EngineError. A second call does nothing.
+        The world is destroyed too if `initialize` started it and no other engine uses it.
         """
         if not self._call_check.destroyed:
             self._call_check.destroyed = True

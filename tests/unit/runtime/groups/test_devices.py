@@ -13,7 +13,14 @@ from tpinit.reference.errors import TpinitError
 from tpinit.runtime.errors import AgreementError, DeviceError
 from tpinit.runtime.groups import device_check, world
 from tpinit.runtime.groups.device_check import agree_on_devices
-from tpinit.runtime.groups.devices import DeviceChoice, autocast_dtype, choose_device, initial_device, message_device
+from tpinit.runtime.groups.devices import (
+    DeviceChoice,
+    autocast_dtype,
+    choose_device,
+    initial_device,
+    message_device,
+    peer_device,
+)
 from tpinit.runtime.internals.torch_private import timeout_of
 
 from support.fake_cuda import FakeCuda, model_on, served_by
@@ -191,6 +198,16 @@ def test_messages_go_over_the_cpu_if_the_group_serves_it(monkeypatch, configurat
     FakeCuda(2, current=1).install(monkeypatch)
     served_by(monkeypatch, configuration)
     assert message_device() == torch.device(device)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "device"),
+    [("cpu:gloo,cuda:gloo", "cpu"), ("cpu:gloo,cuda:nccl", "cuda:0"), ("cuda:nccl", "cuda:0")],
+)
+def test_gloo_sends_from_rank_to_rank_in_host_memory(monkeypatch, configuration, device):
+    served_by(monkeypatch, configuration)
+    assert peer_device(None, torch.device("cuda", 0)) == torch.device(device)
+    assert peer_device(None, torch.device("cpu")) == torch.device("cpu")
 
 
 # --- what the ranks agree on ------------------------------------------------------------------------------
