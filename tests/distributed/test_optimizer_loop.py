@@ -59,3 +59,9 @@ def test_a_state_dict_resumes_to_the_bit(world2: Any, name: str, way: str) -> No
 def test_without_its_master_copies_a_state_dict_resumes_elsewhere(world2: Any) -> None:
     for result in world2.run(f"{SCENARIO}:resume", name="adamw", drop="master_param"):
         assert result == {"equal": False, "in_step": True}
+
+
+def test_master_copies_that_ignore_edits_undo_them(world2: Any) -> None:
+    for result in world2.run(f"{SCENARIO}:masters", adopt=False):
+        assert abs(result["mean"]) < 0.05
+        assert result["loaded"] > 0.1

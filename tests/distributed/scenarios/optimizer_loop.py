@@ -7,10 +7,12 @@ import io
 import pickle
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from tpinit.runtime import Engine, initialize
 from tpinit.runtime.slicing import local_part
+from tpinit.runtime.training import optimizer_step
 
 from support.refusals import in_step, refusal_of
 from support.tiny_models import build, tokens
@@ -151,8 +153,16 @@ def _clip(how: str, model: Any, like: str = "") -> torch.Tensor:
     return norm
 
 
-def masters(rank: int) -> dict[str, Any]:
-    """Train in bf16: gradients can be read and changed, edited and loaded weights stay, copies are refused."""
+def masters(rank: int, adopt: bool = True) -> dict[str, Any]:
+    """Train in bf16: gradients can be read and changed, edited and loaded weights stay, copies are refused.
+
+    Without `adopt` the master copies do not take edits: the negative control.
+    """
+    with patch.object(optimizer_step, "adopt_edits", optimizer_step.adopt_edits if adopt else lambda _: None):
+        return _masters(rank)
+
+
+def _masters(rank: int) -> dict[str, Any]:
     unsharded, engine, optimizer = start(MAKERS["momentum"], bf16=True)
     found: dict[str, Any] = {}
     weight = engine.module.lm_head.weight

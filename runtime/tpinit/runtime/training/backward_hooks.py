@@ -66,13 +66,16 @@ class BackwardHooks:
                 state.target.grad.div_(self.groups.tp.size)
             state.summed = False
         self._paused = True
+        self.addends = True
         try:
             yield
+        except BaseException:
+            self.show()
+            raise
         finally:
             self._paused = False
         for state in self._states:
             state.accumulate()
-        self.addends = True
 
     def reduce(self, flag: torch.Tensor, averaging: Averaging) -> torch.Tensor:
         """Sum the addends over the TP group, average over the data-parallel group; return whether a rank's flag is set.

@@ -25,6 +25,7 @@ class ParamState:
     Gradients are summed, averaged and clipped on the target. `counted` are the indices along the sharded dimension
     (int64, 1-d, on the parameter's device) that this rank adds to the gradient norm; None means all of them. `shown` is
     the rounded copy of the target's gradient that the parameter has as its `grad`, None if it has another or none.
+    `taken`: the gradient is on the master copy alone, and the parameter has none or that of a later backward.
     `summed`: a backward outside of the engine left a gradient that is already the sum over the TP group.
     """
 
@@ -33,6 +34,7 @@ class ParamState:
     record: ParameterPlan
     counted: torch.Tensor | None = None
     shown: torch.Tensor | None = None
+    taken: bool = False
     summed: bool = False
 
     @property
@@ -51,7 +53,7 @@ class ParamState:
         An element that still has the shown value keeps the fp32 value that was rounded to it. So a gradient that the
         user has dropped, replaced or changed in place is so on the master copy.
         """
-        if not self.has_master:
+        if not self.has_master or self.taken:
             return
         shown, grad = self.shown, self.parameter.grad
         if grad is None:
@@ -61,22 +63,26 @@ class ParamState:
         else:
             self.target.grad = grad.float()
         self.parameter.grad = self.shown = None
+        self.taken = grad is not None
 
     def show_grad(self) -> None:
         """Give the parameter a copy of the master copy's gradient, rounded to its dtype, for the user to read."""
         if self.has_master and self.target.grad is not None:
             self.shown = self.target.grad.to(self.parameter.dtype)
             self.parameter.grad = self.shown
+        self.taken = False
 
     def accumulate(self) -> None:
-        """Add the gradient of the last backward to the master copy's, in fp32, if that has one."""
-        if self.has_master and self.target.grad is not None and self.parameter.grad is not None:
+        """Add the gradient of the last backward to one that was taken, in fp32."""
+        if self.taken and self.target.grad is not None and self.parameter.grad is not None:
             self.target.grad.add_(self.parameter.grad)
             self.parameter.grad = None
 
     def exact_grad(self) -> torch.Tensor | None:
         """Return the gradient, of the master copy in fp32 where its rounded copy is shown; None if there is none."""
         grad = self.parameter.grad
+        if self.taken:
+            return self.target.grad
         if self.has_master and grad is not None and grad is self.shown and self.target.grad is not None:
             return _with_edits(self.target.grad, grad)
         return grad if grad is not None else self.target.grad
@@ -89,6 +95,7 @@ class ParamState:
             self.parameter.grad.zero_()
         if self.has_master:
             self.target.grad = self.shown = None
+            self.taken = False
 
     def copy_back(self) -> None:
         """Copy the updated master copy to the model's parameter; does nothing without a master copy."""
@@ -108,7 +115,7 @@ def fp32_gradients(states: Sequence[ParamState]) -> Iterator[None]:
         yield
     finally:
         for state, grad, shown in before:
-            state.parameter.grad, state.shown = grad, shown
+            state.parameter.grad, state.shown, state.taken = grad, shown, False
             if shown is None:
                 state.target.grad = None
 

@@ -50,7 +50,7 @@ class ShardedTensors:
         states = []
         for state in self.states:
             parameter = copy.deepcopy(state.parameter, memo)
-            states.append(replace(state, parameter=parameter, target=parameter, shown=None, summed=False))
+            states.append(replace(state, parameter=parameter, target=parameter, shown=None, taken=False, summed=False))
         memo[id(self)] = twin = ShardedTensors(states, self.groups, self.device)
         return twin
 
