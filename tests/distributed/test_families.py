@@ -94,9 +94,19 @@ def test_a_loss_computed_outside_the_model_gets_full_logits(world2: Any, name: s
 ADAPTERS = {
     "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "gpt2": ["c_attn", "c_proj", "c_fc"],
+    "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+    "mixtral": ["q_proj", "v_proj", "o_proj", "gate"],
 }
 
 
+@pytest.mark.parametrize("sequence_parallel", [False, True])
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_adapters_over_sharded_layers(world2: Any, name: str) -> None:
-    assert_exact(world2.run("scenarios.families:train_adapters", name=name, targets=ADAPTERS[name]))
+def test_adapters_over_sharded_layers(world2: Any, name: str, sequence_parallel: bool) -> None:
+    assert_exact(
+        world2.run(
+            "scenarios.families:train_adapters",
+            name=name,
+            targets=ADAPTERS[name],
+            sequence_parallel=sequence_parallel,
+        )
+    )

@@ -35,7 +35,7 @@ def train_broken_llama(rank: int) -> dict[str, Any]:
         family_training.initialize = initialize
 
 
-def train_adapters(rank: int, name: str, targets: list[str]) -> dict[str, Any]:
+def train_adapters(rank: int, name: str, targets: list[str], sequence_parallel: bool = False) -> dict[str, Any]:
     """Train peft's adapters over sharded layers, with all other parameters frozen."""
     from peft import LoraConfig, get_peft_model
 
@@ -44,7 +44,8 @@ def train_adapters(rank: int, name: str, targets: list[str]) -> dict[str, Any]:
     for key, parameter in model.named_parameters():
         if "lora_" in key:  # B is zero at first, which would hide what A does
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return train_beside_whole(rank, model, name, dist.get_world_size())
+    how = {"sequence_parallel": sequence_parallel}
+    return train_beside_whole(rank, model, name, dist.get_world_size(), initialize_with=how)
 
 
 def loss_from_logits(rank: int, name: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ __all__ = ["guard_calls", "guard_engine"]
 
 _CASTS = {"half": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32, "double": torch.float64}
 _DEVICES = ("cpu", "cuda", "xpu", "ipu", "mtia")
+_KNOWN = "tp_known_parameters"  # the attribute with a module's parameters at initialize, by name
 _STRUCTURAL = ("add_module", "register_module", "register_parameter", "set_submodule")
 
 
@@ -68,6 +69,7 @@ def guard_calls(model: nn.Module, plan: Plan, tp: GroupView, check: CallCheck, f
             _set(module, name, _mover(name))
         _set(module, "apply", _apply)
         _set(module, "register_parameter", _register_parameter)
+        module.__dict__[_KNOWN] = dict(parameters_of(module))
         _set(module, "load_state_dict", load_whole_or_part(plan, prefix))
         _guard_counts(module, {name: prod(record.shape) for name, record in records_below(plan, prefix).items()})
     mark_model_state(model, plan)
@@ -217,6 +219,7 @@ def _tie_weights(model: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _register_parameter(module: nn.Module, name: str, param: nn.Parameter | None = None) -> None:
-    """Register a parameter again that the module has: assignments of parameters call this."""
-    if param is None or parameters_of(module).get(name) is not param:
+    """Register a parameter that the module had at initialize: assignments call this, and peft in the forward of MoE."""
+    if param is None or module.__dict__[_KNOWN].get(name) is not param:
         _refusal("register_parameter", STRUCTURE)(module)
+    type(module).register_parameter(module, name, param)

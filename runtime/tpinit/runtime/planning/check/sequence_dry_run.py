@@ -7,7 +7,7 @@ tokens, the rank's input must be its part of the unsharded input, and the unshar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,7 +34,7 @@ from tpinit.runtime.planning.schema import SequencePlan
 from tpinit.runtime.shards import shard
 from tpinit.runtime.slicing import take_pieces
 
-__all__ = ["HIDDEN_DIMS", "check_sequence", "is_inside"]
+__all__ = ["HIDDEN_DIMS", "TokenReaders", "check_sequence", "is_inside"]
 
 _TOKEN_DIM = 1  # of hidden states [batch, tokens, features]
 HIDDEN_DIMS = 3
@@ -47,30 +47,63 @@ def is_inside(name: str, modules: Sequence[str]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenReaders:
+    """Which linear layers inside the modules with gathered input read what.
+
+    `columns`: the column-parallel layers that read the gathered tokens, directly or behind an adapter's first layer.
+    `first_layers`: replicated layers that read the gathered tokens, and whose output only `columns` read (LoRA's A
+    beside a column-parallel layer): a rank has a part of their gradients. `behind_rows`: replicated layers that read
+    the output of row-parallel layers, a part of the tokens (LoRA's B beside a row-parallel layer).
+    """
+
+    columns: frozenset[str]
+    first_layers: frozenset[str]
+    behind_rows: frozenset[str]
+
+
 def check_sequence(
     task: PlanningTask, sequence: SequencePlan, token_regions: Sequence[CutRegion], regions: Sequence[CutRegion]
-) -> set[str]:
+) -> TokenReaders:
     """Check in a dry run that the tokens of a stack can be sharded as `sequence` says.
 
     `token_regions` are the regions of the stack that read a part of the tokens, `regions` those of the whole model.
-    Returns the column-parallel layers that read the gathered tokens. Raises ShardMismatch, with the module, the rank
-    and the error, if a rank computes something else.
+    Returns which layers read the gathered tokens. Raises ShardMismatch, with the module, the rank and the error, if a
+    rank computes something else.
     """
     layers = [f"{sequence.stack}.{name}" for name, _ in task.model.get_submodule(sequence.stack).named_children()]
-    unsharded = _run_unsharded(task, sequence, layers)
     columns = {name for region, _, _ in token_regions for name in region.columns if name not in region.fed_by_shared}
-    for name in sequence.gather_inputs:
-        readers = unsharded.readers.get(name, set())
-        if not readers:
-            raise ShardMismatch(f"no linear layer reads the input of `{name}` directly")
-        if readers - columns:
-            others = ", ".join(f"`{reader}`" for reader in sorted(readers - columns))
-            raise ShardMismatch(f"the input of `{name}` is read by {others} too, which is not column-parallel with it")
-    readers = {reader for name in sequence.gather_inputs for reader in unsharded.readers[name]}
+    rows = {name for region, _, _ in token_regions for name in region.rows}
+    unsharded = _run_unsharded(task, sequence, layers, {*columns, *rows})
+    readers = _token_readers(task, sequence, unsharded, columns, rows)
     run = _RankRun(task, sequence, layers, unsharded, readers, token_regions, regions)
     for rank in range(task.tp_size):
         _check_rank(run, rank)
     return readers
+
+
+def _token_readers(
+    task: PlanningTask, sequence: SequencePlan, unsharded: _Unsharded, columns: set[str], rows: set[str]
+) -> TokenReaders:
+    direct: set[str] = set()
+    first_layers: set[str] = set()
+    for name in sequence.gather_inputs:
+        readers = unsharded.readers.get(name, set())
+        if not readers:
+            raise ShardMismatch(f"no linear layer reads the input of `{name}` directly")
+        adapters = {reader for reader in readers - columns if columns >= unsharded.readers.get(reader, set()) != set()}
+        if readers - columns - adapters:
+            others = ", ".join(f"`{reader}`" for reader in sorted(readers - columns - adapters))
+            raise ShardMismatch(f"the input of `{name}` is read by {others} too, which is not column-parallel with it")
+        direct |= readers & columns
+        first_layers |= adapters
+    behind = {reader for adapter in first_layers for reader in unsharded.readers[adapter]}
+    behind_rows = {
+        name
+        for name, sources in task.trace.sources.items()
+        if is_inside(name, sequence.gather_inputs) and sources and sources <= rows and name not in first_layers | rows
+    }
+    return TokenReaders(frozenset(direct | behind), frozenset(first_layers), frozenset(behind_rows - columns))
 
 
 # --- the unsharded run -----------------------------------------------------------------------------------
@@ -123,7 +156,9 @@ def _record_once(records: dict[str, torch.Tensor], name: str, hidden: torch.Tens
     return hidden
 
 
-def _run_unsharded(task: PlanningTask, sequence: SequencePlan, layers: Sequence[str]) -> _Unsharded:
+def _run_unsharded(
+    task: PlanningTask, sequence: SequencePlan, layers: Sequence[str], sharded: Collection[str]
+) -> _Unsharded:
     unsharded, uses, next_call = _Unsharded(), _TensorUses(), recorded_calls()
 
     def run_linear(linear: LinearInfo, features: torch.Tensor) -> torch.Tensor:
@@ -132,9 +167,11 @@ def _run_unsharded(task: PlanningTask, sequence: SequencePlan, layers: Sequence[
             unsharded.readers.setdefault(name, set()).add(linear.name)
         uses.paused = True
         try:
-            return next_call(task.trace.outputs, linear.name)[1].clone()
+            output = next_call(task.trace.outputs, linear.name)[1].clone()
         finally:
             uses.paused = False
+        reads_gathered = name in sequence.gather_inputs
+        return uses.watch(linear.name, output) if reads_gathered and linear.name not in sharded else output
 
     def watch_input(name: str, hidden: torch.Tensor) -> torch.Tensor:
         return uses.watch(name, _record_once(unsharded.inputs, name, hidden).clone())
@@ -148,7 +185,7 @@ def _run_unsharded(task: PlanningTask, sequence: SequencePlan, layers: Sequence[
         _run_forward(task, run_linear, lambda name, _: next_call(task.trace.expert_outputs, name)[1].clone())
     if uses.used:
         names = ", ".join(f"`{name}`" for name in sorted(uses.used))
-        raise ShardMismatch(f"the input of {names} is used by more than its column-parallel layers")
+        raise ShardMismatch(f"the tokens that are gathered for {names} are used by more than column-parallel layers")
     if layers[-1] not in unsharded.outputs:
         raise ShardMismatch("its layers do not run one after the other")
     return unsharded
@@ -159,19 +196,21 @@ def _run_unsharded(task: PlanningTask, sequence: SequencePlan, layers: Sequence[
 
 @dataclass(frozen=True, slots=True)
 class _RankRun:
-    """What the runs of all ranks share; `readers` are the column-parallel layers that read the gathered tokens."""
+    """What the runs of all ranks share."""
 
     task: PlanningTask
     sequence: SequencePlan
     layers: Sequence[str]
     unsharded: _Unsharded
-    readers: set[str]
+    readers: TokenReaders
     token_regions: Sequence[CutRegion]
     regions: Sequence[CutRegion]
 
     def takes_token_part(self, name: str, rows: Mapping[str, object]) -> bool:
         """Return whether the input of a linear layer is a part of the tokens on every rank."""
-        if not name.startswith(f"{self.sequence.stack}.") or name in self.readers or name in rows:
+        if name in self.readers.behind_rows:
+            return True
+        if not name.startswith(f"{self.sequence.stack}.") or name in self.readers.columns or name in rows:
             return False
         return not is_inside(name, (*self.sequence.gather_inputs, *self.sequence.replicated_modules))
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 from tpinit.runtime.errors import PlanError
 from tpinit.runtime.planning.build import PlanningTask
-from tpinit.runtime.planning.check.sequence_dry_run import HIDDEN_DIMS, check_sequence, is_inside
+from tpinit.runtime.planning.check.sequence_dry_run import HIDDEN_DIMS, TokenReaders, check_sequence, is_inside
 from tpinit.runtime.planning.partition.regions import CutRegion, ShardMismatch, common_block
 from tpinit.runtime.planning.schema import Cut, GradientRule, LayerKind, LayerPlan, ParameterPlan, Plan, SequencePlan
 
@@ -30,22 +30,22 @@ def add_sequence_parallel(task: PlanningTask, regions: Sequence[CutRegion], plan
     """
     stacks = _find_stacks(task.model, regions)
     reasons = [f"{name}: {reason}" for name, reason in stacks.refused]
-    found: list[tuple[SequencePlan, list[CutRegion]]] = []
+    found: list[tuple[SequencePlan, TokenReaders, list[CutRegion]]] = []
     for stack, stack_regions in stacks.regions.items():
-        sequence = _try_stack(task, stack, stack_regions, regions)
-        if isinstance(sequence, ShardMismatch):
-            reasons.append(f"{stack}: {sequence}")
+        fitted = _try_stack(task, stack, stack_regions, regions)
+        if isinstance(fitted, ShardMismatch):
+            reasons.append(f"{stack}: {fitted}")
         else:
-            found.append((sequence, stack_regions))
+            found.append((*fitted, stack_regions))
     if not found or reasons:
         raise PlanError(
             "sequence_parallel: the tokens of this model can't be sharded between its layers over "
             f"{task.tp_size} ranks; initialize without it:\n"
             + "\n".join(f"  {reason}" for reason in reasons or ["no list of layers holds a sharded region"])
         )
-    for sequence, stack_regions in found:
-        plan = _with_sequence(plan, task, sequence, stack_regions)
-    return replace(plan, sequences=tuple(sequence for sequence, _ in found))
+    for sequence, readers, stack_regions in found:
+        plan = _with_sequence(plan, task, sequence, readers, stack_regions)
+    return replace(plan, sequences=tuple(sequence for sequence, _, _ in found))
 
 
 # --- which lists of layers -------------------------------------------------------------------------------
@@ -67,9 +67,13 @@ def _find_stacks(model: nn.Module, regions: Sequence[CutRegion]) -> _Stacks:
     for cut_region in regions:
         region = cut_region[0]
         names = (*region.columns, *region.rows)
-        stack = next((path for path in outermost if all(name.startswith(f"{path}.") for name in names)), None)
+        stack = next((path for path in outermost if any(name.startswith(f"{path}.") for name in names)), None)
         if stack is None:
-            stacks.refused.append((region.block or type(model).__qualname__, "it is sharded, but in no list of layers"))
+            continue  # a head behind the layers: it has all tokens
+        if not all(name.startswith(f"{stack}.") for name in names):
+            stacks.refused.append(
+                (region.block or type(model).__qualname__, f"it is sharded in and outside of {stack}")
+            )
         elif len({_layer_of(stack, name) for name in names}) > 1:
             stacks.refused.append((region.block, "one sharded region spans more than one layer"))
         else:
@@ -93,7 +97,7 @@ def _child_of_layer(stack: str, name: str) -> str:
 
 def _try_stack(
     task: PlanningTask, stack: str, stack_regions: Sequence[CutRegion], regions: Sequence[CutRegion]
-) -> SequencePlan | ShardMismatch:
+) -> tuple[SequencePlan, TokenReaders] | ShardMismatch:
     """Return how the tokens of one stack are sharded, or why they can't be."""
     try:
         return _fit_stack(task, stack, stack_regions, regions)
@@ -103,10 +107,12 @@ def _try_stack(
 
 def _fit_stack(
     task: PlanningTask, stack: str, stack_regions: Sequence[CutRegion], regions: Sequence[CutRegion]
-) -> SequencePlan:
-    """Return how the tokens of one stack are sharded. Raises ShardMismatch if they can't be.
+) -> tuple[SequencePlan, TokenReaders]:
+    """Return how the tokens of one stack are sharded, and which layers read them.
 
-    Tokens are gathered in front of the block that the columns of a region share, or else in front of each column.
+    Tokens are gathered in front of the block that the columns of a region share, or else of the module that holds this
+    block (the columns of an adapter share the adapted layer), or else in front of each column. Raises ShardMismatch if
+    none of these can be sharded.
     """
     replicated = _replicated_modules(task, stack, stack_regions)
     token_regions = [cut_region for cut_region in stack_regions if not is_inside(cut_region[0].columns[0], replicated)]
@@ -119,9 +125,9 @@ def _fit_stack(
             "dropout to 0"
         )
     first_error: ShardMismatch | None = None
-    for at_block in (True, False):
+    for levels in (0, 1, None):
         gather_inputs = dict.fromkeys(
-            itertools.chain(*(_gather_inputs(stack, region.columns, at_block) for region, _, _ in token_regions))
+            itertools.chain(*(_gather_inputs(stack, region.columns, levels) for region, _, _ in token_regions))
         )
         sequence = SequencePlan(stack, tuple(gather_inputs), tuple(replicated), draws_random=bool(dropout & linears))
         try:
@@ -129,15 +135,22 @@ def _fit_stack(
         except ShardMismatch as error:
             first_error = first_error or error
             continue
-        return replace(sequence, column_readers=tuple(sorted(readers)))
+        return replace(sequence, column_readers=tuple(sorted(readers.columns))), readers
     assert first_error is not None
     raise first_error
 
 
-def _gather_inputs(stack: str, columns: Sequence[str], at_block: bool) -> list[str]:
-    """Return the modules whose input is gathered: the block of all columns if a layer contains it, or each column."""
+def _gather_inputs(stack: str, columns: Sequence[str], levels: int | None) -> list[str]:
+    """Return the modules whose input is gathered: the block of all columns, or the one `levels` above it in the layer.
+
+    Returns each column if `levels` is None, and where the layer itself is that block.
+    """
+    layer = _layer_of(stack, columns[0])
     block = common_block(columns)
-    return [block] if at_block and block.startswith(f"{_layer_of(stack, columns[0])}.") else list(columns)
+    for _ in range(levels or 0):
+        outer = block.rpartition(".")[0]
+        block = outer if outer.startswith(f"{layer}.") else block
+    return [block] if levels is not None and block.startswith(f"{layer}.") else list(columns)
 
 
 def _replicated_modules(task: PlanningTask, stack: str, stack_regions: Sequence[CutRegion]) -> list[str]:
@@ -157,7 +170,9 @@ def _replicated_modules(task: PlanningTask, stack: str, stack_regions: Sequence[
 # --- the plan with sharded tokens ------------------------------------------------------------------------
 
 
-def _with_sequence(plan: Plan, task: PlanningTask, sequence: SequencePlan, stack_regions: Sequence[CutRegion]) -> Plan:
+def _with_sequence(
+    plan: Plan, task: PlanningTask, sequence: SequencePlan, readers: TokenReaders, stack_regions: Sequence[CutRegion]
+) -> Plan:
     """Return the plan with the changes for one stack: which layers all-reduce and scatter, which gradients are partial.
 
     Raises PlanError for a parameter that is tied to one outside of the stack.
@@ -187,14 +202,16 @@ def _with_sequence(plan: Plan, task: PlanningTask, sequence: SequencePlan, stack
         layers=tuple(with_sequence(layer) for layer in plan.layers),
         parameters=tuple(
             replace(record, gradient_rule=GradientRule.PARTIAL)
-            if _gets_partial_gradient(record, task, sequence, rows)
+            if _gets_partial_gradient(record, task, sequence, readers, rows)
             else record
             for record in plan.parameters
         ),
     )
 
 
-def _gets_partial_gradient(record: ParameterPlan, task: PlanningTask, sequence: SequencePlan, rows: set[str]) -> bool:
+def _gets_partial_gradient(
+    record: ParameterPlan, task: PlanningTask, sequence: SequencePlan, readers: TokenReaders, rows: set[str]
+) -> bool:
     """Return whether a rank's gradient of a replicated parameter comes from its part of the tokens or features only.
 
     Raises PlanError for a parameter that is tied to one outside of the stack.
@@ -207,7 +224,10 @@ def _gets_partial_gradient(record: ParameterPlan, task: PlanningTask, sequence: 
             f"sequence_parallel: {' = '.join(record.names)} is used both inside and outside of {sequence.stack}: its "
             "gradient would be partial inside and complete outside; untie it, or initialize without sequence_parallel"
         )
-    if not is_inside(record.name, sequence.gather_inputs) or record.name.rpartition(".")[0] in rows:
+    module = record.name.rpartition(".")[0]
+    if not is_inside(record.name, sequence.gather_inputs) or module in rows:
+        return True
+    if module in readers.first_layers | readers.behind_rows:
         return True
     layer = _layer_of(sequence.stack, record.name)
     rows_of_layer = {name for name in rows if _layer_of(sequence.stack, name) == layer}
