@@ -237,6 +237,8 @@ def _states(settings: Settings) -> int:
     params: Mapping[str, object] = settings.optimizer.params
     if settings.optimizer.kind == "sgd":
         return 1 if params.get("momentum") else 0
+    if settings.optimizer.kind in ("lion", "adagrad"):
+        return 1
     return 3 if params.get("amsgrad") else 2
 
 

@@ -38,6 +38,7 @@ from tpinit.runtime.training.optimizer_kinds import OptimizerKind
 from tpinit.runtime.training.optimizer_step import OptimizerStep
 from tpinit.runtime.training.param_state import make_param_states
 from tpinit.runtime.training.schedules import build_schedule
+from tpinit.runtime.training.zero_updates import share_updates
 from tpinit.spec.vocabulary import DType
 
 __all__ = ["PORT", "Started", "launch"]
@@ -158,6 +159,8 @@ def _build_engine(
     if optimizer is not None:
         kind = prepared.optimizer_kind or OptimizerKind.ELEMENTWISE
         optimizer_step = OptimizerStep(optimizer, states, groups, kind)
+        if settings.zero_stage:
+            share_updates(optimizer, states, groups.dp)
     scheduler = init_args.lr_scheduler
     if optimizer is not None and scheduler is None and settings.scheduler is not None:
         scheduler = build_schedule(settings.scheduler, optimizer)

@@ -30,7 +30,7 @@ from tpinit.runtime.init.choose_optimizer import choose_optimizer
 from tpinit.runtime.loading.weight_loading import WeightSource
 from tpinit.runtime.planning import Plan, make_plan
 from tpinit.runtime.settings import Checks, Settings, check_section, read_settings
-from tpinit.runtime.training.optimizer_kinds import OptimizerKind, classify
+from tpinit.runtime.training.optimizer_kinds import OptimizerKind, class_name, classify
 from tpinit.spec.vocabulary import Decision, Group, Outcome
 
 __all__ = ["InitArgs", "Prepared", "prepare"]
@@ -123,11 +123,28 @@ def prepare(init_args: InitArgs, report: RankReport, device: torch.device | None
     optimizer = choose_optimizer(
         init_args.optimizer, init_args.model_parameters, init_args.lr_scheduler, model, settings, compared
     )
-    kind = classify(optimizer) if optimizer is not None and plan.tp_size > 1 else None
+    kind = _optimizer_kind(optimizer, plan, settings, dp_size)
     compared["optimizer.kind"] = kind.value if kind is not None else None
     compared.update(_plan_fields(plan))
     compared.update(digest_model(model) if init_args.weights is None else init_args.weights.compared_fields())
     return Prepared(model, decision, plan, settings, optimizer, checks, reading.config, kind)
+
+
+def _optimizer_kind(optimizer: Optimizer | None, plan: Plan, settings: Settings, dp_size: int) -> OptimizerKind | None:
+    """Return what the optimizer needs; None where every rank updates whole parameters, all of them.
+
+    Raises UnsupportedError for an optimizer that can't update a sharded model, or a share of the parameters (ZeRO).
+    """
+    shares = settings.zero_stage > 0 and dp_size > 1
+    if optimizer is None or (plan.tp_size == 1 and not shares):
+        return None
+    kind = classify(optimizer)
+    if shares and kind is OptimizerKind.WHOLE_TENSORS:
+        raise UnsupportedError(
+            f"zero_optimization.stage = {settings.zero_stage} with the optimizer {class_name(optimizer)}, which is not "
+            "elementwise: write stage 0, or use AdamW or another elementwise optimizer (docs/optimizers.md)"
+        )
+    return kind
 
 
 def _decide(init_args: InitArgs, model: nn.Module, report: RankReport) -> tuple[ConfigReading, Decision]:

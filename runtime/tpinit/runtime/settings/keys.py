@@ -131,7 +131,7 @@ SWITCHES: tuple[Key, ...] = (
 """Sections that are off unless `enabled` is true; the other keys of a section that is off are not read."""
 
 _ZERO: tuple[Key, ...] = (
-    _honoured("zero_optimization.stage", "0; 1 to 3 change no number where there is one data-parallel rank"),
+    _honoured("zero_optimization.stage", "0 to 2; 3 where there is one data-parallel rank: see below"),
     *_harmless(
         _SPEED,
         *(

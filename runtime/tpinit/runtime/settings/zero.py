@@ -17,8 +17,8 @@ _LAST_STAGE = 3
 def read_zero_stage(config: Mapping[str, object], dp_size: int, reading: Reading) -> int:
     """Return the stage of ZeRO, 0 to 3.
 
-    With one data-parallel rank a stage has nothing to shard, and is accepted with a note. With more ranks stages above
-    0 are refused.
+    With one data-parallel rank a stage has nothing to shard, and is accepted with a note. With more, stages 1 and 2
+    shard the optimizer's states over them, and stage 3 is refused.
     """
     section = config.get("zero_optimization")
     stage = int(section) if isinstance(section, bool) else section.get("stage") if isinstance(section, Mapping) else 0
@@ -28,16 +28,17 @@ def read_zero_stage(config: Mapping[str, object], dp_size: int, reading: Reading
         path = "zero_optimization.stage"
         reading.problems.append(Problem(path, show(stage), "this must be 0, 1, 2 or 3", "write 0"))
         return 0
+    shown = f"zero_optimization.stage = {stage}"
     if stage and dp_size == 1:
-        reading.notes.append(
-            Note(
-                f"zero_optimization.stage = {stage}: there is one data-parallel rank, so ZeRO has nothing to shard",
-                changes_training=False,
-            )
+        text = f"{shown}: there is one data-parallel rank, so ZeRO has nothing to shard"
+        reading.notes.append(Note(text, changes_training=False))
+    elif stage == _LAST_STAGE:
+        reading.refusals.append(
+            f"{shown}: weights are not sharded over {dp_size} data-parallel ranks; write stage 2, and raise "
+            "autotp_size if the weights do not fit"
         )
     elif stage:
-        reading.refusals.append(
-            f"zero_optimization.stage = {stage}: only stage 0 is implemented over {dp_size} data-parallel ranks; write "
-            "stage 0, and raise autotp_size if the optimizer's states do not fit"
-        )
+        text = f"{shown}: the optimizer's states are sharded over {dp_size} data-parallel ranks"
+        text += "; gradients are not, and take as much memory as with stage 1" if stage > 1 else ""
+        reading.notes.append(Note(text, changes_training=False))
     return stage

@@ -142,10 +142,17 @@ def test_zero_is_accepted_where_one_rank_has_nothing_to_shard(stage: int) -> Non
     assert [note.changes_training for note in settings.notes] == [False] * (stage > 0)
 
 
-@pytest.mark.parametrize("zero", [True, {"stage": 1}, {"stage": 2}, {"stage": 3}])
-def test_zero_over_several_data_parallel_ranks_is_refused(zero: Any) -> None:
-    with pytest.raises(UnsupportedError, match="only stage 0 is implemented over 2 data-parallel ranks"):
-        settings_of({"zero_optimization": zero}, dp_size=2)
+@pytest.mark.parametrize("zero", [True, {"stage": 1}, {"stage": 2}])
+def test_states_are_sharded_over_several_data_parallel_ranks(zero: Any) -> None:
+    settings = settings_of({"zero_optimization": zero}, dp_size=2)
+    assert settings.zero_stage == (1 if zero is True else zero["stage"])
+    (note,) = settings.notes
+    assert "states are sharded over 2 data-parallel ranks" in note.text
+
+
+def test_weights_are_not_sharded_over_several_data_parallel_ranks() -> None:
+    with pytest.raises(UnsupportedError, match="weights are not sharded over 2 data-parallel ranks; write stage 2"):
+        settings_of({"zero_optimization": {"stage": 3}}, dp_size=2)
 
 
 @pytest.mark.parametrize("device", ["cpu", "nvme"])

@@ -1,0 +1,53 @@
+"""ZeRO's stages 1 and 2 over data-parallel ranks: stage 0's weights to the bit, each state on one rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+ADAM = {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.1}}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "AdamW": (ADAM, {}),
+    "AdamW in bf16": (ADAM, {"bf16": {"enabled": True}}),
+    "SGD, predivided": (
+        {"type": "SGD", "params": {"lr": 0.05, "momentum": 0.9}},
+        {"gradient_predivide_factor": 2.0},
+    ),
+    "Lion": ({"type": "Lion", "params": {"lr": 1e-3}}, {}),
+}
+
+
+def check(results: list[Any]) -> None:
+    for result in results:
+        assert result["in_step"]
+        for stage, found in result["found"].items():
+            assert found["equal"]
+            assert found["norms"]
+            assert found["rates"]
+            assert found["stage"] == int(stage)
+            # Exactly one data-parallel rank of each TP position has the state of a parameter.
+            assert all(holders and set(holders) == {1} for holders in found["holders"]), found["holders"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_weights_are_those_of_stage_0(world2: Any, case: str) -> None:
+    optimizer, extra = CASES[case]
+    check(world2.run("scenarios.zero:stages", tp_size=1, optimizer=optimizer, extra=extra))
+
+
+def test_the_weights_are_those_of_stage_0_beside_tensor_parallelism(world4: Any) -> None:
+    check(world4.run("scenarios.zero:stages", tp_size=2, optimizer=ADAM, extra={}))
+
+
+def test_parameters_that_are_added_later_get_an_owner(world2: Any) -> None:
+    for result in world2.run("scenarios.zero:added"):
+        assert result["equal"]
+        assert result["calls"] == 2  # one broadcast for each rank
+
+
+def test_an_optimizer_that_is_not_elementwise_is_refused(world2: Any) -> None:
+    for error in world2.run("scenarios.zero:refused"):
+        assert error["type"] == "UnsupportedError"
+        assert "Adafactor" in error["text"]
+        assert "stage 0" in error["text"]
