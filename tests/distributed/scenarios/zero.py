@@ -53,7 +53,7 @@ def stages(rank: int, tp_size: int, optimizer: dict[str, Any], extra: dict[str, 
         dist.all_gather_object(held, (engine.groups.tp.position, _held(engine)))
         found[str(stage)] = {
             "equal": all(torch.equal(one, other) for one, other in pairs),
-            "norms": norms == other_norms,
+            "norms": norms == other_norms and min(norms[1:]) > 0,
             "stage": engine.zero_optimization_stage(),
             "holders": [
                 [sum(has) for has in zip(*(has for position, has in held if position == place), strict=True)]

@@ -83,7 +83,8 @@ class BackwardHooks:
         `flag` is a bool scalar; `averaging` says what the mean is.
         """
         for state in self._states if self.groups.dp.group is not None else self._partial:
-            state.take_grad()
+            if state.parameter.grad is not None:  # else `accumulate` has added it to the master copy's
+                state.take_grad()
         sum_partial(self._partial, self.groups.tp, self._device)
         for state in self._partial:
             state.summed = True
