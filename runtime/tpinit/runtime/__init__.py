@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tpinit.runtime.errors import (
         AgreementError,
+        CheckpointError,
         DeviceError,
         EngineError,
         GroupError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgreementError",
+    "CheckpointError",
     "DeviceError",
     "Engine",
     "EngineError",
@@ -45,6 +47,7 @@ __all__ = [
 
 _MODULES = {
     "AgreementError": "errors",
+    "CheckpointError": "errors",
     "DeviceError": "errors",
     "Engine": "training.engine",
     "EngineError": "errors",

@@ -14,6 +14,7 @@ from tpinit.reference.errors import TpinitError
 
 __all__ = [
     "AgreementError",
+    "CheckpointError",
     "DeviceError",
     "EngineError",
     "GroupError",
@@ -37,6 +38,10 @@ class AgreementError(TpinitError):
     def __init__(self, message: str, fields: Iterable[str] = ()) -> None:
         self.fields = tuple(fields)
         super().__init__(message)
+
+
+class CheckpointError(TpinitError):
+    """A checkpoint that can't be written, read or trusted. All ranks raise it together, with one text."""
 
 
 class GroupError(TpinitError):

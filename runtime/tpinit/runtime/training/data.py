@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from torch.utils.data import DataLoader, DistributedSampler
@@ -26,11 +27,15 @@ def make_loader(
 
 
 class EndlessBatches:
-    """The micro batches of a loader, epoch after epoch, each shuffled anew. `epoch` counts from 0."""
+    """The micro batches of a loader, epoch after epoch, each shuffled anew.
+
+    `epoch` counts from 0, and is -1 before the first micro batch; `index` counts the micro batches read of it.
+    """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
         self.epoch = -1
+        self.index = 0
         self._rest: Iterator[Any] = iter(())
 
     def __iter__(self) -> EndlessBatches:
@@ -38,9 +43,48 @@ class EndlessBatches:
 
     def __next__(self) -> Any:
         for batch in self._rest:
+            self.index += 1
             return batch
-        self.epoch += 1
+        self._start(self.epoch + 1, self.loader)
+        self.index += 1
+        return next(self._rest)
+
+    def _start(self, epoch: int, loader: DataLoader[Any]) -> None:
+        self.epoch = epoch
+        self.index = 0
         if isinstance(self.loader.sampler, DistributedSampler):
             self.loader.sampler.set_epoch(self.epoch)
-        self._rest = iter(self.loader)
-        return next(self._rest)
+        self._rest = iter(loader)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position: what the next micro batch is."""
+        return {"epoch": self.epoch, "index": self.index}
+
+    def seek(self, epoch: int, index: int) -> None:
+        """Let micro batch `index` of an epoch be the next one. The samples before it are not read."""
+        if epoch < 0:
+            self.epoch, self.index, self._rest = -1, 0, iter(())
+            return
+        loader, batches = self.loader, self.loader.batch_sampler
+        if index and batches is not None:
+            loader = DataLoader(
+                loader.dataset,
+                batch_sampler=_From(batches, index),
+                collate_fn=loader.collate_fn,
+                num_workers=loader.num_workers,
+                pin_memory=loader.pin_memory,
+                worker_init_fn=loader.worker_init_fn,
+            )
+        self._start(epoch, loader)
+        self.index = index
+
+
+class _From:
+    """The batches of a sampler from number `first` on."""
+
+    def __init__(self, batches: Iterable[list[int]], first: int) -> None:
+        self._batches = batches
+        self._first = first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return islice(iter(self._batches), self._first, None)

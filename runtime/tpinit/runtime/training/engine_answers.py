@@ -12,6 +12,7 @@ import torch.distributed as dist
 from tpinit.runtime.errors import EngineError
 from tpinit.runtime.settings import BatchSizes
 from tpinit.runtime.training.batch_loop import eval_batch, train_batch
+from tpinit.runtime.training.engine_checkpoint import load_checkpoint, save_checkpoint
 from tpinit.runtime.training.engine_norms import clip_grad_norm_, sum_over_parameters
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ METHODS: dict[str, Callable[..., Any]] = {
     "sum_over_parameters": sum_over_parameters,
     "train_batch": train_batch,
     "eval_batch": eval_batch,
+    "save_checkpoint": save_checkpoint,
+    "load_checkpoint": load_checkpoint,
     "was_step_applied": lambda engine: engine.step_applied,
     "train_batch_size": lambda engine: engine.settings.batch.train,
     "train_micro_batch_size_per_gpu": lambda engine: engine.settings.batch.micro,

@@ -7,13 +7,7 @@ from tpinit.runtime.errors import MissingCallError
 
 __all__ = ["NOT_ON_THE_ENGINE", "missing_name"]
 
-_CHECKPOINT = (
-    "checkpoints are not implemented; engine.module.save_pretrained(folder) writes the whole model as a transformers "
-    "directory, and engine.module.state_dict() with optimizer.state_dict() hold this rank's part"
-)
-
 NOT_ON_THE_ENGINE: dict[str, str] = {
-    **dict.fromkeys(("save_checkpoint", "load_checkpoint"), _CHECKPOINT),
     **dict.fromkeys(
         (
             "save_16bit_model",

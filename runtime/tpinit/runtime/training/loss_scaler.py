@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tpinit.runtime.errors import EngineError
 from tpinit.runtime.settings import LossScaling
 
@@ -53,3 +55,20 @@ class LossScaler:
                 self._hysteresis_left = settings.hysteresis
                 self.scale *= 2
         self._updates += 1
+
+    def state_dict(self) -> dict[str, float | int]:
+        """Return what `load_state_dict` needs."""
+        return {
+            "scale": self.scale,
+            "hysteresis_left": self._hysteresis_left,
+            "updates": self._updates,
+            "last_overflow": self._last_overflow,
+        }
+
+    def load_state_dict(self, state: Mapping[str, float | int]) -> None:
+        """Continue with a saved scale and its counts; does nothing if the loss is not scaled, or by a fixed factor."""
+        if self.dynamic:
+            self.scale = float(state["scale"])
+            self._hysteresis_left = int(state["hysteresis_left"])
+            self._updates = int(state["updates"])
+            self._last_overflow = int(state["last_overflow"])

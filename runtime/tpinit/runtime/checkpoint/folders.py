@@ -1,0 +1,140 @@
+"""The folders of checkpoints: a new one appears at once and complete, and `latest` names one that is.
+
+A checkpoint is written to `.TAG.saving` beside its place, and renamed when every rank has written and synced its files.
+One of the same tag is first renamed to `.TAG.replaced`, and removed when the new one is in place. So at any moment the
+tag is at one of two names, and `find` knows both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from tpinit.runtime.errors import CheckpointError
+
+__all__ = [
+    "LATEST",
+    "MANIFEST",
+    "check_tag",
+    "commit",
+    "find",
+    "make_temporary",
+    "read_latest",
+    "remove_old",
+    "sync_folder",
+    "temporary",
+    "write_latest",
+    "write_synced",
+]
+
+LATEST = "latest"
+MANIFEST = "tpinit.json"
+_MAX_NAME = 200  # bytes: file systems allow 255, and the temporary names are longer
+_log = logging.getLogger("tpinit")
+
+
+def check_tag(tag: object) -> str:
+    """Return the tag as a text. Raises CheckpointError unless it can be the name of a folder."""
+    text = str(tag)
+    legal = bool(text) and text == text.strip() and not text.startswith(".") and text.isprintable()
+    if not legal or "/" in text or "\\" in text or text == LATEST or len(os.fsencode(text)) > _MAX_NAME:
+        raise CheckpointError(
+            f"the tag {text[:100]!r} can't be the name of a checkpoint: give a name of one folder, without / and \\, "
+            f"that does not begin with a dot, is not {LATEST!r}, and has at most {_MAX_NAME} bytes"
+        )
+    return text
+
+
+def temporary(folder: Path, tag: str) -> Path:
+    """Return the folder in which a checkpoint is written."""
+    return folder / f".{tag}.saving"
+
+
+def _replaced(folder: Path, tag: str) -> Path:
+    return folder / f".{tag}.replaced"
+
+
+def make_temporary(folder: Path, tag: str) -> None:
+    """Make an empty folder to write in; one that an interrupted save left is removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = temporary(folder, tag)
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir()
+
+
+def commit(folder: Path, tag: str) -> Path:
+    """Put the written checkpoint in its place, and return that: from then on it is found."""
+    path, old = folder / tag, _replaced(folder, tag)
+    sync_folder(temporary(folder, tag))
+    if path.exists():
+        if old.exists():  # an earlier save was interrupted while it removed this
+            shutil.rmtree(old)
+        os.rename(path, old)
+    os.rename(temporary(folder, tag), path)
+    sync_folder(folder)
+    if old.exists():
+        shutil.rmtree(old)
+    return path
+
+
+def find(folder: Path, tag: str) -> Path | None:
+    """Return the folder of a checkpoint, also where its replacement was interrupted; None if there is none."""
+    return next((path for path in (folder / tag, _replaced(folder, tag)) if path.is_dir()), None)
+
+
+def read_latest(folder: Path) -> str | None:
+    """Return the tag of the last checkpoint; None without the file. Raises CheckpointError if it is no tag."""
+    try:
+        with (folder / LATEST).open("rb") as file:
+            return check_tag(file.read(_MAX_NAME + 2).decode().strip())
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder / LATEST} can't be read: {error}") from error
+
+
+def write_latest(folder: Path, tag: str) -> None:
+    """Let `latest` name a checkpoint that is in place."""
+    write_synced(folder / f".{LATEST}.saving", tag.encode())
+    os.replace(folder / f".{LATEST}.saving", folder / LATEST)
+    sync_folder(folder)
+
+
+def remove_old(folder: Path, keep: int, tag: str) -> None:
+    """Remove all but the last `keep` checkpoints of a folder; never `tag` nor what `latest` names."""
+    kept = {tag, read_latest(folder)}
+    found = [
+        ((path / MANIFEST).stat().st_mtime_ns, path)
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and (path / MANIFEST).is_file()
+    ]
+    for _, path in sorted(found, reverse=True)[keep:]:
+        if path.name in kept:
+            continue
+        gone = folder / f".{path.name}.removed"
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(gone)
+        os.rename(path, gone)  # a checkpoint is there or not, and never in part
+        shutil.rmtree(gone)
+        _log.info("removed the checkpoint %s: keep_last=%d", path, keep)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,140 @@
+"""Python values as JSON, without pickle: a checkpoint that someone else wrote must not run code when it is read.
+
+JSON's own values stay as they are. Every other value becomes an object with one key, which names its type.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import ctypes
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from tpinit.runtime.errors import CheckpointError
+from tpinit.runtime.groups.digest import raw_bytes
+
+__all__ = ["DTYPES", "decode", "dtype_name", "encode", "tensor_from_bytes"]
+
+DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name)
+    for name in (
+        "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "bool", "complex64", "complex128",
+        "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8",
+    )
+}  # fmt: skip
+"""The dtypes that a checkpoint can hold, by name."""
+
+_LEGAL = (
+    "None, bool, int, float, str, bytes, list, tuple, dict, set, Counter, Namespace, torch.dtype, tensors and numpy "
+    "values"
+)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype in a checkpoint. Raises CheckpointError if a checkpoint can't hold it."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise CheckpointError(f"a checkpoint can't hold tensors of dtype {dtype}; legal are {', '.join(DTYPES)}")
+    return name
+
+
+def encode(value: Any, path: str) -> Any:
+    """Return a value as JSON data; `path` names it in errors. Raises CheckpointError for a type it can't hold.
+
+    Subclasses of dict, list and str become plain ones, numpy values Python's numbers and tensors.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"float": str(float(value))}
+    for kind, plain in ((int, int), (str, str)):
+        if isinstance(value, kind):
+            return plain(value)
+    if isinstance(value, Counter):
+        return {"counter": _encode_pairs(value, path)}
+    if isinstance(value, Mapping):
+        return {"dict": _encode_pairs(value, path)}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        items = [encode(item, f"{path}[{index}]") for index, item in enumerate(value)]
+        return items if isinstance(value, list) else {"tuple" if isinstance(value, tuple) else "set": items}
+    return _encode_object(value, path)
+
+
+def _encode_pairs(value: Mapping[Any, Any], path: str) -> list[Any]:
+    return [[encode(key, f"{path}.{key}"), encode(item, f"{path}.{key}")] for key, item in value.items()]
+
+
+def _encode_object(value: Any, path: str) -> Any:
+    if isinstance(value, (bytes, bytearray)):
+        return {"bytes": base64.b64encode(value).decode()}
+    if isinstance(value, argparse.Namespace):
+        return {"namespace": _encode_pairs(vars(value), path)}
+    if isinstance(value, torch.dtype):
+        return {"dtype": dtype_name(value)}
+    if isinstance(value, PurePath):
+        return str(value)
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        value = value.item() if value.shape == () else torch.as_tensor(value)
+        if not isinstance(value, torch.Tensor):
+            return encode(value, path)
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu().contiguous()
+        data = base64.b64encode(raw_bytes(tensor)).decode()
+        return {"tensor": [dtype_name(tensor.dtype), list(tensor.shape), data]}
+    raise CheckpointError(
+        f"{path} is a {type(value).__module__}.{type(value).__qualname__}, which a checkpoint can't hold: it is "
+        f"written without pickle. Legal are {_LEGAL}; save what the object is made of"
+    )
+
+
+def decode(value: Any) -> Any:
+    """Return the value that `encode` wrote. Raises CheckpointError for any other JSON data."""
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) != 1:
+        raise CheckpointError(f"a value of the checkpoint has {len(value)} keys and must have one: the name of a type")
+    ((kind, content),) = value.items()
+    try:
+        return _DECODERS[kind](content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"a value of the checkpoint can't be read as {kind!r}: {error}") from error
+
+
+def _decode_pairs(content: Any) -> dict[Any, Any]:
+    return {decode(key): decode(item) for key, item in content}
+
+
+def _decode_tensor(content: Any) -> torch.Tensor:
+    name, shape, data = content
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"shape {shape!r}")
+    return tensor_from_bytes(base64.b64decode(data), DTYPES[name], tuple(shape))
+
+
+def tensor_from_bytes(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a CPU tensor, given its memory. Raises ValueError if the length does not fit the shape."""
+    if len(data) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{len(data)} bytes for shape {shape} of {dtype}")
+    tensor = torch.empty(shape, dtype=dtype)
+    ctypes.memmove(tensor.data_ptr(), data, len(data))
+    return tensor
+
+
+_DECODERS: dict[str, Any] = {
+    "float": lambda content: float(str(content)),
+    "counter": lambda content: Counter(_decode_pairs(content)),
+    "dict": _decode_pairs,
+    "tuple": lambda content: tuple(decode(item) for item in content),
+    "set": lambda content: {decode(item) for item in content},
+    "bytes": lambda content: base64.b64decode(content),
+    "namespace": lambda content: argparse.Namespace(**_decode_pairs(content)),
+    "dtype": lambda content: DTYPES[content],
+    "tensor": _decode_tensor,
+}

@@ -1,0 +1,120 @@
+"""Checkpoints of real runs: saved, loaded by the same and by other numbers of ranks, and what they hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tpinit.runtime import Engine, initialize
+
+from support.refusals import in_step
+from support.tiny_models import build, tokens
+
+ADAMW = {"type": "AdamW", "params": {"lr": 0.01, "weight_decay": 0.1}}
+SGD = {"type": "SGD", "params": {"lr": 0.05, "momentum": 0.9}}
+WARMUP = {"type": "WarmupLR", "params": {"warmup_num_steps": 5, "warmup_max_lr": 0.01}}
+
+
+def engine(
+    tp: int,
+    seed: int = 0,
+    dtype: str = "fp32",
+    optimizer: Any = None,
+    dropout: float = 0.0,
+    lora: bool = False,
+    **options: Any,
+) -> Engine:
+    """Return an engine over TP groups of `tp` ranks, with a schedule and 24 samples of data."""
+    model: Any = build(seed=seed, attention_dropout=0.0 if lora else dropout, **options)
+    if lora:
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(seed)
+        model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], lora_dropout=dropout))
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 4 // (dist.get_world_size() // tp),
+        "gradient_clipping": 1.0,
+        "tensor_parallel": {"autotp_size": tp},
+    }
+    if not callable(optimizer):
+        config |= {"optimizer": optimizer or ADAMW, "scheduler": WARMUP}
+    if dtype != "fp32":
+        config[dtype] = {"enabled": True}
+    data = [{"input_ids": ids, "labels": ids} for ids in tokens(samples=24)]
+    made, *_ = initialize(
+        model=model, config=config, training_data=data, optimizer=optimizer(model) if callable(optimizer) else None
+    )
+    return made
+
+
+def train(made: Engine, steps: int) -> list[float]:
+    """Train updates on the engine's own data; return the loss of each, averaged over the replicas."""
+    losses = []
+    for _ in range(steps):
+        loss = made.train_batch()
+        dist.all_reduce(loss)
+        losses.append(float(loss) / dist.get_world_size())
+    return losses
+
+
+def held(made: Engine) -> dict[str, Any]:
+    """Return copies of everything that decides how this rank trains on."""
+    optimizer = made.optimizer
+    assert optimizer is not None
+    found: dict[str, Any] = {name: value.detach().clone() for name, value in made.module.named_parameters()}
+    for state in made._param_states:
+        found[f"master {state.record.name}"] = state.target.detach().clone()
+        entry = optimizer.state.get(state.parameter, {})
+        for key, value in entry.items():
+            found[f"{key} {state.record.name}"] = value.clone() if isinstance(value, torch.Tensor) else value
+    found["torch"] = torch.get_rng_state()
+    found["lr"] = [group["lr"] for group in optimizer.param_groups]
+    found["counters"] = (made.micro_steps, made.global_steps, made.skipped_steps, made.global_samples)
+    found["scaler"] = made._scaler.state_dict()
+    found["data"] = made.batches.state_dict() if made.batches is not None else None
+    return found
+
+
+def differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    names = sorted(first.keys() ^ second.keys())
+    for name in first.keys() & second.keys():
+        one, other = first[name], second[name]
+        equal = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        names += [] if equal else [name]
+    return sorted(names)
+
+
+def three_and_three(rank: int, folder: str, tp: int = 2, without: str = "", **options: Any) -> dict[str, Any]:
+    """Train 6 updates; train 3, save, load in a new engine, train 3 more; return what differs between the two.
+
+    `without` leaves one part out of the load: the comparison must then find a difference.
+    """
+    once = engine(tp, **options)
+    losses = train(once, 6)
+    begun = engine(tp, **options)
+    begun_losses = train(begun, 3)
+    begun.save_checkpoint(folder, client_state={"epoch": 3, "best": float("inf"), "names": ("a", "b")})
+    saved = held(begun)
+    torch.manual_seed(7 + rank)
+    resumed = engine(tp, **{**options, "seed": 1})  # other weights
+    path, client = resumed.load_checkpoint(
+        folder,
+        load_optimizer_states=without != "optimizer",
+        load_lr_scheduler_states=without != "scheduler",
+        load_module_only=without == "all",
+    )
+    if without == "rng":
+        torch.manual_seed(5)
+    loaded = differing(saved, held(resumed))
+    resumed_losses = train(resumed, 3)
+    return {
+        "path": Path(path or "").name,
+        "latest": (Path(folder) / "latest").read_text(),
+        "client": client,
+        "loaded": loaded,
+        "losses": [a - b for a, b in zip(losses, begun_losses + resumed_losses, strict=True)],
+        "different": differing(held(once), held(resumed)),
+        "in_step": in_step(rank),
+    }
