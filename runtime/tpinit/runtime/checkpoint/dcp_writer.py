@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
-from tpinit.runtime.checkpoint.manifest import Chunk, StoredTensor, sha256_of
+from tpinit.runtime.checkpoint.manifest import Chunk, ChunkedTensor, sha256_of
 from tpinit.runtime.checkpoint.places import Box, Write
 from tpinit.runtime.errors import CheckpointError
 
@@ -100,7 +100,7 @@ class ChunkWriter(FileSystemWriter):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
-        self.tensors: dict[str, StoredTensor] = {}
+        self.tensors: dict[str, ChunkedTensor] = {}
         self.files: dict[str, int] = {}
         self.sums: dict[str, str] = {}
 
@@ -132,7 +132,7 @@ class ChunkWriter(FileSystemWriter):
             name, chunk = result.index.fqn, stored.chunk
             before = self.tensors.get(name)
             chunks = (*(before.chunks if before is not None else ()), chunk)
-            self.tensors[name] = StoredTensor(stored.dtype, stored.shape, chunks)
+            self.tensors[name] = ChunkedTensor(stored.dtype, stored.shape, chunks)
             self.files[chunk.file], self.sums[chunk.file] = stored.file_size, stored.file_sum
         plain = [
             [dataclasses.replace(result, storage_data=result.storage_data.record) for result in of_rank]

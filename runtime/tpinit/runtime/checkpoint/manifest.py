@@ -23,7 +23,7 @@ from tpinit.runtime.checkpoint.places import Box
 from tpinit.runtime.checkpoint.values import DTYPES, dtype_name
 from tpinit.runtime.errors import CheckpointError
 
-__all__ = ["SUMS", "Chunk", "Manifest", "StoredTensor", "check_file", "read_manifest", "read_sums", "sha256_of"]
+__all__ = ["SUMS", "Chunk", "Manifest", "ChunkedTensor", "check_file", "read_manifest", "read_sums", "sha256_of"]
 
 SUMS = "SHA256SUMS"
 VERSION = 1
@@ -43,7 +43,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredTensor:
+class ChunkedTensor:
     """A whole tensor: disjoint chunks that fill it."""
 
     dtype: torch.dtype
@@ -55,7 +55,7 @@ class StoredTensor:
 class Manifest:
     """What `tpinit.json` says. `files` are the sizes in bytes of the files of tensors; `page` is the rest, as JSON."""
 
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, ChunkedTensor]
     files: Mapping[str, int]
     page: Mapping[str, Any]
 
@@ -99,7 +99,7 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(tensors, files, page)
 
 
-def _stored(name: str, entry: Any, files: Mapping[str, int]) -> StoredTensor:
+def _stored(name: str, entry: Any, files: Mapping[str, int]) -> ChunkedTensor:
     dtype, shape = DTYPES[entry["dtype"]], tuple(map(_count, entry["shape"]))
     chunks = []
     for raw in entry["chunks"]:
@@ -114,7 +114,7 @@ def _stored(name: str, entry: Any, files: Mapping[str, int]) -> StoredTensor:
         chunks.append(chunk)
     if not _fill(chunks, shape):
         raise ValueError(f"the chunks of {name} do not fill it once")
-    return StoredTensor(dtype, shape, tuple(chunks))
+    return ChunkedTensor(dtype, shape, tuple(chunks))
 
 
 def _fill(chunks: list[Chunk], shape: tuple[int, ...]) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
-from tpinit.runtime.checkpoint.manifest import Chunk, Manifest, StoredTensor, open_file
+from tpinit.runtime.checkpoint.manifest import Chunk, ChunkedTensor, Manifest, open_file
 from tpinit.runtime.checkpoint.places import Box, PlacedTensor, local_boxes, overlap
 from tpinit.runtime.errors import CheckpointError
 
@@ -48,7 +48,7 @@ class TensorFiles:
                         place[target.dim] += start
                     self._copy(_view(target.tensor, place, common.sizes), stored, chunk, common)
 
-    def _copy(self, out: torch.Tensor, stored: StoredTensor, chunk: Chunk, wanted: Box) -> None:
+    def _copy(self, out: torch.Tensor, stored: ChunkedTensor, chunk: Chunk, wanted: Box) -> None:
         """Read the rows of a chunk that hold `wanted`, and copy that to `out`."""
         sizes = list(chunk.box.sizes)
         inside = [begin - first for begin, first in zip(wanted.offsets, chunk.box.offsets, strict=True)]
