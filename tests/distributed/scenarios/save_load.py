@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from tpinit.runtime import Engine, initialize
+from tpinit.runtime.slicing import local_part
 
 from support.refusals import in_step
 from support.tiny_models import build, tokens
@@ -118,3 +119,56 @@ def three_and_three(rank: int, folder: str, tp: int = 2, without: str = "", **op
         "different": differing(held(once), held(resumed)),
         "in_step": in_step(rank),
     }
+
+
+MAKERS: dict[str, Any] = {
+    "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+    "adafactor": lambda model: torch.optim.Adafactor(model.parameters(), lr=0.02),
+    "muon": lambda model: torch.optim.Muon([one for one in model.parameters() if one.ndim == 2], lr=0.02),
+}
+
+
+def begin(rank: int, folder: str, tp: int, maker: str = "", **options: Any) -> dict[str, Any]:
+    """Train 3 updates, save, train 3 more; return the losses of the latter and the whole weights, from rank 0."""
+    made = engine(tp, optimizer=MAKERS.get(maker), **options)
+    train(made, 3)
+    made.save_checkpoint(folder)
+    losses = train(made, 3)
+    return {"losses": losses, "norm": made.get_global_grad_norm(), "in_step": in_step(rank)}
+
+
+def go_on(rank: int, folder: str, tp: int, maker: str = "", **options: Any) -> dict[str, Any]:
+    """Load what `begin` saved in an engine with other weights, train 3 updates and return their losses."""
+    made = engine(tp, optimizer=MAKERS.get(maker), seed=1, **options)
+    path, _ = made.load_checkpoint(folder)
+    steps = made.global_steps
+    losses = train(made, 3)
+    return {
+        "path": path,
+        "steps": steps,
+        "losses": losses,
+        "norm": made.get_global_grad_norm(),
+        "in_step": in_step(rank),
+    }
+
+
+def read_plainly(rank: int, folder: str, tp: int) -> list[str]:
+    """Save, and read the folder with torch's own loader; return the names of the tensors that differ."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    made = engine(tp)
+    train(made, 1)
+    made.save_checkpoint(folder, tag="one")
+    whole = {record.name: torch.empty(record.shape) for record in made.plan.parameters}
+    read: dict[str, Any] = {f"model.{name}": value for name, value in whole.items()}
+    load(read, storage_reader=FileSystemReader(Path(folder) / "one"))
+    parameters = dict(made.module.named_parameters())
+    return [
+        record.name
+        for record in made.plan.parameters
+        if not torch.equal(
+            local_part(read[f"model.{record.name}"], record, made.plan.tp_size, made.plan.tp_rank),
+            parameters[record.name],
+        )
+    ]
