@@ -129,13 +129,15 @@ def _with_edits(exact: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
 def adopt_edits(states: Sequence[ParamState]) -> None:
     """Write into each master copy the elements of its parameter that are not the rounded master: someone set them.
 
-    The host waits for the device once.
+    On an accelerator the host waits once for all of them; on a CPU comparing a pair at once is several times faster.
     """
     masters = [state for state in states if state.has_master]
-    if not masters:
-        return
-    edited = torch.stack([(state.target.to(state.parameter.dtype) != state.parameter).any() for state in masters])
-    for state, is_edited in zip(masters, edited.tolist(), strict=True):
+    if all(state.target.is_cpu for state in masters):
+        edited = [not torch.equal(state.target.to(state.parameter.dtype), state.parameter) for state in masters]
+    else:
+        differ = [(state.target.to(state.parameter.dtype) != state.parameter).any() for state in masters]
+        edited = torch.stack(differ).tolist()
+    for state, is_edited in zip(masters, edited, strict=True):
         if is_edited:
             state.target.copy_(_with_edits(state.target, state.parameter))
 
