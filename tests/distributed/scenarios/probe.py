@@ -27,8 +27,8 @@ def initialize_with_probe(rank: int, name: str, break_with: str = "", **override
     }
     original = launch.prepare
 
-    def broken(given: Any, report: Any) -> Any:
-        ready = original(given, report)
+    def broken(*arguments: Any) -> Any:
+        ready = original(*arguments)
         layers = ready.plan.layers
         if break_with == "entry":
             layers = tuple(

@@ -72,7 +72,7 @@ def initialize(
     mesh_param: Any = None,
     config_params: str | Mapping[str, Any] | None = None,
     *,
-    verify: str = "rehearsal",
+    verify: str | None = "auto",
     example: Mapping[str, Any] | None = None,
     plan: UserPlan | None = None,
     sequence_parallel: bool = False,
@@ -95,8 +95,10 @@ def initialize(
 
     These keywords are not DeepSpeed's:
 
-    - `verify`: "rehearsal" checks every sharded region by a dry run while planning. "probe" also compares a small
-      forward and backward of the whole model with the sharded one, which needs memory for two fp32 copies of the model.
+    - `verify`: planning always checks every sharded region by a dry run. "probe" also compares a small forward and
+      backward of the whole model with the sharded one, which needs memory for two fp32 copies of the model. "auto"
+      probes a model of another class than those that docs/models.md lists as exact, or with code that is not that of
+      transformers, and logs why, unless it has more than 2^30 parameters. "rehearsal", "none" and None never probe.
     - `example`: the keyword arguments of one small forward, if the transformers config does not describe the inputs.
     - `plan`: a Plan, its `to_json`, perhaps edited, or the path of a JSON file of that, instead of any other plan.
     - `sequence_parallel`: also shard the tokens between the sharded regions. The TP size must divide their number.

@@ -37,6 +37,7 @@ def from_pretrained(
     config: str | Mapping[str, Any] | None = None,
     mesh_param: Any = None,
     config_params: str | Mapping[str, Any] | None = None,
+    verify: str | None = "auto",
     example: Mapping[str, Any] | None = None,
     plan: UserPlan | None = None,
     sequence_parallel: bool = False,
@@ -54,7 +55,8 @@ def from_pretrained(
     config.json says. The model is in training mode. Weights are converted to the dtype of the decision while they are
     read.
 
-    A rank never holds more than its own parameters and a few megabytes. Every file is checked on every rank before
+    A probe (`verify`) runs with random weights, because it comes before the weights are read. Without one a rank never
+    holds more than its own parameters and a few megabytes. Every file is checked on every rank before
     weights are read. Raises what `initialize` raises, and LoadError, the same on every rank, for a checkpoint that is
     damaged, incomplete, in torch's own format, quantized, or of another model.
     """
@@ -63,6 +65,7 @@ def from_pretrained(
         distributed_port=distributed_port,
         dist_init_required=dist_init_required,
         collate_fn=collate_fn,
+        verify=verify,
         open_weights=lambda: open_pretrained(Path(directory), model_class, model_config),
     )
 
@@ -84,6 +87,7 @@ def from_config(
     config: str | Mapping[str, Any] | None = None,
     mesh_param: Any = None,
     config_params: str | Mapping[str, Any] | None = None,
+    verify: str | None = "auto",
     example: Mapping[str, Any] | None = None,
     plan: UserPlan | None = None,
     sequence_parallel: bool = False,
@@ -109,5 +113,6 @@ def from_config(
         distributed_port=distributed_port,
         dist_init_required=dist_init_required,
         collate_fn=collate_fn,
+        verify=verify,
         open_weights=lambda: open_config(model_config, model_class, seed),
     )

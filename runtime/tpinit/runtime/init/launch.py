@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tpinit.reference.errors import TpinitError
-from tpinit.runtime.errors import PlanError, UnsupportedError
+from tpinit.runtime.errors import UnsupportedError
 from tpinit.runtime.groups import world
 from tpinit.runtime.groups.agreement import (
     RankReport,
@@ -28,7 +28,7 @@ from tpinit.runtime.groups.process_groups import GroupLayout, ParallelGroups, cr
 from tpinit.runtime.init.apply import apply_plan
 from tpinit.runtime.init.call_registry import consume_call
 from tpinit.runtime.init.prepare import InitArgs, Prepared, prepare
-from tpinit.runtime.init.probe import VERIFY_MODES, probe
+from tpinit.runtime.init.verify import VERIFY_MODES, verify_plan
 from tpinit.runtime.loading.weight_loading import WeightSource, load_weights
 from tpinit.runtime.parallel import gather_logits_always
 from tpinit.runtime.settings import Settings
@@ -56,7 +56,7 @@ def launch(
     distributed_port: int,
     dist_init_required: bool | None,
     collate_fn: Callable[..., Any] | None,
-    verify: str = "rehearsal",
+    verify: str | None = "auto",
     open_weights: Callable[[], WeightSource] | None = None,
 ) -> Started:
     """Do what `initialize` documents.
@@ -64,8 +64,8 @@ def launch(
     `open_weights` builds the model on the meta device and returns it with the source of its weights, which are read
     after the ranks agreed; without it `init_args` has the model.
     """
-    if verify not in VERIFY_MODES:
-        raise TpinitError(f"verify is {verify!r}, and must be one of {', '.join(VERIFY_MODES)}")
+    if verify is not None and verify not in VERIFY_MODES:
+        raise TpinitError(f"verify is {verify!r}, and must be None or one of {', '.join(VERIFY_MODES)}")
     for name in ("sequence_parallel", "gather_logits"):
         if type(getattr(init_args, name)) is not bool:
             raise TpinitError(f"{name} is {getattr(init_args, name)!r}, and must be True or False")
@@ -84,8 +84,8 @@ def launch(
         )
     _log_notes(prepared.settings)
     groups = create_groups(layout, prepared.decision, dist.get_rank(), timeout)
-    if verify == "probe" and groups.tp.group is not None:
-        _check_probe(prepared, groups, choice.device, init_args.example)
+    if verify in ("auto", "probe"):
+        verify_plan(prepared.model, prepared.plan, groups, choice.device, verify, init_args.example)
     return _build_engine(prepared, init_args, layout, groups, choice, collate_fn)
 
 
@@ -117,20 +117,6 @@ def _log_notes(settings: Settings) -> None:
     if dist.get_rank() == 0:
         for note in settings.notes:
             _log.log(logging.WARNING if note.changes_training else logging.INFO, "config: %s", note.text)
-
-
-def _check_probe(
-    prepared: Prepared, groups: ParallelGroups, device: torch.device, example: Mapping[str, Any] | None
-) -> None:
-    """Raise PlanError, with the same text on every rank, if the probe finds a difference on any rank."""
-    plan = replace(prepared.plan, tp_rank=groups.tp.position)
-    difference = probe(prepared.model, plan, groups, device, example)
-    reports = gather_reports(RankReport(error=difference))
-    differences = [f"rank {rank}: {report.error}" for rank, report in enumerate(reports) if report.error is not None]
-    if differences:
-        raise PlanError(
-            "the sharded model differs from the unsharded one, and nothing was changed: " + "; ".join(differences)
-        )
 
 
 def _build_engine(

@@ -7,15 +7,17 @@ unsharded value. Code of torch and transformers keeps nothing of that kind, so o
 from __future__ import annotations
 
 import gc
+import inspect
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 from tpinit.runtime.internals.torch_private import storage_key
 
-__all__ = ["KeptState", "ValueReads"]
+__all__ = ["KeptState", "ValueReads", "running_module"]
 
 _VALUE_READS = ("local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "unique", "masked_select")
 
@@ -49,6 +51,8 @@ class KeptState:
         self._created: set[int] = set()
         self._written: set[str] = set()
         self._read: set[str] = set()
+        self.readers: set[int] = set()
+        """The ids of the modules whose forwards read values of any tensor in Python: their next batch may differ."""
 
     def add_created(self, tensors: Iterable[torch.Tensor], arguments: Sequence[torch.Tensor] = ()) -> None:
         """Record that an operation on `arguments` returned `tensors`; memory that is not an argument's is new."""
@@ -67,17 +71,22 @@ class KeptState:
         linears: frozenset[str],
     ) -> None:
         """Record an operation whose results depend on `linears`: what it returns, overwrites, or reads in Python."""
-        self._tensors += [(weakref.ref(tensor), linears) for tensor in results]
         if _reads_values(operation):
-            self._read |= linears
+            self.add_read(linears)
+        if not linears:
+            return
+        self._tensors += [(weakref.ref(tensor), linears) for tensor in results]
         given = {id(argument) for argument in arguments}
         for tensor in results:
             if id(tensor) in given and storage_key(tensor) not in self._created:
                 self._written |= linears
 
     def add_read(self, linears: frozenset[str]) -> None:
-        """Record that values that depend on `linears` are read outside of torch."""
+        """Record that values that depend on `linears` are read outside of torch, by the innermost running module."""
         self._read |= linears
+        reader = running_module()
+        if reader is not None:
+            self.readers.add(id(reader))
 
     def reasons(self) -> dict[str, str]:
         """Return the linear layers of whose outputs something is kept, with the reason. Call it when all is freed."""
@@ -93,3 +102,14 @@ class KeptState:
 
     def _alive(self) -> set[str]:
         return {name for tensor, linears in self._tensors if tensor() is not None for name in linears}
+
+
+def running_module() -> nn.Module | None:
+    """Return the module whose forward is the innermost one in the stack of calls; None outside of any."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module):
+            return owner
+        frame = frame.f_back
+    return None

@@ -8,7 +8,6 @@ linear in between, the parameters, and whether it went through a dropout.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from tpinit.runtime.planning.analysis.fake_forward import (
     forward_context,
     run_fake_forward,
 )
-from tpinit.runtime.planning.analysis.kept_state import KeptState, ValueReads
+from tpinit.runtime.planning.analysis.kept_state import KeptState, ValueReads, running_module
 from tpinit.runtime.planning.analysis.linears import LinearInfo
 from tpinit.runtime.planning.analysis.off_meta import activation_device
 
@@ -49,6 +48,7 @@ class Trace:
     `weight_reads[p]`: the class whose forward reads the values of p, the weight of a linear, an embedding or an expert
     module, without calling that module. `embedding_calls`: the weights of the embeddings that were called.
     `kept[m]`: why linear m can't be column-parallel: the forward keeps or reads something that its output reaches.
+    `value_readers`: the modules, none of torch's or transformers' own, whose forwards read values in Python.
     `context`: what another fake forward of the same model needs.
     """
 
@@ -67,6 +67,7 @@ class Trace:
     weight_reads: dict[str, str] = field(default_factory=dict)
     embedding_calls: set[str] = field(default_factory=set)
     kept: dict[str, str] = field(default_factory=dict)
+    value_readers: set[str] = field(default_factory=set)
 
     def add_labelled(self, labelled: Trace) -> None:
         """Add what a forward with labels shows: the flow of the loss, and the weights that only it reads.
@@ -87,6 +88,7 @@ class Trace:
         self.weight_reads |= labelled.weight_reads
         self.embedding_calls |= labelled.embedding_calls
         self.kept |= labelled.kept
+        self.value_readers |= labelled.value_readers
 
 
 def trace_forward(model: nn.Module, inputs: Mapping[str, Any], context: ForwardContext | None = None) -> Trace:
@@ -131,6 +133,7 @@ def trace_forward(model: nn.Module, inputs: Mapping[str, Any], context: ForwardC
         del result
         readers.clear()
         trace.kept = tracker.kept.reasons()
+        trace.value_readers = {name for name, module in model.named_modules() if id(module) in tracker.kept.readers}
     return trace
 
 
@@ -265,9 +268,7 @@ class _NameTracker(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch l
                 self._set(tensor, self._get(tensor) | names)
         if self.kept is not None:
             self.kept.add_created(results, arguments)
-            linears = _without_marks(names)
-            if linears:
-                self.kept.add(func.__name__, arguments, results, linears)
+            self.kept.add(func.__name__, arguments, results, _without_marks(names))
         return result
 
     def _read_weights(self, marks: Iterable[str]) -> frozenset[str]:
@@ -317,13 +318,8 @@ class _NameTracker(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch l
 
 def _calling_class() -> str:
     """Return the class of the module whose forward is the innermost one in the stack of calls."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, nn.Module):
-            return type(owner).__qualname__
-        frame = frame.f_back
-    return "a function"
+    module = running_module()
+    return type(module).__qualname__ if module is not None else "a function"
 
 
 def _without_marks(names: frozenset[str]) -> frozenset[str]:

@@ -71,6 +71,12 @@ def _fit_each(task: PlanningTask, draft: PlanDraft, *, with_dry_run: bool, fit_s
             continue
         blocked = [task.blocked[name] for name in names if name in task.blocked]
         blocked += [f"{name}: {task.trace.kept[name]}" for name in region.columns if name in task.trace.kept]
+        inside = f"{region.block}." if region.block else ""
+        blocked += [
+            f"the forward of {reader or type(task.model).__qualname__} reads values of a tensor in Python"
+            for reader in sorted(task.trace.value_readers)
+            if f"{reader}.".startswith(inside)
+        ]
         if blocked:
             draft.reasons.update(dict.fromkeys(names, blocked[0]))
             continue
