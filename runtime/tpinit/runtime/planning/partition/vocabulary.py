@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from tpinit.runtime.internals.torch_private import parameters_of
+from tpinit.runtime.internals.torch_private import PlainDispatchMode, parameters_of, storage_key, tree_leaves
 from tpinit.runtime.planning.analysis.linears import LinearInfo
 from tpinit.runtime.planning.analysis.trace import Trace
 from tpinit.runtime.planning.schema import LayerKind
@@ -86,28 +87,79 @@ def _kind(name: str, module: nn.Module, parameter: nn.Parameter, heads: tuple[st
     return LayerKind.HEAD if name in heads else None
 
 
+_CASTS = (
+    "view",
+    "_unsafe_view",
+    "unsqueeze",
+    "squeeze",
+    "expand",
+    "detach",
+    "alias",
+    "_to_copy",
+    "clone",
+    "lift_fresh",
+)
+_LOOK_UPS = frozenset(("embedding", "mul", "mul_", "scalar_tensor", *_CASTS))
+"""The aten operations that an embedding may run: a lookup, its product with one number, views and casts."""
+
+
+class _LookUpOperations(PlainDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its base untyped
+    """Watches whether all operations are a lookup of rows and products with one number that is not trained."""
+
+    def __init__(self, parameters: set[int]) -> None:
+        super().__init__()
+        self._parameters = parameters
+        self.only_look_up = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.partition(".")[0]
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        self.only_look_up &= name in _LOOK_UPS
+        self.only_look_up &= not any(storage_key(tensor) in self._parameters for tensor in tensors)
+        if name.startswith("mul"):
+            self.only_look_up &= sum(tensor.numel() > 1 for tensor in tensors) == 1
+            self.only_look_up &= all(tensor.is_floating_point() for tensor in tensors)
+        return func(*args, **(kwargs or {}))
+
+
 def _only_looks_up(module: nn.Embedding) -> bool:
     """Return whether an embedding returns its rows, or its rows times one constant.
 
-    Only then is the sum over the ranks, each of which returns zeros for the rows it does not hold, the same.
+    Only then is the sum over the ranks, each of which returns zeros for the rows it does not hold, the same. A subclass
+    runs on random rows, in training and evaluation mode: it must run the operations of a lookup only, read no other
+    parameter, and set no attribute.
     """
     if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
         return False
     if type(module).forward is nn.Embedding.forward:
         return True
-    device = next((buffer.device for buffer in module.buffers()), torch.device("cpu"))  # of a scale, for example
-    rows = torch.randn((4, module.embedding_dim), generator=torch.Generator().manual_seed(0)).to(device)
+    rows = torch.randn((4, module.embedding_dim), generator=torch.Generator().manual_seed(0))
+    before = dict(module.__dict__)
+    others = {storage_key(parameter) for name, parameter in module.named_parameters() if name != "weight"}
     module.__dict__["weight"] = rows
     try:
-        with torch.no_grad():
-            output = module(torch.arange(4, device=device))
+        for training in (True, False):
+            module.__dict__["training"] = training
+            attributes = dict(module.__dict__)
+            for ids in (torch.arange(4), torch.tensor([[3, 1, 1], [0, 2, 3]])):
+                if not _looks_up(module, ids, rows, others) or module.__dict__ != attributes:
+                    return False
     except Exception:  # the forward of the subclass does more than look rows up
         return False
     finally:
-        del module.__dict__["weight"]
-    if not isinstance(output, torch.Tensor) or output.shape != rows.shape:
+        module.__dict__.clear()
+        module.__dict__.update(before)
+    return True
+
+
+def _looks_up(module: nn.Embedding, ids: torch.Tensor, rows: torch.Tensor, parameters: set[int]) -> bool:
+    """Return whether the forward of an embedding runs a lookup only, and returns `rows` times one constant."""
+    with torch.no_grad(), _LookUpOperations(parameters) as operations:
+        output = module.forward(ids)
+    expected = rows[ids]
+    if not operations.only_look_up or not isinstance(output, torch.Tensor) or output.shape != expected.shape:
         return False
-    ratio = output / rows
+    ratio = output / expected
     return bool(torch.allclose(ratio, ratio.flatten()[0].expand_as(ratio), rtol=1e-4))
 
 
