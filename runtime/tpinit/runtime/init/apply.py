@@ -25,6 +25,7 @@ from tpinit.runtime.parallel import (
     fuse_columns,
     gather_around,
     gather_tokens,
+    guard_experts,
     map_input,
     reduce_output_grad,
     refuse_hidden_states,
@@ -89,6 +90,11 @@ def convert_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
         _convert(model, layer, plan, group, region_input, rng if layer.draws_random else None)
         if layer.kind in (*LINEAR_CLASSES, LayerKind.EMBEDDING):
             guard_parameters(model.get_submodule(layer.module), layer.module, scope_of(model))
+        elif layer.kind is LayerKind.EXPERTS:
+            prefix = f"{layer.module}."
+            sharded = [name for record in plan.parameters if record.dim is not None for name in record.names]
+            paths = [name.removeprefix(prefix) for name in sharded if name.startswith(prefix)]
+            guard_experts(model.get_submodule(layer.module), layer.module, paths, scope_of(model))
     for names in plan.fused_column_groups():
         fuse_columns([model.get_submodule(name) for name in names], group)
     for block in plan.blocks:

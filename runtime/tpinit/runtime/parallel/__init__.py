@@ -17,7 +17,13 @@ from tpinit.runtime.parallel.linear import (
     fuse_columns,
 )
 from tpinit.runtime.parallel.loss import cross_entropy, enable_loss_parallel, gather_logits_always
-from tpinit.runtime.parallel.modules import convert_embedding, convert_experts, reduce_output_grad, zero_in_forward
+from tpinit.runtime.parallel.modules import (
+    convert_embedding,
+    convert_experts,
+    guard_experts,
+    reduce_output_grad,
+    zero_in_forward,
+)
 from tpinit.runtime.parallel.rng import RngTracker, broadcast_rng_state
 from tpinit.runtime.parallel.sequence import gather_around, gather_tokens, map_input, refuse_hidden_states, shard_tokens
 
@@ -43,6 +49,7 @@ __all__ = [
     "gather_from_tp_region",
     "gather_logits_always",
     "gather_tokens",
+    "guard_experts",
     "layer_regions",
     "map_input",
     "reduce_from_tp_region",

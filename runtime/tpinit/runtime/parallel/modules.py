@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -11,12 +12,13 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from tpinit.runtime.internals.torch_private import set_class
 from tpinit.runtime.parallel.collectives import BoundRegion, RegionFunction, TPRegionInput
-from tpinit.runtime.parallel.guarded import guarded_attributes, own_forward
+from tpinit.runtime.parallel.forward_scope import ForwardScope
+from tpinit.runtime.parallel.guarded import guard_parameters, guarded_attributes, own_forward
 from tpinit.runtime.parallel.layer_kinds import LayerKind, layer_regions
 from tpinit.runtime.parallel.tally import counted, current_place, place_of
 from tpinit.runtime.parallel.vocabulary import check_ids
 
-__all__ = ["convert_embedding", "convert_experts", "reduce_output_grad", "zero_in_forward"]
+__all__ = ["convert_embedding", "convert_experts", "guard_experts", "reduce_output_grad", "zero_in_forward"]
 
 
 def convert_embedding(module: nn.Embedding, begin: int, length: int, group: ProcessGroup) -> None:
@@ -104,6 +106,48 @@ def convert_experts(module: nn.Module, region_input: TPRegionInput, group: Proce
     module.register_forward_pre_hook(enter, with_kwargs=True)
     # First, so that the user's hooks see the sum.
     module.register_forward_hook(leave, with_kwargs=True, prepend=True)
+
+
+def guard_experts(module: nn.Module, name: str, sharded: Sequence[str], scope: ForwardScope | None) -> None:
+    """Guard the sharded parameters of a block of experts, while a forward of `scope` runs outside of the block's own.
+
+    `name` is the block's, and `sharded` are the paths of the parameters below it.
+    """
+    holders: dict[str, list[str]] = {}
+    for path in sharded:
+        owner, _, parameter = path.rpartition(".")
+        holders.setdefault(owner, []).append(parameter)
+    guarded = {owner: module.get_submodule(owner) for owner in holders}
+    for owner, holder in guarded.items():
+        guard_parameters(holder, f"{name}.{owner}" if owner else name, scope)
+        set_class(holder, _guarded_class(type(holder), tuple(holders[owner])))
+    module.__dict__["tp_guarded"] = tuple(guarded.values())
+    set_class(module, _guarded_class(type(module), ()))
+
+
+class _OwnReads:
+    """A block of experts whose own forward reads its parameters."""
+
+    tp_guarded: tuple[nn.Module, ...]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward of the original class."""
+        with ExitStack() as stack:
+            for holder in self.tp_guarded:
+                stack.enter_context(own_forward(holder))
+            return super().forward(*args, **kwargs)  # type: ignore[misc]  # the class of the experts
+
+
+_GUARDED: dict[tuple[type, tuple[str, ...]], type] = {}
+
+
+def _guarded_class(original: type, names: tuple[str, ...]) -> type:
+    """Return a class that guards the parameters `names`; without names, one whose own forward may read them."""
+    if (original, names) not in _GUARDED:
+        bases = (original,) if names else (_OwnReads, original)
+        attributes = {"__module__": __name__, "__qualname__": original.__qualname__, **guarded_attributes(names)}
+        _GUARDED[original, names] = type(original.__name__, bases, attributes)
+    return _GUARDED[original, names]
 
 
 def zero_in_forward(module: nn.Module, names: Sequence[str]) -> None:
