@@ -11,7 +11,7 @@ from tpinit.reference.errors import ConflictingCallsError
 from tpinit.reference.objects import CallArgs
 from tpinit.reference.spellings import show
 
-__all__ = ["RecordedCall", "consume_call", "is_initialized", "record_call", "recorded_call"]
+__all__ = ["RecordedCall", "consume_call", "is_initialized", "record_call", "recorded_call", "sharded_inside"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,15 @@ def consume_call(model: nn.Module) -> None:
     """Forget the recorded call for a model, and record that the model is initialized."""
     _CALLS.pop(model, None)
     _INITIALIZED.add(model)
+
+
+_MARKS = ("tp_scope", "tp_guard_scope", "tp_region_output")  # attributes of converted models and layers
+
+
+def sharded_inside(model: nn.Module) -> str | None:
+    """Return the name of the first module inside of a model that an earlier `initialize` sharded; None without one."""
+    found = (name for name, module in model.named_modules() if not module.__dict__.keys().isdisjoint(_MARKS))
+    return next(found, None)
 
 
 def is_initialized(model: nn.Module) -> bool:

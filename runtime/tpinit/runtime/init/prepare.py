@@ -25,11 +25,12 @@ from tpinit.runtime.groups.agreement import RankReport, flatten
 from tpinit.runtime.groups.device_mesh import mesh_tp_group
 from tpinit.runtime.groups.digest import digest_model
 from tpinit.runtime.groups.process_groups import group_size, ranks_of
-from tpinit.runtime.init.call_registry import is_initialized, recorded_call
+from tpinit.runtime.init.call_registry import is_initialized, recorded_call, sharded_inside
 from tpinit.runtime.init.choose_optimizer import choose_optimizer
 from tpinit.runtime.loading.weight_loading import WeightSource
 from tpinit.runtime.planning import Plan, make_plan
 from tpinit.runtime.settings import Checks, Settings, check_section, read_settings
+from tpinit.runtime.training.engine import Engine
 from tpinit.runtime.training.optimizer_kinds import OptimizerKind, class_name, classify
 from tpinit.spec.vocabulary import Decision, Group, Outcome
 
@@ -96,6 +97,12 @@ def prepare(init_args: InitArgs, report: RankReport, device: torch.device | None
     if is_initialized(model):
         raise TpinitError(
             "this model is already initialized: its parameters are sharded; build a new model for another run"
+        )
+    inside = sharded_inside(model)
+    if inside is not None or isinstance(model, Engine):
+        raise TpinitError(
+            f"{inside or 'this model'} is part of a model that initialize has sharded, or a copy of one: it holds a "
+            "rank's part; build a new model, and share no sharded module between two models"
         )
     checks = Checks.from_arguments(init_args.check_inputs_every, init_args.check_replicas_every, init_args.on_nonfinite)
     report.fields.update(flatten(asdict(checks), "checks"))

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from tpinit.runtime.errors import EngineError
 from tpinit.runtime.internals.transformers_private import is_model
+from tpinit.runtime.parallel.full_graph import graph_break
 
 __all__ = ["ForwardScope", "scope_of"]
 
@@ -52,12 +53,15 @@ class ForwardScope:
         if leave is not None:
             self._on_leave.insert(0 if first else len(self._on_leave), leave)
 
+    # Eager under torch.compile: the ranks compare their calls and random states in every forward.
+    @graph_break
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._depth += 1
         if self._depth == 1:
             for step in self._on_enter:  # if one raises, torch still calls the hook that leaves
                 step(model, args, kwargs)
 
+    @graph_break
     def _leave(self, model: nn.Module, _: Any, output: Any) -> Any:
         outermost = self._depth == 1
         self._depth = max(0, self._depth - 1)

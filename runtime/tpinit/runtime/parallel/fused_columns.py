@@ -20,6 +20,7 @@ from torch.nn import functional
 from tpinit.runtime.groups.devices import autocast_dtype
 from tpinit.runtime.internals.torch_private import parameters_of, version_of
 from tpinit.runtime.parallel.collectives import CollectiveKind, copy_to_tp_region
+from tpinit.runtime.parallel.full_graph import graph_break
 from tpinit.runtime.parallel.tally import BACKWARD, current_place, issue
 
 __all__ = ["FusedColumnGroup"]
@@ -104,6 +105,7 @@ class FusedColumnGroup:
         """Return whether `hidden` gets a gradient and autocast, which would change the dtype, is off."""
         return hidden.requires_grad and torch.is_grad_enabled() and autocast_dtype(hidden.device.type) is None
 
+    @graph_break
     def __call__(self, layer: Any, hidden: torch.Tensor) -> torch.Tensor:
         """Return the output [..., out / ranks] of `layer`, one of the group's layers, for `hidden` [..., in]."""
         place = current_place()

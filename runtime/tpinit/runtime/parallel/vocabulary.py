@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from tpinit.runtime.errors import EngineError
 from tpinit.runtime.internals.torch_private import assert_async
+from tpinit.runtime.parallel.full_graph import graph_break
 
 __all__ = ["check_ids", "check_targets"]
 
@@ -45,6 +46,7 @@ def _check_dtype(what: str, values: object, legal: tuple[torch.dtype, ...]) -> N
         raise EngineError(f"{what} are {values.dtype}, and must be integers: {', '.join(map(str, legal))}")
 
 
+@graph_break
 def _check(values: torch.Tensor, outside: torch.Tensor, message: str) -> None:
     if values.device.type == "cpu":
         if bool(outside.any()):

@@ -24,6 +24,7 @@ from tpinit.runtime.internals.torch_private import (
 from tpinit.runtime.planning.schema import Plan
 from tpinit.runtime.training.call_check import CallCheck
 from tpinit.runtime.training.call_table import DTYPE, REFUSED, STRUCTURE
+from tpinit.runtime.training.compile_guard import guard_compile
 from tpinit.runtime.training.local_shards import mark_model_state
 from tpinit.runtime.training.save_whole import save_whole
 from tpinit.runtime.training.whole_model import load_whole_or_part, records_below, state_or_whole
@@ -82,6 +83,7 @@ def guard_engine(engine: nn.Module, model: nn.Module) -> None:
     """Put guards on an engine: its only child is the model, and stays on its device."""
     for name in _STRUCTURAL:
         _set(engine, name, _refusal(name, STRUCTURE))
+    guard_compile(engine)
     for name in _DEVICES[2:]:  # the engine has methods for the others
         _set(engine, name, lambda own, *args, name=name: (getattr(model, name)(*args), own)[1])
 

@@ -69,8 +69,13 @@ _DISTRIBUTE = "tpinit has sharded this model; transformers would shard it again 
 MODULE_CALLS: tuple[Call, ...] = (
     Call.of(
         Answer.RIGHT,
-        "forward eval train zero_grad requires_grad_ compile",
-        "`forward` without the call's hooks; `compile` as torch.compile, see [limits](limits.md)",
+        "forward eval train zero_grad requires_grad_",
+        "`forward` without the checks of a call",
+    ),
+    Call.of(
+        Answer.GUARDED,
+        "compile",
+        "right, as torch.compile is; refuses fullgraph=True: a sharded model is several graphs",
     ),
     Call.of(
         Answer.GUARDED,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from tpinit.runtime.errors import EngineError
 from tpinit.runtime.internals.state_dict_private import compares_whole_size
 from tpinit.runtime.internals.torch_private import plain_tensor_functions
 from tpinit.runtime.planning.schema import ParameterPlan, Plan
@@ -175,5 +176,10 @@ class _Marker:
         metadata[PART_KEY] = self.rank
         for name, place in self.places.items():
             value = state.get(prefix + name)
+            if isinstance(value, torch.Tensor) and type(value) not in (torch.Tensor, nn.Parameter, LocalShard):
+                raise EngineError(
+                    f"state_dict: {prefix + name} is a {type(value).__name__} (fully_shard makes them), whose place in "
+                    "the whole parameter is not known; a sharded model takes no other parameters after initialize"
+                )
             if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
                 state[prefix + name] = mark(value, place)

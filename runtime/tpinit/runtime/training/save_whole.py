@@ -43,11 +43,12 @@ def save_whole(plan: Plan, tp: GroupView, check: CallCheck, first_replica: bool)
         check.compare_call("save_pretrained", model)
         sharded = _sharded(model, plan)
         writes = first_replica and tp.position == 0
-        whole: dict[str, torch.Tensor] = {}
-        if writes:
-            whole = _together(tp, lambda: _map_file(save_directory, sharded))
-        else:
-            _together(tp, dict)
+
+        def prepare() -> dict[str, torch.Tensor]:
+            nn.Module.state_dict(model)  # raises for parameters that can't be saved
+            return _map_file(save_directory, sharded) if writes else {}
+
+        whole = _together(tp, prepare)
         if first_replica:
             for name, parameter, record in sharded:
                 _collect(parameter.detach(), record, tp, whole.get(name))

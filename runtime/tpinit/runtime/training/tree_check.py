@@ -6,6 +6,7 @@ without a sign. What is known to be right is let through; everything else is ref
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,11 @@ __all__ = ["TreeCheck"]
 
 _SHOWN = 6  # changes in an error
 _REGIONS = ("tp_region_input", "tp_region_output", "tp_fused", "tp_rng")
+_FULLY_SHARDED = (
+    "{name}: fully_shard was applied, and replaced the parameters that the plan and the engine's optimizer hold; "
+    "leave it out: engine.backward averages over the data-parallel ranks, as torch.nn.parallel.DistributedDataParallel("
+    "engine.module, process_group=engine.groups.dp.group) does in a loop by hand"
+)
 _BEFORE = "do it before initialize, where planning checks it"
 
 
@@ -106,7 +112,8 @@ class TreeCheck:
                 if not problems:
                     self._parameters[place] = (name, parameter, tensor_state(parameter))
                 found += problems
-        return _text(found)
+        wrapped = [name for name, module, _ in self._modules if found and _is_fully_sharded(module)]
+        return _text([_FULLY_SHARDED.format(name=wrapped[0] or "the model")] if wrapped else found)
 
     def __deepcopy__(self, _: dict[int, Any]) -> TreeCheck:
         """Return a check of a copied model, which it reads at its first forward."""
@@ -159,6 +166,12 @@ class TreeCheck:
                     f"{name}: a {kind} ({described(function)}) would see this rank's part of the gradient: remove it, "
                     "or keep the layer whole (partition_type skip in partition_config)"
                 )
+
+
+def _is_fully_sharded(module: nn.Module) -> bool:
+    """Return whether FSDP2's fully_shard was applied to a module. Only a program that imported FSDP can do it."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 def _methods(module: nn.Module) -> dict[str, Any]:
