@@ -265,6 +265,7 @@ SCHEDULER_CALLS: tuple[Call, ...] = (
 """The names of torch.optim.lr_scheduler.LRScheduler."""
 
 ENGINE_CALLS: tuple[Call, ...] = (
+    Call.of(Answer.RIGHT, "save_checkpoint load_checkpoint", "the whole state of training; call them on every rank"),
     Call.of(
         Answer.RIGHT,
         "backward step is_gradient_accumulation_boundary set_gradient_accumulation_boundary no_sync train_batch "
