@@ -34,6 +34,7 @@ __all__ = [
     "backward_number",
     "buffers_of",
     "call_state",
+    "child_of",
     "children_of",
     "default_store",
     "clip_grad_namespace",
@@ -166,6 +167,12 @@ class PlainDispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
     """Return the module's own parameters by attribute, ties included. Writing to the dict replaces a parameter."""
     return module._parameters
+
+
+def child_of(module: nn.Module, name: str) -> nn.Module | None:
+    """Return a module's own child, None without one, also before torch's constructor ran. Calls no `__getattr__`."""
+    children: dict[str, nn.Module | None] = module.__dict__.get("_modules", {})
+    return children.get(name)
 
 
 def buffers_of(module: nn.Module) -> dict[str, torch.Tensor | None]:

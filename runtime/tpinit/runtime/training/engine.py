@@ -17,6 +17,7 @@ from tpinit.runtime.errors import EngineError
 from tpinit.runtime.groups import world
 from tpinit.runtime.groups.devices import DeviceChoice
 from tpinit.runtime.groups.process_groups import ParallelGroups, free_groups
+from tpinit.runtime.internals.torch_private import child_of
 from tpinit.runtime.parallel.forward_scope import scope_of
 from tpinit.runtime.planning.schema import Plan
 from tpinit.runtime.settings import Checks, Settings
@@ -327,12 +328,12 @@ class Engine(nn.Module):
     @property
     def training(self) -> bool:
         """Whether the model is in training mode."""
-        return self.module.training if "module" in self.__dict__.get("_modules", {}) else True
+        return getattr(child_of(self, "module"), "training", True)
 
     @training.setter
     def training(self, mode: bool) -> None:
-        if "module" in self.__dict__.get("_modules", {}):  # torch sets it before there is a model
-            self.module.training = mode
+        if (module := child_of(self, "module")) is not None:  # torch sets the mode before there is a model
+            module.training = mode
 
     if not TYPE_CHECKING:  # their types are those of nn.Module
         to, cpu, cuda, half, bfloat16, float, double, type, to_empty, share_memory = map(
@@ -382,7 +383,7 @@ class Engine(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         """Return the model's attribute. Raises for a name that both lack: for DeepSpeed's with what to do instead."""
-        module = self.__dict__.get("_modules", {}).get("module")
+        module = child_of(self, "module")
         if module is not None:
             if name == "module":
                 return module
