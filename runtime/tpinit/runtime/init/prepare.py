@@ -104,6 +104,7 @@ def prepare(init_args: InitArgs, report: RankReport, device: torch.device | None
             f"{inside or 'this model'} is part of a model that initialize has sharded, or a copy of one: it holds a "
             "rank's part; build a new model, and share no sharded module between two models"
         )
+    _check_values(init_args, model)
     checks = Checks.from_arguments(init_args.check_inputs_every, init_args.check_replicas_every, init_args.on_nonfinite)
     report.fields.update(flatten(asdict(checks), "checks"))
     report.fields["gather_logits"] = init_args.gather_logits
@@ -152,6 +153,16 @@ def _optimizer_kind(optimizer: Optimizer | None, plan: Plan, settings: Settings,
             "elementwise: write stage 0, or use AdamW or another elementwise optimizer (docs/optimizers.md)"
         )
     return kind
+
+
+def _check_values(init_args: InitArgs, model: nn.Module) -> None:
+    """Raise TpinitError for a model whose parameters have no values, and get none from a checkpoint."""
+    without = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if without and init_args.weights is None:
+        raise TpinitError(
+            f"{len(without)} parameters are on the meta device and have no values ({without[0]}, ...): use "
+            "tpinit.runtime.from_pretrained or from_config, or fill them before initialize"
+        )
 
 
 def _decide(init_args: InitArgs, model: nn.Module, report: RankReport) -> tuple[ConfigReading, Decision]:

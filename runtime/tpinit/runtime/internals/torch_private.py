@@ -43,6 +43,7 @@ __all__ = [
     "global_hooks",
     "init_namespace",
     "is_batch_norm",
+    "is_compiled",
     "is_mutable",
     "is_original_method",
     "named_arguments",
@@ -237,6 +238,11 @@ def tensor_state(tensor: torch.Tensor) -> tuple[Any, ...]:
         tuple(hooks.values()) if hooks else (),
         tuple(after.values()) if after else (),
     )
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether a module is what `torch.compile(module)` returns."""
+    return type(module).__module__.startswith("torch._dynamo.")
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -25,6 +25,7 @@ from tpinit.runtime.planning.analysis.layer_folding import fold_layers
 from tpinit.runtime.planning.analysis.linears import find_experts, find_linears
 from tpinit.runtime.planning.analysis.trace import Trace
 from tpinit.runtime.planning.analysis.train_trace import dry_run_inputs, trace_training
+from tpinit.runtime.planning.analysis.wrapped_models import tensor_kind_problems, wrapper_problems
 from tpinit.runtime.planning.build import PlanDraft, PlanningTask, build_plan, parameter_plans, plan_error, plan_notes
 from tpinit.runtime.planning.check.search import fit_regions
 from tpinit.runtime.planning.check.sequence_parallel import add_sequence_parallel
@@ -61,8 +62,10 @@ def plan_model(
     Raises PlanError, with every problem at once, if nothing can be sharded, and for parameters that have a gradient or
     share memory, which sharding would break.
     """
-    problems = list(parameter_type_problems(model)) or list(_tensor_problems(model))
-    problems += global_problems() if tp_size > 1 else ()
+    problems = list(wrapper_problems(model)) or list(parameter_type_problems(model))
+    if tp_size > 1 and not problems:
+        problems += [*tensor_kind_problems(model), *global_problems()]
+    problems = problems or list(_tensor_problems(model))
     if problems:
         raise plan_error(problems, tp_size)
     if tp_size == 1:
