@@ -73,6 +73,7 @@ class EngineLoad:
         place, page = rank_place(self.engine), self.opened.manifest.page
         trained = trained_tensors(self.engine)
         self._compare_model(trained, place.tp_size)
+        check_targets(self.opened, self.targets)
         try:
             self.values = {"client_state": decode(page["client_state"])}
             if not self.options.module_only:
