@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,6 +39,18 @@ def test_the_weights_are_those_of_stage_0(world2: Any, case: str) -> None:
 
 def test_the_weights_are_those_of_stage_0_beside_tensor_parallelism(world4: Any) -> None:
     check(world4.run("scenarios.zero:stages", tp_size=2, optimizer=ADAM, extra={}))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_checkpoint_has_the_states_of_all_ranks(world2: Any, tmp_path: Path, precision: str) -> None:
+    extra = {"bf16": {"enabled": True}} if precision == "bf16" else {}
+    results = world2.run("scenarios.zero:resumed", folder=str(tmp_path / "run"), extra=extra)
+    for result in results:
+        assert result["equal"] == [True, True]
+        assert result["dropped"]
+        assert result["in_step"]
+    first, second = (result["held"] for result in results)
+    assert first[2] == second[2] == first[0] + second[0] == first[1] + second[1]
 
 
 def test_parameters_that_are_added_later_get_an_owner(world2: Any) -> None:

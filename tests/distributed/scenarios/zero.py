@@ -13,8 +13,8 @@ from support.refusals import error_of, in_step
 from support.tiny_models import build, tokens
 
 
-def _trained(stage: int, tp_size: int, optimizer: dict[str, Any], extra: dict[str, Any]) -> tuple[Engine, list[float]]:
-    config = {
+def _config(stage: int, tp_size: int, optimizer: dict[str, Any]) -> dict[str, Any]:
+    return {
         "train_micro_batch_size_per_gpu": 2,
         "gradient_accumulation_steps": 2,
         "gradient_clipping": 0.5,
@@ -22,9 +22,11 @@ def _trained(stage: int, tp_size: int, optimizer: dict[str, Any], extra: dict[st
         "tensor_parallel": {"autotp_size": tp_size},
         "optimizer": optimizer,
         "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 3}},
-        **extra,
     }
-    engine, *_ = initialize(model=build(), config=config)
+
+
+def _trained(stage: int, tp_size: int, optimizer: dict[str, Any], extra: dict[str, Any]) -> tuple[Engine, list[float]]:
+    engine, *_ = initialize(model=build(), config={**_config(stage, tp_size, optimizer), **extra})
     norms = []
     for number in range(8):
         ids = tokens(10 * number + engine.groups.data_index)
@@ -62,6 +64,33 @@ def stages(rank: int, tp_size: int, optimizer: dict[str, Any], extra: dict[str, 
             "rates": engine.get_lr() == plain.get_lr(),
         }
     return {"found": found, "in_step": in_step(rank)}
+
+
+def resumed(rank: int, folder: str, extra: dict[str, Any]) -> dict[str, Any]:
+    """Save under stage 1, load into stage 1 and stage 0, train on; return what differs from the run that went on."""
+    optimizer = {"type": "AdamW", "params": {"lr": 1e-2}}
+    saved, _ = _trained(1, 1, optimizer, extra)
+    before = _held(saved)
+    saved.save_checkpoint(folder)
+    after = _held(saved)
+    others = []
+    for stage in (1, 0):
+        config = {**_config(stage, 1, optimizer), **extra}
+        engine, *_ = initialize(model=build(seed=5), config=config)
+        engine.load_checkpoint(folder)
+        others.append(engine)
+    for engine in (saved, *others):
+        for number in range(4):
+            ids = tokens(100 + 10 * number + engine.groups.data_index)
+            engine.backward(engine(input_ids=ids, labels=ids).loss)
+            engine.step()
+    pairs = [zip(saved.module.parameters(), engine.module.parameters(), strict=True) for engine in others]
+    return {
+        "equal": [all(torch.equal(one, other) for one, other in pair) for pair in pairs],
+        "dropped": before == after,
+        "held": [sum(_held(engine)) for engine in (saved, *others)],
+        "in_step": in_step(rank),
+    }
 
 
 def added(rank: int) -> dict[str, Any]:

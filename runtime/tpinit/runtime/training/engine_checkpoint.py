@@ -19,6 +19,7 @@ from tpinit.runtime.checkpoint.save import BackgroundSave, SaveOptions, save
 from tpinit.runtime.errors import CheckpointError
 from tpinit.runtime.training.checkpoint_content import content_page, content_tensors, rank_place
 from tpinit.runtime.training.load_engine import EngineLoad, LoadOptions
+from tpinit.runtime.training.zero_updates import complete_states
 
 if TYPE_CHECKING:
     from tpinit.runtime.training.engine import Engine
@@ -49,6 +50,22 @@ def save_checkpoint(
     """
     wait_for_save(engine)
     _compare_call(engine, "save_checkpoint")
+    with complete_states(engine.optimizer):
+        return _save(
+            engine, save_dir, tag, client_state, save_latest, exclude_frozen_parameters, keep_last, bool(async_save)
+        )
+
+
+def _save(
+    engine: Engine,
+    save_dir: str | os.PathLike[str],
+    tag: str | None,
+    client_state: Mapping[str, Any] | None,
+    save_latest: bool,
+    exclude_frozen_parameters: bool,
+    keep_last: int | None,
+    async_save: bool,
+) -> bool:
     group = checkpoint_group()
     error: Exception | None = None
     writes: list[Write] = []
@@ -60,7 +77,7 @@ def save_checkpoint(
         writes = chosen_writes(tensors, rank_place(engine))
         fields = {"tag": options.tag, "folder": str(options.folder), "global_steps": engine.global_steps}
         fields |= {one.name: [*one.shape, str(one.tensor.dtype)] for one in tensors if not one.single}
-        fields |= {"async_save": bool(async_save), "keep_last": keep_last, "save_latest": bool(save_latest)}
+        fields |= {"async_save": async_save, "keep_last": keep_last, "save_latest": bool(save_latest)}
     except Exception as failure:  # any error: the other ranks wait
         error = failure
     agree(group, "the ranks save different checkpoints, and nothing was written", error, fields)
@@ -68,7 +85,7 @@ def save_checkpoint(
         _log.warning(
             "save_checkpoint between the micro batches of an update: their gradients are not in the checkpoint"
         )
-    background = save(writes, page, options, bool(async_save))
+    background = save(writes, page, options, async_save)
     if background is not None:
         _running[engine] = background
     return True

@@ -6,18 +6,44 @@ Gradients are averaged on all ranks, and each update is that of one rank: weight
 
 from __future__ import annotations
 
+import logging
+import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.optim import Optimizer
 from tpinit.runtime.groups.process_groups import GroupView
+from tpinit.runtime.training.master_copies import MASTER
 from tpinit.runtime.training.param_state import ParamState
 
-__all__ = ["share_updates"]
+__all__ = ["complete_states", "share_updates"]
+
+_log = logging.getLogger("tpinit")
+_SHARED: weakref.WeakKeyDictionary[Optimizer, _Shares] = weakref.WeakKeyDictionary()
 
 _BUCKET = 1 << 25  # elements in one broadcast
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """A tensor of an optimizer's state without its values. `on_cpu`: it is not on its parameter's device."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    on_cpu: bool
+
+    def empty(self, device: torch.device) -> torch.Tensor:
+        return torch.empty(self.shape, dtype=self.dtype, device="cpu" if self.on_cpu else device)
+
+
+def _described(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return _Described(tuple(value.shape), value.dtype, value.device.type == "cpu")
 
 
 def share_updates(optimizer: Optimizer, states: Sequence[ParamState], dp: GroupView) -> None:
@@ -32,6 +58,25 @@ def share_updates(optimizer: Optimizer, states: Sequence[ParamState], dp: GroupV
     shares = _Shares(states, dp)
     optimizer.register_step_pre_hook(shares.begin)
     optimizer.register_step_post_hook(shares.end)
+    optimizer.register_state_dict_pre_hook(shares.warn)
+    _SHARED[optimizer] = shares
+
+
+@contextmanager
+def complete_states(optimizer: Optimizer | None) -> Iterator[None]:
+    """Give every rank the optimizer's states of all parameters while the block runs, and the memory back after it.
+
+    All ranks must enter it together: the owners send their states. Does nothing if the states are not sharded.
+    """
+    shares = _SHARED.get(optimizer) if optimizer is not None else None
+    if optimizer is None or shares is None:
+        yield
+        return
+    shares.gather(optimizer)
+    try:
+        yield
+    finally:
+        shares.drop(optimizer)
 
 
 class _Shares:
@@ -43,6 +88,7 @@ class _Shares:
         self._owners: dict[int, int] = {}
         self._elements = [0] * dp.size
         self._groups: list[list[Any]] = []
+        self._warned = False
 
     def begin(self, optimizer: Optimizer, *_: Any) -> None:
         """Leave this rank's parameters in the optimizer's groups."""
@@ -68,6 +114,45 @@ class _Shares:
         for owner in range(self._dp.size):
             for bucket in self._buckets(owner):
                 self._send(bucket, self._dp.ranks[owner])
+
+    def warn(self, _: Optimizer) -> None:
+        """Say once that a state dict has this rank's states only."""
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "optimizer.state_dict() has the states of this rank's share of the parameters only "
+                "(zero_optimization): call engine.save_checkpoint(folder) on every rank to save all"
+            )
+
+    @torch.no_grad()
+    def gather(self, optimizer: Optimizer) -> None:
+        """Receive the states of the other ranks' parameters; the master copies are on every rank already."""
+        for index, owner in self._owners.items():
+            parameter, mine = self._states[index].parameter, owner == self._dp.position
+            entry = {key: value for key, value in optimizer.state.get(parameter, {}).items() if key != MASTER}
+            sent = [{key: _described(value) for key, value in entry.items()} if mine else None]
+            source = self._dp.ranks[owner]
+            dist.broadcast_object_list(sent, src=source, group=self._dp.group)
+            for key, described in (sent[0] or {}).items():
+                value = described
+                if isinstance(described, _Described):
+                    value = entry[key] if mine else described.empty(parameter.device)
+                    self._broadcast(value, source, parameter.device)
+                if not mine:
+                    optimizer.state[parameter][key] = value
+
+    def drop(self, optimizer: Optimizer) -> None:
+        """Forget the states of the other ranks' parameters."""
+        for _, state in self._owned(others=True):
+            entry = optimizer.state.pop(state.parameter, {})
+            if MASTER in entry:
+                optimizer.state[state.parameter] = {MASTER: entry[MASTER]}
+
+    def _broadcast(self, value: torch.Tensor, source: int, device: torch.device) -> None:
+        """Broadcast a state, in place; one that an optimizer keeps on the CPU goes over the parameter's device."""
+        flat = value.detach().to(device).contiguous()
+        dist.broadcast(flat, src=source, group=self._dp.group)
+        value.copy_(flat)
 
     def _owned(self, others: bool) -> Iterator[tuple[int, ParamState]]:
         """Yield (owner, state) of this rank's parameters, or of all others'."""
