@@ -96,16 +96,14 @@ def initialize(
     These keywords are not DeepSpeed's:
 
     - `verify`: planning always checks every sharded region by a dry run. "probe" also compares a small forward and
-      backward of the whole model with the sharded one, which needs memory for two fp32 copies of the model. "auto"
-      probes a model of another class than those that docs/models.md lists as exact, or with code that is not that of
-      transformers, and logs why, unless it has more than 2^30 parameters. "rehearsal", "none" and None never probe.
+      backward with those of the unsharded model, in the memory of two fp32 copies of it. "auto" does so for a class that
+      docs/models.md does not list as exact, up to 2^30 parameters, and logs why. "rehearsal", "none", None never do.
     - `example`: the keyword arguments of one small forward, if the transformers config does not describe the inputs.
     - `plan`: a Plan, its `to_json`, perhaps edited, or the path of a JSON file of that, instead of any other plan.
     - `sequence_parallel`: also shard the tokens between the sharded regions. The TP size must divide their number.
     - `check_inputs_every`: a TP group's ranks compare their inputs before every so many forwards; 0 never.
     - `check_replicas_every`: the ranks compare the copies of their parameters after every so many updates; 0 never.
-    - `on_nonfinite`: what a NaN or infinite loss or gradient norm does: "raise" an EngineError before anything is
-      updated, "skip" the update, or "ignore" it.
+    - `on_nonfinite`: what a NaN or infinite loss or gradient norm does: "raise", "skip" the update, or "ignore" it.
     - `gather_logits`: training outputs beside labels have the logits, by an all-gather of them (docs/outputs.md).
     - `timeout`: of the collectives of the groups that this call makes, in seconds or a timedelta (docs/devices.md).
 
