@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tpinit.runtime.init.from_pretrained import from_config, from_pretrained
     from tpinit.runtime.planning import ParameterPlan, Plan
     from tpinit.runtime.training.engine import Engine
+    from tpinit.runtime.training.gathered import GatheredParameters
 
 __all__ = [
     "AgreementError",
@@ -31,6 +32,7 @@ __all__ = [
     "DeviceError",
     "Engine",
     "EngineError",
+    "GatheredParameters",
     "GroupError",
     "LoadError",
     "MissingCallError",
@@ -51,6 +53,7 @@ _MODULES = {
     "DeviceError": "errors",
     "Engine": "training.engine",
     "EngineError": "errors",
+    "GatheredParameters": "training.gathered",
     "GroupError": "errors",
     "LoadError": "errors",
     "MissingCallError": "errors",

@@ -9,18 +9,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from tpinit.runtime.checkpoint import folders
-from tpinit.runtime.checkpoint.dcp_writer import ChunkPlanner, ChunkWriter
 from tpinit.runtime.checkpoint.manifest import SUMS, Manifest, sha256_of
 from tpinit.runtime.checkpoint.places import Write
 from tpinit.runtime.checkpoint.ranks import agree, checkpoint_group
 from tpinit.runtime.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.api import CheckpointException
+    from tpinit.runtime.checkpoint.dcp_writer import ChunkWriter
 
 __all__ = ["BackgroundSave", "SaveOptions", "save"]
 
@@ -80,6 +81,11 @@ def save(
 
 
 def _write(writes: Sequence[Write], page: Mapping[str, Any], options: SaveOptions, group: ProcessGroup | None) -> None:
+    # Half a second to import, and needed by a program that saves only.
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+    from tpinit.runtime.checkpoint.dcp_writer import ChunkPlanner, ChunkWriter
+
     began = time.monotonic()
     folder = folders.temporary(options.folder, options.tag)
     size = sum(write.values.numel() * write.values.element_size() for write in writes)

@@ -14,6 +14,12 @@ from tpinit.runtime.settings import BatchSizes
 from tpinit.runtime.training.batch_loop import eval_batch, train_batch
 from tpinit.runtime.training.engine_checkpoint import load_checkpoint, save_checkpoint
 from tpinit.runtime.training.engine_norms import clip_grad_norm_, sum_over_parameters
+from tpinit.runtime.training.engine_weights import (
+    consolidated_state_dict,
+    load_module_state_dict,
+    module_state_dict,
+    save_16bit_model,
+)
 
 if TYPE_CHECKING:
     from tpinit.runtime.training.engine import Engine
@@ -101,6 +107,12 @@ METHODS: dict[str, Callable[..., Any]] = {
     "eval_batch": eval_batch,
     "save_checkpoint": save_checkpoint,
     "load_checkpoint": load_checkpoint,
+    "save_16bit_model": save_16bit_model,
+    "save_fp16_model": save_16bit_model,
+    "_consolidated_16bit_state_dict": consolidated_state_dict,
+    "_zero3_consolidated_16bit_state_dict": consolidated_state_dict,
+    "module_state_dict": module_state_dict,
+    "load_module_state_dict": load_module_state_dict,
     "was_step_applied": lambda engine: engine.step_applied,
     "train_batch_size": lambda engine: engine.settings.batch.train,
     "train_micro_batch_size_per_gpu": lambda engine: engine.settings.batch.micro,

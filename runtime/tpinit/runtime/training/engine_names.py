@@ -8,17 +8,6 @@ from tpinit.runtime.errors import MissingCallError
 __all__ = ["NOT_ON_THE_ENGINE", "missing_name"]
 
 NOT_ON_THE_ENGINE: dict[str, str] = {
-    **dict.fromkeys(
-        (
-            "save_16bit_model",
-            "save_fp16_model",
-            "_consolidated_16bit_state_dict",
-            "_zero3_consolidated_16bit_state_dict",
-            "module_state_dict",
-            "load_module_state_dict",
-        ),
-        "call engine.module.save_pretrained(folder), on every rank: it writes the whole model",
-    ),
     "monitor": "monitors are not implemented; log what engine(...) and engine.get_global_grad_norm() return",
 }
 """What to do instead, by the name of DeepSpeed's engine or of torch.nn.Module."""

@@ -15,7 +15,7 @@ from tpinit.runtime.groups.process_groups import ParallelGroups
 from tpinit.runtime.training.backward_hooks import BackwardHooks
 from tpinit.runtime.training.param_state import ParamState
 
-__all__ = ["ShardedTensors", "sharded_models"]
+__all__ = ["ShardedTensors", "known_models", "sharded_models"]
 
 
 class ShardedTensors:
@@ -56,6 +56,11 @@ class ShardedTensors:
 
 
 _models: weakref.WeakSet[ShardedTensors] = weakref.WeakSet()
+
+
+def known_models() -> list[ShardedTensors]:
+    """Return the initialized models of this process, in no order."""
+    return list(_models)
 
 
 def sharded_models() -> list[ShardedTensors]:
