@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import logging
 import os
+import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +38,8 @@ from tpinit.runtime.errors import CheckpointError
 __all__ = ["ChunkPlanner", "ChunkWriter"]
 
 _BLOCK = 1 << 22
+_SECONDS = 5.0  # between two lines about the progress
+_log = logging.getLogger("tpinit")
 
 
 class ChunkPlanner(SavePlanner):
@@ -43,6 +47,9 @@ class ChunkPlanner(SavePlanner):
 
     def __init__(self, writes: Sequence[Write]) -> None:
         self._writes = {MetadataIndex(write.name, write.box.offsets): write for write in writes}
+        self._total = sum(write.values.numel() * write.values.element_size() for write in writes)
+        self._written = 0
+        self._shown = time.monotonic()
 
     def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
         """Do nothing: the writes were given."""
@@ -73,8 +80,13 @@ class ChunkPlanner(SavePlanner):
         return new_plan
 
     def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
-        """Return the values of a box, contiguous."""
-        return self._writes[write_item.index].values.detach().contiguous()
+        """Return the values of a box, contiguous; say every few seconds how far this rank is."""
+        values = self._writes[write_item.index].values.detach().contiguous()
+        if time.monotonic() - self._shown > _SECONDS:
+            self._shown = time.monotonic()
+            _log.info("saving: %.1f of %.1f MB of this rank are written", self._written / 1e6, self._total / 1e6)
+        self._written += values.numel() * values.element_size()
+        return values
 
 
 def _item(index: MetadataIndex, write: Write) -> WriteItem:
