@@ -14,14 +14,14 @@ from torch.distributed.distributed_c10d import GroupName
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Tally", "tally"]
+__all__ = ["StepCounts", "tally"]
 
 _SPACES = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "_dtensor")
 _SILENT = ("barrier", "wait_tensor", "_wrap_tensor_autograd", "monitored_barrier_")
 
 
 @dataclass
-class Tally:
+class StepCounts:
     """Collectives by name over groups of more than one rank; `alone` counts those over groups of one rank.
 
     `sent` is in bytes, what one rank sends if the collective runs as a ring: 2 (n - 1) / n of an all-reduce's tensor,
@@ -37,7 +37,7 @@ class Tally:
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.tally = Tally()
+        self.tally = StepCounts()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -49,7 +49,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         return func(*args, **(kwargs or {}))
 
 
-def tally(step: Callable[[], object]) -> Tally:
+def tally(step: Callable[[], object]) -> StepCounts:
     """Run one step and return the count of its collectives."""
     watch = _Watch()
     with watch:
@@ -57,7 +57,7 @@ def tally(step: Callable[[], object]) -> Tally:
     return watch.tally
 
 
-def _count(into: Tally, name: str, arguments: list[Any]) -> None:
+def _count(into: StepCounts, name: str, arguments: list[Any]) -> None:
     if name in _SILENT:
         return
     ranks = _ranks(arguments)

@@ -12,7 +12,7 @@ from tpinit.runtime.training.call_table import (
     REFUSED,
     TRANSFORMERS_CALLS,
     Answer,
-    Call,
+    PublicName,
 )
 
 pytestmark = pytest.mark.distributed
@@ -28,7 +28,7 @@ ELSEWHERE = {
 """Names whose check is in another file."""
 
 
-def needed(*tables: Iterable[Call]) -> set[str]:
+def needed(*tables: Iterable[PublicName]) -> set[str]:
     answers = (Answer.RIGHT, Answer.GUARDED)
     return {name for table in tables for call in table if call.answer in answers for name in call.names} - {*ELSEWHERE}
 

@@ -49,6 +49,7 @@ def is_private_string(value):
 # Names with an underscore that are no attribute of torch or transformers: an aten operator, ours, DeepSpeed's.
 STRINGS = {
     "_unsafe_view",
+    "_to_copy",
     "_proj",
     "_tp_held",
     "_name_or_path",

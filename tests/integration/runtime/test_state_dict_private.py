@@ -6,9 +6,9 @@ from torch import nn
 from torch.distributed.checkpoint import default_planner, metadata, planner_helpers, utils
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
 from tpinit.runtime.internals import state_dict_private
-from tpinit.runtime.training.local_shards import Place, mark
+from tpinit.runtime.training.local_shards import ShardLayout, mark
 
-PLACE = Place((4, 3), 0, ((1, 1), (3, 1)))
+PLACE = ShardLayout((4, 3), 0, ((1, 1), (3, 1)))
 SHARD = mark(torch.arange(6.0).view(2, 3), PLACE)
 
 

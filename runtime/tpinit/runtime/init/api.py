@@ -96,7 +96,7 @@ def initialize(
     These keywords are not DeepSpeed's:
 
     - `verify`: planning always checks every sharded region by a dry run. "probe" also compares a small forward and
-      backward with those of the unsharded model, in the memory of two fp32 copies of it. "auto" does so for a class that
+      backward with those of the unsharded model, in the memory of two fp32 copies. "auto" does so for a class that
       docs/models.md does not list as exact, up to 2^30 parameters, and logs why. "rehearsal", "none", None never do.
     - `example`: the keyword arguments of one small forward, if the transformers config does not describe the inputs.
     - `plan`: a Plan, its `to_json`, perhaps edited, or the path of a JSON file of that, instead of any other plan.

@@ -22,7 +22,7 @@ __all__ = [
     "TABLES",
     "TRANSFORMERS_CALLS",
     "Answer",
-    "Call",
+    "PublicName",
     "answer_of",
     "markdown",
 ]
@@ -44,7 +44,7 @@ class Answer(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class PublicName:
     """Names that give the same kind of answer. `remark` says what; for refused ones, what to do instead."""
 
     names: tuple[str, ...]
@@ -52,9 +52,9 @@ class Call:
     remark: str
 
     @staticmethod
-    def of(answer: Answer, names: str, remark: str = "") -> Call:
+    def of(answer: Answer, names: str, remark: str = "") -> PublicName:
         """Return the row of names that are separated by spaces."""
-        return Call(tuple(names.split()), answer, remark)
+        return PublicName(tuple(names.split()), answer, remark)
 
 
 _RESIZE = "change the model before initialize; a sharded one keeps its size"
@@ -66,109 +66,111 @@ _DRAW = "draw the weights before initialize, or use tpinit.runtime.from_config"
 _SAVE_ADAPTERS = "save the adapters with engine.module.save_pretrained, "
 _DISTRIBUTE = "tpinit has sharded this model; transformers would shard it again or gather what it did not shard"
 
-MODULE_CALLS: tuple[Call, ...] = (
-    Call.of(
+MODULE_CALLS: tuple[PublicName, ...] = (
+    PublicName.of(
         Answer.RIGHT,
         "forward eval train zero_grad requires_grad_",
         "`forward` without the checks of a call",
     ),
-    Call.of(
+    PublicName.of(
         Answer.GUARDED,
         "compile",
         "right, as torch.compile is; refuses fullgraph=True: a sharded model is several graphs",
     ),
-    Call.of(
+    PublicName.of(
         Answer.GUARDED,
         "load_state_dict",
         "takes this rank's part, or the whole model's state dict; refuses another rank's part, and assign=True",
     ),
-    Call.of(
+    PublicName.of(
         Answer.GUARDED,
         "float half bfloat16 double to",
         f"the model itself if dtype and device are its own; else refused: {DTYPE}",
     ),
-    Call.of(Answer.GUARDED, "cpu cuda xpu ipu mtia", "the model itself if it is there; else refused"),
-    Call.of(Answer.GUARDED, "apply", "runs the function; refuses one that writes to weights: a rank holds a part"),
-    Call.of(
+    PublicName.of(Answer.GUARDED, "cpu cuda xpu ipu mtia", "the model itself if it is there; else refused"),
+    PublicName.of(
+        Answer.GUARDED, "apply", "runs the function; refuses one that writes to weights: a rank holds a part"
+    ),
+    PublicName.of(
         Answer.GUARDED,
         "register_forward_hook register_forward_pre_hook register_full_backward_hook "
         "register_full_backward_pre_hook register_backward_hook",
         "on modules whose tensors are whole; the next forward refuses hooks that would see slices",
     ),
-    Call.of(
+    PublicName.of(
         Answer.PART,
         "state_dict",
         "each sharded parameter is a `LocalShard`, so torch.distributed.checkpoint writes and reads the rank's own "
         "pieces; get_model_state_dict with full_state_dict=True gives the whole model",
     ),
-    Call.of(Answer.PART, "parameters named_parameters get_parameter", "the rank's own tensors, which it trains"),
-    Call.of(Answer.PART, "extra_repr share_memory", "of the rank's own tensors"),
-    Call.of(
+    PublicName.of(Answer.PART, "parameters named_parameters get_parameter", "the rank's own tensors, which it trains"),
+    PublicName.of(Answer.PART, "extra_repr share_memory", "of the rank's own tensors"),
+    PublicName.of(
         Answer.PART,
         "register_state_dict_pre_hook register_state_dict_post_hook register_load_state_dict_pre_hook "
         "register_load_state_dict_post_hook",
         "the hooks see the rank's own tensors",
     ),
-    Call.of(
+    PublicName.of(
         Answer.SAME,
         "modules named_modules children named_children get_submodule buffers named_buffers get_buffer register_buffer "
         "get_extra_state set_extra_state",
         "the modules stay, and buffers are whole on every rank",
     ),
-    Call.of(Answer.SAME, "T_destination call_super_init dump_patches", "class attributes"),
-    Call.of(Answer.REFUSED, "type", DTYPE),
-    Call.of(
+    PublicName.of(Answer.SAME, "T_destination call_super_init dump_patches", "class attributes"),
+    PublicName.of(Answer.REFUSED, "type", DTYPE),
+    PublicName.of(
         Answer.REFUSED,
         "to_empty",
         "the weights would be lost on this rank only; build a new model and call initialize again",
     ),
-    Call.of(Answer.GUARDED, "register_parameter", f"refused, as an assignment of a parameter is: {STRUCTURE}"),
-    Call.of(Answer.REFUSED, "add_module register_module set_submodule", STRUCTURE),
+    PublicName.of(Answer.GUARDED, "register_parameter", f"refused, as an assignment of a parameter is: {STRUCTURE}"),
+    PublicName.of(Answer.REFUSED, "add_module register_module set_submodule", STRUCTURE),
 )
 """The names of torch.nn.Module."""
 
-TRANSFORMERS_CALLS: tuple[Call, ...] = (
-    Call.of(Answer.RIGHT, "generate", "the same tokens on all ranks, sampled ones too; call it on every rank"),
-    Call.of(
+TRANSFORMERS_CALLS: tuple[PublicName, ...] = (
+    PublicName.of(Answer.RIGHT, "generate", "the same tokens on all ranks, sampled ones too; call it on every rank"),
+    PublicName.of(
         Answer.RIGHT,
         "save_pretrained",
         "writes the whole model, or whole peft adapters, for plain transformers; call it on every rank, rank 0 writes",
     ),
-    Call.of(Answer.RIGHT, "num_parameters", "counts the whole model"),
-    Call.of(
+    PublicName.of(Answer.RIGHT, "num_parameters", "counts the whole model"),
+    PublicName.of(
         Answer.RIGHT,
         "gradient_checkpointing_enable gradient_checkpointing_disable activation_checkpointing_enable "
         "activation_checkpointing_disable enable_input_require_grads disable_input_require_grads set_adapter "
         "enable_adapters disable_adapters",
         "",
     ),
-    Call.of(Answer.RIGHT, "set_attn_implementation set_experts_implementation", "the same plan computes with it"),
-    Call.of(Answer.RIGHT, "loss_function", "a property; one that is set after initialize gets whole logits"),
-    Call.of(
+    PublicName.of(Answer.RIGHT, "set_attn_implementation set_experts_implementation", "the same plan computes with it"),
+    PublicName.of(Answer.RIGHT, "loss_function", "a property; one that is set after initialize gets whole logits"),
+    PublicName.of(
         Answer.GUARDED,
         "get_adapter_state_dict",
         f"of a state dict that is given; without one refused: {_SAVE_ADAPTERS}on every rank",
     ),
-    Call.of(Answer.GUARDED, "tie_weights", "does nothing where the weights are tied; else refused"),
-    Call.of(Answer.PART, "get_memory_footprint", "bytes that this rank holds"),
-    Call.of(
+    PublicName.of(Answer.GUARDED, "tie_weights", "does nothing where the weights are tied; else refused"),
+    PublicName.of(Answer.PART, "get_memory_footprint", "bytes that this rank holds"),
+    PublicName.of(
         Answer.PART,
         "get_input_embeddings get_output_embeddings get_position_embeddings get_parameter_or_buffer",
         "modules and tensors of this rank",
     ),
-    Call.of(
+    PublicName.of(
         Answer.SAME,
         "get_decoder get_encoder base_model retrieve_modules_from_names named_non_persistent_buffers device dtype",
         "the modules stay, and buffers are whole on every rank",
     ),
-    Call.of(
+    PublicName.of(
         Answer.SAME,
         "prepare_inputs_for_generation adjust_generation_fn compute_transition_scores heal_tokens load_custom_generate "
         "prepare_decoder_input_ids_from_labels "
         "get_compiled_call warn_if_padding_and_no_attention_mask",
         "work on inputs and outputs, which are whole",
     ),
-    Call.of(
+    PublicName.of(
         Answer.SAME,
         "active_adapters add_model_tags can_generate can_record_outputs dummy_inputs get_correct_attn_implementation "
         "get_correct_experts_implementation get_expanded_tied_weights_keys get_experts_implementation get_init_context "
@@ -177,42 +179,42 @@ TRANSFORMERS_CALLS: tuple[Call, ...] = (
         "mark_tied_weights_as_initialized",
         "flags, names and class methods; `from_pretrained` builds another, unsharded model",
     ),
-    Call.of(
+    PublicName.of(
         Answer.SAME,
         "base_model_prefix config_class ep_plan fsdp_plan fsdp_size generation_config_class input_modalities "
         "main_input_name model_tags output_modalities pp_plan supports_context_parallel "
         "supports_gradient_checkpointing supports_pp_plan supports_tp_plan tp_plan tp_size use_kernels",
         "attributes; the plans and sizes are transformers' own, which shards nothing here",
     ),
-    Call.of(
+    PublicName.of(
         Answer.SAME,
         "barrier_after_gathered_checkpoint_save gather_sharded_state_dict_for_save init_parallel_plans",
         "steps of save_pretrained, which do nothing where transformers did not shard the model",
     ),
-    Call.of(
+    PublicName.of(
         Answer.REFUSED,
         "resize_token_embeddings resize_position_embeddings set_input_embeddings set_output_embeddings set_decoder "
         "set_encoder prune_heads",
         _RESIZE,
     ),
-    Call.of(Answer.REFUSED, "init_weights initialize_weights post_init", _DRAW),
-    Call.of(
+    PublicName.of(Answer.REFUSED, "init_weights initialize_weights post_init", _DRAW),
+    PublicName.of(
         Answer.REFUSED,
         "push_to_hub",
         "call engine.module.save_pretrained(folder) on every rank, and upload the folder from rank 0",
     ),
-    Call.of(Answer.REFUSED, "add_adapter", "add adapters before initialize"),
-    Call.of(Answer.REFUSED, "load_adapter enable_peft_hotswap", "load adapters before initialize"),
-    Call.of(Answer.REFUSED, "delete_adapter", "delete adapters before initialize"),
-    Call.of(Answer.REFUSED, "dequantize", "dequantize the model before initialize"),
-    Call.of(Answer.REFUSED, "set_use_kernels", "it replaces forwards of layers; call it before initialize"),
-    Call.of(
+    PublicName.of(Answer.REFUSED, "add_adapter", "add adapters before initialize"),
+    PublicName.of(Answer.REFUSED, "load_adapter enable_peft_hotswap", "load adapters before initialize"),
+    PublicName.of(Answer.REFUSED, "delete_adapter", "delete adapters before initialize"),
+    PublicName.of(Answer.REFUSED, "dequantize", "dequantize the model before initialize"),
+    PublicName.of(Answer.REFUSED, "set_use_kernels", "it replaces forwards of layers; call it before initialize"),
+    PublicName.of(
         Answer.REFUSED,
         "continuous_batching_context_manager destroy_cached_continuous_batching_manager generate_batch "
         "init_continuous_batching",
         "call generate: continuous batching runs in threads of each rank, which do not agree on their batches",
     ),
-    Call.of(
+    PublicName.of(
         Answer.REFUSED,
         "maybe_distribute_model prepare_distribute_model save_distributed_checkpoint",
         f"{_DISTRIBUTE}; call engine.module.save_pretrained, or torch.distributed.checkpoint with its state_dict()",
@@ -220,43 +222,51 @@ TRANSFORMERS_CALLS: tuple[Call, ...] = (
 )
 """The names that transformers' models add: PreTrainedModel, its mixins, and models that generate."""
 
-PEFT_CALLS: tuple[Call, ...] = (
-    Call.of(Answer.RIGHT, "get_nb_trainable_parameters print_trainable_parameters", "count the whole model"),
-    Call.of(
+PEFT_CALLS: tuple[PublicName, ...] = (
+    PublicName.of(Answer.RIGHT, "get_nb_trainable_parameters print_trainable_parameters", "count the whole model"),
+    PublicName.of(
         Answer.RIGHT,
         "disable_adapter enable_adapter_layers disable_adapter_layers set_requires_grad "
         "prepare_model_for_gradient_checkpointing merge_adapter unmerge_adapter",
     ),
-    Call.of(
+    PublicName.of(
         Answer.SAME,
         "active_peft_config base_model_torch_dtype create_or_update_model_card get_base_model get_layer_status "
         "get_model_status has_active_enabled_adapter modules_to_save peft_config supports_lora_conversion "
         "active_adapter get_model_config uses_shared_state",
         "flags, names and modules",
     ),
-    Call.of(Answer.PART, "get_prompt get_prompt_embedding_to_save", "prompts are replicated, so a part is the whole"),
-    Call.of(Answer.REFUSED, "merge_and_unload unload", f"{_SAVE_ADAPTERS}and merge them into the unsharded model"),
-    Call.of(Answer.REFUSED, "add_weighted_adapter inject_adapter subtract_mutated_init", "before initialize"),
+    PublicName.of(
+        Answer.PART, "get_prompt get_prompt_embedding_to_save", "prompts are replicated, so a part is the whole"
+    ),
+    PublicName.of(
+        Answer.REFUSED, "merge_and_unload unload", f"{_SAVE_ADAPTERS}and merge them into the unsharded model"
+    ),
+    PublicName.of(Answer.REFUSED, "add_weighted_adapter inject_adapter subtract_mutated_init", "before initialize"),
 )
 """The names that peft's models add; `merge_and_unload` and its kin are those of peft's tuners."""
 
-OPTIMIZER_CALLS: tuple[Call, ...] = (
-    Call.of(Answer.GUARDED, "step", "after loss.backward(); refused between engine.backward and engine.step"),
-    Call.of(Answer.RIGHT, "zero_grad", "drops the gradients; engine.step() does"),
-    Call.of(Answer.PART, "state_dict load_state_dict", "this rank's part, which torch.distributed.checkpoint can tell"),
-    Call.of(Answer.GUARDED, "add_param_group", "takes parameters that the model had at initialize; refuses others"),
-    Call.of(
+OPTIMIZER_CALLS: tuple[PublicName, ...] = (
+    PublicName.of(Answer.GUARDED, "step", "after loss.backward(); refused between engine.backward and engine.step"),
+    PublicName.of(Answer.RIGHT, "zero_grad", "drops the gradients; engine.step() does"),
+    PublicName.of(
+        Answer.PART, "state_dict load_state_dict", "this rank's part, which torch.distributed.checkpoint can tell"
+    ),
+    PublicName.of(
+        Answer.GUARDED, "add_param_group", "takes parameters that the model had at initialize; refuses others"
+    ),
+    PublicName.of(
         Answer.PART,
         "register_load_state_dict_post_hook register_load_state_dict_pre_hook register_state_dict_post_hook "
         "register_state_dict_pre_hook register_step_post_hook register_step_pre_hook profile_hook_step",
         "the hooks see this rank's tensors",
     ),
-    Call.of(Answer.SAME, "OptimizerPostHook OptimizerPreHook", "types"),
+    PublicName.of(Answer.SAME, "OptimizerPostHook OptimizerPreHook", "types"),
 )
 """The names of torch.optim.Optimizer."""
 
-SCHEDULER_CALLS: tuple[Call, ...] = (
-    Call.of(
+SCHEDULER_CALLS: tuple[PublicName, ...] = (
+    PublicName.of(
         Answer.SAME,
         "get_last_lr get_lr load_state_dict state_dict step",
         "no tensor is sharded; engine.step() calls `step`",
@@ -264,15 +274,25 @@ SCHEDULER_CALLS: tuple[Call, ...] = (
 )
 """The names of torch.optim.lr_scheduler.LRScheduler."""
 
-ENGINE_CALLS: tuple[Call, ...] = (
-    Call.of(Answer.RIGHT, "save_checkpoint load_checkpoint", "the whole state of training; call them on every rank"),
-    Call.of(
+ENGINE_CALLS: tuple[PublicName, ...] = (
+    PublicName.of(
+        Answer.RIGHT, "save_checkpoint load_checkpoint", "the whole state of training; call them on every rank"
+    ),
+    PublicName.of(
+        Answer.RIGHT,
+        "save_16bit_model save_fp16_model",
+        "the whole model in one file, which rank 0 writes; call them on every rank",
+    ),
+    PublicName.of(
+        Answer.PART, "module_state_dict load_module_state_dict", "those of the model: this rank's part, or a whole one"
+    ),
+    PublicName.of(
         Answer.RIGHT,
         "backward step is_gradient_accumulation_boundary set_gradient_accumulation_boundary no_sync train_batch "
         "eval_batch get_global_grad_norm clip_grad_norm_ sum_over_parameters",
         "as the unsharded model with the whole batch trains; the norm is the whole model's",
     ),
-    Call.of(
+    PublicName.of(
         Answer.SAME,
         "training autotp_size bfloat16_enabled data_parallel_group dataloader_drop_last destroy dp_world_size "
         "dump_state dynamic_loss_scale fp16_enabled get_batch_info get_data_parallel_rank get_lr "
@@ -286,7 +306,7 @@ ENGINE_CALLS: tuple[Call, ...] = (
 )
 """The names that the engine adds to torch.nn.Module's."""
 
-TABLES: dict[str, tuple[Call, ...]] = {
+TABLES: dict[str, tuple[PublicName, ...]] = {
     "torch.nn.Module": MODULE_CALLS,
     "transformers": TRANSFORMERS_CALLS,
     "peft": PEFT_CALLS,
@@ -306,7 +326,7 @@ REFUSED: dict[str, str] = {
 """Methods that are refused on every module that has them, and what to do instead."""
 
 
-def answer_of(name: str, *tables: Sequence[Call]) -> Answer | None:
+def answer_of(name: str, *tables: Sequence[PublicName]) -> Answer | None:
     """Return the answer of a name in the first table that has it; None if none has."""
     return next((call.answer for table in tables for call in table if name in call.names), None)
 
@@ -316,7 +336,7 @@ def markdown() -> str:
     return "\n".join(line for title, table in TABLES.items() for line in _section(title, table))
 
 
-def _section(title: str, table: Sequence[Call]) -> Iterator[str]:
+def _section(title: str, table: Sequence[PublicName]) -> Iterator[str]:
     yield from (f"### {title[0].upper()}{title[1:]}" if " " in title else f"### {title}", "")
     yield from ("| names | answer | remark |", "|---|---|---|")
     for call in table:

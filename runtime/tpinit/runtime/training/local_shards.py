@@ -26,14 +26,14 @@ if TYPE_CHECKING:  # half a second to import, and needed only by a program that 
     from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
     from torch.distributed.checkpoint.planner import WriteItem
 
-__all__ = ["PART_KEY", "LocalShard", "Place", "mark_model_state", "mark", "place_of", "plain"]
+__all__ = ["PART_KEY", "LocalShard", "ShardLayout", "mark_model_state", "mark", "place_of", "plain"]
 
 PART_KEY = "tensor_parallel"
 """The key in a state dict's metadata of the (TP size, TP rank) whose part the state dict holds."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ShardLayout:
     """Where a shard belongs: the shape of the whole tensor, the sharded dimension, and its pieces along it."""
 
     shape: tuple[int, ...]
@@ -72,7 +72,7 @@ _COPIES: frozenset[Callable[..., Any]] = frozenset(
 class LocalShard(torch.Tensor):
     """A rank's part of a tensor, with its place in the whole one. Saved and pickled as a plain tensor."""
 
-    tp_place: Place
+    tp_place: ShardLayout
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -123,7 +123,7 @@ class LocalShard(torch.Tensor):
         return plain(self).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
-def mark(tensor: torch.Tensor, place: Place) -> torch.Tensor:
+def mark(tensor: torch.Tensor, place: ShardLayout) -> torch.Tensor:
     """Return a tensor as a shard that shares its values."""
     shard = tensor.as_subclass(LocalShard)
     shard.tp_place = place
@@ -142,11 +142,11 @@ def plain(value: torch.Tensor) -> torch.Tensor:
 ForkingPickler.register(LocalShard, lambda shard: (mark, (plain(shard), shard.tp_place)))
 
 
-def place_of(record: ParameterPlan, plan: Plan) -> Place | None:
+def place_of(record: ParameterPlan, plan: Plan) -> ShardLayout | None:
     """Return the place of this rank's part of a parameter; None if every rank holds all of it."""
     if record.dim is None:
         return None
-    return Place(tuple(record.shape), record.dim, record.pieces_of(plan.tp_size, plan.tp_rank))
+    return ShardLayout(tuple(record.shape), record.dim, record.pieces_of(plan.tp_size, plan.tp_rank))
 
 
 def mark_model_state(model: nn.Module, plan: Plan) -> None:
@@ -168,7 +168,7 @@ def mark_model_state(model: nn.Module, plan: Plan) -> None:
 class _Marker:
     """A hook after a module's state dict, for the module's own parameters. Torch sets an attribute on it."""
 
-    def __init__(self, places: Mapping[str, Place], rank: tuple[int, int]) -> None:
+    def __init__(self, places: Mapping[str, ShardLayout], rank: tuple[int, int]) -> None:
         self.places = places
         self.rank = rank
 
