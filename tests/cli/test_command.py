@@ -11,7 +11,19 @@ from importlib.metadata import version
 
 import pytest
 
-COMMANDS = ("resolve", "table", "schema", "prove", "mutate", "vectors", "check-table", "conform", "plan", "train")
+COMMANDS = (
+    "resolve",
+    "table",
+    "schema",
+    "prove",
+    "mutate",
+    "vectors",
+    "check-table",
+    "conform",
+    "plan",
+    "checkpoint",
+    "train",
+)
 
 
 @pytest.mark.parametrize("script", [False, True])

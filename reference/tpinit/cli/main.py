@@ -56,6 +56,7 @@ COMMANDS = {
         "show how a model of any size is sharded over any number of ranks, and what that costs",
         needs=(("torch", "runtime"), ("transformers", "hf")),
     ),
+    "checkpoint": Command("verify a checkpoint, and write its weights as safetensors", needs=(("torch", "runtime"),)),
     "train": Command(
         "train a small sharded Llama beside the unsharded one",
         needs=(("torch", "runtime"), ("transformers", "hf")),

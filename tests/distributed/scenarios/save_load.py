@@ -172,3 +172,12 @@ def read_plainly(rank: int, folder: str, tp: int) -> list[str]:
             parameters[record.name],
         )
     ]
+
+
+def export(rank: int, folder: str) -> list[int]:
+    """Save a bf16 run, and the unsharded model's directory beside it; return the logits' shape."""
+    made = engine(2, dtype="bf16", tie_word_embeddings=True)
+    train(made, 4)  # the schedule begins with two updates at rate 0
+    made.save_checkpoint(Path(folder) / "run")
+    made.module.save_pretrained(Path(folder) / "model")
+    return list(made.module.lm_head.weight.shape)

@@ -14,7 +14,7 @@ from tpinit.runtime.checkpoint.reader import TensorFiles
 from tpinit.runtime.checkpoint.values import dtype_name
 from tpinit.runtime.errors import CheckpointError
 
-__all__ = ["Opened", "check_targets", "fill", "open_checkpoint", "verify"]
+__all__ = ["Opened", "check_targets", "fill", "open_checkpoint", "open_folder", "verify"]
 
 _SHOWN = 5
 
@@ -42,6 +42,11 @@ def open_checkpoint(load_dir: Path, tag: str | None) -> Opened | None:
         if tag is not None:
             return None
         raise CheckpointError(f"{load_dir / folders.LATEST} names {wanted}, and there is no such folder: pass a tag")
+    return open_folder(folder)
+
+
+def open_folder(folder: Path) -> Opened:
+    """Return the checkpoint in a folder. Raises CheckpointError for a manifest that can't be read."""
     if folder.is_symlink():
         raise CheckpointError(f"{folder} is a link: give the folder itself")
     if not (folder / folders.MANIFEST).exists():

@@ -1,0 +1,52 @@
+"""`tpinit checkpoint` reads what ranks saved, without ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tpinit.cli.main import main
+from transformers import LlamaForCausalLM
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture
+def saved(world2: Any, tmp_path: Path) -> Path:
+    world2.run("scenarios.save_load:export", folder=str(tmp_path))
+    return tmp_path
+
+
+def test_a_checkpoint_is_shown_and_written_as_a_directory_of_transformers(saved: Path, capsys: Any) -> None:
+    assert main(["checkpoint", "inspect", str(saved / "run"), "--json"]) == 0
+    page = json.loads(capsys.readouterr().out)
+    assert page["counters"]["global_steps"] == 4
+    assert page["tensors"]["model"]["dtypes"] == ["bfloat16"]
+    assert page["tensors"]["master"]["dtypes"] == ["float32"]
+    assert main(["checkpoint", "inspect", str(saved / "run" / "global_step4")]) == 0
+    assert "all sums are right" in capsys.readouterr().out
+    expected = LlamaForCausalLM.from_pretrained(saved / "model").state_dict()
+    for options in ([], ["--masters"]):
+        output = saved / f"output{len(options)}"
+        arguments = ["checkpoint", "consolidate", str(saved / "run"), str(output), "--model", str(saved / "model")]
+        assert main([*arguments, *options]) == 0
+        found = LlamaForCausalLM.from_pretrained(output, dtype=torch.float32 if options else "auto").state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(value.bfloat16(), expected[name].bfloat16()) for name, value in found.items())
+        assert any(bool((value != value.bfloat16()).any()) for value in found.values()) == bool(options)
+    assert sorted(path.name for path in saved.iterdir()) == ["model", "output0", "output1", "run"]
+
+
+def test_a_damaged_checkpoint_and_a_full_folder_are_errors(saved: Path, capsys: Any) -> None:
+    assert main(["checkpoint", "consolidate", str(saved / "run"), str(saved / "model")]) == 1
+    assert "is not an empty folder" in capsys.readouterr().err
+    os.truncate(next((saved / "run").glob("*/*.distcp")), 10)
+    for arguments in (["inspect", str(saved / "run")], ["consolidate", str(saved / "run"), str(saved / "output")]):
+        assert main(["checkpoint", *arguments]) == 1
+        assert "has 10 bytes" in capsys.readouterr().err
+    assert main(["checkpoint", "inspect", str(saved / "model")]) == 1
+    assert not (saved / "output").exists()
