@@ -96,6 +96,27 @@ def test_the_words_name_what_the_data_has(tpinit):
     assert "15 collectives" in text
 
 
+def test_zero_shares_the_states_of_the_optimizer(tpinit):
+    pages = {}
+    for stage in (0, 1):
+        config = {**CONFIG, "zero_optimization": {"stage": stage}}
+        pages[stage] = json.loads(planned(tpinit, "--world", "8", "--json", config=config))
+    first, second = (pages[stage]["memory"][0] for stage in (0, 1))
+    assert second["optimizer"] == first["optimizer"] / 4
+    assert second["total"] == first["total"] - first["optimizer"] * 3 / 4
+    assert not any(one["kind"] == "broadcast" for one in pages[0]["collectives"]["each"])
+    (sent,) = [one for one in pages[1]["collectives"]["each"] if one["kind"] == "broadcast"]
+    assert sent["group"] == "dp"
+
+
+def test_batch_sizes_that_deepspeed_counts_otherwise_are_among_the_warnings(tpinit):
+    config = {**CONFIG, "train_batch_size": 16}
+    page = json.loads(planned(tpinit, "--world", "4", "--json", config=config))
+    assert page["batch"]["accumulation"] == 4
+    (note,) = [note for note in page["notes"] if "batch sizes" in note]
+    assert "16 = 2 x 2 x 4" in note
+
+
 def test_fewer_layers_on_request(tpinit):
     page = json.loads(planned(tpinit, "--world", "2", "--layers", "1", "--json"))
     assert sum(one["count"] for one in page["parameters"]) == 3 + 9

@@ -37,8 +37,8 @@ _BUCKET = 1 << 25  # elements of a gradient bucket, as in `training.gradients`
 class Collective:
     """One collective of `elements` elements of `item` bytes, which `module` issues in `phase` over the group `group`.
 
-    `kind` is "all_reduce", "all_gather" or "reduce_scatter"; `elements` counts the whole tensor, which every rank has
-    after an all-reduce or all-gather and before a reduce-scatter.
+    `kind` is "all_reduce", "all_gather", "reduce_scatter" or "broadcast"; `elements` counts the whole tensor, which
+    every rank has after an all-reduce, all-gather or broadcast and before a reduce-scatter.
     """
 
     module: str

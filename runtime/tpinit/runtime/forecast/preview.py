@@ -73,6 +73,9 @@ def forecast(
     micro = settings.batch.micro or 1
     folded, plan, step, folding = _make_plan(model, decision, tp_size, micro * length, item, sequence_parallel)
     update = update_collectives(plan, dp_size, _ITEM_BYTES.get(settings.averaging.dtype or DType.FP32, 4))
+    if settings.zero_stage and dp_size > 1:
+        elements = sum(product(record.local_shape(tp_size, plan.tp_rank)) for record in plan.parameters)
+        update.append(Collective("updated parameters", "update", "broadcast", "dp", elements, 4))
     return {
         "model": {
             "class": type(model).__qualname__,
@@ -84,7 +87,7 @@ def forecast(
         "batch": {"micro": micro, "sequence": length, "accumulation": settings.batch.accumulation},
         "parameters": _parameters(folded, folding, item),
         "collectives": _collectives(step, update, folding, tp_size, dp_size, settings.batch.accumulation),
-        "memory": _memory(plan, item, settings),
+        "memory": _memory(plan, item, settings, dp_size if settings.zero_stage else 1),
         "replicated": _replicated(plan, item),
         "notes": [*plan.notes, *(note.text for note in settings.notes if note.changes_training)],
     }
@@ -221,11 +224,13 @@ def _sums(rows: Iterable[tuple[dict[str, Any], int]]) -> dict[str, int]:
     return {key: sum(times * row[key] for row, times in every) for key in ("calls", "bytes", "wire_bytes")}
 
 
-def _memory(plan: Plan, item: int, settings: Settings) -> list[dict[str, Any]]:
+def _memory(plan: Plan, item: int, settings: Settings, owners: int) -> list[dict[str, Any]]:
+    """Return the memory of each TP rank; `owners` data-parallel ranks share the optimizer's states (ZeRO)."""
     states = _states(settings)
     found = []
     for rank in range(plan.tp_size):
         memory = memory_of(plan, rank, item, states)
+        memory = replace(memory, optimizer=-(-memory.optimizer // owners))
         found.append({"tp_rank": rank, **asdict(memory), "total": memory.total})
     return found
 

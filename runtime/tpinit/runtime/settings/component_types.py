@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import optim
@@ -128,6 +129,7 @@ REFUSED_TYPES: dict[str, dict[str, tuple[str, str]]] = {
 """Types that DeepSpeed or torch has and a config can't name here, in lower case by section: why, and the fix."""
 
 
+@cache
 def component_types(section: str) -> dict[str, ComponentType]:
     """Return the legal types of a section, "optimizer" or "scheduler", by their names in lower case."""
     own = {kind.name.lower(): kind for kind in _OWN[section]}
