@@ -51,5 +51,5 @@ def test_a_save_in_the_background_holds_what_was_when_it_began(world2: Any, tmp_
         assert result["running"]
         assert result["waited"]
         assert result["different"] == []
-        assert result["names"] == ["c", "d", "latest"]
+        assert result["names"] == ["c", "d", "e", "latest"]
         assert result["in_step"]

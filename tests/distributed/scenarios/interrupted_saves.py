@@ -90,6 +90,7 @@ def fails(rank: int, folder: str) -> dict[str, Any]:
         if rank == 0:
             patch.setattr(folders, "write_synced", _full)
         errors.append(error_of(lambda: made.save_checkpoint(folder, tag="bad")))
+    dist.barrier()  # rank 0 removes what it wrote after the error
     names = sorted(path.name for path in Path(folder).iterdir())
     train(made, 1)
     made.save_checkpoint(folder, tag="next")
@@ -116,6 +117,8 @@ def background(rank: int, folder: str) -> dict[str, Any]:
     dist.barrier()
     made.save_checkpoint(folder, tag="c", keep_last=2)
     made.save_checkpoint(folder, tag="d", keep_last=2, save_latest=False)
+    made.save_checkpoint(folder, tag="e", async_save=True)
+    made.destroy()  # waits
     return {
         "running": running,
         "waited": waited,

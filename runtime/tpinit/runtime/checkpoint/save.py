@@ -52,6 +52,7 @@ class BackgroundSave:
             run()
         except CheckpointError as error:
             self._error = error
+            _log.error("the save in the background failed: %s", error)  # the program may end without another call
         except Exception as error:  # the thread must not print it: it is raised by `wait`
             self._error = CheckpointError(f"the save in the background failed: {type(error).__name__}: {error}")
 

@@ -125,7 +125,7 @@ def _state_tensors(
     optimizer: Optimizer, trained: TrainedTensor, tp_size: int, whole_states: bool
 ) -> Iterator[PlacedTensor]:
     record = trained.record
-    for key, value in trained.entry(optimizer).items():
+    for key, value in sorted(trained.entry(optimizer).items()):  # one order on all ranks
         if not isinstance(value, torch.Tensor):
             continue
         fits = value.shape == trained.parameter.shape

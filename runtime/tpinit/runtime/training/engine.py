@@ -25,6 +25,7 @@ from tpinit.runtime.training.call_check import CallCheck, watch_calls
 from tpinit.runtime.training.call_guards import guard_calls, guard_engine
 from tpinit.runtime.training.data import EndlessBatches
 from tpinit.runtime.training.engine_answers import METHODS, VALUES
+from tpinit.runtime.training.engine_checkpoint import wait_for_save
 from tpinit.runtime.training.engine_names import NOT_ON_THE_ENGINE, missing_name
 from tpinit.runtime.training.engine_norms import before_norm
 from tpinit.runtime.training.first_step import FirstStep
@@ -366,6 +367,7 @@ class Engine(nn.Module):
 
         The world is destroyed too if `initialize` started it and no other engine uses it.
         """
+        wait_for_save(self)
         if not self._call_check.destroyed:
             self._call_check.destroyed = True
             free_groups(self.groups)
@@ -376,10 +378,6 @@ class Engine(nn.Module):
     def loss_scale(self) -> float:
         """Return the factor by which an fp16 loss is multiplied; 1 for other dtypes."""
         return self._scaler.scale
-
-    def get_lr(self) -> list[float]:
-        """Return the learning rate of each parameter group; empty without an optimizer."""
-        return [group["lr"] for group in self.optimizer.param_groups] if self.optimizer is not None else []
 
     def __getattr__(self, name: str) -> Any:
         """Return the model's attribute. Raises for a name that both lack: for DeepSpeed's with what to do instead."""

@@ -24,7 +24,7 @@ from tpinit.runtime.training.zero_updates import complete_states
 if TYPE_CHECKING:
     from tpinit.runtime.training.engine import Engine
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["load_checkpoint", "save_checkpoint", "wait_for_save"]
 
 _log = logging.getLogger("tpinit")
 _running: weakref.WeakKeyDictionary[Engine, BackgroundSave] = weakref.WeakKeyDictionary()
