@@ -22,17 +22,17 @@ def _kill(*_: Any, **__: Any) -> Any:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _after(count: int, call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `call` that kills the process at its call number `count`, counted from 0."""
-    calls = iter(range(1000))
-    return lambda *args, **kwargs: _kill() if next(calls) == count else call(*args, **kwargs)
+def _second_rename(patch: pytest.MonkeyPatch) -> None:
+    """Kill the process where it renames the folder that it wrote: the one it replaces has another name by then."""
+    rename = os.rename
+    patch.setattr(os, "rename", lambda old, new: _kill() if str(old).endswith(".saving") else rename(old, new))
 
 
 # By name: the rank that is killed, and where in its second save.
 POINTS: dict[str, tuple[int, Callable[[pytest.MonkeyPatch], None]]] = {
     "written": (1, lambda patch: patch.setattr(dcp_writer, "sha256_of", _kill)),
     "manifest": (0, lambda patch: patch.setattr(folders, "write_synced", _kill)),
-    "between the renames": (0, lambda patch: patch.setattr(os, "rename", _after(1, os.rename))),
+    "between the renames": (0, _second_rename),
     "in place": (0, lambda patch: patch.setattr(folders, "write_latest", _kill)),
 }
 
