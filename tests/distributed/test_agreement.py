@@ -102,7 +102,7 @@ REFUSED = {
     "nothing to cut": ("PlanError", "fits its sizes"),
     "forward that can't be run": ("PlanError", "can't be run on a small batch"),
     "stale gradient": ("PlanError", "zero_grad"),
-    "meta": ("PlanError", "meta device"),
+    "meta": ("TpinitError", "meta device"),
     "offload": ("UnsupportedError", "zero_optimization.offload_optimizer"),
     "universal checkpoint": ("UnsupportedError", "checkpoint.load_universal"),
     "amp": ("UnsupportedError", "amp"),

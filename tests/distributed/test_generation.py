@@ -9,9 +9,21 @@ import pytest
 pytestmark = pytest.mark.distributed
 
 
-@pytest.mark.parametrize(("name", "lora"), [("llama", False), ("llama", True), ("gpt2", False), ("t5", False)])
-def test_every_way_to_generate_gives_the_unsharded_models_tokens(world2: Any, name: str, lora: bool) -> None:
-    for result in world2.run("scenarios.generation:generated", name=name, lora=lora):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama", {}),
+        ("llama", {"lora": True}),
+        ("llama", {"sequence_parallel": True}),
+        ("gpt2", {}),
+        ("t5", {}),
+        ("t5", {"sequence_parallel": True}),
+    ],
+)
+def test_every_way_to_generate_gives_the_unsharded_models_tokens(
+    world2: Any, name: str, options: dict[str, Any]
+) -> None:
+    for result in world2.run("scenarios.generation:generated", name=name, **options):
         assert result == {"before": [], "in training mode": [], "after a step": []}
 
 

@@ -91,8 +91,8 @@ def _broken(how: str) -> Iterator[None]:
 
     original = launch.prepare
 
-    def broken(given: Any, report: Any) -> Any:
-        ready = original(given, report)
+    def broken(*arguments: Any) -> Any:
+        ready = original(*arguments)
         layers = list(ready.plan.layers)
         if how == "sum":
             del layers[max(place for place, one in enumerate(layers) if one.kind in (*ROWS, LayerKind.EXPERTS))]

@@ -129,7 +129,7 @@ def differences(unsharded: Any, engine: Any, ids: torch.Tensor, calls: dict[str,
     return [name for name, call in calls.items() if unequal(call(unsharded, ids), call(engine.module, ids))]
 
 
-def whole_and_sharded(name: str, lora: bool = False) -> tuple[Any, Any]:
+def whole_and_sharded(name: str, lora: bool = False, sequence_parallel: bool = False) -> tuple[Any, Any]:
     """Return a family's small model, and the engine of a sharded copy."""
     model: Any = catalogue.build(name)
     if lora:
@@ -143,12 +143,12 @@ def whole_and_sharded(name: str, lora: bool = False) -> tuple[Any, Any]:
         "optimizer": SGD,
         "tensor_parallel": {"autotp_size": 2},
     }
-    return unsharded, initialize(model=model, config=config)[0]
+    return unsharded, initialize(model=model, config=config, sequence_parallel=sequence_parallel)[0]
 
 
-def generated(rank: int, name: str, lora: bool = False) -> dict[str, Any]:
+def generated(rank: int, name: str, lora: bool = False, sequence_parallel: bool = False) -> dict[str, Any]:
     """Return the calls whose results differ from the unsharded model's, before and after a training step."""
-    unsharded, engine = whole_and_sharded(name, lora)
+    unsharded, engine = whole_and_sharded(name, lora, sequence_parallel)
     ids = catalogue.batch("llama", unsharded, 3)["input_ids"][:, :4]
     unsharded.eval()
     engine.eval()

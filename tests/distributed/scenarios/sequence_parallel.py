@@ -151,8 +151,8 @@ def probe_broken_plan(rank: int, name: str, how: str) -> dict[str, Any]:
 
     original = launch.prepare
 
-    def broken(given: Any, report: Any) -> Any:
-        ready = original(given, report)
+    def broken(*arguments: Any) -> Any:
+        ready = original(*arguments)
         plan = ready.plan
         if how == "entry":  # columns sum once more what is summed already
             plan = replace(plan, layers=tuple(replace(one, reduce_input_grad=True) for one in plan.layers))

@@ -214,7 +214,7 @@ def update_collectives(plan: Plan, dp_size: int, item: int) -> list[Collective]:
             count += local
         found.append(Collective("gradients", "update", "all_reduce", "dp", count, item))
     if plan.tp_size > 1:
-        found.append(Collective("gradient norm", "update", "all_reduce", "tp", 4, 8))
+        found.append(Collective("gradient norm", "update", "all_reduce", "tp", 6, 8))
     return found
 
 

@@ -28,8 +28,8 @@ from tpinit.runtime.parallel import (
     guard_experts,
     map_input,
     reduce_output_grad,
-    refuse_hidden_states,
     shard_tokens,
+    watch_tokens,
     zero_in_forward,
 )
 from tpinit.runtime.parallel.blocks import patch_block
@@ -82,7 +82,8 @@ def apply_plan(
 
 def convert_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
     """Make every module of the plan a parallel module. Its parameters are already sharded."""
-    gather_output_attentions(ForwardScope(model), group)
+    scope = ForwardScope(model)
+    gather_output_attentions(scope, group)
     region_input = TPRegionInput(group)
     draws_random = any(layer.draws_random for layer in plan.layers) or any(one.draws_random for one in plan.sequences)
     rng = RngTracker(model, plan.tp_rank) if draws_random else None
@@ -104,13 +105,13 @@ def convert_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
     for sequence in plan.sequences:
         _shard_tokens(model, sequence, group, rng if sequence.draws_random else None)
     if plan.sequences:
-        refuse_hidden_states(model)
+        watch_tokens(model, scope)
 
 
 def _shard_tokens(model: nn.Module, sequence: SequencePlan, group: ProcessGroup, rng: RngTracker | None) -> None:
     """Shard the tokens between the sharded regions of one stack of layers (sequence parallelism)."""
     layers = list(model.get_submodule(sequence.stack).children())
-    shard_tokens(sequence.stack, layers, group, rng, scope_of(model))
+    shard_tokens(sequence.stack, layers, group, rng)
     gathered = TPRegionInput(group, gather_tokens)
     for name in sequence.gather_inputs:
         map_input(model.get_submodule(name), gathered)

@@ -315,8 +315,8 @@ def storage_key(tensor: torch.Tensor) -> int:
 
 
 def version_of(tensor: torch.Tensor) -> int:
-    """Return the counter that every in-place write to the tensor advances."""
-    return tensor._version
+    """Return the counter that every in-place write to the tensor advances; 0 in inference mode, which has none."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def is_mutable(operator: Any) -> bool:

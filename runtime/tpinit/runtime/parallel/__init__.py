@@ -25,7 +25,7 @@ from tpinit.runtime.parallel.modules import (
     zero_in_forward,
 )
 from tpinit.runtime.parallel.rng import RngTracker, broadcast_rng_state
-from tpinit.runtime.parallel.sequence import gather_around, gather_tokens, map_input, refuse_hidden_states, shard_tokens
+from tpinit.runtime.parallel.sequence import gather_around, gather_tokens, map_input, shard_tokens, watch_tokens
 
 __all__ = [
     "LAYER_REGIONS",
@@ -54,8 +54,8 @@ __all__ = [
     "map_input",
     "reduce_from_tp_region",
     "reduce_output_grad",
-    "refuse_hidden_states",
     "scatter_to_tp_region",
     "shard_tokens",
     "zero_in_forward",
+    "watch_tokens",
 ]

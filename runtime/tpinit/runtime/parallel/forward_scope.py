@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -11,10 +12,31 @@ from tpinit.runtime.errors import EngineError
 from tpinit.runtime.internals.transformers_private import is_model
 from tpinit.runtime.parallel.full_graph import graph_break
 
-__all__ = ["ForwardScope", "scope_of"]
+__all__ = ["ForwardScope", "running_scope", "scope_of"]
 
 Enter = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], None]
 Leave = Callable[[nn.Module, Any], Any]
+
+
+@dataclass(slots=True)
+class TokenState:
+    """What one forward does with the tokens under sequence parallelism.
+
+    `leave_whole`: its caller wants all tokens between the layers. `whole_groups`: the ids of the process groups over
+    which the running stack leaves them whole. `open_stacks`: stacks whose first layer has run, and whose last has not.
+    """
+
+    leave_whole: bool = False
+    whole_groups: set[int] = field(default_factory=set)
+    open_stacks: set[str] = field(default_factory=set)
+
+
+_running: list[ForwardScope] = []  # innermost last
+
+
+def running_scope() -> ForwardScope | None:
+    """Return the scope of the innermost forward that runs, also of a copied model; None in a backward pass."""
+    return _running[-1] if _running else None
 
 
 class ForwardScope:
@@ -29,6 +51,7 @@ class ForwardScope:
 
     def __init__(self, model: nn.Module) -> None:
         self._depth = 0
+        self.tokens = TokenState()
         self._on_enter: list[Enter] = []
         self._on_leave: list[Leave] = []
         for module in model.modules():
@@ -58,6 +81,8 @@ class ForwardScope:
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._depth += 1
         if self._depth == 1:
+            self.tokens = TokenState()
+            _running.append(self)
             for step in self._on_enter:  # if one raises, torch still calls the hook that leaves
                 step(model, args, kwargs)
 
@@ -66,9 +91,16 @@ class ForwardScope:
         outermost = self._depth == 1
         self._depth = max(0, self._depth - 1)
         if outermost:
-            for step in reversed(self._on_leave):
-                output = step(model, output)
+            try:
+                for step in reversed(self._on_leave):
+                    output = step(model, output)
+            finally:
+                self._stop()
         return output
+
+    def _stop(self) -> None:
+        if self in _running:
+            _running.remove(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ForwardScope:
         """Return a scope for a copied model."""
@@ -87,6 +119,7 @@ class ForwardScope:
     def reset(self) -> None:
         """Forget a forward that never ended: KeyboardInterrupt skips the hooks of torch. The engine calls this."""
         self._depth = 0
+        self._stop()
 
 
 def scope_of(model: nn.Module) -> ForwardScope | None:

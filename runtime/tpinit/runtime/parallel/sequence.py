@@ -24,8 +24,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed import ProcessGroup
 from tpinit.runtime.errors import EngineError
+from tpinit.runtime.internals.transformers_private import is_model
 from tpinit.runtime.parallel.collectives import BoundRegion, CollectiveKind, RankPieces, RegionFunction, Step
-from tpinit.runtime.parallel.forward_scope import ForwardScope
+from tpinit.runtime.parallel.forward_scope import ForwardScope, running_scope
 from tpinit.runtime.parallel.rng import RngTracker
 from tpinit.runtime.parallel.tally import issue, place_of
 
@@ -36,18 +37,24 @@ __all__ = [
     "map_input",
     "map_output",
     "reduce_scatter_tokens",
-    "refuse_hidden_states",
     "shard_tokens",
     "split_tokens",
+    "watch_tokens",
 ]
 
 _TOKENS = 1  # the dimension of the tokens in [batch, tokens, features]
+_HIDDEN_STATES = (
+    "output_hidden_states: with sequence_parallel each rank holds a part of the tokens between layers; ask for them "
+    "under torch.no_grad() without dropout, leave it out, or initialize without sequence_parallel"
+)
 
 
 # --- steps -----------------------------------------------------------------------------------------------
 
 
 def _all_gather(local: torch.Tensor, group: ProcessGroup, _: RankPieces) -> torch.Tensor:
+    if _leaves_whole(group):
+        return local.detach()
     sent = local.contiguous()
     shards = [torch.empty_like(sent) for _ in range(dist.get_world_size(group))]
     issue("all_gather", shards, sent, group=group)
@@ -55,6 +62,10 @@ def _all_gather(local: torch.Tensor, group: ProcessGroup, _: RankPieces) -> torc
 
 
 def _reduce_scatter(partial: torch.Tensor, group: ProcessGroup, _: RankPieces) -> torch.Tensor:
+    if _leaves_whole(group):
+        total = partial.clone(memory_format=torch.contiguous_format)
+        issue("all_reduce", total, group=group)
+        return total
     shards = [shard.contiguous() for shard in partial.chunk(dist.get_world_size(group), dim=_TOKENS)]
     local = torch.empty_like(shards[0])
     issue("reduce_scatter", local, shards, group=group)
@@ -62,13 +73,15 @@ def _reduce_scatter(partial: torch.Tensor, group: ProcessGroup, _: RankPieces) -
 
 
 def _slice(whole: torch.Tensor, group: ProcessGroup, _: RankPieces) -> torch.Tensor:
+    if _leaves_whole(group):
+        return whole.detach()
     length = whole.shape[_TOKENS] // dist.get_world_size(group)
     return whole.narrow(_TOKENS, dist.get_rank(group) * length, length).contiguous()
 
 
 def _checked_slice(whole: torch.Tensor, group: ProcessGroup, pieces: RankPieces) -> torch.Tensor:
     ranks = dist.get_world_size(group)
-    if whole.dim() < 3 or whole.shape[_TOKENS] % ranks:
+    if not _leaves_whole(group) and (whole.dim() < 3 or whole.shape[_TOKENS] % ranks):
         raise EngineError(
             f"sequence_parallel cuts the tokens of [batch, tokens, features] over {ranks} ranks, and this batch has "
             f"{list(whole.shape)}: give sequences whose length is a multiple of {ranks} (pad them, and mask the "
@@ -105,64 +118,79 @@ Raises EngineError for a number of tokens that the ranks do not divide."""
 TensorMap = Callable[[torch.Tensor], torch.Tensor]
 
 
-class _TokenState:
-    """Whether the tokens are sharded at this point of a forward: from the first layer of a stack to its last."""
-
-    def __init__(self, stack: str) -> None:
-        self.stack = stack
-        self.sharded = False
-
-    def become(self, sharded: bool) -> None:
-        """Note that the tokens become sharded, or whole. Raises EngineError if they are so already."""
-        if self.sharded == sharded:
-            raise self._error()
-        self.sharded = sharded
-
-    def begin(self, *_: Any) -> None:
-        self.sharded = False
-
-    def end(self, _: nn.Module, output: Any) -> Any:
-        left_open, self.sharded = self.sharded, False
-        if left_open and output is not None:
-            raise self._error()
-        return output
-
-    def _error(self) -> EngineError:
-        return EngineError(
-            f"sequence_parallel shards the tokens from the first layer of `{self.stack}` to its last, and this forward "
-            "skipped one of these two: set the layer drop of the model to 0, or initialize without sequence_parallel"
-        )
-
-
-def shard_tokens(
-    stack: str, layers: Sequence[nn.Module], group: ProcessGroup, rng: RngTracker | None, scope: ForwardScope | None
-) -> None:
+def shard_tokens(stack: str, layers: Sequence[nn.Module], group: ProcessGroup, rng: RngTracker | None) -> None:
     """Shard the tokens from the input of the first of a stack's layers to the output of the last.
 
     With `rng`, random numbers in between come from the rank's own RNG state while the module is in training mode.
-    A forward of `scope` that skips the first or the last layer raises EngineError.
+    A forward that skips the first or the last layer raises EngineError. A forward without gradients over a number of
+    tokens that the ranks do not divide leaves them whole: it has no activations to save, and `generate` runs on one
+    token at a time.
     """
     split, gather = BoundRegion(split_tokens, group), BoundRegion(gather_replicated_tokens, group)
-    first, last, state = layers[0], layers[-1], _TokenState(stack)
-    if scope is not None:
-        scope.add(enter=state.begin, leave=state.end)
+    first, last = layers[0], layers[-1]
 
     def enter(hidden: torch.Tensor) -> torch.Tensor:
-        if scope is not None and scope.active:  # not where activation checkpointing runs one layer again
-            state.become(sharded=True)
+        scope = running_scope()
+        if scope is not None:  # not where activation checkpointing runs one layer again
+            _open(stack, scope)
+            _choose(hidden, group, scope, random=rng is not None and first.training)
         if rng is not None and first.training:
             rng.enter(hidden)
         return split(hidden)
 
     def leave(hidden: torch.Tensor) -> torch.Tensor:
-        if scope is not None and scope.active:
-            state.become(sharded=False)
+        scope = running_scope()
+        if scope is not None:
+            _close(stack, scope)
         if rng is not None and last.training:
             rng.leave(hidden)
         return gather(hidden)
 
     map_input(first, enter)
     map_output(last, leave)
+
+
+def _leaves_whole(group: ProcessGroup) -> bool:
+    scope = running_scope()
+    return scope is not None and id(group) in scope.tokens.whole_groups
+
+
+def _choose(hidden: torch.Tensor, group: ProcessGroup, scope: ForwardScope, *, random: bool) -> None:
+    """Decide whether this stack leaves the tokens whole. With `random` the ranks would draw other numbers for them."""
+    divides = hidden.dim() >= 3 and hidden.shape[_TOKENS] % dist.get_world_size(group) == 0
+    scope.tokens.whole_groups.discard(id(group))
+    if scope.tokens.leave_whole and random:
+        raise EngineError(_HIDDEN_STATES)
+    if scope.tokens.leave_whole or not (divides or random or torch.is_grad_enabled()):
+        scope.tokens.whole_groups.add(id(group))
+        scope.tokens.leave_whole = True
+
+
+def _open(stack: str, scope: ForwardScope) -> None:
+    if stack in scope.tokens.open_stacks:
+        raise _skipped(stack)
+    scope.tokens.open_stacks.add(stack)
+
+
+def _close(stack: str, scope: ForwardScope) -> None:
+    if stack not in scope.tokens.open_stacks:
+        raise _skipped(stack)
+    scope.tokens.open_stacks.remove(stack)
+
+
+def _refuse_open_stack(_: nn.Module, output: Any) -> Any:
+    scope = running_scope()
+    if output is not None and scope is not None:  # otherwise the forward raised
+        for stack in scope.tokens.open_stacks:
+            raise _skipped(stack)
+    return output
+
+
+def _skipped(stack: str) -> EngineError:
+    return EngineError(
+        f"sequence_parallel shards the tokens from the first layer of `{stack}` to its last, and this forward skipped "
+        "one of these two: set the layer drop of the model to 0, or initialize without sequence_parallel"
+    )
 
 
 def gather_around(module: nn.Module, group: ProcessGroup) -> None:
@@ -208,17 +236,24 @@ def map_output(module: nn.Module, change: TensorMap) -> Any:
     return module.register_forward_hook(leave)
 
 
-def refuse_hidden_states(model: nn.Module) -> None:
-    """Make a forward with `output_hidden_states` raise EngineError: between layers no rank holds all tokens."""
+def watch_tokens(model: nn.Module, scope: ForwardScope) -> None:
+    """Refuse a forward that skips the end of a stack, and answer `output_hidden_states`.
 
-    def check(_: nn.Module, __: Any, kwargs: Mapping[str, Any]) -> None:
+    A forward with `output_hidden_states` leaves the tokens whole; one with gradients raises EngineError. This holds for
+    the model and for each transformers model inside, which may be called by itself.
+    """
+    scope.add(leave=_refuse_open_stack)
+
+    def check(module: nn.Module, _: Any, kwargs: Mapping[str, Any]) -> None:
         requested = kwargs.get("output_hidden_states")
         if requested is None:
-            requested = getattr(getattr(model, "config", None), "output_hidden_states", False)
-        if requested:
-            raise EngineError(
-                "output_hidden_states: with sequence_parallel each rank holds a part of the tokens between layers; "
-                "leave it out, or initialize without sequence_parallel"
-            )
+            requested = getattr(getattr(module, "config", None), "output_hidden_states", False)
+        if requested and torch.is_grad_enabled():
+            raise EngineError(_HIDDEN_STATES)
+        running = running_scope()
+        if requested and running is not None:
+            running.tokens.leave_whole = True
 
-    model.register_forward_pre_hook(check, with_kwargs=True)
+    for module in model.modules():
+        if module is model or is_model(module):
+            module.register_forward_pre_hook(check, with_kwargs=True)

@@ -19,7 +19,7 @@ from tpinit.runtime.groups.agreement import RankReport, check_reports, gather_re
 from tpinit.runtime.groups.call_inputs import has_fake_tensors
 from tpinit.runtime.groups.process_groups import GroupView
 from tpinit.runtime.parallel.collectives import RegionFunction, copy_to_tp_region
-from tpinit.runtime.parallel.forward_scope import scope_of
+from tpinit.runtime.parallel.forward_scope import running_scope, scope_of
 from tpinit.runtime.parallel.layer_kinds import LayerKind, layer_regions
 from tpinit.runtime.parallel.loss import LOSS_COLLECTIVE
 from tpinit.runtime.parallel.sequence import gather_replicated_tokens, gather_tokens, split_tokens
@@ -83,7 +83,8 @@ class FirstStep:
         if self.done or torch.compiler.is_compiling() or not self._tally.in_forward:
             return output
         self._tally.in_forward = False
-        if output is not None:  # otherwise the forward raised
+        scope = running_scope()
+        if output is not None and not (scope is not None and scope.tokens.leave_whole):  # else it raised, or is another
             self._check_forward(torch.is_grad_enabled())
         return output
 
