@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from tpinit.reference.errors import TpinitError
 from tpinit.runtime import from_config, initialize
-from tpinit.runtime.forecast.cost import count_collectives, wire_bytes
+from tpinit.runtime.forecast.cost import count_collectives, update_collectives, wire_bytes
 
 from families import catalogue
 from support.collectives import CollectiveCounter
@@ -74,16 +74,21 @@ def count_step(rank: int, name: str) -> dict[str, Any]:
         with counter.on():
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
                 loss = engine(**batch).loss
-            loss.backward()
+            engine.backward(loss)
         own = {one.untyped_storage().data_ptr() for one in model.parameters()}
         activations = sum(held for place, held in kept.items() if place not in own)
-        step = _foreseen(model, engine, batch, name)
+        step = [*_foreseen(model, engine, batch, name), *_sums(engine)]
         if cut:
             found |= {"sent": _sent(counter.calls), "foreseen": sorted((one.kind, one.elements) for one in step)}
         word = "" if cut else "plain_"
         found[f"{word}bytes"] = sum(wire_bytes(one, dist.get_world_size()) for one in step)
         found[f"{word}kept"] = activations
     return found
+
+
+def _sums(engine: Any) -> list[Any]:
+    """Return the sums of partial gradients, which `engine.backward` issues behind the backward pass."""
+    return [one for one in update_collectives(engine.plan, 1, 4) if one.module == "gradients of which ranks have parts"]
 
 
 def _foreseen(model: Any, engine: Any, batch: Any, name: str) -> Any:

@@ -206,7 +206,7 @@ def _observe(state: RankState, step: Mapping[str, Any]) -> dict[str, Any]:
     if step["what"] == "sharding":
         return {"group": observe.sharding_group(engine, state.world, state.rank)}
     if step["what"] == "averaging":
-        return observe.averaging_group(engine, state.world, state.rank, state.implementation.loss_scale)
+        return observe.averaging_group(engine, state.world, state.rank, state.implementation)
     check = state.checks[step["model"]]
     return {"group": observe.check_group(check, state.world, state.rank) if check is not None else None}
 

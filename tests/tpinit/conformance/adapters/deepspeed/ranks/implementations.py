@@ -23,7 +23,8 @@ class TrainingLibrary:
     `initialize(**arguments)` returns the engine. `input_check(engine)` returns a function that runs the engine's check
     of the first batch on its argument and raises if the check does, or None if the engine has no check.
     `claims(engine)` returns the batch and world sizes that the engine reports. `loss_scale(engine)` is the present
-    factor of the gradients. `prepare` runs once, before the ranks are forked.
+    factor of the gradients. `prepare` runs once, before the ranks are forked. `hooks_gradients`: its engine takes hooks
+    on the gradients of sharded weights.
     """
 
     name: str
@@ -34,6 +35,7 @@ class TrainingLibrary:
     claims: Callable[[Any], dict[str, Any]]
     loss_scale: Callable[[Any], float]
     prepare: Callable[[], None]
+    hooks_gradients: bool = True
 
 
 def _deepspeed() -> TrainingLibrary:
@@ -110,6 +112,7 @@ def _tpinit() -> TrainingLibrary:
         claims,
         lambda engine: float(engine.loss_scale()),
         lambda: None,
+        hooks_gradients=False,
     )
 
 

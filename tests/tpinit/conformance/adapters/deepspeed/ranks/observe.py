@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tpinit.conformance.adapters.deepspeed.ranks.implementations import TrainingLibrary
 from tpinit.conformance.adapters.deepspeed.ranks.model import LEARNING_RATE, Dense, batch
 
 __all__ = ["averaging_group", "check_group", "numbers", "sharding_group", "shards"]
@@ -75,31 +76,44 @@ def sharding_group(engine: Any, world: int, rank: int) -> list[int]:
     return group
 
 
-def averaging_group(engine: Any, world: int, rank: int, loss_scale: Callable[[Any], float]) -> dict[str, Any]:
+def averaging_group(engine: Any, world: int, rank: int, library: TrainingLibrary) -> dict[str, Any]:
     """Return the ranks whose gradients are averaged into this rank's sharded weight, and the divisor of the average.
 
-    A hook replaces the gradient on each rank by 1 at the index of the rank and 0 elsewhere. The update then subtracts
-    1 / divisor (times the learning rate) at the index of every rank that took part.
+    On each rank the gradient is 1 at the index of the rank and 0 elsewhere: a hook replaces it, or the loss is that
+    element of the weight. The update then subtracts 1 / divisor (times the learning rate) at the index of every rank
+    that took part.
     """
     weight = _named(engine.module, _COLUMN)
 
     def marked(gradient: torch.Tensor) -> torch.Tensor:
         mark = torch.zeros_like(gradient)
-        mark.view(-1)[rank] = loss_scale(engine)
+        mark.view(-1)[rank] = library.loss_scale(engine)
         return mark
 
-    handle = weight.register_hook(marked)  # type: ignore[no-untyped-call]  # torch leaves Tensor.register_hook untyped
+    handle = weight.register_hook(marked) if library.hooks_gradients else None  # type: ignore[no-untyped-call]  # torch leaves Tensor.register_hook untyped
     ranks: list[int] = []
     for _ in range(_SCALES):
         before = weight.detach().float().flatten()[:world].clone()
-        _train_step(engine, batch(98, 0), int(engine.gradient_accumulation_steps()))
+        if handle is not None:
+            _train_step(engine, batch(98, 0), int(engine.gradient_accumulation_steps()))
+        else:
+            _train_element(engine, weight, rank, int(engine.gradient_accumulation_steps()))
         after = _named(engine.module, _COLUMN).detach().float().flatten()[:world]
         shares = ((before - after) / LEARNING_RATE).tolist()
         ranks = [place for place, share in enumerate(shares) if abs(share) > 0.05]
         if ranks:
             break
-    handle.remove()
+    if handle is not None:
+        handle.remove()
     return {"ranks": ranks, "divisor": round(1 / shares[ranks[0]], 2) if ranks else None}
+
+
+def _train_element(engine: Any, weight: torch.Tensor, rank: int, accumulation: int) -> None:
+    """Train on one element of a weight, so that each micro batch adds 1 to its gradient."""
+    for _ in range(accumulation):
+        element = weight.float().view(-1)[rank] * accumulation
+        engine.backward(element - element.detach())  # the loss is 0 on all ranks: those of a TP group must be equal
+        engine.step()
 
 
 def _train_step(engine: Any, inputs: dict[str, torch.Tensor], accumulation: int = 1) -> float:
