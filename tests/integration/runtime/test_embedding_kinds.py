@@ -70,7 +70,7 @@ def test_any_other_embedding_stays_whole_and_the_layers_are_sharded(name: str) -
     assert "model.layers.0.mlp.down_proj.weight" in sharded
 
 
-@pytest.mark.parametrize("flag", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}, {"sparse": True}])
+@pytest.mark.parametrize("flag", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}])
 def test_an_embedding_with_a_flag_that_needs_the_whole_table_stays_whole(flag: dict[str, Any]) -> None:
     model = catalogue.build("llama").train()
     for name, value in flag.items():

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from tpinit.runtime.errors import PlanError
 from tpinit.runtime.planning import plan_model
 from tpinit.runtime.planning.analysis import layer_folding
 from tpinit.runtime.planning.analysis.known_code import unknown_code
@@ -105,7 +106,12 @@ def sharded_layers(model: nn.Module) -> set[str]:
     return {layer.module for layer in plan.layers}
 
 
-@pytest.mark.parametrize("look", LOOKS)
+def test_layers_that_read_a_tensor_of_their_index_in_python_are_refused() -> None:
+    with pytest.raises(PlanError, match=r"the forward of layers\.0 reads values of a tensor in Python"):
+        sharded_layers(Stack(LOOKS["tensor"]))
+
+
+@pytest.mark.parametrize("look", [look for look in LOOKS if look != "tensor"])
 def test_a_layer_that_looks_at_its_index_is_not_sharded_and_the_others_are(look: str) -> None:
     expected = {f"layers.{index}.{name}" for index in range(6) if index != ODD for name in ("up", "down")}
     found = sharded_layers(Stack(LOOKS[look]))

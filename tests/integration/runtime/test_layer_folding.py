@@ -163,7 +163,7 @@ def _more(layer: Any) -> None:
     layer.mlp.extra = torch.nn.Identity()
 
 
-CHANGES = [_number, _own_forward, _other_class, _hook, _buffer, _frozen, _shape, _flag, _config, _more]
+CHANGES = [_number, _buffer, _frozen, _shape, _flag, _config, _more]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=[one.__name__ for one in CHANGES])
@@ -172,6 +172,13 @@ def test_a_layer_that_is_another_in_one_thing_stands_for_itself(change: Any) -> 
     assert _stands(model) == {0: (0,), 5: (1, 2, 3, 4, 5)}
     change(model.model.layers[2])
     assert _stands(model) == {0: (0,), 2: (2,), 5: (1, 3, 4, 5)}
+
+
+@pytest.mark.parametrize("change", [_own_forward, _other_class, _hook])
+def test_a_model_with_code_of_its_own_in_one_layer_is_not_folded(change: Any) -> None:
+    model = catalogue.build("llama", num_hidden_layers=6)
+    change(model.model.layers[2])
+    assert _stands(model) is None
 
 
 def test_what_is_said_of_one_layer_keeps_it_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

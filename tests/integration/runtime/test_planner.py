@@ -139,11 +139,13 @@ class Skipped(nn.Module):
         return x
 
 
-DRAWS = [
+TENSOR_DRAWS = [
     lambda: torch.rand([]),
     lambda: torch.rand(1, generator=torch.Generator().manual_seed(1)),
     lambda: torch.rand_like(torch.ones(1)),
     lambda: torch.empty(1).uniform_(0, 1),
+]
+DRAWS = [
     lambda: random.random(),
     lambda: random.uniform(0, 1),
     lambda: np.random.rand(),
@@ -151,6 +153,12 @@ DRAWS = [
     lambda: np.random.random(),
     lambda: np.random.uniform(0, 1, size=(1,)),
 ]
+
+
+@pytest.mark.parametrize("draw", TENSOR_DRAWS)
+def test_own_code_that_reads_a_drawn_tensor_beside_its_layers_is_refused(draw: Callable[[], Any]) -> None:
+    with pytest.raises(PlanError, match="the forward of Skipped reads values of a tensor in Python"):
+        plan_model(Skipped(draw).train(), 2, 0, example={"x": torch.randn(2, 3, 8)})
 
 
 @pytest.mark.parametrize("draw", DRAWS)
