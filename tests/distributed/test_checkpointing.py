@@ -20,5 +20,6 @@ def test_a_checkpointed_layer_repeats_the_operations_of_its_forward(
         reentrant=reentrant,
         sequence_parallel=sequence_parallel,
     ):
-        assert result["far"] < 1e-5
-        assert result["in_step"]
+        for what in ("loss", "gradient", "norm", "weight"):
+            assert result[what] < 1e-5, (what, result[what], result["where"])
+        assert result["cut"] > 0

@@ -14,6 +14,7 @@ from tpinit.runtime import initialize
 from tpinit.runtime.slicing import local_part
 from tpinit.runtime.training.call_guards import REFUSED
 
+from families import catalogue
 from support.pairs import pair
 from support.refusals import in_step, refusal_of
 from support.tiny_models import build, tokens
@@ -225,21 +226,7 @@ def native_adapter_calls(rank: int) -> dict[str, Any]:
 
 def experts_implementation(rank: int) -> dict[str, Any]:
     """Let Mixtral compute its experts by another implementation."""
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    torch.manual_seed(0)
-    model = MixtralForCausalLM(
-        MixtralConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            vocab_size=64,
-            num_local_experts=4,
-            pad_token_id=None,
-        )
-    ).train()
+    model = catalogue.build("mixtral")
     unsharded = copy.deepcopy(model)
     engine, *_ = initialize(model=model, config={"tensor_parallel": {"autotp_size": 2}, "gradient_clipping": 0})
     results = {name: both("set_experts_implementation", name)(engine, unsharded) for name in ("batched_mm", "eager")}

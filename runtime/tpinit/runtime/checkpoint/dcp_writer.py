@@ -31,13 +31,12 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
-from tpinit.runtime.checkpoint.manifest import Chunk, ChunkedTensor, sha256_of
+from tpinit.runtime.checkpoint.manifest import Chunk, ChunkedTensor, sha256_of_file
 from tpinit.runtime.checkpoint.places import Box, Write
 from tpinit.runtime.errors import CheckpointError
 
 __all__ = ["ChunkPlanner", "ChunkWriter"]
 
-_BLOCK = 1 << 22
 _SECONDS = 5.0  # between two lines about the progress
 _log = logging.getLogger("tpinit")
 
@@ -127,7 +126,7 @@ class ChunkWriter(FileSystemWriter):
         name = results[0].storage_data.relative_path
         path = Path(self.path) / name
         with path.open("rb") as file:
-            file_sum = sha256_of(iter(lambda: file.read(_BLOCK), b""))
+            file_sum = sha256_of_file(file)
             size = path.stat().st_size
             found = [
                 dataclasses.replace(result, storage_data=_stored(file, items[result.index], result, size, file_sum))

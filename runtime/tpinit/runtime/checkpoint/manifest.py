@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from tpinit.runtime.checkpoint.folders import MANIFEST
@@ -23,7 +23,17 @@ from tpinit.runtime.checkpoint.places import Box
 from tpinit.runtime.checkpoint.values import DTYPES, dtype_name
 from tpinit.runtime.errors import CheckpointError
 
-__all__ = ["SUMS", "Chunk", "Manifest", "ChunkedTensor", "check_file", "read_manifest", "read_sums", "sha256_of"]
+__all__ = [
+    "SUMS",
+    "Chunk",
+    "Manifest",
+    "ChunkedTensor",
+    "check_file",
+    "read_manifest",
+    "read_sums",
+    "sha256_of",
+    "sha256_of_file",
+]
 
 SUMS = "SHA256SUMS"
 VERSION = 1
@@ -49,6 +59,11 @@ class ChunkedTensor:
     dtype: torch.dtype
     shape: tuple[int, ...]
     chunks: tuple[Chunk, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the whole tensor in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +108,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
         raise CheckpointError(f"{folder / MANIFEST} can't be read: {why[:300]}") from error
-    total = sum(math.prod(stored.shape) * stored.dtype.itemsize for stored in tensors.values())
+    total = sum(stored.nbytes for stored in tensors.values())
     if total > sum(files.values()):
         raise CheckpointError(f"{folder / MANIFEST}: its tensors have {total} bytes, more than its files")
     return Manifest(tensors, files, page)
@@ -186,12 +201,17 @@ def check_file(folder: Path, name: str, sums: Mapping[str, str], size: int | Non
         held = os.fstat(handle).st_size
         if size is not None and held != size:
             raise CheckpointError(f"{folder / name} has {held} bytes, and was saved with {size}: copy it again")
-        found = sha256_of(iter(lambda: file.read(_BLOCK), b""))
+        found = sha256_of_file(file)
     if found != sums[name]:
         raise CheckpointError(
             f"{folder / name} is not the file that was saved: its SHA-256 is {found[:16]}..., and {SUMS} has "
             f"{sums[name][:16]}...; copy it again"
         )
+
+
+def sha256_of_file(file: IO[bytes]) -> str:
+    """Return the SHA-256 of an open file from its position on, as hex digits."""
+    return sha256_of(iter(lambda: file.read(_BLOCK), b""))
 
 
 def sha256_of(blocks: Iterable[bytes]) -> str:

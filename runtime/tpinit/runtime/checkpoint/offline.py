@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,22 +11,18 @@ from typing import Any
 import torch
 from tpinit.runtime.checkpoint import folders
 from tpinit.runtime.checkpoint.load import Opened, open_checkpoint, open_folder, verify
-from tpinit.runtime.checkpoint.manifest import ChunkedTensor
 from tpinit.runtime.checkpoint.places import PlacedTensor
 from tpinit.runtime.checkpoint.reader import TensorFiles
 from tpinit.runtime.checkpoint.values import dtype_name
 from tpinit.runtime.errors import CheckpointError
+from tpinit.runtime.internals.host_memory import memory_of
+from tpinit.runtime.loading.safetensors_dir import DTYPES, INDEX, SINGLE
 
 __all__ = ["SHARD_BYTES", "consolidate", "inspect", "open_any"]
 
 SHARD_BYTES = 5_000_000_000
-_INDEX = "model.safetensors.index.json"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
-_CODES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2", "bool": "BOOL", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
-    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
-}  # fmt: skip
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 def open_any(folder: Path) -> Opened:
@@ -50,7 +44,7 @@ def inspect(folder: Path) -> dict[str, Any]:
     for name, stored in opened.manifest.tensors.items():
         entry = kinds.setdefault(name.partition(".")[0], {"tensors": 0, "bytes": 0, "dtypes": set()})
         entry["tensors"] += 1
-        entry["bytes"] += _bytes(stored)
+        entry["bytes"] += stored.nbytes
         entry["dtypes"].add(dtype_name(stored.dtype))
     return {
         "folder": str(opened.folder),
@@ -62,10 +56,6 @@ def inspect(folder: Path) -> dict[str, Any]:
         "tensors": {kind: {**entry, "dtypes": sorted(entry["dtypes"])} for kind, entry in sorted(kinds.items())},
         "files": dict(opened.manifest.files),
     }
-
-
-def _bytes(stored: ChunkedTensor) -> int:
-    return math.prod(stored.shape) * stored.dtype.itemsize
 
 
 def consolidate(
@@ -113,7 +103,7 @@ def _shards(opened: Opened, sources: dict[str, str], shard_bytes: int) -> Iterat
     shard: dict[str, str] = {}
     size = 0
     for name, source in sources.items():
-        count = _bytes(opened.manifest.tensors[source])
+        count = opened.manifest.tensors[source].nbytes
         if shard and size + count > shard_bytes:
             yield shard
             shard, size = {}, 0
@@ -125,17 +115,17 @@ def _shards(opened: Opened, sources: dict[str, str], shard_bytes: int) -> Iterat
 
 def _write_shards(opened: Opened, sources: dict[str, str], folder: Path, shard_bytes: int) -> list[str]:
     shards = list(_shards(opened, sources, shard_bytes))
-    names = ["model.safetensors"]
+    names = [SINGLE]
     if len(shards) != 1:
         names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     with TensorFiles(opened.folder, opened.manifest) as files:
         for file_name, shard in zip(names, shards, strict=True):
             _write_file(folder / file_name, opened, shard, files)
     if len(shards) > 1:
-        total = sum(_bytes(opened.manifest.tensors[source]) for source in sources.values())
+        total = sum(opened.manifest.tensors[source].nbytes for source in sources.values())
         places = {name: file_name for file_name, shard in zip(names, shards, strict=True) for name in shard}
         index = {"metadata": {"total_size": total}, "weight_map": places}
-        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     return names
 
 
@@ -144,8 +134,8 @@ def _write_file(path: Path, opened: Opened, shard: dict[str, str], files: Tensor
     end = 0
     for name, source in shard.items():
         stored = opened.manifest.tensors[source]
-        begin, end = end, end + _bytes(stored)
-        code = _CODES.get(dtype_name(stored.dtype))
+        begin, end = end, end + stored.nbytes
+        code = _CODES.get(stored.dtype)
         if code is None:
             raise CheckpointError(f"{source} is {stored.dtype}, which safetensors can't hold")
         header[name] = {"dtype": code, "shape": stored.shape, "data_offsets": [begin, end]}
@@ -158,4 +148,4 @@ def _write_file(path: Path, opened: Opened, shard: dict[str, str], files: Tensor
             whole = torch.empty(stored.shape, dtype=stored.dtype)
             files.read(PlacedTensor(source, whole, stored.shape), 0)
             if whole.numel():
-                file.write(memoryview((ctypes.c_char * _bytes(stored)).from_address(whole.data_ptr())))
+                file.write(memory_of(whole))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import torch
 from tpinit.runtime.checkpoint.manifest import Chunk, ChunkedTensor, Manifest, open_file
 from tpinit.runtime.checkpoint.places import Box, PlacedTensor, local_boxes, overlap
 from tpinit.runtime.errors import CheckpointError
+from tpinit.runtime.internals.host_memory import memory_of
 
 __all__ = ["TensorFiles"]
 
@@ -62,7 +62,7 @@ class TensorFiles:
 
     def _fill(self, out: torch.Tensor, name: str, begin: int) -> None:
         size = out.numel() * out.element_size()
-        memory = memoryview((ctypes.c_char * size).from_address(out.data_ptr())) if size else memoryview(b"")
+        memory = memory_of(out)
         if name not in self._handles:
             self._handles[name] = open_file(self.folder / name)
         done = 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import ctypes
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from tpinit.runtime.errors import CheckpointError
 from tpinit.runtime.groups.digest import raw_bytes
+from tpinit.runtime.internals.host_memory import memory_of
 
 __all__ = ["DTYPES", "decode", "dtype_name", "encode", "tensor_from_bytes"]
 
@@ -123,7 +123,7 @@ def tensor_from_bytes(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -
     if len(data) != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{len(data)} bytes for shape {shape} of {dtype}")
     tensor = torch.empty(shape, dtype=dtype)
-    ctypes.memmove(tensor.data_ptr(), data, len(data))
+    memory_of(tensor)[:] = data
     return tensor
 
 

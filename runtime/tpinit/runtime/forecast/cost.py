@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tpinit.runtime.groups.buckets import in_buckets
 from tpinit.runtime.parallel.collectives import RegionFunction, copy_to_tp_region
 from tpinit.runtime.parallel.layer_kinds import LAYER_REGIONS, LayerKind, layer_regions
 from tpinit.runtime.parallel.loss import LOSS_COLLECTIVE, LOSS_STATISTICS, computes_causal_loss
@@ -29,8 +30,6 @@ from tpinit.runtime.planning.analysis.linears import LinearInfo
 from tpinit.runtime.planning.schema import GradientRule, LayerPlan, Plan, SequencePlan
 
 __all__ = ["Collective", "Memory", "count_collectives", "memory_of", "product", "update_collectives", "wire_bytes"]
-
-_BUCKET = 1 << 25  # elements of a gradient bucket, as in `training.gradients`
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,14 +204,11 @@ def update_collectives(plan: Plan, dp_size: int, item: int) -> list[Collective]:
         found.append(
             Collective("which parameters were used", "update", "all_reduce", "dp", len(plan.parameters) + 1, 4)
         )
-        count = 0
-        for record in plan.parameters:
-            local = product(record.local_shape(plan.tp_size, plan.tp_rank))
-            if count and count + local > _BUCKET:
-                found.append(Collective("gradients", "update", "all_reduce", "dp", count, item))
-                count = 0
-            count += local
-        found.append(Collective("gradients", "update", "all_reduce", "dp", count, item))
+        sizes = [product(record.local_shape(plan.tp_size, plan.tp_rank)) for record in plan.parameters]
+        found += [
+            Collective("gradients", "update", "all_reduce", "dp", sum(bucket), item)
+            for bucket in in_buckets(sizes, int)
+        ]
     if plan.tp_size > 1:
         found.append(Collective("gradient norm", "update", "all_reduce", "tp", 6, 8))
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from functools import cache
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from tpinit.runtime.errors import PlanError
+from tpinit.runtime.internals.host_memory import memory_of
 
 __all__ = ["digest", "digest_model", "fold", "raw_bytes"]
 
@@ -103,7 +103,7 @@ def _column_factors(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:
     """Return the memory of a contiguous CPU tensor."""
-    return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+    return bytes(memory_of(tensor))
 
 
 def digest_model(model: nn.Module) -> dict[str, object]:

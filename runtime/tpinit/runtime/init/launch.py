@@ -31,7 +31,7 @@ from tpinit.runtime.init.prepare import InitArgs, Prepared, prepare
 from tpinit.runtime.init.verify import VERIFY_MODES, verify_plan
 from tpinit.runtime.loading.weight_loading import WeightSource, load_weights
 from tpinit.runtime.parallel import gather_logits_always
-from tpinit.runtime.settings import Settings
+from tpinit.runtime.settings import TORCH_DTYPES, Settings
 from tpinit.runtime.training.data import make_loader
 from tpinit.runtime.training.engine import Engine
 from tpinit.runtime.training.optimizer_kinds import OptimizerKind
@@ -39,14 +39,12 @@ from tpinit.runtime.training.optimizer_step import OptimizerStep
 from tpinit.runtime.training.param_state import make_param_states
 from tpinit.runtime.training.schedules import build_schedule
 from tpinit.runtime.training.zero_updates import share_updates
-from tpinit.spec.vocabulary import DType
 
 __all__ = ["PORT", "Started", "launch"]
 
 _log = logging.getLogger("tpinit")
 
 PORT = 29500  # the default of DeepSpeed and of torchrun
-_TORCH_DTYPES = {DType.FP32: torch.float32, DType.FP16: torch.float16, DType.BF16: torch.bfloat16}
 Started = tuple[Engine, Optimizer | None, DataLoader[Any] | None, Any]
 
 
@@ -131,7 +129,7 @@ def _build_engine(
     device = choice.device
     model, optimizer, settings = prepared.model, prepared.optimizer, prepared.settings
     plan = replace(prepared.plan, tp_rank=groups.tp.position)
-    dtype = _TORCH_DTYPES[prepared.decision.dtype.value] if prepared.decision.dtype.value is not None else None
+    dtype = TORCH_DTYPES[prepared.decision.dtype.value] if prepared.decision.dtype.value is not None else None
     if init_args.weights is None:
         apply_plan(model, plan, groups.tp.group, dtype, device)
     else:

@@ -9,7 +9,6 @@ in new releases) raises an error too, but takes about twice our time and memory 
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import math
@@ -22,13 +21,14 @@ from typing import Any
 
 import torch
 from tpinit.runtime.errors import LoadError
+from tpinit.runtime.internals.host_memory import memory_of
 from tpinit.runtime.loading.lazy_tensors import StoredTensor
 
-__all__ = ["SafetensorsDir", "open_safetensors_dir", "shorten"]
+__all__ = ["DTYPES", "INDEX", "SINGLE", "SafetensorsDir", "open_safetensors_dir", "shorten"]
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
-_DTYPES = {
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
@@ -64,7 +64,7 @@ class SafetensorsDir:
         if self._closed:
             raise LoadError(f"{path} is closed: read every tensor before SafetensorsDir.close()")
         size = out.numel() * out.element_size()
-        memory = memoryview((ctypes.c_char * size).from_address(out.data_ptr()))
+        memory = memory_of(out)
         try:
             if path not in self._open:
                 self._open[path] = path.open("rb", buffering=0)
@@ -90,7 +90,7 @@ def open_safetensors_dir(directory: Path) -> SafetensorsDir:
     problems: list[str] = []
     indexed = _read_index(directory)
     found = SafetensorsDir()
-    for name in dict.fromkeys(indexed.values()) if indexed else [_SINGLE]:
+    for name in dict.fromkeys(indexed.values()) if indexed else [SINGLE]:
         path = directory / name
         try:
             size, digest, entries = _read_header(path)
@@ -102,7 +102,7 @@ def open_safetensors_dir(directory: Path) -> SafetensorsDir:
             if key in found.tensors:
                 problems.append(f"{key} is in {name} and in {found.tensors[key].file_name}")
             found.dtypes[key] = dtype
-            found.tensors[key] = StoredTensor(name, shape, _DTYPES[dtype], begin, partial(found._read, path))
+            found.tensors[key] = StoredTensor(name, shape, DTYPES[dtype], begin, partial(found._read, path))
     if not problems:
         absent = [f"{key} (of {name})" for key, name in indexed.items() if key not in found.tensors]
         if absent:
@@ -120,9 +120,9 @@ def _read_index(directory: Path) -> dict[str, str]:
     """Return the file name of each stored tensor from the index; empty if one file holds all tensors."""
     if not directory.is_dir():
         raise LoadError(f"{directory} is no directory: give the one that save_pretrained wrote")
-    index = directory / _INDEX
+    index = directory / INDEX
     if not index.exists():
-        if not (directory / _SINGLE).exists():
+        if not (directory / SINGLE).exists():
             raise LoadError(_no_safetensors(directory))
         return {}
     try:
@@ -143,7 +143,7 @@ def _no_safetensors(directory: Path) -> str:
             f"{directory} holds its weights as {shorten(bins)}, which can only be read whole and can run code: save it "
             "once as safetensors, with AutoModelForCausalLM.from_pretrained(directory).save_pretrained(another)"
         )
-    return f"{directory} has neither {_SINGLE} nor {_INDEX}: give the directory that save_pretrained wrote"
+    return f"{directory} has neither {SINGLE} nor {INDEX}: give the directory that save_pretrained wrote"
 
 
 def _read_header(path: Path) -> tuple[int, str, dict[str, tuple[str, list[int], int]]]:
@@ -171,9 +171,9 @@ def _read_header(path: Path) -> tuple[int, str, dict[str, tuple[str, list[int], 
     end = 0
     for begin, stop, key in spans:
         dtype, shape, _ = found[key]
-        if dtype not in _DTYPES:
+        if dtype not in DTYPES:
             raise ValueError(f"{key} has the dtype {dtype}, which tpinit does not read")
-        if begin != end or stop - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
+        if begin != end or stop - begin != math.prod(shape) * DTYPES[dtype].itemsize:
             raise ValueError(f"its header is corrupted: bytes {begin}:{stop} of {key} do not fit its shape {shape}")
         end = stop
     if size != 8 + length + end:

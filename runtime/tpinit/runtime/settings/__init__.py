@@ -1,5 +1,6 @@
 """The settings of a run, from the config outside of what the decision covers."""
 
+from tpinit.runtime.settings.dtypes import TORCH_DTYPES
 from tpinit.runtime.settings.reader import check_section, read_settings
 from tpinit.runtime.settings.schema import (
     Averaging,
@@ -12,6 +13,7 @@ from tpinit.runtime.settings.schema import (
 )
 
 __all__ = [
+    "TORCH_DTYPES",
     "Averaging",
     "BatchSizes",
     "Checks",

@@ -18,8 +18,8 @@ from tpinit.runtime.groups.process_groups import ParallelGroups
 from tpinit.runtime.internals.torch_private import after_backward, backward_number
 from tpinit.runtime.planning.schema import GradientRule
 from tpinit.runtime.settings import Averaging
-from tpinit.runtime.slicing import local_part, write_part
-from tpinit.runtime.training.gradients import average, sum_partial
+from tpinit.runtime.slicing import local_part
+from tpinit.runtime.training.gradients import average, full_size, sum_partial
 from tpinit.runtime.training.param_state import ParamState
 
 __all__ = ["BackwardHooks"]
@@ -104,11 +104,7 @@ class BackwardHooks:
         tp, record = self.groups.tp, state.record
         state.summed = not self.addends
         with torch.no_grad():
-            total = grad.new_zeros(record.shape)
-            if record.dim is None:
-                total.copy_(grad)
-            else:
-                write_part(total, grad, record, tp.size, tp.position)
+            total = full_size(grad, record, tp)
             dist.all_reduce(total, group=tp.group)
             if self.addends:
                 total /= tp.size

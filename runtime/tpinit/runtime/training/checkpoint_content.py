@@ -32,6 +32,7 @@ __all__ = [
     "content_page",
     "content_tensors",
     "has_whole_states",
+    "is_whole_state",
     "optimizer_groups",
     "place_of",
     "rank_place",
@@ -121,6 +122,18 @@ def content_tensors(engine: Engine, exclude_frozen: bool) -> list[PlacedTensor]:
     return found
 
 
+def is_whole_state(record: ParameterPlan, tp_size: int, whole_states: bool, fits: bool, elements: int) -> bool | None:
+    """Return whether every rank holds a whole tensor of an optimizer's state; False: it is cut as its parameter.
+
+    `fits`: it has the shape of the parameter. Returns None for a tensor that has no place in the unsharded state.
+    """
+    if whole_states or tp_size == 1 or record.dim is None:
+        return True
+    if fits:
+        return False
+    return True if elements <= 1 else None
+
+
 def _state_tensors(
     optimizer: Optimizer, trained: TrainedTensor, tp_size: int, whole_states: bool
 ) -> Iterator[PlacedTensor]:
@@ -128,14 +141,12 @@ def _state_tensors(
     for key, value in sorted(trained.entry(optimizer).items()):  # one order on all ranks
         if not isinstance(value, torch.Tensor):
             continue
-        fits = value.shape == trained.parameter.shape
-        uncut = whole_states or tp_size == 1 or record.dim is None
-        if not uncut and not fits and value.numel() > 1:
+        whole = is_whole_state(record, tp_size, whole_states, value.shape == trained.parameter.shape, value.numel())
+        if whole is None:
             raise CheckpointError(
                 f"the optimizer's {key} of {record.name} has shape {tuple(value.shape)}, neither a number nor the "
                 "parameter's shape: its place in the unsharded state is unknown"
             )
-        whole = uncut or not fits
         yield place_of(f"optimizer.{key}.{record.name}", value, record, tp_size, whole)
 
 
@@ -160,11 +171,7 @@ def content_page(engine: Engine, client_state: Mapping[str, Any] | None, exclude
 
 
 def _scheduler_page(scheduler: Any) -> dict[str, Any]:
-    return {"class": _class_of(scheduler), "state": encode(scheduler.state_dict(), "lr_scheduler.state_dict()")}
-
-
-def _class_of(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    return {"class": class_name(scheduler), "state": encode(scheduler.state_dict(), "lr_scheduler.state_dict()")}
 
 
 def _optimizer_page(optimizer: Optimizer, trained: list[TrainedTensor]) -> dict[str, Any]:

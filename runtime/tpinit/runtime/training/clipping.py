@@ -11,7 +11,7 @@ from tpinit.runtime.errors import EngineError
 from tpinit.runtime.training.param_state import ParamState
 from tpinit.runtime.training.sharded_tensors import ShardedTensors
 
-__all__ = ["check_finite", "clip_gradients", "whole_norm"]
+__all__ = ["check_finite", "clip_factor", "clip_gradients", "whole_norm"]
 
 _EPSILON = 1e-6  # torch's and DeepSpeed's, added to the norm that divides
 
@@ -27,7 +27,7 @@ def whole_norm(
     if not order > 0:
         raise EngineError(f"norm_type is {norm_type}: over a sharded model it must be greater than 0, or inf")
     tp = model.groups.tp
-    sharded = [_counted(state, tensor) for state, tensor in found if state.record.dim is not None]
+    sharded = [state.counted_part(tensor) for state, tensor in found if state.record.dim is not None]
     replicated = [tensor for state, tensor in found if state.record.dim is None]
     parts = torch.stack([_power_sum(tensors, order, model.device) for tensors in (sharded, replicated)])
     if tp.group is not None:
@@ -36,13 +36,6 @@ def whole_norm(
         return parts.max().float()
     parts[1] /= tp.size
     return parts.sum().pow(1 / order).float()
-
-
-def _counted(state: ParamState, tensor: torch.Tensor) -> torch.Tensor:
-    """Return the elements that no lower rank of the TP group holds, the sharded dimension first."""
-    if state.counted is None or state.record.dim is None:
-        return tensor
-    return tensor.transpose(0, state.record.dim)[state.counted]
 
 
 def _power_sum(tensors: Sequence[torch.Tensor], order: float, device: torch.device) -> torch.Tensor:
@@ -56,6 +49,11 @@ def _power_sum(tensors: Sequence[torch.Tensor], order: float, device: torch.devi
         return torch.zeros((), dtype=torch.float64, device=device)
     joined = torch.stack([norm.double() for norm in norms])
     return joined.max() if math.isinf(order) else joined.pow(order).sum()
+
+
+def clip_factor(norm: torch.Tensor, max_norm: float) -> torch.Tensor:
+    """Return the factor, at most 1, that brings a norm down to `max_norm`."""
+    return (max_norm / (norm + _EPSILON)).clamp(max=1.0)
 
 
 @torch.no_grad()
@@ -73,7 +71,7 @@ def clip_gradients(
         found = [(state, state.target.grad) for state in model.states if state.target.grad is not None]
         norm = whole_norm(found, model, norm_type) / scale
         check_finite(norm, norm_type, error_if_nonfinite)
-        factor = (float(max_norm) / (norm + _EPSILON)).clamp(max=1.0)
+        factor = clip_factor(norm, float(max_norm))
         for _, grad in found:
             grad.mul_(factor.to(grad.dtype))
     finally:

@@ -23,6 +23,7 @@ from tpinit.runtime.planning.schema import Plan
 from tpinit.runtime.settings import Checks, Settings
 from tpinit.runtime.training.call_check import CallCheck, watch_calls
 from tpinit.runtime.training.call_guards import guard_calls, guard_engine
+from tpinit.runtime.training.clipping import clip_factor
 from tpinit.runtime.training.data import EndlessBatches
 from tpinit.runtime.training.engine_answers import METHODS, VALUES
 from tpinit.runtime.training.engine_checkpoint import wait_for_save
@@ -285,7 +286,7 @@ class Engine(nn.Module):
     def _clip(self, norm: torch.Tensor) -> None:
         factor = torch.ones_like(norm) / self._scaler.scale
         if self.settings.clipping:
-            factor = factor * (self.settings.clipping / (norm + 1e-6)).clamp(max=1.0)
+            factor = factor * clip_factor(norm, self.settings.clipping)
         scale(self._param_states, factor)
 
     def zero_grad(self, set_to_none: bool = True) -> None:

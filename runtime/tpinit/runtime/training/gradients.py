@@ -7,21 +7,19 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
+from tpinit.runtime.groups.buckets import in_buckets
 from tpinit.runtime.groups.devices import message_device
 from tpinit.runtime.groups.process_groups import GroupView
-from tpinit.runtime.planning.schema import GradientRule
-from tpinit.runtime.settings import Averaging
+from tpinit.runtime.planning.schema import GradientRule, ParameterPlan
+from tpinit.runtime.settings import TORCH_DTYPES, Averaging
 from tpinit.runtime.slicing import local_part, write_part
 from tpinit.runtime.training.param_state import ParamState
-from tpinit.spec.vocabulary import DType
 
-__all__ = ["GradientNorm", "average", "global_norm", "scale", "sum_partial"]
+__all__ = ["GradientNorm", "average", "full_size", "global_norm", "scale", "sum_partial"]
 
 _DEVIATION = 1e-4  # of the replicated gradients of one rank from the others, relative: far above rounding
 _PLAIN_MEAN = Averaging()
-_TORCH_DTYPES = {DType.FP32: torch.float32, DType.FP16: torch.float16, DType.BF16: torch.bfloat16}
 _LOSS_DEVIATION = (1e-7, 1e-4)  # of the losses of a TP group, relative, on a CPU and on CUDA: they are computed alike
-_BUCKET = 1 << 25  # elements in one all-reduce: large enough to be bandwidth-bound, small beside a model
 
 
 def sum_partial(states: Sequence[ParamState], tp: GroupView, device: torch.device) -> None:
@@ -81,15 +79,18 @@ def _live_and_flag(
     return [bool(one) for one in flags[:-1].tolist()], flags[-1].bool()
 
 
-def _full_size_gradient(state: ParamState, tp: GroupView) -> torch.Tensor:
-    """Return this rank's gradient in a tensor of the parameter's full shape, with zeros outside this rank's slice."""
-    grad, record = state.target.grad, state.record
-    full = torch.zeros(record.shape, dtype=state.target.dtype, device=state.target.device)
-    if grad is not None and record.dim is None:
-        full.copy_(grad)
-    elif grad is not None:
-        write_part(full, grad, record, tp.size, tp.position)
+def full_size(part: torch.Tensor, record: ParameterPlan, tp: GroupView) -> torch.Tensor:
+    """Return this rank's part in a tensor of the parameter's full shape, with zeros outside this rank's slice."""
+    full = part.new_zeros(record.shape)
+    if record.dim is None:
+        return full.copy_(part)
+    write_part(full, part, record, tp.size, tp.position)
     return full
+
+
+def _full_size_gradient(state: ParamState, tp: GroupView) -> torch.Tensor:
+    grad = state.target.grad
+    return full_size(grad, state.record, tp) if grad is not None else state.target.new_zeros(state.record.shape)
 
 
 def average(
@@ -112,7 +113,7 @@ def average(
     for state in used:
         if state.target.grad is None:
             state.target.grad = torch.zeros_like(state.target)
-    for grads in _buckets(used):
+    for grads in in_buckets(_gradients(used), torch.Tensor.numel, lambda grad: grad.dtype):
         flat = torch.cat([grad.reshape(-1) for grad in grads])
         flat = _mean(flat, dp, averaging)
         for grad, mean in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
@@ -122,7 +123,7 @@ def average(
 
 def _mean(flat: torch.Tensor, dp: GroupView, averaging: Averaging) -> torch.Tensor:
     """Return the mean over the group, in DeepSpeed's order of operations; may change `flat`. One all-reduce."""
-    sent = flat if averaging.dtype is None else flat.to(_TORCH_DTYPES[averaging.dtype])
+    sent = flat if averaging.dtype is None else flat.to(TORCH_DTYPES[averaging.dtype])
     before = dp.size if averaging.prescale else averaging.predivide
     if averaging.mean and before != 1:
         sent *= 1 / before
@@ -130,20 +131,6 @@ def _mean(flat: torch.Tensor, dp: GroupView, averaging: Averaging) -> torch.Tens
     if averaging.mean and before != dp.size:
         sent /= dp.size / before
     return sent
-
-
-def _buckets(states: Sequence[ParamState]) -> Iterator[list[torch.Tensor]]:
-    """Yield the gradients in lists of one dtype and at most `_BUCKET` elements, in the plan's order."""
-    bucket: list[torch.Tensor] = []
-    count = 0
-    for grad in _gradients(states):
-        if bucket and (grad.dtype != bucket[0].dtype or count + grad.numel() > _BUCKET):
-            yield bucket
-            bucket, count = [], 0
-        bucket.append(grad)
-        count += grad.numel()
-    if bucket:
-        yield bucket
 
 
 def _gradients(states: Sequence[ParamState]) -> Iterator[torch.Tensor]:
@@ -207,8 +194,12 @@ def global_norm(
     Sharded gradients are summed over the group; a replicated gradient counts once. `losses` are the scalars whose
     gradients these are. The one all-reduce, of six numbers, has started when this returns.
     """
-    sharded = _sum_of_squares([_counted_gradient(state) for state in states if state.record.dim is not None], device)
-    replicated = _sum_of_squares([state.target.grad for state in states if state.record.dim is None], device)
+    pairs = [(state, state.target.grad) for state in states]
+    used = [(state, grad) for state, grad in pairs if grad is not None]
+    sharded = _sum_of_squares(
+        [state.counted_part(grad) for state, grad in used if state.record.dim is not None], device
+    )
+    replicated = _sum_of_squares([grad for state, grad in used if state.record.dim is None], device)
     flag = torch.zeros_like(sharded) if bad_loss is None else bad_loss.to(sharded)
     loss = torch.stack([loss.to(sharded).sum() for loss in losses]).sum() if losses else torch.zeros_like(sharded)
     sums = torch.stack([sharded, replicated, replicated * replicated, flag, loss, loss * loss])
@@ -216,22 +207,9 @@ def global_norm(
     return GradientNorm(sums, pending, tp.size)
 
 
-def _counted_gradient(state: ParamState) -> torch.Tensor | None:
-    """Return the elements of a sharded gradient that this rank adds to the norm, the sharded dimension first."""
-    grad = state.target.grad
-    if grad is None or state.counted is None:
-        return grad
-    assert state.record.dim is not None
-    return grad.transpose(0, state.record.dim)[state.counted]
-
-
-def _sum_of_squares(grads: Sequence[torch.Tensor | None], device: torch.device) -> torch.Tensor:
+def _sum_of_squares(grads: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
     """Return the sum of the squares of all elements, a float64 scalar; each norm is taken in at least fp32."""
-    norms = [
-        torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
-        for grad in grads
-        if grad is not None
-    ]
+    norms = [torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32)) for grad in grads]
     if not norms:
         return torch.zeros((), dtype=torch.float64, device=device)
     return torch.stack([norm.double() for norm in norms]).square().sum()

@@ -19,6 +19,7 @@ from tpinit.runtime.training.checkpoint_content import (
     TrainedTensor,
     buffers,
     has_whole_states,
+    is_whole_state,
     optimizer_groups,
     place_of,
     rank_place,
@@ -131,7 +132,7 @@ class EngineLoad:
         if page["data"] is not None and engine.batches is not None:
             self.values["data"] = _position(page, engine.settings.batch.micro, place.replicas)
         if self.options.scheduler and engine.lr_scheduler is not None and page["scheduler"] is not None:
-            found, own = page["scheduler"]["class"], _class_of(engine.lr_scheduler)
+            found, own = page["scheduler"]["class"], class_name(engine.lr_scheduler)
             if found != own:
                 raise CheckpointError(
                     f"the checkpoint has the state of a {found}, and this run's schedule is a {own}: pass "
@@ -141,15 +142,13 @@ class EngineLoad:
         names = [f"rng.{place.replica}.{place.tp_rank}", f"rng.{place.replica}.0"]
         if page["topology"] != {"tp_size": place.tp_size, "replicas": place.replicas}:
             names = names[1:]  # ranks of a TP group begin alike
-        stored = next(
-            (self.opened.manifest.tensors.get(name) for name in names if name in self.opened.manifest.tensors), None
-        )
-        if stored is None:
+        name = next((name for name in names if name in self.opened.manifest.tensors), None)
+        stored = self.opened.manifest.tensors[name] if name is not None else None
+        if name is None or stored is None:
             _log.warning("%s has no RNG state for replica %d: it keeps its own", self.opened.folder, place.replica)
         elif len(stored.shape) != 1 or stored.dtype != torch.uint8 or stored.shape[0] > _MAX_RNG_BYTES:
             raise CheckpointError(f"{self.opened.folder}: its RNG states are {stored.shape} of {stored.dtype}")
         else:
-            name = next(name for name in names if name in self.opened.manifest.tensors)
             self.rng = torch.empty(stored.shape, dtype=torch.uint8)
             self.targets.append(PlacedTensor(name, self.rng, stored.shape))
 
@@ -191,13 +190,12 @@ class EngineLoad:
         optimizer, record = self.engine.optimizer, one.record
         assert optimizer is not None
         stored = self.opened.manifest.tensors[name]
-        uncut = has_whole_states(self.engine) or tp_size == 1 or record.dim is None
-        fits = stored.shape == tuple(record.shape)
-        if not uncut and not fits and math.prod(stored.shape) > 1:
+        fits, elements = stored.shape == tuple(record.shape), math.prod(stored.shape)
+        whole = is_whole_state(record, tp_size, has_whole_states(self.engine), fits, elements)
+        if whole is None:
             raise CheckpointError(
                 f"{name} has shape {stored.shape}, and {record.name} {record.shape}: it can't be cut for this rank"
             )
-        whole = uncut or not fits
         shape = stored.shape if whole else tuple(one.parameter.shape)
         device = one.parameter.device
         if key == "step" and not _on_device(optimizer, one):
@@ -286,7 +284,3 @@ def _integer(value: Any, name: str) -> int:
     if type(value) is not int or not -1 <= value < 1 << 63:
         raise ValueError(f"{name} is {str(value)[:50]}")
     return value
-
-
-def _class_of(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"

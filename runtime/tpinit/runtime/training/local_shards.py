@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from tpinit.runtime.checkpoint.places import local_boxes
 from tpinit.runtime.errors import EngineError
 from tpinit.runtime.internals.state_dict_private import compares_whole_size
 from tpinit.runtime.internals.torch_private import plain_tensor_functions
@@ -44,14 +45,10 @@ class ShardLayout:
         """Return each piece as offsets and sizes in the whole tensor, with its offset along `dim` in the shard."""
         from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
-        found, start = [], 0
-        for offset, length in self.pieces:
-            offsets = [offset if dim == self.dim else 0 for dim in range(len(self.shape))]
-            sizes = [length if dim == self.dim else size for dim, size in enumerate(self.shape)]
-            if length:
-                found.append((ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)), start))
-            start += length
-        return found
+        return [
+            (ChunkStorageMetadata(torch.Size(box.offsets), torch.Size(box.sizes)), start)
+            for box, start in local_boxes(self.shape, self.dim, self.pieces)
+        ]
 
     @property
     def local_shape(self) -> tuple[int, ...]:

@@ -71,9 +71,9 @@ def classify(optimizer: Optimizer) -> OptimizerKind:
     return OptimizerKind.ELEMENTWISE if try_optimizer(optimizer, name) else OptimizerKind.WHOLE_TENSORS
 
 
-def class_name(optimizer: Optimizer) -> str:
-    """Return the full name of the optimizer's class: its module and its qualified name."""
-    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+def class_name(value: object) -> str:
+    """Return the full name of the class of an optimizer or a schedule: its module and its qualified name."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _check_step(optimizer: Optimizer, name: str) -> None:

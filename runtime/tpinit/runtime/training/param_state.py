@@ -97,6 +97,15 @@ class ParamState:
             self.target.grad = self.shown = None
             self.taken = False
 
+    def counted_part(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the elements of a tensor of this shape that no lower rank of the TP group holds (`counted`).
+
+        If these are not all, the sharded dimension is the first.
+        """
+        if self.counted is None or self.record.dim is None:
+            return tensor
+        return tensor.transpose(0, self.record.dim)[self.counted]
+
     def copy_back(self) -> None:
         """Copy the updated master copy to the model's parameter; does nothing without a master copy."""
         if self.has_master:

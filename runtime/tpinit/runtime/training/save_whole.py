@@ -8,6 +8,7 @@ copies to write one file.
 from __future__ import annotations
 
 import inspect
+import math
 import mmap
 import os
 import tempfile
@@ -44,20 +45,19 @@ def save_whole(plan: Plan, tp: GroupView, check: CallCheck, first_replica: bool)
         sharded = _sharded(model, plan)
         writes = first_replica and tp.position == 0
 
-        def prepare() -> dict[str, torch.Tensor]:
-            nn.Module.state_dict(model)  # raises for parameters that can't be saved
-            return _map_file(save_directory, sharded) if writes else {}
+        def prepare() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+            state = nn.Module.state_dict(model)  # raises for parameters that can't be saved
+            return state, _map_file(save_directory, sharded) if writes else {}
 
-        whole = _together(tp, prepare)
+        state, whole = _together(tp, prepare)
         if first_replica:
             for name, parameter, record in sharded:
                 _collect(parameter.detach(), record, tp, whole.get(name))
 
         def write() -> None:
             if writes:
-                state = {**_replicated(model), **_with_ties(model, sharded, whole)}
-                ordered = {name: state[name] for name in nn.Module.state_dict(model)}
-                type(model).save_pretrained(model, save_directory, state_dict=ordered, **arguments)  # type: ignore[attr-defined]  # transformers' method
+                complete = {**state, **_with_ties(model, sharded, whole)}
+                type(model).save_pretrained(model, save_directory, state_dict=complete, **arguments)  # type: ignore[attr-defined]  # transformers' method
 
         _together(tp, write)
 
@@ -114,7 +114,7 @@ def _map_file(folder: Any, sharded: Sharded) -> dict[str, torch.Tensor]:
     if os.path.isfile(folder):
         raise EngineError(f"save_pretrained: {folder} is a file; give a folder")
     os.makedirs(folder, exist_ok=True)
-    sizes = [parameter.element_size() * _numel(record) for _, parameter, record in sharded]
+    sizes = [parameter.element_size() * math.prod(record.shape) for _, parameter, record in sharded]
     starts = [0]
     for size in sizes:
         starts.append(starts[-1] + -(-size // _ALIGNMENT) * _ALIGNMENT)
@@ -123,14 +123,11 @@ def _map_file(folder: Any, sharded: Sharded) -> dict[str, torch.Tensor]:
     with tempfile.TemporaryFile(dir=folder) as file:
         os.posix_fallocate(file.fileno(), 0, starts[-1])
         memory = mmap.mmap(file.fileno(), starts[-1])
-    return {
-        name: torch.frombuffer(memory, dtype=parameter.dtype, count=_numel(record), offset=start).view(record.shape)
-        for (name, parameter, record), start in zip(sharded, starts, strict=False)
-    }
-
-
-def _numel(record: ParameterPlan) -> int:
-    return torch.Size(record.shape).numel()
+    found = {}
+    for (name, parameter, record), start in zip(sharded, starts, strict=False):
+        flat = torch.frombuffer(memory, dtype=parameter.dtype, count=math.prod(record.shape), offset=start)
+        found[name] = flat.view(record.shape)
+    return found
 
 
 def _collect(part: torch.Tensor, record: ParameterPlan, tp: GroupView, whole: torch.Tensor | None) -> None:
@@ -145,10 +142,6 @@ def _collect(part: torch.Tensor, record: ParameterPlan, tp: GroupView, whole: to
         received = part.new_empty(shape, device=peer_device(tp.group, part.device))
         dist.recv(received, tp.ranks[position], group=tp.group)
         write_part(whole, received, record, tp.size, position)
-
-
-def _replicated(model: nn.Module) -> dict[str, Any]:
-    return dict(nn.Module.state_dict(model))
 
 
 def _with_ties(model: nn.Module, sharded: Sharded, whole: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

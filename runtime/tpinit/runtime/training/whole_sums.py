@@ -51,6 +51,5 @@ def _value(term: torch.Tensor, state: ParamState, tp: GroupView) -> torch.Tensor
     if state.record.gradient_rule is GradientRule.PARTIAL:
         if state.record.dim is None and tp.position > 0:
             term = term * 0
-        elif state.record.dim is not None and state.counted is not None:
-            term = term.transpose(0, state.record.dim)[state.counted]
+        term = state.counted_part(term)
     return term.sum(dtype=torch.promote_types(term.dtype, torch.float32))

@@ -6,56 +6,45 @@ update, and whole optimizer states: the price of these optimizers is the memory 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from tpinit.runtime.groups.buckets import in_buckets
 from tpinit.runtime.groups.process_groups import GroupView
 from tpinit.runtime.slicing import assemble, local_part
 from tpinit.runtime.training.param_state import ParamState
 
 __all__ = ["gather_whole", "keep_slices"]
 
-_BUCKET = 1 << 25  # elements of one rank in one all-gather
-
 
 @torch.no_grad()
 def gather_whole(states: Sequence[ParamState], tp: GroupView) -> list[nn.Parameter]:
     """Return the whole weight of each sharded parameter, with its whole gradient, in the target's dtype and device.
 
-    One all-gather for each dtype and each `_BUCKET` elements of weights and gradients. A parameter without a gradient
-    on every rank has none; where only some ranks have one, the others count as zero.
+    One all-gather for each dtype and each bucket of weights and gradients. A parameter without a gradient on every
+    rank has none; where only some ranks have one, the others count as zero.
     """
     whole: dict[int, nn.Parameter] = {}
-    for bucket in _buckets(states, tp.size):
+
+    def sent_elements(state: ParamState) -> int:
+        return 2 * max(_local_size(state, tp.size, rank) for rank in range(tp.size))
+
+    for bucket in in_buckets(_by_dtype(states), sent_elements, lambda state: state.target.dtype):
         for state, parameter in zip(bucket, _gather_bucket(bucket, tp), strict=True):
             whole[id(state)] = parameter
     return [whole[id(state)] for state in states]
 
 
-def _buckets(states: Sequence[ParamState], tp_size: int) -> Iterator[list[ParamState]]:
-    """Yield the states in lists of one dtype, each with at most `_BUCKET` elements to send or with one parameter."""
-    for dtype in dict.fromkeys(state.target.dtype for state in states):
-        bucket: list[ParamState] = []
-        count = 0
-        for state in states:
-            if state.target.dtype != dtype:
-                continue
-            size = 2 * max(_local_size(state, tp_size, rank) for rank in range(tp_size))
-            if bucket and count + size > _BUCKET:
-                yield bucket
-                bucket, count = [], 0
-            bucket.append(state)
-            count += size
-        yield bucket
+def _by_dtype(states: Sequence[ParamState]) -> list[ParamState]:
+    dtypes = list(dict.fromkeys(state.target.dtype for state in states))
+    return sorted(states, key=lambda state: dtypes.index(state.target.dtype))
 
 
 def _local_size(state: ParamState, tp_size: int, rank: int) -> int:
-    size = 1
-    for length in state.record.local_shape(tp_size, rank):
-        size *= length
-    return size
+    return math.prod(state.record.local_shape(tp_size, rank))
 
 
 def _gather_bucket(states: Sequence[ParamState], tp: GroupView) -> list[nn.Parameter]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.optim import Optimizer
+from tpinit.runtime.groups.buckets import in_buckets
 from tpinit.runtime.groups.process_groups import GroupView
 from tpinit.runtime.training.master_copies import MASTER
 from tpinit.runtime.training.param_state import ParamState
@@ -24,8 +25,6 @@ __all__ = ["complete_states", "share_updates"]
 
 _log = logging.getLogger("tpinit")
 _SHARED: weakref.WeakKeyDictionary[Optimizer, _Shares] = weakref.WeakKeyDictionary()
-
-_BUCKET = 1 << 25  # elements in one broadcast
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +49,8 @@ def share_updates(optimizer: Optimizer, states: Sequence[ParamState], dp: GroupV
     """Let every `step` of the optimizer update this rank's share of the parameters, and receive the others'.
 
     The update of one parameter must not depend on another parameter. All ranks of the data-parallel group must call
-    `step` alike: it issues a broadcast for each rank of the group, each dtype and each `_BUCKET` elements. Does nothing
-    for a group of one rank.
+    `step` alike: it issues a broadcast for each rank of the group, each dtype and each bucket. Does nothing for a
+    group of one rank.
     """
     if dp.group is None:
         return
@@ -161,19 +160,12 @@ class _Shares:
                 yield owner, self._states[index]
 
     def _buckets(self, owner: int) -> Iterator[list[torch.Tensor]]:
-        """Yield the parameters of a rank in lists of one dtype and at most `_BUCKET` elements, or of one parameter."""
+        """Yield the parameters of a rank that are trained in buckets, dtype by dtype."""
         targets = [self._states[index].target for index, rank in self._owners.items() if rank == owner]
         targets = [target for target in targets if target.requires_grad]
-        for dtype in dict.fromkeys(target.dtype for target in targets):
-            bucket: list[torch.Tensor] = []
-            count = 0
-            for target in (one for one in targets if one.dtype == dtype):
-                if bucket and count + target.numel() > _BUCKET:
-                    yield bucket
-                    bucket, count = [], 0
-                bucket.append(target)
-                count += target.numel()
-            yield bucket
+        dtypes = list(dict.fromkeys(target.dtype for target in targets))
+        targets.sort(key=lambda target: dtypes.index(target.dtype))
+        return in_buckets(targets, torch.Tensor.numel, lambda target: target.dtype)
 
     @torch.no_grad()
     def _send(self, targets: Sequence[torch.Tensor], owner: int) -> None:
