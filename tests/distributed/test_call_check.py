@@ -47,6 +47,10 @@ def test_calls_of_one_meaning_raise_nothing(world2: Any) -> None:
         assert result["collective"]
 
 
+def test_ranks_that_know_other_groups_compare_their_calls(world4: Any) -> None:
+    assert all(world4.run("scenarios.call_check:among_other_groups"))
+
+
 @pytest.mark.parametrize(("every", "raising"), [(1, [1, 1, 1, 1]), (2, [0, 1, 0, 1]), (0, [0, 0, 0, 0])])
 def test_every_so_many_forwards_are_compared(world2: Any, every: int, raising: list[int]) -> None:
     """The negative control: without the comparison nothing else finds the difference."""

@@ -34,6 +34,18 @@ def train(engine: Any, ids: torch.Tensor) -> None:
     engine.step()
 
 
+def among_other_groups(rank: int) -> bool:
+    """Train one step with TP groups of two, while three of the four ranks have one more group than the fourth."""
+    ranks = [0, 1, 2]
+    other = dist.new_group(ranks, use_local_synchronization=True)
+    config = {"train_micro_batch_size_per_gpu": 2, "optimizer": SGD, "tensor_parallel": {"autotp_size": 2}}
+    engine = initialize(model=build(), config=config)[0]
+    train(engine, tokens(rank // 2))
+    if rank in ranks:
+        dist.destroy_process_group(other)
+    return in_step(rank)
+
+
 def different_calls(rank: int) -> dict[str, Any]:
     """Return what each different call raised, after two steps that were alike on all ranks."""
     engine = engine_of(build())

@@ -222,6 +222,10 @@ def groups_of_one():
         assert torch_private.default_store().get("key") == b"value"
         assert torch_private.timeout_of(dist.group.WORLD, "cpu") == timedelta(seconds=41)
         assert torch_private.timeout_of(dist.group.WORLD, "meta") is None
+        group = torch_private.local_gloo_group([0], "control", timedelta(seconds=42))
+        assert torch_private.timeout_of(group, "cpu") == timedelta(seconds=42)
+        assert dist.get_process_group_ranks(group) == [0]
+        dist.barrier(group)
     finally:
         dist.destroy_process_group()
 
@@ -294,6 +298,8 @@ TORCH = {
     "ActivationWrapper._checkpoint_wrapped_module": checkpointed_module_holds_the_original,
     "distributed_c10d._get_default_store": groups_of_one,
     "ProcessGroup._get_backend": groups_of_one,
+    "distributed_c10d._new_process_group_helper": groups_of_one,
+    "distributed_c10d._world": groups_of_one,
     "torch._C._current_graph_task_id": backward_numbers,
     "torch.autograd.Variable._execution_engine": end_of_backward,
     "torch.nn.utils.clip_grad._get_total_norm": norm_function,

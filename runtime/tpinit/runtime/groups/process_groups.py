@@ -18,7 +18,7 @@ from tpinit.reference.errors import TpinitError
 from tpinit.runtime.errors import AgreementError, GroupError
 from tpinit.runtime.groups import topology
 from tpinit.runtime.groups.devices import backends, message_device
-from tpinit.runtime.internals.torch_private import timeout_of
+from tpinit.runtime.internals.torch_private import local_gloo_group, timeout_of
 from tpinit.spec.vocabulary import Decision, Source
 
 __all__ = [
@@ -230,7 +230,7 @@ def _control_group(groups: Sequence[Ranks], mine: GroupView, timeout: timedelta 
     made = _control_groups.setdefault(world, {})
     key = (*groups, timeout)
     if key not in made:
-        made[key] = dist.new_group(list(mine.ranks), timeout, "gloo", use_local_synchronization=True)
+        made[key] = local_gloo_group(mine.ranks, f"tpinit control {len(made)} of ranks {mine.ranks}", timeout)
     return made[key]
 
 

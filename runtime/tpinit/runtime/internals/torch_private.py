@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed import ProcessGroup, distributed_c10d
+from torch.distributed.constants import default_pg_timeout
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -46,6 +48,7 @@ __all__ = [
     "is_compiled",
     "is_mutable",
     "is_original_method",
+    "local_gloo_group",
     "named_arguments",
     "parameters_of",
     "plain_tensor_functions",
@@ -95,6 +98,8 @@ PRIVATE_NAMES: dict[str, str] = {
     "torch.utils._pytree.tree_leaves": "the tensors in nested arguments",
     "torch.utils._pytree.tree_map_only": "the same, replaced",
     "distributed_c10d._get_default_store": "the store of the world: ranks exchange texts without a device",
+    "distributed_c10d._new_process_group_helper": "a group of a given name that its members alone make",
+    "distributed_c10d._world": "the ranks of such a group, for those who ask torch",
     "ProcessGroup._get_backend": "the time-out of a group, for the groups that are made beside it",
     "Module.__class__ assignment": "gives a linear its parallel forward and leaves its identity",
     "torch._C._current_graph_task_id": "tells one backward from the next",
@@ -337,6 +342,23 @@ def named_arguments(operator: Any, args: Any, kwargs: Any) -> dict[str, Any]:
 def default_store() -> distributed_c10d.Store:
     """Return the key-value store with which the world was started."""
     return distributed_c10d._get_default_store()
+
+
+def local_gloo_group(ranks: Sequence[int], name: str, timeout: timedelta | None) -> ProcessGroup:
+    """Make a gloo group of some ranks of the world, this one among them. Its members alone call this, with one name.
+
+    A name is for one group of a world. torch's own `new_group(..., use_local_synchronization=True)` numbers its groups
+    by how many this rank knows: members that know different numbers, of groups that had only some of them, never meet.
+    """
+    _, store = distributed_c10d._world.pg_map[dist.group.WORLD]
+    position = list(ranks).index(dist.get_rank())
+    timeout = timeout if timeout is not None else default_pg_timeout
+    group: ProcessGroup
+    group, _ = distributed_c10d._new_process_group_helper(
+        len(ranks), position, list(ranks), dist.Backend("gloo"), store, name, timeout=timeout
+    )
+    distributed_c10d._world.pg_group_ranks[group] = {rank: index for index, rank in enumerate(ranks)}
+    return group
 
 
 def timeout_of(group: ProcessGroup, kind: str) -> timedelta | None:
