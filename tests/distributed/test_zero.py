@@ -1,4 +1,4 @@
-"""ZeRO's stages 1 and 2 over data-parallel ranks: stage 0's weights to the bit, each state on one rank."""
+"""ZeRO's stages 1 and 2 over data-parallel ranks: stage 0's weights, each state on one rank."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def check(results: list[Any]) -> None:
+ROUNDING = {"fp32": 2e-6, "bf16": 8e-3}  # of weights below 1; one unit in the last place of bf16 is 4e-3
+
+
+def check(results: list[Any], precision: str = "fp32") -> None:
     for result in results:
         assert result["in_step"]
         for stage, found in result["found"].items():
-            assert found["equal"]
-            assert found["norms"]
+            # Stage 1 is equal to the bit. Stage 2 adds means of micro batches, stage 0 averages their sum.
+            assert found["difference"] <= (0.0 if stage == "1" else ROUNDING[precision])
+            assert found["norms"] <= (0.0 if stage == "1" else ROUNDING[precision])
             assert found["rates"]
             assert found["stage"] == int(stage)
             # Exactly one data-parallel rank of each TP position has the state of a parameter.
@@ -34,7 +38,8 @@ def check(results: list[Any]) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_the_weights_are_those_of_stage_0(world2: Any, case: str) -> None:
     optimizer, extra = CASES[case]
-    check(world2.run("scenarios.zero:stages", tp_size=1, optimizer=optimizer, extra=extra))
+    precision = "bf16" if "bf16" in extra else "fp32"
+    check(world2.run("scenarios.zero:stages", tp_size=1, optimizer=optimizer, extra=extra), precision)
 
 
 def test_the_weights_are_those_of_stage_0_beside_tensor_parallelism(world4: Any) -> None:

@@ -16,6 +16,7 @@ class CollectiveCounter:
 
     NAMES = (
         "all_reduce",
+        "reduce",
         "all_gather",
         "all_gather_into_tensor",
         "reduce_scatter_tensor",

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from tpinit.runtime.groups.buckets import in_buckets
+from tpinit.runtime.groups.buckets import fill_buckets, send_order
+from tpinit.runtime.groups.gradient_owners import GradientOwners
 from tpinit.runtime.parallel.collectives import RegionFunction, copy_to_tp_region
 from tpinit.runtime.parallel.layer_kinds import LAYER_REGIONS, LayerKind, layer_regions
 from tpinit.runtime.parallel.loss import LOSS_COLLECTIVE, LOSS_STATISTICS, computes_causal_loss
@@ -28,6 +29,7 @@ from tpinit.runtime.parallel.sequence import (
 from tpinit.runtime.planning.analysis.fake_forward import run_fake_forward, without_hooks
 from tpinit.runtime.planning.analysis.linears import LinearInfo
 from tpinit.runtime.planning.schema import GradientRule, LayerPlan, Plan, SequencePlan
+from tpinit.runtime.settings import LARGEST_BUCKET
 
 __all__ = ["Collective", "Memory", "count_collectives", "memory_of", "product", "update_collectives", "wire_bytes"]
 
@@ -36,8 +38,8 @@ __all__ = ["Collective", "Memory", "count_collectives", "memory_of", "product", 
 class Collective:
     """One collective of `elements` elements of `item` bytes, which `module` issues in `phase` over the group `group`.
 
-    `kind` is "all_reduce", "all_gather", "reduce_scatter" or "broadcast"; `elements` counts the whole tensor, which
-    every rank has after an all-reduce, all-gather or broadcast and before a reduce-scatter.
+    `kind` is "all_reduce", "reduce", "all_gather", "reduce_scatter" or "broadcast"; `elements` counts the whole tensor,
+    which every rank has after an all-reduce, all-gather or broadcast and before a reduce or reduce-scatter.
     """
 
     module: str
@@ -190,28 +192,43 @@ class _Counter:
         return handles
 
 
-def update_collectives(plan: Plan, dp_size: int, item: int) -> list[Collective]:
+def update_collectives(
+    plan: Plan, dp_size: int, item: int, bucket: int = LARGEST_BUCKET, owned: bool = False
+) -> list[Collective]:
     """Return the collectives of one update: partial gradients summed, gradients averaged over replicas, the norm.
 
-    `item` is the size of a gradient element in bytes: 4 where there are fp32 master weights.
+    `item` is the size of a gradient element in bytes: 4 where there are fp32 master weights. `bucket` is the most
+    elements of gradients that are sent at once; `owned`: each goes to its owner only (ZeRO 2), at every micro batch.
     """
     found = []
+    phase = "backward" if owned else "update"
     partial = [record for record in plan.parameters if record.gradient_rule is GradientRule.PARTIAL]
     if plan.tp_size > 1 and partial:
         elements = len(partial) + sum(product(record.shape) for record in partial)
-        found.append(Collective("gradients of which ranks have parts", "update", "all_reduce", "tp", elements, item))
+        found.append(Collective("gradients of which ranks have parts", phase, "all_reduce", "tp", elements, item))
     if dp_size > 1:
-        found.append(
-            Collective("which parameters were used", "update", "all_reduce", "dp", len(plan.parameters) + 1, 4)
-        )
-        sizes = [product(record.local_shape(plan.tp_size, plan.tp_rank)) for record in plan.parameters]
+        found.append(Collective("which parameters were used", phase, "all_reduce", "dp", len(plan.parameters) + 1, 4))
         found += [
-            Collective("gradients", "update", "all_reduce", "dp", sum(bucket), item)
-            for bucket in in_buckets(sizes, int)
+            Collective("gradients", phase, "reduce" if owned else "all_reduce", "dp", elements, item)
+            for elements in _bucket_sizes(plan, dp_size, bucket, owned)
         ]
     if plan.tp_size > 1:
         found.append(Collective("gradient norm", "update", "all_reduce", "tp", 6, 8))
+    if dp_size > 1 and owned:
+        found.append(Collective("gradient norm", "update", "all_reduce", "dp", 4, 8))
     return found
+
+
+def _bucket_sizes(plan: Plan, dp_size: int, bucket: int, owned: bool) -> list[int]:
+    """Return the elements of each bucket of gradients, if every parameter has one."""
+    records = plan.parameters
+    sizes = [product(record.local_shape(plan.tp_size, plan.tp_rank)) for record in records]
+    owners = GradientOwners([product(record.shape) for record in records], dp_size if owned else 1, 0)
+    owners.assign(range(len(records)))
+    summed = [index for index, record in enumerate(records) if record.gradient_rule is GradientRule.PARTIAL]
+    order = send_order(range(len(records)), summed if plan.tp_size > 1 else ())
+    buckets = fill_buckets(order, sizes.__getitem__, owners.owners.__getitem__, bucket)
+    return [sum(sizes[index] for index in indices) for indices in buckets]
 
 
 @dataclass(frozen=True, slots=True)

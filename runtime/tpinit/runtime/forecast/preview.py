@@ -72,8 +72,12 @@ def forecast(
     length = sequence or min(getattr(model_config, "max_position_embeddings", None) or 2048, 4096)
     micro = settings.batch.micro or 1
     folded, plan, step, folding = _make_plan(model, decision, tp_size, micro * length, item, sequence_parallel)
-    update = update_collectives(plan, dp_size, _ITEM_BYTES.get(settings.averaging.dtype or DType.FP32, 4))
+    sent = _ITEM_BYTES.get(settings.averaging.dtype or DType.FP32, 4)
+    update = update_collectives(plan, dp_size, sent, settings.averaging.bucket, settings.zero_stage > 1)
     if settings.zero_stage and dp_size > 1:
+        update.append(
+            Collective("which parameters were updated", "update", "all_reduce", "dp", len(plan.parameters), 4)
+        )
         elements = sum(product(record.local_shape(tp_size, plan.tp_rank)) for record in plan.parameters)
         update.append(Collective("updated parameters", "update", "broadcast", "dp", elements, 4))
     return {
@@ -87,7 +91,7 @@ def forecast(
         "batch": {"micro": micro, "sequence": length, "accumulation": settings.batch.accumulation},
         "parameters": _parameters(folded, folding, item),
         "collectives": _collectives(step, update, folding, tp_size, dp_size, settings.batch.accumulation),
-        "memory": _memory(plan, item, settings, dp_size if settings.zero_stage else 1),
+        "memory": _memory(plan, item, settings, dp_size),
         "replicated": _replicated(plan, item),
         "notes": [*plan.notes, *(note.text for note in settings.notes if note.changes_training)],
     }
@@ -224,13 +228,16 @@ def _sums(rows: Iterable[tuple[dict[str, Any], int]]) -> dict[str, int]:
     return {key: sum(times * row[key] for row, times in every) for key in ("calls", "bytes", "wire_bytes")}
 
 
-def _memory(plan: Plan, item: int, settings: Settings, owners: int) -> list[dict[str, Any]]:
-    """Return the memory of each TP rank; `owners` data-parallel ranks share the optimizer's states (ZeRO)."""
+def _memory(plan: Plan, item: int, settings: Settings, dp_size: int) -> list[dict[str, Any]]:
+    """Return the memory of each TP rank. With ZeRO data-parallel ranks share optimizer states, and gradients at 2."""
     states = _states(settings)
     found = []
     for rank in range(plan.tp_size):
         memory = memory_of(plan, rank, item, states)
-        memory = replace(memory, optimizer=-(-memory.optimizer // owners))
+        if settings.zero_stage:
+            memory = replace(memory, optimizer=-(-memory.optimizer // dp_size))
+        if settings.zero_stage > 1:
+            memory = replace(memory, gradients=-(-memory.gradients // dp_size))
         found.append({"tp_rank": rank, **asdict(memory), "total": memory.total})
     return found
 

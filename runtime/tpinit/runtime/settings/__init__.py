@@ -3,6 +3,7 @@
 from tpinit.runtime.settings.dtypes import TORCH_DTYPES
 from tpinit.runtime.settings.reader import check_section, read_settings
 from tpinit.runtime.settings.schema import (
+    LARGEST_BUCKET,
     Averaging,
     BatchSizes,
     Checks,
@@ -13,6 +14,7 @@ from tpinit.runtime.settings.schema import (
 )
 
 __all__ = [
+    "LARGEST_BUCKET",
     "TORCH_DTYPES",
     "Averaging",
     "BatchSizes",

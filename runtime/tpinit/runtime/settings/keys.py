@@ -137,6 +137,11 @@ SWITCHES: tuple[Key, ...] = (
 
 _ZERO: tuple[Key, ...] = (
     _honoured("zero_optimization.stage", "0 to 2; 3 where there is one data-parallel rank: see below"),
+    _honoured(
+        "zero_optimization.reduce_bucket_size",
+        "the most elements of gradients that are sent at once, at any stage: 2^23 if absent or more",
+    ),
+    _honoured("zero_optimization.overlap_comm", "false: gradients are sent behind the backward; true if absent"),
     *_harmless(
         _SPEED,
         *(
@@ -149,8 +154,8 @@ _ZERO: tuple[Key, ...] = (
                 *("log_trace_cache_warnings", "max_elements_per_comm", "max_live_parameters", "max_reuse_distance"),
                 *("memory_efficient_linear", "mics_hierarchical_params_gather", "mics_shard_size"),
                 *("model_persistence_threshold", "module_granularity_threshold", "override_module_apply"),
-                *("overlap_comm", "param_persistence_threshold", "parameter_alignment"),
-                *("pipeline_loading_checkpoint", "prefetch_bucket_size", "reduce_bucket_size", "reduce_scatter"),
+                *("param_persistence_threshold", "parameter_alignment"),
+                *("pipeline_loading_checkpoint", "prefetch_bucket_size", "reduce_scatter"),
                 *("round_robin_gradients", "save_muon_momentum_buffer_in_memory", "sub_group_size"),
                 *(
                     "use_all_reduce_for_fetch_params",

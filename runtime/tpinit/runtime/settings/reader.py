@@ -14,7 +14,7 @@ from tpinit.runtime.errors import UnsupportedError
 from tpinit.runtime.settings.batch import read_batch_sizes
 from tpinit.runtime.settings.components import read_component
 from tpinit.runtime.settings.key_walk import Reading, check_keys
-from tpinit.runtime.settings.schema import DEFAULT_CLIPPING, Averaging, LossScaling, Settings
+from tpinit.runtime.settings.schema import DEFAULT_CLIPPING, LARGEST_BUCKET, Averaging, LossScaling, Settings
 from tpinit.runtime.settings.zero import read_zero_stage
 from tpinit.spec.vocabulary import DType
 
@@ -140,12 +140,29 @@ def _averaging(config: Mapping[str, object], problems: list[Problem]) -> Averagi
     if fp32 and dtype not in (None, DType.FP32):
         message = "fp32_allreduce asks for fp32"
         problems.append(Problem("communication_data_type", show(given), message, "leave one of the two out"))
+    zero = config.get("zero_optimization")
+    zero = zero if isinstance(zero, Mapping) else {}
     return Averaging(
+        bucket=_bucket_size(zero, problems),
+        overlap=is_absent(zero.get("overlap_comm"))
+        or _flag(zero, "overlap_comm", problems, "zero_optimization.overlap_comm"),
         prescale=_flag(config, "prescale_gradients", problems),
         predivide=predivide or 1.0,
         mean=str(operation).lower() != "sum",
         dtype=DType.FP32 if fp32 else dtype,
     )
+
+
+def _bucket_size(zero: Mapping[str, object], problems: list[Problem]) -> int:
+    """Return the most elements of gradients that are sent at once."""
+    value = zero.get("reduce_bucket_size")
+    if is_absent(value):
+        return LARGEST_BUCKET
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 1 and value == value // 1:
+        return int(min(value, LARGEST_BUCKET))
+    path = "zero_optimization.reduce_bucket_size"
+    problems.append(Problem(path, show(value), "this must be an integer of at least 1", "write 5e8, or leave it out"))
+    return LARGEST_BUCKET
 
 
 def _refuse(refusals: list[str]) -> None:

@@ -10,6 +10,7 @@ from tpinit.spec.vocabulary import DType
 
 __all__ = [
     "DEFAULT_CLIPPING",
+    "LARGEST_BUCKET",
     "Averaging",
     "BatchSizes",
     "Checks",
@@ -21,6 +22,9 @@ __all__ = [
 
 DEFAULT_CLIPPING = 1.0
 """The largest norm of the gradient if the config has no `gradient_clipping`, as in DeepSpeed 0.19.8."""
+
+LARGEST_BUCKET = 1 << 23
+"""The most elements of gradients that are sent at once: larger ones would leave little to overlap with the backward."""
 
 ON_NONFINITE = ("raise", "skip", "ignore")
 
@@ -63,13 +67,26 @@ class Averaging:
 
     A gradient is divided by `predivide` before the all-reduce and by the rest of the number of ranks after it;
     `prescale` divides by all of it before. `mean` False leaves out every division. `dtype` is that of the all-reduce;
-    None is the gradient's own.
+    None is the gradient's own. `bucket` is the most elements that are sent at once; `overlap`: they are sent while the
+    backward runs.
     """
 
     prescale: bool = False
     predivide: float = 1.0
     mean: bool = True
     dtype: DType | None = None
+    bucket: int = LARGEST_BUCKET
+    overlap: bool = True
+
+    def divisor_before(self, ranks: int) -> float:
+        """Return what a gradient is divided by before the all-reduce."""
+        if not self.mean:
+            return 1.0
+        return ranks if self.prescale else self.predivide
+
+    def divisor_after(self, ranks: int) -> float:
+        """Return what the sum is divided by after the all-reduce."""
+        return ranks / self.divisor_before(ranks) if self.mean else 1.0
 
 
 @dataclass(frozen=True, slots=True)

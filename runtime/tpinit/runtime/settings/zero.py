@@ -18,7 +18,7 @@ def read_zero_stage(config: Mapping[str, object], dp_size: int, reading: Reading
     """Return the stage of ZeRO, 0 to 3.
 
     With one data-parallel rank a stage has nothing to shard, and is accepted with a note. With more, stages 1 and 2
-    shard the optimizer's states over them, and stage 3 is refused.
+    shard the optimizer's states over them, stage 2 the gradients too, and stage 3 is refused.
     """
     section = config.get("zero_optimization")
     stage = int(section) if isinstance(section, bool) else section.get("stage") if isinstance(section, Mapping) else 0
@@ -38,7 +38,7 @@ def read_zero_stage(config: Mapping[str, object], dp_size: int, reading: Reading
             "autotp_size if the weights do not fit"
         )
     elif stage:
-        text = f"{shown}: the optimizer's states are sharded over {dp_size} data-parallel ranks"
-        text += "; gradients are not, and take as much memory as with stage 1" if stage > 1 else ""
+        what = "the optimizer's states are" if stage == 1 else "the optimizer's states and the gradients are"
+        text = f"{shown}: {what} sharded over {dp_size} data-parallel ranks"
         reading.notes.append(Note(text, changes_training=False))
     return stage

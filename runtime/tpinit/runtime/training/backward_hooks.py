@@ -14,12 +14,14 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-from tpinit.runtime.groups.process_groups import ParallelGroups
+from tpinit.runtime.errors import EngineError
+from tpinit.runtime.groups.process_groups import GroupView, ParallelGroups
 from tpinit.runtime.internals.torch_private import after_backward, backward_number
 from tpinit.runtime.planning.schema import GradientRule
 from tpinit.runtime.settings import Averaging
 from tpinit.runtime.slicing import local_part
-from tpinit.runtime.training.gradients import average, full_size, sum_partial
+from tpinit.runtime.training.gradient_buckets import GradientBuckets
+from tpinit.runtime.training.gradients import GradientNorm, full_size, global_norm, sum_partial
 from tpinit.runtime.training.param_state import ParamState
 
 __all__ = ["BackwardHooks"]
@@ -28,16 +30,21 @@ __all__ = ["BackwardHooks"]
 class BackwardHooks:
     """The hooks on the parameters of one model, and what the engine does in their place.
 
-    `addends`: the gradients are those of the engine's micro batches so far, not yet reduced over the ranks.
+    `addends`: the gradients are those of the engine's micro batches so far, not yet reduced over the ranks. `buckets`
+    average them over the data-parallel group, as `averaging` says.
     """
 
-    def __init__(self, states: Sequence[ParamState], groups: ParallelGroups, device: torch.device) -> None:
+    def __init__(
+        self, states: Sequence[ParamState], groups: ParallelGroups, device: torch.device, averaging: Averaging
+    ) -> None:
         self.addends = False
+        self.averaging = averaging
         self._states = list(states)
         self._partial = [state for state in self._states if state.record.gradient_rule is GradientRule.PARTIAL]
         if groups.tp.group is None:
             self._partial = []
         self.groups = groups
+        self.buckets = GradientBuckets(states, groups.dp, device, averaging, self._partial)
         self._device = device
         self._adds_replicas = False  # the last `reduce` summed over the data-parallel group
         self._paused = False
@@ -45,19 +52,28 @@ class BackwardHooks:
         for state in self._partial:
             _on_trainable(state, partial(self._sum, state), "register_hook")
         if groups.dp.group is not None:
-            for state in self._states:
-                _on_trainable(state, self._average_later, "register_post_accumulate_grad_hook")
+            for index, state in enumerate(self._states):
+                _on_trainable(state, partial(self._accumulated, index), "register_post_accumulate_grad_hook")
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self, sends: bool) -> Iterator[None]:
         """Run a backward of the engine: its gradients stay addends of this rank until `reduce`.
 
-        A gradient that is a sum over the ranks already is divided by their number, so that `reduce` sums it to itself.
-        The mean over the data-parallel group of equal means is that mean; of sums, each rank keeps its share.
+        `sends`: `reduce` follows, and buckets are sent while the backward runs. A gradient that is a sum over the ranks
+        already is divided by their number, so that `reduce` sums it to itself. The mean over the data-parallel group of
+        equal means is that mean; of sums, each rank keeps its share. Raises EngineError if an earlier backward failed
+        after it had sent gradients.
         """
+        if self.buckets.failed:
+            raise EngineError(
+                "a backward failed before, and a part of its gradients was sent to other ranks already: call "
+                "engine.zero_grad() on every rank, and start this update again"
+            )
         for state in self._states:
             state.take_grad()
-        if self._adds_replicas and not self.addends:
+        if self.buckets.owners is not None and sends and not self.addends:
+            self.buckets.keep_means()
+        elif self._adds_replicas and not self.addends:
             for state in self._states:
                 if state.target.grad is not None:
                     state.target.grad.div_(self.groups.dp.size)
@@ -67,9 +83,12 @@ class BackwardHooks:
             state.summed = False
         self._paused = True
         self.addends = True
+        if sends:
+            self.buckets.begin()
         try:
             yield
         except BaseException:
+            self.buckets.abandon()
             self.show()
             raise
         finally:
@@ -77,20 +96,41 @@ class BackwardHooks:
         for state in self._states:
             state.accumulate()
 
-    def reduce(self, flag: torch.Tensor, averaging: Averaging) -> torch.Tensor:
+    def reduce(self, flag: torch.Tensor) -> torch.Tensor:
         """Sum the addends over the TP group, average over the data-parallel group; return whether a rank's flag is set.
 
-        `flag` is a bool scalar; `averaging` says what the mean is.
+        `flag` is a bool scalar.
         """
-        for state in self._states if self.groups.dp.group is not None else self._partial:
+        for state in self._partial:
             if state.parameter.grad is not None:  # else `accumulate` has added it to the master copy's
                 state.take_grad()
         sum_partial(self._partial, self.groups.tp, self._device)
         for state in self._partial:
             state.summed = True
         self.addends = False
-        self._adds_replicas = not averaging.mean
-        return average(self._states, self.groups.dp, self._device, flag, averaging)
+        self._adds_replicas = not self.averaging.mean
+        return self.buckets.finish(flag)
+
+    def norm(self, bad_loss: torch.Tensor | None = None, losses: Sequence[torch.Tensor] = ()) -> GradientNorm:
+        """Start the 2-norm of the whole model's gradient: see `global_norm`."""
+        return global_norm(self.counted(), self.groups.tp, self._device, bad_loss, losses, self.owned_in())
+
+    def counted(self) -> list[ParamState]:
+        """Return the states whose gradients this rank adds to a norm over the model: those that it owns (ZeRO 2)."""
+        owners = self.buckets.owners
+        return [state for index, state in enumerate(self._states) if owners is None or owners.is_mine(index)]
+
+    def owns_gradients(self) -> bool:
+        """Return whether this rank keeps only the gradients of the parameters that it owns (ZeRO 2)."""
+        return self.buckets.owners is not None
+
+    def owned_in(self) -> GroupView | None:
+        """Return the data-parallel group if each of its ranks has the gradients that it owns (ZeRO 2); else None."""
+        return self.groups.dp if self.buckets.owners is not None else None
+
+    def drop(self) -> None:
+        """Forget the addends of this update."""
+        self.addends = self.buckets.failed = False
 
     def show(self) -> None:
         """Let every parameter show the gradient of its master copy."""
@@ -110,10 +150,13 @@ class BackwardHooks:
                 total /= tp.size
             return local_part(total, record, tp.size, tp.position).contiguous()
 
-    def _average_later(self, _: torch.Tensor) -> None:
-        """Average all gradients when the running backward ends."""
+    def _accumulated(self, index: int, _: torch.Tensor) -> None:
+        """In a backward of the engine, send what is complete; else average all gradients when the backward ends."""
+        if self._paused:
+            self.buckets.accumulated(index)
+            return
         number = backward_number()
-        if not self._paused and number != self._averages_after:
+        if number != self._averages_after:
             self._averages_after = number
             after_backward(self._average)
 
@@ -121,7 +164,7 @@ class BackwardHooks:
         with torch.no_grad():
             for state in self._states:
                 state.take_grad()
-            average(self._states, self.groups.dp, self._device, torch.zeros((), dtype=torch.bool, device=self._device))
+            self.buckets.average_all(torch.zeros((), dtype=torch.bool, device=self._device))
             self.show()
 
 

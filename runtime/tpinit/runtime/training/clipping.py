@@ -21,17 +21,22 @@ def whole_norm(
 ) -> torch.Tensor:
     """Return the p-norm of whole tensors, given this rank's part of each: a scalar, equal on all ranks of a TP group.
 
-    It is float32, on the model's device. One all-reduce. Raises EngineError unless p is greater than 0.
+    It is float32, on the model's device. One all-reduce, and with ZeRO 2 one more over the
+    data-parallel group. Raises EngineError unless p is greater than 0.
     """
     order = float(norm_type)
     if not order > 0:
         raise EngineError(f"norm_type is {norm_type}: over a sharded model it must be greater than 0, or inf")
-    tp = model.groups.tp
+    tp, owned_in = model.groups.tp, model.hooks.owned_in()
+    counted = {id(state) for state in model.hooks.counted()}
+    found = [(state, tensor) for state, tensor in found if id(state) in counted]
     sharded = [state.counted_part(tensor) for state, tensor in found if state.record.dim is not None]
     replicated = [tensor for state, tensor in found if state.record.dim is None]
     parts = torch.stack([_power_sum(tensors, order, model.device) for tensors in (sharded, replicated)])
-    if tp.group is not None:
-        dist.all_reduce(parts, op=dist.ReduceOp.MAX if math.isinf(order) else dist.ReduceOp.SUM, group=tp.group)
+    operation = dist.ReduceOp.MAX if math.isinf(order) else dist.ReduceOp.SUM
+    for group in (tp.group, owned_in.group if owned_in is not None else None):
+        if group is not None:
+            dist.all_reduce(parts, op=operation, group=group)
     if math.isinf(order):
         return parts.max().float()
     parts[1] /= tp.size

@@ -30,7 +30,7 @@ from tpinit.runtime.training.engine_checkpoint import wait_for_save
 from tpinit.runtime.training.engine_names import NOT_ON_THE_ENGINE, missing_name
 from tpinit.runtime.training.engine_norms import before_norm
 from tpinit.runtime.training.first_step import FirstStep
-from tpinit.runtime.training.gradients import GradientNorm, global_norm, scale
+from tpinit.runtime.training.gradients import GradientNorm, scale
 from tpinit.runtime.training.input_devices import explained
 from tpinit.runtime.training.loss_scaler import LossScaler
 from tpinit.runtime.training.optimizer_kinds import OptimizerKind
@@ -43,6 +43,7 @@ from tpinit.runtime.training.shared_generate import share_generate
 from tpinit.runtime.training.torch_functions import recognize_sharded_tensors
 from tpinit.runtime.training.tree_check import TreeCheck
 from tpinit.runtime.training.unusable_gradients import nonfinite_error, raise_unequal_gradients, unequal_losses
+from tpinit.runtime.training.zero_updates import owners_of
 from tpinit.spec.vocabulary import Decision
 
 __all__ = ["Engine"]
@@ -107,8 +108,9 @@ class Engine(nn.Module):
         self.batches = EndlessBatches(training_dataloader) if training_dataloader is not None else None
         self.micro_steps = self.global_steps = self.skipped_steps = self.global_samples = 0
         self._param_states = param_states
-        self._tensors = ShardedTensors(param_states, groups, device)
+        self._tensors = ShardedTensors(param_states, groups, device, settings.averaging)
         self._hooks = self._tensors.hooks
+        self._hooks.buckets.owners = owners_of(self.optimizer) if settings.zero_stage > 1 else None
         self._optimizer_step = optimizer_step
         fp16 = any(state.parameter.dtype is torch.float16 for state in param_states)
         self._scaler = LossScaler(settings.scaling, fp16)
@@ -168,8 +170,8 @@ class Engine(nn.Module):
     def backward(self, loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> torch.Tensor:
         """Add the gradients of a scalar loss; at an accumulation boundary, average them over the data-parallel ranks.
 
-        Several calls before one `step` add up. Returns the loss, divided by the number of accumulation steps unless
-        `scale_wrt_gas` is false. Raises EngineError if there is no optimizer.
+        With ZeRO 2 at each of them. Several calls before one `step` add up. Returns the loss, divided by the number of
+        accumulation steps unless `scale_wrt_gas` is false. Raises EngineError if there is no optimizer.
         """
         self._call_check.check_alive("backward")
         if self.optimizer is None:
@@ -182,10 +184,12 @@ class Engine(nn.Module):
         self._losses.append(loss.detach())
         self._bad_loss = self._bad_loss | ~torch.isfinite(loss.detach()).all().to(self.device)
         scaled = loss / self.settings.batch.accumulation if scale_wrt_gas else loss
-        with self._hooks.paused():
+        sends = self._synchronizes and (self._hooks.owns_gradients() or self.is_gradient_accumulation_boundary())
+        self._reduced = False
+        with self._hooks.paused(sends):
             (scaled * self._scaler.scale if self._scaler.active else scaled).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
-        if self._synchronizes and self.is_gradient_accumulation_boundary():
-            self._bad_loss = self._hooks.reduce(self._bad_loss, self.settings.averaging)
+        if sends:
+            self._bad_loss = self._hooks.reduce(self._bad_loss)
             self._reduced = True
         self._hooks.show()
         self._awaits_step = True
@@ -229,7 +233,7 @@ class Engine(nn.Module):
             self._first_step.before_update()
         for state in self._param_states:
             state.take_grad()
-        norm = global_norm(self._param_states, self.groups.tp, self.device, self._bad_loss, self._losses)
+        norm = self._hooks.norm(self._bad_loss, self._losses)
         skipped = self._must_skip(norm)
         if skipped:
             self.skipped_steps += 1
@@ -254,7 +258,7 @@ class Engine(nn.Module):
         if self._first_step is not None:
             self._first_step.before_update()
         with fp32_gradients(self._param_states):
-            norm = global_norm(self._param_states, self.groups.tp, self.device)
+            norm = self._hooks.norm()
             skipped = self._must_skip(norm)
             result = None if skipped else update()
         if float(norm.norm()):  # torch.distributed.checkpoint makes a step of zero gradients to have a state
@@ -293,7 +297,8 @@ class Engine(nn.Module):
         """Drop every gradient, or set it to zero."""
         self._losses.clear()
         self._bad_loss = torch.zeros_like(self._bad_loss)
-        self._reduced = self._hooks.addends = False
+        self._reduced = False
+        self._hooks.drop()
         for state in self._param_states:
             state.drop_grad(set_to_none)
 
@@ -375,10 +380,6 @@ class Engine(nn.Module):
             _LIVING.discard(self)
             if not _LIVING:
                 world.end()
-
-    def loss_scale(self) -> float:
-        """Return the factor by which an fp16 loss is multiplied; 1 for other dtypes."""
-        return self._scaler.scale
 
     def __getattr__(self, name: str) -> Any:
         """Return the model's attribute. Raises for a name that both lack: for DeepSpeed's with what to do instead."""

@@ -120,6 +120,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "get_batch_info": _batch_info,
     "set_train_batch_size": _set_train_batch_size,
     "set_train_micro_batch_size": _set_micro_batch_size,
+    "loss_scale": lambda engine: engine._scaler.scale,
     "gradient_clipping": lambda engine: engine.settings.clipping,
     "dataloader_drop_last": lambda engine: engine.settings.drop_last,
     "optimizer_name": lambda engine: _kind(engine.settings.optimizer),

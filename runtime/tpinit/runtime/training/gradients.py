@@ -1,4 +1,4 @@
-"""Gradients over ranks: sums over the TP group, means over the data-parallel group, the norm of the whole gradient."""
+"""Gradients over ranks: sums over the TP group, and the norm of the whole gradient."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
-from tpinit.runtime.groups.buckets import in_buckets
 from tpinit.runtime.groups.devices import message_device
 from tpinit.runtime.groups.process_groups import GroupView
 from tpinit.runtime.planning.schema import GradientRule, ParameterPlan
-from tpinit.runtime.settings import TORCH_DTYPES, Averaging
 from tpinit.runtime.slicing import local_part, write_part
 from tpinit.runtime.training.param_state import ParamState
 
-__all__ = ["GradientNorm", "average", "full_size", "global_norm", "scale", "sum_partial"]
+__all__ = ["GradientNorm", "any_rank", "full_size", "global_norm", "greatest", "scale", "sum_partial"]
 
 _DEVIATION = 1e-4  # of the replicated gradients of one rank from the others, relative: far above rounding
-_PLAIN_MEAN = Averaging()
 _LOSS_DEVIATION = (1e-7, 1e-4)  # of the losses of a TP group, relative, on a CPU and on CUDA: they are computed alike
 
 
@@ -43,7 +40,8 @@ def _sum_one_dtype(states: Sequence[ParamState], tp: GroupView, device: torch.de
     flat = torch.cat([*([] if used is None else [used]), *(grad.reshape(-1) for grad in full)])
     dist.all_reduce(flat, group=tp.group)
     count = len(states) if on_host else 0
-    users = [bool(one) for one in flat[:count].tolist()] if on_host else _live_on_any_rank(states, tp)
+    mine = [state.target.grad is not None for state in states]
+    users = [bool(one) for one in flat[:count].tolist()] if on_host else any_rank(mine, tp)
     sums = torch.split(flat[count:], [grad.numel() for grad in full])
     for state, grad, total, is_used in zip(states, full, sums, users, strict=True):
         if is_used:
@@ -52,31 +50,21 @@ def _sum_one_dtype(states: Sequence[ParamState], tp: GroupView, device: torch.de
             )
 
 
-def _live_on_any_rank(states: Sequence[ParamState], group: GroupView) -> list[bool]:
-    """Return which parameters have a gradient on any rank of the group, by one all-reduce of host memory.
+def any_rank(flags: Sequence[bool], group: GroupView) -> list[bool]:
+    """Return which flags are set on any rank of the group."""
+    return [bool(mark) for mark in greatest([int(flag) for flag in flags], group)]
 
-    For models on an accelerator: a flag there would be read only when the whole backward is done, and the host would
-    wait for it.
+
+def greatest(marks: Sequence[int], group: GroupView) -> list[int]:
+    """Return the greatest of each number over the ranks of the group, by one all-reduce of host memory.
+
+    A number on an accelerator would be read only when the whole backward is done, and the host would wait for it.
     """
     channel = group.control if group.control is not None else group.group
-    live = torch.tensor([state.target.grad is not None for state in states], dtype=torch.int32)
-    live = live.to(message_device(channel))
-    dist.all_reduce(live, op=dist.ReduceOp.MAX, group=channel)
-    return [bool(one) for one in live.tolist()]
-
-
-def _live_and_flag(
-    states: Sequence[ParamState], dp: GroupView, device: torch.device, flag: torch.Tensor
-) -> tuple[list[bool], torch.Tensor]:
-    """Return which parameters have a gradient on any rank, and whether a bool scalar is set on any rank."""
-    if device.type != "cpu":
-        anywhere = flag.to(torch.int32)
-        dist.all_reduce(anywhere, op=dist.ReduceOp.MAX, group=dp.group)
-        return _live_on_any_rank(states, dp), anywhere.bool()
-    has_grad = torch.tensor([state.target.grad is not None for state in states], dtype=torch.int32)
-    flags = torch.cat([has_grad, flag.to(has_grad).reshape(1)])
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=dp.group)
-    return [bool(one) for one in flags[:-1].tolist()], flags[-1].bool()
+    sent = torch.tensor(marks, dtype=torch.int32).to(message_device(channel))
+    dist.all_reduce(sent, op=dist.ReduceOp.MAX, group=channel)
+    found: list[int] = sent.tolist()
+    return found
 
 
 def full_size(part: torch.Tensor, record: ParameterPlan, tp: GroupView) -> torch.Tensor:
@@ -93,46 +81,6 @@ def _full_size_gradient(state: ParamState, tp: GroupView) -> torch.Tensor:
     return full_size(grad, state.record, tp) if grad is not None else state.target.new_zeros(state.record.shape)
 
 
-def average(
-    states: Sequence[ParamState],
-    dp: GroupView,
-    device: torch.device,
-    flag: torch.Tensor,
-    averaging: Averaging = _PLAIN_MEAN,
-) -> torch.Tensor:
-    """Replace every gradient by its mean over the data-parallel group, in place, as `averaging` says.
-
-    A parameter that has a gradient on some ranks counts as zero on the others. A parameter that has a gradient on no
-    rank keeps none. So ranks that used different parameters all-reduce the same tensors. `flag` is a bool scalar;
-    returns whether it is set on any rank of the group.
-    """
-    if dp.group is None:
-        return flag
-    live, flag = _live_and_flag(states, dp, device, flag)
-    used = [state for state, is_live in zip(states, live, strict=True) if is_live]
-    for state in used:
-        if state.target.grad is None:
-            state.target.grad = torch.zeros_like(state.target)
-    for grads in in_buckets(_gradients(used), torch.Tensor.numel, lambda grad: grad.dtype):
-        flat = torch.cat([grad.reshape(-1) for grad in grads])
-        flat = _mean(flat, dp, averaging)
-        for grad, mean in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
-            grad.copy_(mean.view_as(grad))
-    return flag
-
-
-def _mean(flat: torch.Tensor, dp: GroupView, averaging: Averaging) -> torch.Tensor:
-    """Return the mean over the group, in DeepSpeed's order of operations; may change `flat`. One all-reduce."""
-    sent = flat if averaging.dtype is None else flat.to(TORCH_DTYPES[averaging.dtype])
-    before = dp.size if averaging.prescale else averaging.predivide
-    if averaging.mean and before != 1:
-        sent *= 1 / before
-    dist.all_reduce(sent, group=dp.group)
-    if averaging.mean and before != dp.size:
-        sent /= dp.size / before
-    return sent
-
-
 def _gradients(states: Sequence[ParamState]) -> Iterator[torch.Tensor]:
     for state in states:
         if state.target.grad is not None:
@@ -140,46 +88,55 @@ def _gradients(states: Sequence[ParamState]) -> Iterator[torch.Tensor]:
 
 
 class GradientNorm:
-    """The 2-norm of the whole model's gradient, and what the ranks of a TP group learn in the same all-reduce.
+    """The 2-norm of the whole model's gradient, and what the ranks learn in the same all-reduce.
 
     `sums` are float64: the squares of the sharded gradients, those of the replicated ones (r), r squared, a count of
-    the ranks whose loss is NaN or infinite, the sum of the losses (l), and l squared; summed over the group when the
-    all-reduce `pending` is done.
+    the ranks whose loss is NaN or infinite, the sum of the losses (l), and l squared; summed over the TP group when the
+    all-reduce `pending` is done. `dp` is the data-parallel group if each of its ranks has other gradients (ZeRO 2):
+    one more all-reduce, of four numbers.
     """
 
-    def __init__(self, sums: torch.Tensor, pending: dist.Work | None, ranks: int) -> None:
+    def __init__(self, sums: torch.Tensor, pending: dist.Work | None, ranks: int, dp: GroupView | None) -> None:
         self._sums = sums
         self._pending = pending
         self._ranks = ranks
+        self._dp = dp
+        self._totals: torch.Tensor | None = None
 
     def norm(self) -> torch.Tensor:
         """Return the norm, a float64 scalar that is equal on every rank of the TP group."""
-        sums = self._wait()
-        return (sums[0] + sums[1] / self._ranks).sqrt()
+        return self._wait()[0].sqrt()
 
     def read(self) -> tuple[bool, bool, bool]:
         """Return whether losses and norm are finite, whether replicated gradients agree, and whether the losses do.
 
-        The host waits for the device. n values r are equal if and only if n x sum(r^2) = (sum r)^2.
+        The host waits for the device.
         """
-        sums = self._wait()
-        sharded, total, squares, bad_losses, losses, loss_squares = sums.tolist()
-        finite = math.isfinite(sharded) and math.isfinite(total) and bad_losses == 0
-        allowed = _LOSS_DEVIATION[sums.is_cuda]
-        return (
-            finite,
-            not finite or self._agree(total, squares, _DEVIATION),
-            not finite or self._agree(losses, loss_squares, allowed),
-        )
-
-    def _agree(self, total: float, squares: float, deviation: float) -> bool:
-        return self._ranks * squares - total * total <= deviation**2 * total * total
+        squares, bad_losses, unequal_gradients, unequal_losses = self._wait().tolist()
+        finite = math.isfinite(squares) and bad_losses == 0
+        return finite, not finite or not unequal_gradients, not finite or not unequal_losses
 
     def _wait(self) -> torch.Tensor:
+        """Return the square of the norm, and the counts of bad losses, unequal gradients and unequal losses."""
+        if self._totals is not None:
+            return self._totals
         if self._pending is not None:
             self._pending.wait()
-            self._pending = None
-        return self._sums
+        sharded, total, squares, bad_losses, losses, loss_squares = self._sums
+        found = [
+            sharded + total / self._ranks,
+            bad_losses,
+            self._differ(total, squares, _DEVIATION),
+            self._differ(losses, loss_squares, _LOSS_DEVIATION[self._sums.is_cuda]),
+        ]
+        self._totals = torch.stack(found)
+        if self._dp is not None:
+            dist.all_reduce(self._totals, group=self._dp.group)
+        return self._totals
+
+    def _differ(self, total: torch.Tensor, squares: torch.Tensor, deviation: float) -> torch.Tensor:
+        """Return 1 if the numbers of the ranks differ, else 0: n of them are equal iff n x sum(r^2) = (sum r)^2."""
+        return (self._ranks * squares - total * total > deviation**2 * total * total).to(total)
 
 
 def global_norm(
@@ -188,11 +145,13 @@ def global_norm(
     device: torch.device,
     bad_loss: torch.Tensor | None = None,
     losses: Sequence[torch.Tensor] = (),
+    owned_in: GroupView | None = None,
 ) -> GradientNorm:
     """Start the 2-norm of the whole model's gradient; `bad_loss` is a bool scalar that is set for a loss not finite.
 
     Sharded gradients are summed over the group; a replicated gradient counts once. `losses` are the scalars whose
-    gradients these are. The one all-reduce, of six numbers, has started when this returns.
+    gradients these are. The one all-reduce, of six numbers, has started when this returns. `owned_in`: the states are
+    those that this rank owns of a data-parallel group (ZeRO 2).
     """
     pairs = [(state, state.target.grad) for state in states]
     used = [(state, grad) for state, grad in pairs if grad is not None]
@@ -204,7 +163,7 @@ def global_norm(
     loss = torch.stack([loss.to(sharded).sum() for loss in losses]).sum() if losses else torch.zeros_like(sharded)
     sums = torch.stack([sharded, replicated, replicated * replicated, flag, loss, loss * loss])
     pending = dist.all_reduce(sums, group=tp.group, async_op=True) if tp.group is not None else None
-    return GradientNorm(sums, pending, tp.size)
+    return GradientNorm(sums, pending, tp.size, owned_in)
 
 
 def _sum_of_squares(grads: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:

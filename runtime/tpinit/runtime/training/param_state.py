@@ -78,6 +78,16 @@ class ParamState:
             self.target.grad.add_(self.parameter.grad)
             self.parameter.grad = None
 
+    def release_grad(self) -> torch.Tensor | None:
+        """Return the gradient, of the master copy in fp32, and drop it; None if there is none."""
+        self.accumulate()
+        if self.parameter.grad is not None:
+            self.take_grad()
+        grad = self.target.grad
+        self.target.grad = self.parameter.grad = self.shown = None
+        self.taken = False
+        return grad
+
     def exact_grad(self) -> torch.Tensor | None:
         """Return the gradient, of the master copy in fp32 where its rounded copy is shown; None if there is none."""
         grad = self.parameter.grad

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from tpinit.runtime.groups.process_groups import ParallelGroups
+from tpinit.runtime.settings import Averaging
 from tpinit.runtime.training.backward_hooks import BackwardHooks
 from tpinit.runtime.training.param_state import ParamState
 
@@ -25,11 +26,13 @@ class ShardedTensors:
     computes a norm over the ranks, and may raise.
     """
 
-    def __init__(self, states: Sequence[ParamState], groups: ParallelGroups, device: torch.device) -> None:
+    def __init__(
+        self, states: Sequence[ParamState], groups: ParallelGroups, device: torch.device, averaging: Averaging
+    ) -> None:
         self.states = list(states)
         self.groups = groups
         self.device = device
-        self.hooks = BackwardHooks(states, groups, device)
+        self.hooks = BackwardHooks(states, groups, device, averaging)
         self.optimizer: Optimizer | None = None
         self.before_norm: Callable[[str], None] = lambda _: None
         self.sharded_ids = frozenset(id(state.parameter) for state in states if state.record.dim is not None)
@@ -51,7 +54,7 @@ class ShardedTensors:
         for state in self.states:
             parameter = copy.deepcopy(state.parameter, memo)
             states.append(replace(state, parameter=parameter, target=parameter, shown=None, taken=False, summed=False))
-        memo[id(self)] = twin = ShardedTensors(states, self.groups, self.device)
+        memo[id(self)] = twin = ShardedTensors(states, self.groups, self.device, self.hooks.averaging)
         return twin
 
 
@@ -64,5 +67,5 @@ def known_models() -> list[ShardedTensors]:
 
 
 def sharded_models() -> list[ShardedTensors]:
-    """Return the models of this process over a TP group, in no order."""
-    return [model for model in _models if model.groups.tp.group is not None]
+    """Return the models of this process of which a rank has parts of parameters or gradients, in no order."""
+    return [model for model in _models if model.groups.tp.group is not None or model.hooks.owned_in() is not None]

@@ -1,12 +1,14 @@
 """ZeRO's stages 1 and 2: each data-parallel rank updates its own parameters, and sends them to the others.
 
 An optimizer then has state on one rank for each parameter, so that the states of a model take 1 / ranks of the memory.
-Gradients are averaged on all ranks, and each update is that of one rank: weights are equal to stage 0 to the bit.
+Each update is that of one rank. With stage 1 gradients are averaged on all ranks, and weights are equal to stage 0 to
+the bit; with stage 2 each mean goes to the rank that updates its parameter (`gradient_buckets`).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +19,13 @@ import torch
 import torch.distributed as dist
 from torch.optim import Optimizer
 from tpinit.runtime.groups.buckets import in_buckets
+from tpinit.runtime.groups.gradient_owners import GradientOwners
 from tpinit.runtime.groups.process_groups import GroupView
+from tpinit.runtime.training.gradients import any_rank
 from tpinit.runtime.training.master_copies import MASTER
 from tpinit.runtime.training.param_state import ParamState
 
-__all__ = ["complete_states", "share_updates"]
+__all__ = ["complete_states", "owners_of", "share_updates"]
 
 _log = logging.getLogger("tpinit")
 _SHARED: weakref.WeakKeyDictionary[Optimizer, _Shares] = weakref.WeakKeyDictionary()
@@ -49,8 +53,8 @@ def share_updates(optimizer: Optimizer, states: Sequence[ParamState], dp: GroupV
     """Let every `step` of the optimizer update this rank's share of the parameters, and receive the others'.
 
     The update of one parameter must not depend on another parameter. All ranks of the data-parallel group must call
-    `step` alike: it issues a broadcast for each rank of the group, each dtype and each bucket. Does nothing for a
-    group of one rank.
+    `step` alike: it issues an all-reduce of one flag for each parameter, and a broadcast for each rank of the group,
+    each dtype and each bucket. Does nothing for a group of one rank.
     """
     if dp.group is None:
         return
@@ -59,6 +63,12 @@ def share_updates(optimizer: Optimizer, states: Sequence[ParamState], dp: GroupV
     optimizer.register_step_post_hook(shares.end)
     optimizer.register_state_dict_pre_hook(shares.warn)
     _SHARED[optimizer] = shares
+
+
+def owners_of(optimizer: Optimizer | None) -> GradientOwners | None:
+    """Return which rank updates which parameter, of an optimizer whose updates are shared; None for another."""
+    shares = _SHARED.get(optimizer) if optimizer is not None else None
+    return shares.who if shares is not None else None
 
 
 @contextmanager
@@ -79,13 +89,14 @@ def complete_states(optimizer: Optimizer | None) -> Iterator[None]:
 
 
 class _Shares:
-    """Which rank updates which parameter: the one with the fewest elements so far, in the order of the plan."""
+    """The updates of one optimizer: each rank makes those of its own parameters."""
 
     def __init__(self, states: Sequence[ParamState], dp: GroupView) -> None:
         self._states = states
         self._dp = dp
-        self._owners: dict[int, int] = {}
-        self._elements = [0] * dp.size
+        sizes = [math.prod(state.record.shape) for state in states]
+        self.who = GradientOwners(sizes, dp.size, dp.position)
+        self._held: set[int] = set()  # parameters in the optimizer's groups
         self._groups: list[list[Any]] = []
         self._warned = False
 
@@ -93,11 +104,8 @@ class _Shares:
         """Leave this rank's parameters in the optimizer's groups."""
         self._groups = [group["params"] for group in optimizer.param_groups]
         held = {id(parameter) for parameters in self._groups for parameter in parameters}
-        for index, state in enumerate(self._states):
-            if index not in self._owners and id(state.target) in held:
-                owner = min(range(self._dp.size), key=self._elements.__getitem__)
-                self._owners[index] = owner
-                self._elements[owner] += state.target.numel()
+        self._held = {index for index, state in enumerate(self._states) if id(state.target) in held}
+        self.who.assign(self._held)
         foreign = {id(state.target) for _, state in self._owned(others=True)}
         for group, parameters in zip(optimizer.param_groups, self._groups, strict=True):
             for parameter in parameters:
@@ -110,9 +118,21 @@ class _Shares:
         for group, parameters in zip(optimizer.param_groups, self._groups, strict=True):
             group["params"] = parameters
         self._groups = []
+        updated = self._updated_anywhere()
         for owner in range(self._dp.size):
-            for bucket in self._buckets(owner):
+            for bucket in self._buckets(owner, updated):
                 self._send(bucket, self._dp.ranks[owner])
+
+    def _updated_anywhere(self) -> list[bool]:
+        """Return which parameters their owners have updated: those that had a gradient there.
+
+        A rank can't tell by its own gradients, or by what it has frozen.
+        """
+        mine = [
+            index in self._held and self.who.is_mine(index) and state.target.grad is not None
+            for index, state in enumerate(self._states)
+        ]
+        return any_rank(mine, self._dp)
 
     def warn(self, _: Optimizer) -> None:
         """Say once that a state dict has this rank's states only."""
@@ -126,7 +146,7 @@ class _Shares:
     @torch.no_grad()
     def gather(self, optimizer: Optimizer) -> None:
         """Receive the states of the other ranks' parameters; the master copies are on every rank already."""
-        for index, owner in self._owners.items():
+        for index, owner in self.who.owners.items():
             parameter, mine = self._states[index].parameter, owner == self._dp.position
             entry = {key: value for key, value in optimizer.state.get(parameter, {}).items() if key != MASTER}
             sent = [{key: _described(value) for key, value in entry.items()} if mine else None]
@@ -155,14 +175,14 @@ class _Shares:
 
     def _owned(self, others: bool) -> Iterator[tuple[int, ParamState]]:
         """Yield (owner, state) of this rank's parameters, or of all others'."""
-        for index, owner in self._owners.items():
+        for index, owner in self.who.owners.items():
             if (owner != self._dp.position) is others:
                 yield owner, self._states[index]
 
-    def _buckets(self, owner: int) -> Iterator[list[torch.Tensor]]:
-        """Yield the parameters of a rank that are trained in buckets, dtype by dtype."""
-        targets = [self._states[index].target for index, rank in self._owners.items() if rank == owner]
-        targets = [target for target in targets if target.requires_grad]
+    def _buckets(self, owner: int, updated: Sequence[bool]) -> Iterator[list[torch.Tensor]]:
+        """Yield the parameters that a rank has updated in buckets, dtype by dtype."""
+        owned = [index for index, rank in self.who.owners.items() if rank == owner and updated[index]]
+        targets = [self._states[index].target for index in owned]
         dtypes = list(dict.fromkeys(target.dtype for target in targets))
         targets.sort(key=lambda target: dtypes.index(target.dtype))
         return in_buckets(targets, torch.Tensor.numel, lambda target: target.dtype)

@@ -147,7 +147,9 @@ def test_states_are_sharded_over_several_data_parallel_ranks(zero: Any) -> None:
     settings = settings_of({"zero_optimization": zero}, dp_size=2)
     assert settings.zero_stage == (1 if zero is True else zero["stage"])
     (note,) = settings.notes
-    assert "states are sharded over 2 data-parallel ranks" in note.text
+    assert "the optimizer's states" in note.text
+    assert ("gradients" in note.text) == (settings.zero_stage == 2)
+    assert "sharded over 2 data-parallel ranks" in note.text
 
 
 def test_weights_are_not_sharded_over_several_data_parallel_ranks() -> None:
@@ -232,3 +234,18 @@ def test_configs_as_they_are_published_are_accepted() -> None:
     settings = settings_of(config)
     assert settings.batch.train == 4
     assert [note.text for note in settings.notes if note.changes_training] == []
+
+
+@pytest.mark.parametrize(("value", "bucket"), [(3000, 3000), (5e8, 1 << 23), ("auto", 1 << 23), (None, 1 << 23)])
+def test_the_size_of_buckets_of_gradients_is_the_given_one_up_to_a_limit(value: Any, bucket: int) -> None:
+    averaging = settings_of({"zero_optimization": {"reduce_bucket_size": value, "overlap_comm": False}}).averaging
+    assert (averaging.bucket, averaging.overlap) == (bucket, False)
+    assert settings_of({"zero_optimization": {"overlap_comm": "auto"}}).averaging.overlap
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "5e8", float("inf")])
+def test_a_size_of_buckets_that_is_no_number_of_elements_is_an_error(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"zero_optimization\.reduce_bucket_size = "):
+        settings_of({"zero_optimization": {"reduce_bucket_size": value}})
+    with pytest.raises(ConfigError, match=r"zero_optimization\.overlap_comm = "):
+        settings_of({"zero_optimization": {"overlap_comm": 1}})

@@ -13,7 +13,9 @@ import torch.distributed as dist
 from torch import nn
 from tpinit.runtime.groups.process_groups import GroupView
 from tpinit.runtime.planning.schema import Cut, GradientRule, ParameterPlan
-from tpinit.runtime.training.gradients import average, global_norm, scale, sum_partial
+from tpinit.runtime.settings import Averaging
+from tpinit.runtime.training.gradient_buckets import GradientBuckets
+from tpinit.runtime.training.gradients import global_norm, scale, sum_partial
 from tpinit.runtime.training.param_state import ParamState
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -49,7 +51,7 @@ def group() -> GroupView:
 def test_sums_means_and_the_norm_read_no_value_of_the_device() -> None:
     held, view = states(META), group()
     sum_partial(held, view, META)
-    flag = average(held, view, META, torch.zeros((), dtype=torch.bool, device=META))
+    flag = GradientBuckets(held, view, META, Averaging()).finish(torch.zeros((), dtype=torch.bool, device=META))
     norm = global_norm(held, view, META, flag)
     scale(held, torch.ones((), device=META))
     assert flag.device == META
@@ -65,7 +67,7 @@ def test_the_cpu_and_an_accelerator_give_the_same_gradients(monkeypatch: pytest.
         for device in (CPU, META):
             held, view = states(CPU), group()
             sum_partial(held, view, device)
-            bad = average(held, view, device, torch.tensor(flag))
+            bad = GradientBuckets(held, view, device, Averaging()).finish(torch.tensor(flag))
             results.append(([state.target.grad for state in held], bool(bad)))
         assert results[0][1] == results[1][1] == flag
         for one, other in zip(results[0][0], results[1][0], strict=True):
