@@ -13,8 +13,9 @@ from tpinit.runtime.errors import PlanError
 from tpinit.runtime.planning.analysis.linears import LinearInfo, expert_weights
 from tpinit.runtime.planning.analysis.trace import Trace
 from tpinit.runtime.planning.partition.experts import ExpertsSharding, fit_experts
+from tpinit.runtime.planning.partition.feature_parameters import block_placements
 from tpinit.runtime.planning.partition.regions import BlockPatch, CutRegion, Region, ShardMismatch, block_plan
-from tpinit.runtime.planning.partition.shard_maps import Placement, RegionSharding, even_shard_map, per_head_shard_map
+from tpinit.runtime.planning.partition.shard_maps import Placement, RegionSharding, even_shard_map
 from tpinit.runtime.planning.partition.standalone import StandaloneShard
 from tpinit.runtime.planning.partition.vocabulary import Vocabulary
 from tpinit.runtime.planning.requests.request import LayerRequest, PlanRequest
@@ -116,12 +117,9 @@ def _add_region(
         draft.layers.append(LayerPlan(name, LayerKind.ROW))
     draft.layers += [LayerPlan(name, LayerKind.SHARED_OUTPUT) for name in region.shared_outputs]
     block = task.model.get_submodule(region.block)
-    for name in patch.head_parameters:
-        assert sharding.heads is not None
-        parameter = block.get_parameter(name)
-        shard_map = per_head_shard_map(parameter.shape[0], sharding.heads, task.tp_size)
-        draft.placements[id(parameter)] = Placement(Cut.COLUMN, 0, shard_map)
-    if patch != BlockPatch(head_parameters=patch.head_parameters):
+    for path, placement in block_placements(block, region, sharding, patch, task.tp_size):
+        draft.placements[id(block.get_parameter(path))] = placement
+    if patch.needs_block:
         draft.blocks.append(block_plan(region.block, sharding, patch))
     prefix = f"{region.block}." if region.block else ""
     draft.partial_gradients.update(f"{prefix}{name}.weight" for name in patch.head_outputs)

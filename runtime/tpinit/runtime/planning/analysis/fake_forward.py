@@ -85,8 +85,8 @@ def forward_context(
     The linear layers `opaque` run as they are: no callback replaces them.
 
     Parameters and buffers on the meta device that no callback covers (norms, routers, tables) get random values.
-    So do one-dimensional parameters on any device: a new norm's weights are all ones, and a plan that mixes up the
-    slices of such a weight would pass unnoticed.
+    So do parameters with one element for each feature, on any device: a new norm's weights are all ones, and a plan
+    that mixes up the slices of such a weight would pass unnoticed.
     """
     modules = list(model.modules())
     linears, experts = find_linears(model), find_experts(model)
@@ -108,7 +108,7 @@ def _replacements(modules: Sequence[nn.Module], stubbed: set[int]) -> list[Repla
         for name, tensor in [*parameters.items(), *buffers.items()]:
             if tensor is None or id(tensor) in stubbed:
                 continue
-            is_vector = name in parameters and tensor.dim() == 1 and not children_of(module)
+            is_vector = name in parameters and _is_vector(tensor, bool(children_of(module)))
             if name in buffers and is_batch_norm(module) and not tensor.is_meta:
                 replacements.append(Replacement(module, name, tensor, tensor))  # a run in training writes to it
             elif tensor.is_meta or is_vector:
@@ -118,6 +118,15 @@ def _replacements(modules: Sequence[nn.Module], stubbed: set[int]) -> list[Repla
                 values = values.to(activation_device() if tensor.is_meta else tensor.device)
                 replacements.append(Replacement(module, name, tensor, values))
     return replacements
+
+
+def _is_vector(parameter: torch.Tensor, has_children: bool) -> bool:
+    """Return whether a parameter is a vector, [n] or [1, n, 1]; beside other modules, one whose elements are equal."""
+    if parameter.is_meta or not parameter.dim() or max(parameter.shape) != parameter.numel():
+        return False
+    if parameter.dim() == 1 and not has_children:
+        return True
+    return parameter.numel() > 1 and bool((parameter.detach() == parameter.detach().flatten()[0]).all())
 
 
 def run_fake_forward(
@@ -182,7 +191,10 @@ def _values_for_run(replacement: Replacement) -> torch.Tensor:
     if name not in parameters_of(module):
         values = values.clone()
     pieces = module.__dict__.get(HELD_PIECES, {}).get(name)
-    return values if pieces is None else torch.cat([values.narrow(0, *piece) for piece in pieces])
+    if pieces is None:
+        return values
+    dim, held = pieces
+    return torch.cat([values.narrow(dim, *piece) for piece in held], dim)
 
 
 def _linear_forward(linear: LinearInfo, linear_stub: LinearStub) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -43,6 +43,8 @@ class Trace:
     `nondeterministic`: an operation drew random numbers that no constant could replace (the rotations of hashed
     attention), so two runs differ.
     `inputs[m]`, `outputs[m]` and `expert_outputs[m]`: the tensors of each call, in order, [..., features].
+    `parameter_readers[p]`: the linears and expert modules whose inputs depend on parameter p with no other linear in
+    between, and "" if the output of the model does.
     `reader_groups`: for every tensor that is an input, the modules that read it, once for each call.
     `hooked[m]`: for each module whose tensors were watched, the linears whose outputs reach its inputs or outputs.
     `weight_reads[p]`: the class whose forward reads the values of p, the weight of a linear, an embedding or an expert
@@ -57,6 +59,7 @@ class Trace:
     reach_attention: set[str] = field(default_factory=set)
     reach_dropout: set[str] = field(default_factory=set)
     reach_parameter: dict[str, set[str]] = field(default_factory=dict)
+    parameter_readers: dict[str, set[str]] = field(default_factory=dict)
     reach_output: frozenset[str] = frozenset()
     nondeterministic: bool = False
     inputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
@@ -81,6 +84,8 @@ class Trace:
         self.reach_output |= labelled.reach_output
         for name, reaching in labelled.reach_parameter.items():
             self.reach_parameter.setdefault(name, set()).update(reaching)
+        for name, readers in labelled.parameter_readers.items():
+            self.parameter_readers.setdefault(name, set()).update(readers)
         for name, reaching_hook in labelled.hooked.items():
             self.hooked[name] = self.hooked.get(name, frozenset()) | reaching_hook
         for name in labelled.sources.keys() - self.sources.keys():
@@ -108,6 +113,11 @@ def trace_forward(model: nn.Module, inputs: Mapping[str, Any], context: ForwardC
             readers[id(features)] = features, []
             trace.reader_groups.append(readers[id(features)][1])
         readers[id(features)][1].append(name)
+        add_parameter_readers(name, [features])
+
+    def add_parameter_readers(name: str, tensors: Iterable[torch.Tensor]) -> None:
+        for parameter in {one for tensor in tensors for one in tracker.parameters_of(tensor)}:
+            trace.parameter_readers.setdefault(parameter, set()).add(name)
 
     def linear_stub(linear: LinearInfo, features: torch.Tensor) -> torch.Tensor:
         add_reader(linear.name, features)
@@ -128,6 +138,7 @@ def trace_forward(model: nn.Module, inputs: Mapping[str, Any], context: ForwardC
     with tracker, tracker.value_reads(), _watched(model, context.watched, trace, tracker):
         result = run_fake_forward(model, inputs, linear_stub, experts_stub, tracker.copy_names, context)
     tracker.keep_substitutes(model)
+    add_parameter_readers("", _tensors(result))
     trace.reach_output = frozenset().union(*(tracker.linears_of(output) for output in _tensors(result)))
     if tracker.kept is not None:
         del result
@@ -230,6 +241,10 @@ class _NameTracker(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch l
     def linears_of(self, tensor: torch.Tensor) -> frozenset[str]:
         """Return the names of the linears and expert modules that `tensor` depends on."""
         return _without_marks(self._get(tensor))
+
+    def parameters_of(self, tensor: torch.Tensor) -> list[str]:
+        """Return the names of the parameters that `tensor` depends on."""
+        return [name.removeprefix(_PARAMETER) for name in self._get(tensor) if name.startswith(_PARAMETER)]
 
     def _get(self, tensor: torch.Tensor) -> frozenset[str]:
         return self._names.get(storage_key(tensor), _NO_NAMES)

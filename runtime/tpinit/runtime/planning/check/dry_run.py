@@ -17,8 +17,8 @@ from tpinit.runtime.parallel.blocks import patch_block
 from tpinit.runtime.planning.analysis.fake_forward import HELD_PIECES, run_fake_forward
 from tpinit.runtime.planning.analysis.linears import LinearInfo
 from tpinit.runtime.planning.build import PlanningTask
-from tpinit.runtime.planning.partition.regions import BlockPatch, CutRegion, ShardMismatch, block_plan
-from tpinit.runtime.planning.partition.shard_maps import RegionSharding, per_head_shard_map
+from tpinit.runtime.planning.partition.feature_parameters import block_placements
+from tpinit.runtime.planning.partition.regions import CutRegion, ShardMismatch, block_plan
 from tpinit.runtime.slicing import Pieces, take_pieces
 
 __all__ = [
@@ -99,7 +99,7 @@ def _check_rank(task: PlanningTask, regions: Sequence[CutRegion], rank: int, sto
 
     with ExitStack() as stack:
         for region, sharding, patch in regions:
-            stack.enter_context(patched_block(task.model.get_submodule(region.block), sharding, patch, rank))
+            stack.enter_context(patched_block(task.model, (region, sharding, patch), rank))
         with errors_as_mismatch(), suppress(_AllRowsChecked):
             run_fake_forward(task.model, task.inputs, run_linear, run_experts, context=trace.context)
     if missing_calls > 0:
@@ -141,24 +141,25 @@ def check_input(name: str, features: torch.Tensor, expected: torch.Tensor, rank:
 
 
 @contextmanager
-def patched_block(block: nn.Module, sharding: RegionSharding, patch: BlockPatch, rank: int) -> Iterator[None]:
-    """Patch a block as on one rank, with the rank's slices of its per-head parameters, and undo that at the end."""
+def patched_block(model: nn.Module, cut_region: CutRegion, rank: int) -> Iterator[None]:
+    """Patch a region's block as on one rank, with the rank's slices of its parameters, and undo that at the end."""
+    region, sharding, patch = cut_region
+    block = model.get_submodule(region.block)
     undo: list[Callable[[], None]] = []
     handles = patch_block(block, block_plan("", sharding, patch).local(rank), undo)
-    for name in patch.head_parameters:
-        assert sharding.heads is not None
+    placements = dict(block_placements(block, region, sharding, patch, len(sharding.row.slices)))
+    for name, placement in placements.items():
         owner, last_name = _owner_of(block, name)
-        parameter = block.get_parameter(name).data
-        shard_map = per_head_shard_map(parameter.shape[0], sharding.heads, len(sharding.heads.slices))
+        held = placement.shard_map.slices[rank]
         # An entry in the module's __dict__ hides the parameter of the same name.
-        owner.__dict__[last_name] = take_pieces(parameter, 0, shard_map.slices[rank])
-        owner.__dict__.setdefault(HELD_PIECES, {})[last_name] = shard_map.slices[rank]
+        owner.__dict__[last_name] = take_pieces(block.get_parameter(name).data, placement.dim, held)
+        owner.__dict__.setdefault(HELD_PIECES, {})[last_name] = (placement.dim, held)
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-        for name in patch.head_parameters:
+        for name in placements:
             owner, last_name = _owner_of(block, name)
             owner.__dict__.pop(last_name, None)
             owner.__dict__.pop(HELD_PIECES, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from tpinit.runtime.planning.analysis.fake_forward import run_fake_forward
 from tpinit.runtime.planning.build import PlanningTask
 from tpinit.runtime.planning.check.dry_run import check_shards, recorded_calls
 from tpinit.runtime.planning.partition.attempts import cut_attempts, fused_sizes_note, no_sharding_reason
+from tpinit.runtime.planning.partition.feature_parameters import feature_parameters
 from tpinit.runtime.planning.partition.regions import BlockPatch, Region, ShardMismatch
 from tpinit.runtime.planning.partition.shard_maps import RegionSharding
 from tpinit.runtime.planning.requests.request import LayerRequest
@@ -29,12 +30,12 @@ def likeliest_sharding(
 
     Raises ShardMismatch if no sharding fits the sizes, and NeedsDryRun if the block's patch may be larger than needed.
     """
-    attempts = cut_attempts(task.model, region, task.linears, task.tp_size, requests, {})
+    attempts = _attempts(task, region, requests, {})
     attempt = next(attempts, None)
     if attempt is None:
         raise ShardMismatch(f"{no_sharding_reason(region, task.linears, task.tp_size)}{fused_sizes_note(requests)}")
     sharding, patch = attempt
-    if patch != BlockPatch(head_parameters=patch.head_parameters):
+    if patch.needs_block or patch.feature_parameters:
         raise NeedsDryRun
     return sharding, patch
 
@@ -49,7 +50,7 @@ def fit_region(
     """
     first_error: ShardMismatch | None = None
     shapes = _argument_shapes(task, region.block) if region.is_attention else {}
-    for sharding, patch in cut_attempts(task.model, region, task.linears, task.tp_size, requests, shapes):
+    for sharding, patch in _attempts(task, region, requests, shapes):
         try:
             check_shards(task, [(region, sharding, patch)], stop_early=True)
         except ShardMismatch as error:
@@ -58,6 +59,16 @@ def fit_region(
         return sharding, _smallest_patch(task, region, sharding, patch)
     reason = first_error or no_sharding_reason(region, task.linears, task.tp_size)
     raise ShardMismatch(f"{reason}{fused_sizes_note(requests)}") from first_error
+
+
+def _attempts(
+    task: PlanningTask,
+    region: Region,
+    requests: Mapping[str, LayerRequest],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Iterator[tuple[RegionSharding, BlockPatch]]:
+    features = feature_parameters(task.model, region, task.linears, task.trace)
+    return cut_attempts(task.model, region, task.linears, task.tp_size, requests, shapes, features)
 
 
 def _smallest_patch(task: PlanningTask, region: Region, sharding: RegionSharding, patch: BlockPatch) -> BlockPatch:

@@ -128,7 +128,8 @@ def _similarity(task: PlanningTask, region: Region) -> tuple[Any, ...]:
         sorted((name, value) for name, value in vars(block).items() if type(value) is int and "layer" not in name)
     )
     modules = tuple(sorted(name for name, _ in block.named_modules()))
-    return type(block), shapes, len(region.columns), region.is_attention, attributes, modules
+    parameters = tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())
+    return type(block), shapes, len(region.columns), region.is_attention, attributes, modules, parameters
 
 
 def _with_names_of(region: Region, sharding: RegionSharding) -> RegionSharding:

@@ -259,8 +259,8 @@ def _check_rank(run: _RankRun, rank: int) -> None:
     outputs: dict[str, _Change] = dict.fromkeys(sequence.replicated_modules, scatter)
     outputs[run.layers[-1]] = partial(gather, run.unsharded.outputs, run.layers[-1])
     with ExitStack() as stack:
-        for region, sharding, patch in reached_regions(task, run.regions):
-            stack.enter_context(patched_block(task.model.get_submodule(region.block), sharding, patch, rank))
+        for cut_region in reached_regions(task, run.regions):
+            stack.enter_context(patched_block(task.model, cut_region, rank))
         stack.enter_context(_mapped(task.model, inputs, outputs))
         _run_forward(task, run_linear, lambda name, _: next_call(trace.expert_outputs, name)[1].clone())
 

@@ -24,6 +24,7 @@ from tpinit.runtime.planning.check.plan_problems import layer_problems, paramete
 from tpinit.runtime.planning.check.search import reached_regions, unreached_regions
 from tpinit.runtime.planning.check.sequence_parallel import add_sequence_parallel
 from tpinit.runtime.planning.check.visibility import check_records, check_visibility
+from tpinit.runtime.planning.partition.feature_parameters import feature_parameters
 from tpinit.runtime.planning.partition.regions import BlockPatch, CutRegion, Region, ShardMismatch, candidate_regions
 from tpinit.runtime.planning.partition.shard_maps import HeadSharding, RegionSharding, ShardMap
 from tpinit.runtime.planning.partition.standalone import StandaloneShard
@@ -122,7 +123,7 @@ def _regions(
     regions = []
     for region in candidate_regions(task.linears, task.trace, task.head_names):
         if columns.issuperset(region.columns) and rows.issuperset(region.rows):
-            regions.append(_cut_region(region, plan, task.model, weights, records))
+            regions.append(_cut_region(region, plan, task, weights, records))
             columns -= set(region.columns)
             rows -= set(region.rows)
     regions += [
@@ -143,7 +144,7 @@ def _regions(
 def _cut_region(
     region: Region,
     plan: Plan,
-    model: nn.Module,
+    task: PlanningTask,
     weights: Mapping[str, ParameterPlan],
     records: Mapping[str, ParameterPlan],
 ) -> CutRegion:
@@ -153,11 +154,16 @@ def _cut_region(
     block = next(iter([*same_kind, *blocks]), BlockPlan(region.block))
     prefix = f"{region.block}." if region.block else ""
     layers = {layer.module for layer in plan.layers}
-    block_parameters = [name for name, _ in model.get_submodule(region.block).named_parameters()]
+    features = tuple(
+        parameter
+        for parameter in feature_parameters(task.model, region, task.linears, task.trace)
+        if records[f"{prefix}{parameter.path}"].dim is not None
+    )
+    with_features = {parameter.path for parameter in features}
     head_records = {
         name: records[f"{prefix}{name}"]
-        for name in block_parameters
-        if region.is_attention and f"{prefix}{name}".rpartition(".")[0] not in layers
+        for name, _ in task.model.get_submodule(region.block).named_parameters()
+        if region.is_attention and name not in with_features and f"{prefix}{name}".rpartition(".")[0] not in layers
     }
     head_parameters = tuple(name for name, record in head_records.items() if record.dim is not None)
     heads = _head_sharding(block, [head_records[name] for name in head_parameters], plan.tp_size)
@@ -165,7 +171,7 @@ def _cut_region(
     rows = {_shard_map(weights[name], plan.tp_size) for name in region.rows}
     if len(rows) > 1:
         raise PlanError(f"the plan shards {', '.join(region.rows)} differently, but they have the same input")
-    patch = BlockPatch(block.attributes, block.head_arguments, block.head_outputs, head_parameters)
+    patch = BlockPatch(block.attributes, block.head_arguments, block.head_outputs, head_parameters, features)
     return region, RegionSharding(columns, rows.pop(), heads), patch
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from tpinit.runtime.internals.transformers_private import is_conv1d
 from tpinit.runtime.planning.analysis.example_inputs import BATCH
 from tpinit.runtime.planning.analysis.linears import LinearInfo
-from tpinit.runtime.planning.partition.regions import BlockPatch, Region
+from tpinit.runtime.planning.partition.regions import BlockPatch, FeatureParameter, Region
 from tpinit.runtime.planning.partition.shard_maps import (
     HeadSharding,
     RegionSharding,
@@ -37,16 +37,21 @@ def cut_attempts(
     tp_size: int,
     requested: Mapping[str, LayerRequest],
     shapes: Mapping[str, tuple[int, ...]],
+    features: Sequence[FeatureParameter] = (),
 ) -> Iterator[tuple[RegionSharding, BlockPatch]]:
     """Yield every sharding of a region that fits its sizes, with every patch of its block, the likeliest first.
 
     `requested` are the requests for the region's layers, by name: only shardings that respect their fused parts are
-    yielded. `shapes` are those of the tensors that the block is called with, by name or position.
+    yielded. `shapes` are those of the tensors that the block is called with, by name or position. `features` are
+    parameters that may have one element for each feature.
     """
     block = model.get_submodule(region.block)
     width = linears[region.rows[0]].in_features
     for heads, sharding in _shardings(block, region, linears, tp_size, requested):
         for patch in _patches(block, width, heads, shapes, tp_size):
+            with_features = tuple(one for one in features if one.path not in patch.head_parameters)
+            if with_features:
+                yield sharding, replace(patch, feature_parameters=with_features)
             yield sharding, patch
 
 

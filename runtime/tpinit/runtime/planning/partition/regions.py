@@ -14,6 +14,7 @@ from tpinit.runtime.planning.schema import BlockPlan
 __all__ = [
     "BlockPatch",
     "CutRegion",
+    "FeatureParameter",
     "Region",
     "ShardMismatch",
     "block_plan",
@@ -41,17 +42,36 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
+class FeatureParameter:
+    """A parameter inside a block, by its `path` below it, with one element for each feature that is sharded.
+
+    The features are the output of the column-parallel layer `column`, by its path below the block; if that is empty,
+    the input of the row-parallel layers.
+    """
+
+    path: str
+    column: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class BlockPatch:
     """What must change in a block so that it computes on one rank's heads or features.
 
     `attributes`, `head_arguments` and `head_outputs` are as in BlockPlan. `head_parameters` are parameters inside the
     block, by their path below it, with one row for each head or key/value head; they are sharded with the heads.
+    `feature_parameters` are sharded with the features.
     """
 
     attributes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     head_arguments: tuple[tuple[str, int], ...] = ()
     head_outputs: tuple[str, ...] = ()
     head_parameters: tuple[str, ...] = ()
+    feature_parameters: tuple[FeatureParameter, ...] = ()
+
+    @property
+    def needs_block(self) -> bool:
+        """Whether something of the block changes beside its parameters."""
+        return bool(self.attributes or self.head_arguments or self.head_outputs)
 
 
 CutRegion = tuple[Region, RegionSharding, BlockPatch]
