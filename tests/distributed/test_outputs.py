@@ -50,3 +50,14 @@ def test_gather_logits_gives_them_in_training_with_labels(world2: Any) -> None:
         assert result["smoothed"] == ""
         assert result["read"] == result["unequal"] == []
         assert result["has"] == (True, True, False)
+
+
+def test_a_cache_can_be_passed_back_and_its_parts_can_not_be_read(world2: Any) -> None:
+    for result in world2.run("scenarios.outputs:caches"):
+        assert result["tokens"]
+        assert result["far"] < 1e-5
+        assert result["length"] == 0
+        assert len(result["reads"]) == 8
+        assert all(text.startswith("EngineError: past_key_values") for text in result["reads"].values()), result
+        assert result["whole"][0] == 4
+        assert result["in_step"]

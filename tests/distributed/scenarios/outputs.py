@@ -177,3 +177,45 @@ def logits_beside_labels(rank: int, gather_logits: bool = False) -> dict[str, An
     found["gradient"] = float((norm - unsharded.model.layers[0].input_layernorm.weight.grad).abs().max())
     found["in_step"] = in_step(rank)
     return found
+
+
+def caches(rank: int) -> dict[str, Any]:
+    """Generate by hand with caches of both models; crop, repeat and copy them; read the tensors of one."""
+    unsharded, engine = pair()
+    ids, outputs, tokens_ = tokens()[:, :4], [], []
+    for model in (unsharded.eval(), engine.eval()):
+        with torch.no_grad():
+            output = model(input_ids=ids, use_cache=True)
+            chosen = []
+            for _ in range(4):
+                chosen.append(output.logits[:, -1:].argmax(-1))
+                cache = copy.deepcopy(output.past_key_values)
+                output = model(input_ids=chosen[-1], past_key_values=cache, use_cache=True)
+            output.past_key_values.crop(-2)
+            output.past_key_values.batch_repeat_interleave(2)
+            output.past_key_values.reorder_cache(torch.tensor([3, 2, 1, 0]))
+            twice = ids[:, :1].repeat_interleave(2, 0)
+            outputs.append(model(input_ids=twice, past_key_values=output.past_key_values, use_cache=True))
+            tokens_.append(torch.cat(chosen, 1).tolist())
+    held, whole = (output.past_key_values for output in reversed(outputs))
+    generated = engine.module.generate(
+        ids, max_new_tokens=2, use_cache=True, do_sample=False, return_dict_in_generate=True, pad_token_id=0
+    )
+    reads: dict[str, Callable[[], Any]] = {
+        "keys": lambda: held.layers[0].keys,
+        "values": lambda: held.layers[1].values,
+        "items": lambda: list(held),
+        "pickle": lambda: pickle.dumps(held),
+        "copy": lambda: copy.deepcopy(held).layers[0].keys,
+        "generated": lambda: generated.past_key_values.layers[0].keys,
+        "unsharded model": lambda: unsharded(input_ids=twice, past_key_values=copy.deepcopy(held)),
+        "tuple": lambda: engine(input_ids=ids, use_cache=True, return_dict=False)[1].layers[0].keys,
+    }
+    return {
+        "tokens": tokens_[0] == tokens_[1],
+        "far": float((outputs[0].logits - outputs[1].logits).abs().max()),
+        "length": held.get_seq_length() - whole.get_seq_length(),
+        "reads": {name: refusal_of(read) for name, read in reads.items()},
+        "whole": tuple(whole.layers[0].keys.shape),  # the unsharded model's cache is as it was
+        "in_step": in_step(rank),
+    }

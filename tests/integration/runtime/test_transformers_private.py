@@ -160,6 +160,22 @@ def capturing_hooks():
     assert not transformers_private.captures_outputs(lambda *_: None)
 
 
+def cache_layers():
+    from transformers import cache_utils
+
+    known = cache_utils.DYNAMIC_LAYER_TYPE_MAPPING
+
+    class Own(cache_utils.DynamicLayer):
+        _layer_type = "tpinit_test"
+
+    try:
+        assert known["tpinit_test"] is Own
+        derived = transformers_private.cache_layer_class(Own, {"mark": 1})
+        assert (derived.mark, derived.__name__, known["tpinit_test"]) == (1, "Own", Own)
+    finally:
+        del known["tpinit_test"]
+
+
 TRANSFORMERS = {
     "PreTrainedModel._tp_plan": own_plan,
     "PretrainedConfig.base_model_tp_plan": plan_of_base,
@@ -179,6 +195,7 @@ TRANSFORMERS = {
     "initialization.TORCH_INIT_FUNCTIONS": init_functions,
     "models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING": causal_mapping,
     "utils.output_capturing": capturing_hooks,
+    "CacheLayerMixin._layer_type": cache_layers,
     "pytorch_utils.Conv1D": conv1d,
     "loss.loss_utils.ForCausalLMLoss": causal_loss,
     "loss.loss_utils.fixed_cross_entropy": patched_cross_entropy,

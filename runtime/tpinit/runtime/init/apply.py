@@ -33,6 +33,7 @@ from tpinit.runtime.parallel import (
     zero_in_forward,
 )
 from tpinit.runtime.parallel.blocks import patch_block
+from tpinit.runtime.parallel.cache_parts import guard_caches
 from tpinit.runtime.parallel.forward_scope import ForwardScope, scope_of
 from tpinit.runtime.parallel.guarded import guard_parameters
 from tpinit.runtime.parallel.outputs import gather_output_attentions
@@ -84,6 +85,7 @@ def convert_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
     """Make every module of the plan a parallel module. Its parameters are already sharded."""
     scope = ForwardScope(model)
     gather_output_attentions(scope, group)
+    guard_caches(scope, group)
     region_input = TPRegionInput(group)
     draws_random = any(layer.draws_random for layer in plan.layers) or any(one.draws_random for one in plan.sequences)
     rng = RngTracker(model, plan.tp_rank) if draws_random else None

@@ -17,6 +17,7 @@ from torch import nn
 
 __all__ = [
     "PRIVATE_NAMES",
+    "cache_layer_class",
     "calls_loss_function",
     "causal_lm_class",
     "init_namespace",
@@ -49,6 +50,7 @@ PRIVATE_NAMES: dict[str, str] = {
     "initialization.TORCH_INIT_FUNCTIONS": "where transformers keeps torch's initialisers",
     "models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING": "the causal language model of a config",
     "utils.output_capturing": "the module that defines the hooks which record outputs: they change nothing",
+    "CacheLayerMixin._layer_type": "the kind for which a new class of cache layers registers itself",
     "pytorch_utils.Conv1D": "a linear whose weight is [in, out]",
     "loss.loss_utils.ForCausalLMLoss": "the loss that is computed from local logits, told by identity",
     "loss.loss_utils.fixed_cross_entropy": "what that loss calls; libraries of fused losses patch it",
@@ -62,6 +64,12 @@ def is_conv1d(module: nn.Module) -> bool:
     """Tell whether a module is GPT-2's Conv1D, a linear whose weight is [in, out]."""
     utilities: Any = sys.modules.get("transformers.pytorch_utils")
     return utilities is not None and isinstance(module, utilities.Conv1D)
+
+
+def cache_layer_class(original: Any, namespace: dict[str, Any]) -> type:
+    """Return a subclass of a class of cache layers, of the same name, that transformers uses for no kind of layer."""
+    own = {"__module__": original.__module__, "__qualname__": original.__qualname__, "_layer_type": None}
+    return type(original.__name__, (original,), {**own, **namespace})
 
 
 _ABSENT = object()

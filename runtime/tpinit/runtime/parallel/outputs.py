@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from tpinit.runtime.errors import EngineError
 from tpinit.runtime.parallel.collectives import gather_from_tp_region
 from tpinit.runtime.parallel.forward_scope import ForwardScope
 
-__all__ = ["gather_output_attentions"]
+__all__ = ["gather_output_attentions", "numbers_of_heads"]
 
 _KEYS = ("attentions", "encoder_attentions", "decoder_attentions", "cross_attentions")
 _HEADS = 1  # the dimension of [batch, heads, queries, keys]
@@ -40,7 +41,7 @@ def gather_output_attentions(scope: ForwardScope, group: ProcessGroup) -> None:
             return output
         for key in _KEYS:
             if isinstance(output.get(key), (tuple, list)):
-                heads = _numbers_of_heads(getattr(model, "config", None))
+                heads = numbers_of_heads(getattr(model, "config", None))
                 gathered = tuple(_gathered(layer, heads, group) for layer in output[key])
                 output[key] = gathered  # type: ignore[index]  # a ModelOutput, which is a mutable mapping
         return output
@@ -53,14 +54,20 @@ def _setting(name: str, kwargs: Mapping[str, Any], config: Any, default: object)
     return value if value is not None else getattr(config, name, default)
 
 
-def _numbers_of_heads(config: Any) -> set[int]:
-    """Return every number of attention heads that a config and its inner configs name."""
+def numbers_of_heads(config: Any, with_shared: bool = False) -> set[int]:
+    """Return every number of attention heads that a config and its inner configs name.
+
+    `with_shared` returns those of key/value heads in their place, where a config names them.
+    """
     if config is None:
         return set()
-    found = {value for key, value in vars(config).items() if _counts_heads(key) and type(value) is int}
+    counts = [(key, value) for key, value in vars(config).items() if type(value) is int]
+    found = {value for key, value in counts if _counts_heads(key)}
+    if with_shared:
+        found = {value for key, value in counts if re.fullmatch(r"num_(key_value|kv)_heads", key)} or found
     for value in vars(config).values():
         if hasattr(value, "to_dict"):
-            found |= _numbers_of_heads(value)
+            found |= numbers_of_heads(value, with_shared)
     return found
 
 
