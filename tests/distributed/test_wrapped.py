@@ -19,9 +19,21 @@ def test_ddp_around_a_sharded_model_trains_as_the_unsharded_one(world4: Any, eng
 
 def test_fully_shard_is_refused_by_name(world4: Any, tmp_path: Path) -> None:
     for result in world4.run("scenarios.wrapped:fully_sharded", folder=str(tmp_path)):
+        assert result["call"].startswith("EngineError: fully_shard: this model is sharded")
+        assert result["trained"] == ""  # the refusal changed nothing
         assert "fully_shard was applied" in result["forward"]
         assert result["state_dict"].startswith("EngineError")
         assert result["save"].startswith("EngineError")
+        assert result["in_step"]
+
+
+def test_wrappers_over_the_ranks_of_a_tp_group_are_refused_at_their_call(world2: Any) -> None:
+    for result in world2.run("scenarios.wrapped:over_the_world"):
+        assert len(result["texts"]) == 9
+        assert [name for name, text in result["texts"].items() if not text.startswith("EngineError")] == []
+        assert "one data-parallel rank" in result["texts"]["model"]
+        assert max(result["gap"], result["averaged"]) < 1e-5
+        assert result["without"] > 1e-3  # the control: each rank gets the first one's parts
         assert result["in_step"]
 
 

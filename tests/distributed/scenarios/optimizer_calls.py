@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.nn.utils import clip_grad_norm_ as early_clip  # bound before tpinit replaces what it calls
+from torch.nn.utils import clip_grad_norm_ as early_clip  # both bound before tpinit replaces what they call
+from torch.nn.utils import get_total_norm as early_norm
 
 from scenarios.optimizer_loop import MAKERS, gap, loss_of, relative, start
 from support.refusals import in_step, refusal_of
@@ -236,8 +237,9 @@ def mixed(rank: int, tp: int, bf16: bool = False, hooks: bool = True) -> dict[st
         gradients.append(gap(engine, unsharded, lambda one: one.grad))
         if not hooks:
             return {"gradient": gradients[0]}
-        norm = torch.nn.utils.get_total_norm([one.grad for one in engine.parameters()])
-        norms.append(relative(norm, torch.nn.utils.get_total_norm([one.grad for one in unsharded.parameters()])))
+        for total in (torch.nn.utils.get_total_norm, early_norm):
+            norm = total([one.grad for one in engine.parameters()])
+            norms.append(relative(norm, total([one.grad for one in unsharded.parameters()])))
         clip = early_clip if number % 2 else torch.nn.utils.clip_grad_norm_
         norms.append(relative(clip(engine.parameters(), 0.2), early_clip(unsharded.parameters(), 0.2)))
         if "engine" in plan:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from tpinit.runtime import initialize
+from tpinit.runtime.internals.wrapper_private import closure_cell
 from tpinit.runtime.slicing import local_part
 
 from support.refusals import in_step, refusal_of
@@ -72,19 +76,59 @@ def data_parallel(rank: int, engine_steps: bool) -> dict[str, Any]:
 
 
 def fully_sharded(rank: int, folder: str) -> dict[str, Any]:
-    """Apply fully_shard to a sharded model, and use it."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
+    """Apply fully_shard to a sharded model; and once more as a program that imports it after initialize, and use it."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     engine = _engine(build(), 2)
-    fully_shard(engine.module, mesh=mesh["dp"])
+    call = refusal_of(lambda: fully_shard(engine.module, mesh=mesh["dp"]))
+    trained = refusal_of(lambda: engine(input_ids=tokens(), labels=tokens()))
+    with _unwatched(closure_cell(fully_shard, "func"), "cell_contents"):
+        fully_shard(engine.module, mesh=mesh["dp"])
     return {
+        "call": call,
+        "trained": trained,
         "forward": refusal_of(lambda: engine(input_ids=tokens(), labels=tokens())),
         "state_dict": refusal_of(engine.module.state_dict),
         "save": refusal_of(lambda: engine.module.save_pretrained(folder)),
         "in_step": in_step(rank),
     }
+
+
+@contextmanager
+def _unwatched(holder: Any, name: str) -> Iterator[None]:
+    """Take the check away that stands in front of a wrapper of torch."""
+    watched = getattr(holder, name)
+    setattr(holder, name, watched.tp_original)
+    try:
+        yield
+    finally:
+        setattr(holder, name, watched)
+
+
+def over_the_world(rank: int) -> dict[str, Any]:
+    """Put wrappers over all ranks of a TP group around a sharded model, and around another one; and without a check."""
+    wrap, mesh = nn.parallel.DistributedDataParallel, init_device_mesh("cpu", (dist.get_world_size(),))
+    engine, ids = _engine(build(), dist.get_world_size()), tokens()
+    expected = float(build()(input_ids=ids, labels=ids).loss.detach())
+    calls: dict[str, Callable[[], Any]] = {
+        "model": lambda: wrap(engine.module),
+        "engine": lambda: wrap(engine),
+        "dp group": lambda: wrap(engine.module, process_group=engine.groups.dp.group),
+        "mesh": lambda: wrap(engine.module, device_mesh=mesh),
+        "layer": lambda: wrap(engine.module.model.layers[0]),
+        "DataParallel": lambda: nn.DataParallel(engine.module),
+        "FSDP": lambda: FullyShardedDataParallel(engine.module, device_id=torch.device("cpu")),
+        "fully_shard": lambda: fully_shard(engine, mesh=mesh),
+        "layers": lambda: fully_shard([*engine.module.model.layers], mesh=mesh),
+    }
+    texts = {name: refusal_of(call) for name, call in calls.items()}
+    gap = abs(float(engine(input_ids=ids, labels=ids).loss.detach()) - expected)
+    averaged = torch.optim.swa_utils.AveragedModel(engine.module)
+    same = abs(float(averaged(input_ids=ids, labels=ids).loss.detach()) - expected)
+    with _unwatched(wrap, "__init__"):
+        wrong = wrap(engine.module)
+    found = float(wrong(input_ids=ids, labels=ids).loss.detach())
+    wrap(build())
+    return {"texts": texts, "gap": gap, "averaged": same, "without": abs(found - expected), "in_step": in_step(rank)}
 
 
 def two_sizes(rank: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.nn.utils import get_total_norm
 from tpinit.runtime.internals import torch_private
 
 
@@ -253,17 +254,18 @@ def end_of_backward():
 
 
 def norm_function():
-    names = torch_private.clip_grad_namespace()
-    present = names[torch_private.TOTAL_NORM]
+    cell = torch_private.total_norm_cell()
+    present = cell.cell_contents
     parameter = nn.Parameter(torch.ones(4))
     parameter.grad = torch.ones(4)
     seen = []
-    names[torch_private.TOTAL_NORM] = lambda grads, *_: seen.extend(grads) or torch.tensor(4.0)
+    cell.cell_contents = lambda grads, *_: seen.extend(grads) or torch.tensor(4.0)
     try:
         torch.nn.utils.clip_grad_norm_([parameter], 2.0)
+        assert float(get_total_norm([torch.ones(1)])) == 4.0
     finally:
-        names[torch_private.TOTAL_NORM] = present
-    assert seen == [parameter.grad]
+        cell.cell_contents = present
+    assert seen == [parameter.grad, torch.ones(1)]
     assert torch.allclose(parameter.grad, torch.tensor(0.5))
     assert float(torch.nn.utils.clip_grad_norm_([parameter], 2.0)) == pytest.approx(1.0)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence
 from datetime import timedelta
+from types import CellType
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.distributed.constants import default_pg_timeout
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+from tpinit.runtime.internals.wrapper_private import closure_cell
 
 __all__ = [
     "BACKWARD_HOOKS",
@@ -27,7 +29,6 @@ __all__ = [
     "PRIVATE_NAMES",
     "PlainDispatchMode",
     "SCALES_IN_STEP",
-    "TOTAL_NORM",
     "TorchDispatchMode",
     "after_backward",
     "assert_async",
@@ -39,7 +40,6 @@ __all__ = [
     "child_of",
     "children_of",
     "default_store",
-    "clip_grad_namespace",
     "empty_module_state",
     "found_infs",
     "global_hooks",
@@ -56,6 +56,7 @@ __all__ = [
     "storage_key",
     "tensor_hooks",
     "tensor_state",
+    "total_norm_cell",
     "timeout_of",
     "unwrapped",
     "tree_leaves",
@@ -104,7 +105,7 @@ PRIVATE_NAMES: dict[str, str] = {
     "Module.__class__ assignment": "gives a linear its parallel forward and leaves its identity",
     "torch._C._current_graph_task_id": "tells one backward from the next",
     "torch.autograd.Variable._execution_engine": "runs a function when the running backward ends, as DDP does",
-    "torch.nn.utils.clip_grad._get_total_norm": "the norm by which clip_grad_norm_ clips",
+    "torch.nn.utils.clip_grad._get_total_norm": "the norm by which clip_grad_norm_ clips, a closure around `func`",
     "Optimizer._step_supports_amp_scaling": "whether GradScaler leaves unscaling to the step of a fused optimizer",
     "GradScaler._per_optimizer_states": "whether this rank's gradients overflow, for each device",
     "normal_ draws in blocks of 16": "draws a long tensor piece by piece with the same values",
@@ -133,9 +134,6 @@ _TENSOR_HOOKS = {
 
 SCALES_IN_STEP = "_step_supports_amp_scaling"
 """The attribute of an optimizer whose step unscales gradients itself for GradScaler."""
-
-TOTAL_NORM = "_get_total_norm"
-"""The function by which clip_grad_norm_ computes the norm, in the namespace of its module."""
 
 BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 """The attributes of a module that hold its backward hooks."""
@@ -270,9 +268,12 @@ def after_backward(function: Callable[[], None]) -> None:
     torch.autograd.Variable._execution_engine.queue_callback(function)
 
 
-def clip_grad_namespace() -> MutableMapping[str, Any]:
-    """Return the namespace in which clip_grad_norm_ finds `_get_total_norm`, to replace that."""
-    return vars(torch.nn.utils.clip_grad)
+def total_norm_cell() -> CellType:
+    """Return the cell that holds the function which computes the norm for clip_grad_norm_ and get_total_norm.
+
+    torch's own functions call it, so what is put there counts for those who imported them before, too.
+    """
+    return closure_cell(torch.nn.utils.clip_grad._get_total_norm, "func")
 
 
 def found_infs(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -35,6 +35,7 @@ class ShardedTensors:
         self.hooks = BackwardHooks(states, groups, device, averaging)
         self.optimizer: Optimizer | None = None
         self.before_norm: Callable[[str], None] = lambda _: None
+        self.ids = frozenset(id(state.parameter) for state in states)
         self.sharded_ids = frozenset(id(state.parameter) for state in states if state.record.dim is not None)
         _models.add(self)
 

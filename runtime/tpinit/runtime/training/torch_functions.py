@@ -1,9 +1,10 @@
 """Functions of torch that are given tensors or an optimizer, and would take one rank's part for the whole.
 
-`torch.nn.utils.clip_grad_norm_` computes the norm of the tensors that it gets. From the first `initialize` on it takes
-the whole model's for tensors of a sharded model, for every caller: it looks up its norm function in its own module, and
-finds ours there. `GradScaler.unscale_` is wrapped likewise, so that all ranks skip a step together. An optimizer that
-`initialize` did not see must be elementwise. For other tensors and optimizers everything is as before.
+`torch.nn.utils.clip_grad_norm_` and `get_total_norm` compute the norm of the tensors that they get. From the first
+`initialize` on they take the whole model's for tensors of a sharded model, for every caller, also one who imported them
+before: both call the function in one cell, and ours is there. `GradScaler.unscale_` is wrapped likewise, so that all
+ranks skip a step together. An optimizer that `initialize` did not see must be elementwise. For other tensors and
+optimizers everything is as before.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import torch.distributed as dist
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from tpinit.runtime.errors import EngineError
-from tpinit.runtime.internals.torch_private import TOTAL_NORM, clip_grad_namespace, found_infs
+from tpinit.runtime.internals.torch_private import found_infs, total_norm_cell
 from tpinit.runtime.training.clipping import check_finite, whole_norm
 from tpinit.runtime.training.optimizer_kinds import ELEMENTWISE, class_name
+from tpinit.runtime.training.outer_wrappers import watch_wrappers
 from tpinit.runtime.training.sharded_tensors import ShardedTensors, sharded_models
 
 __all__ = ["recognize_sharded_tensors"]
@@ -29,14 +31,11 @@ _MARK = "tp_original"
 
 def recognize_sharded_tensors() -> None:
     """Put our functions in the place of torch's, once for a process."""
-    namespace = clip_grad_namespace()
-    present = namespace[TOTAL_NORM]
-    if hasattr(present, _MARK):
+    watch_wrappers()
+    cell = total_norm_cell()
+    if hasattr(cell.cell_contents, _MARK):
         return
-    namespace[TOTAL_NORM] = ours = _with_whole_norms(present)
-    for place in (torch.nn.utils, torch.nn.utils.clip_grad):
-        if getattr(place, "get_total_norm", None) is present:
-            vars(place)["get_total_norm"] = ours
+    cell.cell_contents = _with_whole_norms(cell.cell_contents)
     torch.amp.GradScaler.unscale_ = _with_agreement(torch.amp.GradScaler.unscale_)  # type: ignore[method-assign]  # for all scalers
     register_optimizer_step_pre_hook(_check_optimizer)
 
