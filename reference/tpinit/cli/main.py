@@ -58,7 +58,7 @@ COMMANDS = {
     ),
     "checkpoint": Command("verify a checkpoint, and write its weights as safetensors", needs=(("torch", "runtime"),)),
     "train": Command(
-        "train a small sharded Llama beside the unsharded one",
+        "fine-tune a model on lines of text, or train a small sharded Llama beside the unsharded one",
         needs=(("torch", "runtime"), ("transformers", "hf")),
     ),
 }

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tpinit.runtime.errors import (
         AgreementError,
         CheckpointError,
+        DataError,
         DeviceError,
         EngineError,
         GroupError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AgreementError",
     "CheckpointError",
+    "DataError",
     "DeviceError",
     "Engine",
     "EngineError",
@@ -50,6 +52,7 @@ __all__ = [
 _MODULES = {
     "AgreementError": "errors",
     "CheckpointError": "errors",
+    "DataError": "errors",
     "DeviceError": "errors",
     "Engine": "training.engine",
     "EngineError": "errors",

@@ -16,6 +16,7 @@ from tpinit.reference.errors import TpinitError
 __all__ = [
     "AgreementError",
     "CheckpointError",
+    "DataError",
     "DeviceError",
     "EngineError",
     "GroupError",
@@ -43,6 +44,10 @@ class AgreementError(TpinitError):
 
 class CheckpointError(TpinitError):
     """A checkpoint that can't be written, read or trusted. All ranks raise it together, with one text."""
+
+
+class DataError(TpinitError):
+    """Lines of text that can't be trained on: each with its number, what is wrong with it and what is legal."""
 
 
 class GroupError(TpinitError):

@@ -86,6 +86,9 @@ def demo(tmp_path):
         cases = "".join(f"{command}) exit {status};;\n" for command, status in exits.items())
         fake.write_text(f'#!/bin/sh\ncase "$1" in\n{cases}esac\nexec \'{sys.executable}\' -m tpinit.cli.main "$@"\n')
         fake.chmod(0o755)
+        python = tmp_path / "python"  # of the fifth part, which has its own test
+        python.write_text("#!/bin/sh\ncase $1 in *generate.py) echo 'Beautiful is better than ugly.';; esac\n")
+        python.chmod(0o755)
         return call("bash", ROOT / "examples/demo.sh", cwd=ROOT, BIN=str(tmp_path))
 
     return run
@@ -95,14 +98,14 @@ def test_the_demo_passes_where_its_parts_do(demo):
     result = demo(prove=0, train=0)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "exit code 1, as expected" in result.stdout
-    assert "all 4 parts" in result.stdout
+    assert "all 5 parts" in result.stdout
 
 
 @pytest.mark.parametrize("exits", [{"prove": 1, "train": 0}, {"prove": 0, "train": 1}, {"prove": 0, "resolve": 2}])
 def test_the_demo_fails_where_a_part_does(demo, exits):
     result = demo(**exits)
     assert result.returncode != 0
-    assert "all 4 parts" not in result.stdout
+    assert "all 5 parts" not in result.stdout
 
 
 def test_the_demo_fails_where_a_conflict_goes_unseen(demo):
