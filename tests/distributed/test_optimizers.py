@@ -9,7 +9,16 @@ import pytest
 pytestmark = pytest.mark.distributed
 
 
-GATHERS = {"muon": 1, "adafactor": 1, "lamb": 1, "signs": 0, "adamw": 0, "lion": 0, "uncorrected": 0}  # in each update
+GATHERS = {
+    "muon": 1,
+    "config muon": 1,
+    "adafactor": 1,
+    "lamb": 1,
+    "signs": 0,
+    "adamw": 0,
+    "lion": 0,
+    "uncorrected": 0,
+}  # in each update
 
 
 @pytest.mark.parametrize("name", sorted(GATHERS))

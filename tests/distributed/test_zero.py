@@ -15,6 +15,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"type": "SGD", "params": {"lr": 0.05, "momentum": 0.9}},
         {"gradient_predivide_factor": 2.0},
     ),
+    "Muon": ({"type": "Muon", "params": {"lr": 0.01, "adam_lr": 1e-3}}, {}),
     "Lion": ({"type": "Lion", "params": {"lr": 1e-3}}, {}),
 }
 
@@ -64,8 +65,8 @@ def test_parameters_that_are_added_later_get_an_owner(world2: Any) -> None:
         assert result["calls"] == 2  # one broadcast for each rank
 
 
-def test_an_optimizer_that_is_not_elementwise_is_refused(world2: Any) -> None:
-    for error in world2.run("scenarios.zero:refused"):
+def test_an_optimizer_of_whole_tensors_is_refused_beside_tensor_parallelism(world4: Any) -> None:
+    for error in world4.run("scenarios.zero:refused"):
         assert error["type"] == "UnsupportedError"
         assert "Adafactor" in error["text"]
         assert "stage 0" in error["text"]

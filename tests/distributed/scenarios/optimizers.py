@@ -9,9 +9,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from tpinit.runtime import initialize
+from tpinit.runtime.settings import ComponentSettings
 from tpinit.runtime.slicing import local_part
 from tpinit.runtime.training.config_optimizers import Lion, UncorrectedAdam
 from tpinit.runtime.training.optimizer_kinds import OptimizerKind
+from tpinit.runtime.training.optimizers import build_optimizer
 
 from support.collectives import CollectiveCounter
 from support.refusals import error_of, in_step
@@ -55,6 +57,11 @@ def _matrices(model: Any) -> list[Any]:
 
 MAKERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "muon": lambda model: torch.optim.Muon(_matrices(model), lr=0.02),
+    "config muon": lambda model: build_optimizer(
+        ComponentSettings("muon", {"lr": 0.02, "adam_lr": 0.01, "weight_decay": 0.1}),
+        model.parameters(),
+        {id(one): name for name, one in model.named_parameters()},
+    ),
     "adafactor": lambda model: torch.optim.Adafactor(model.parameters(), lr=0.02),
     "lamb": lambda model: Lamb(model.parameters()),
     "signs": lambda model: Signs(model.parameters()),

@@ -116,5 +116,5 @@ def added(rank: int) -> dict[str, Any]:
 
 def refused(rank: int) -> dict[str, Any]:
     """Ask for ZeRO with an optimizer that needs whole matrices."""
-    config = {"zero_optimization": {"stage": 1}, "tensor_parallel": {"autotp_size": 1}}
+    config = {"zero_optimization": {"stage": 1}, "tensor_parallel": {"autotp_size": 2}}
     return error_of(lambda: initialize(model=build(), config={**config, "optimizer": {"type": "Adafactor"}}))

@@ -38,20 +38,20 @@ def choose_optimizer(
         warnings.warn("the lr_scheduler argument is used, and the config's scheduler is not", stacklevel=6)
     chosen: Any = model_parameters(model) if callable(model_parameters) else model_parameters
     parameters = list(chosen) if chosen is not None else list(model.parameters())
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     optimizer: Optimizer
     if isinstance(given, Optimizer):
         optimizer = given
     elif given is not None:
         optimizer = given(parameters)
     elif settings.optimizer is not None:
-        optimizer = build_optimizer(settings.optimizer, parameters)
+        optimizer = build_optimizer(settings.optimizer, parameters, names)
     elif settings.scheduler is not None or lr_scheduler is not None:
         raise UnsupportedError("there is a learning-rate schedule and no optimizer: add one to the config or the call")
     else:
         return None
     if settings.scheduler is not None and lr_scheduler is None:
         check_schedule(settings.scheduler, optimizer)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
     _check_optimizer(optimizer, names)
     compared["optimizer.type"] = type(optimizer).__name__
     for index, group in enumerate(optimizer.param_groups):

@@ -31,7 +31,7 @@ from tpinit.runtime.loading.weight_loading import WeightSource
 from tpinit.runtime.planning import Plan, make_plan
 from tpinit.runtime.settings import Checks, Settings, check_section, read_settings
 from tpinit.runtime.training.engine import Engine
-from tpinit.runtime.training.optimizer_kinds import OptimizerKind, class_name, classify
+from tpinit.runtime.training.optimizer_kinds import OptimizerKind, class_name, classify, updates_each_alone
 from tpinit.spec.vocabulary import Decision, Group, Outcome
 
 __all__ = ["InitArgs", "Prepared", "prepare"]
@@ -147,10 +147,11 @@ def _optimizer_kind(optimizer: Optimizer | None, plan: Plan, settings: Settings,
     if optimizer is None or (plan.tp_size == 1 and not shares):
         return None
     kind = classify(optimizer)
-    if shares and kind is OptimizerKind.WHOLE_TENSORS:
+    if shares and kind is OptimizerKind.WHOLE_TENSORS and (plan.tp_size > 1 or not updates_each_alone(optimizer)):
         raise UnsupportedError(
             f"zero_optimization.stage = {settings.zero_stage} with the optimizer {class_name(optimizer)}, which is not "
-            "elementwise: write stage 0, or use AdamW or another elementwise optimizer (docs/optimizers.md)"
+            "elementwise: write stage 0, or use AdamW or another elementwise optimizer (docs/optimizers.md); Muon and "
+            "Adafactor may have any stage where the TP size is 1"
         )
     return kind
 

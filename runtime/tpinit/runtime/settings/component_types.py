@@ -66,6 +66,14 @@ _ADAM = {
     **dict.fromkeys(("bias_correction", "adam_w_mode", "torch_adam", "amsgrad"), _FLAG),
     **dict.fromkeys(("set_grad_none", "fp32_optimizer_states", "fused", "foreach", "adamw_mode"), _FLAG),
 }
+_MUON = {
+    **dict.fromkeys(("lr", "muon_lr", "adam_lr", "momentum", "weight_decay", "eps"), _NUMBER),
+    "betas": _PAIR,
+    "adam_w_mode": _FLAG,
+    "fp32_optimizer_states": _FLAG,
+    "ns_method": Check(lambda value: value in ("gram", "standard"), '"gram" or "standard"'),
+    "per_head_muon": Check(lambda value: value is False, "false: a matrix is orthogonalized whole"),
+}
 _LION = {"lr": _NUMBER, "weight_decay": _NUMBER, "betas": _PAIR, "set_grad_none": _FLAG}
 _WARMUP = {
     "warmup_min_lr": _NUMBERS,
@@ -97,7 +105,12 @@ _RANGE_TEST = {
     "last_batch_iteration": _ITERATION,
 }
 _OWN: dict[str, tuple[ComponentType, ...]] = {
-    "optimizer": (ComponentType("Adam", _ADAM), ComponentType("AdamW", _ADAM), ComponentType("Lion", _LION)),
+    "optimizer": (
+        ComponentType("Adam", _ADAM),
+        ComponentType("AdamW", _ADAM),
+        ComponentType("Lion", _LION),
+        ComponentType("Muon", _MUON),
+    ),
     "scheduler": (
         ComponentType("WarmupLR", _WARMUP),
         ComponentType("WarmupDecayLR", {"total_num_steps": _PERIOD, **_WARMUP}, ("total_num_steps",)),
@@ -116,7 +129,6 @@ REFUSED_TYPES: dict[str, dict[str, tuple[str, str]]] = {
         **dict.fromkeys(("onebitadam", "zerooneadam", "onebitlamb"), _COMPRESSED),
         "lamb": ("torch has no LAMB", _OWN_OPTIMIZER),
         **dict.fromkeys(("muadam", "muadamw", "musgd"), _MUP),
-        "muon": ("DeepSpeed's Muon updates matrices by Muon and the rest by Adam", _OWN_OPTIMIZER),
         "lbfgs": ("it runs the model several times in one step", "use AdamW"),
         "sparseadam": ("it takes sparse gradients only", "use Adam"),
     },

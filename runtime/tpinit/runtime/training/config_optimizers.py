@@ -1,4 +1,7 @@
-"""Optimizers that a config names and torch lacks: Lion, and Adam without correction of its bias. Both elementwise."""
+"""Optimizers that a config names and torch lacks: Lion, Adam without correction of its bias, Muon beside AdamW.
+
+The first two are elementwise.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
+from torch import nn
+from torch.optim import Adam, AdamW, Muon, Optimizer
 
-__all__ = ["Lion", "UncorrectedAdam"]
+__all__ = ["Lion", "MuonAdamW", "UncorrectedAdam"]
 
 
 class Lion(Optimizer):
@@ -76,6 +80,46 @@ class UncorrectedAdam(Optimizer):
                 squares.mul_(second).addcmul_(gradient, gradient, value=1 - second)
                 parameter.addcdiv_(average, squares.sqrt().add_(group["eps"]), value=-group["lr"])
         return loss
+
+
+class MuonAdamW(Optimizer):
+    """Muon for the groups whose `use_muon` is true, AdamW for the others: DeepSpeed's type "Muon", with its defaults.
+
+    Both updates are torch's. Muon's groups hold matrices only. The state of a parameter is `momentum_buffer`, or
+    `exp_avg`, `exp_avg_sq` and `step`. `decoupled` false: Adam, whose weight decay is added to the gradient.
+    """
+
+    def __init__(self, params: Any, decoupled: bool = True) -> None:
+        self._kinds: dict[bool, Callable[..., Optimizer]] = {True: Muon, False: AdamW if decoupled else Adam}
+        # Each updates the groups and the states of this optimizer: its own parameter only makes it an optimizer.
+        self._parts = {use_muon: kind([nn.Parameter(torch.zeros(1, 1))]) for use_muon, kind in self._kinds.items()}
+        super().__init__(params, {})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, whose `use_muon` says what updates it. Raises ValueError without it, or for illegal options."""
+        if not isinstance(param_group.get("use_muon"), bool):
+            raise ValueError("a group of Muon needs use_muon: true for matrices that Muon updates, else false")
+        use_muon = param_group["use_muon"]
+        group = {**_MUON_DEFAULTS[use_muon], **param_group}
+        options = {key: value for key, value in group.items() if key in self._parts[use_muon].defaults}
+        (checked,) = self._kinds[use_muon](group["params"], **options).param_groups
+        super().add_param_group({**group, **checked})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient. Returns what `closure` returns."""
+        loss = _call(closure)
+        for use_muon, part in self._parts.items():
+            part.param_groups = [group for group in self.param_groups if group["use_muon"] is use_muon]
+            part.state = self.state
+            part.step()
+        return loss
+
+
+_MUON_DEFAULTS: dict[bool, dict[str, Any]] = {
+    True: {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.0},
+    False: {"lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0},
+}
 
 
 def _check_options(lr: float, betas: tuple[float, float], weight_decay: float) -> None:

@@ -17,7 +17,7 @@ from tpinit.runtime.errors import UnsupportedError
 from tpinit.runtime.training.config_optimizers import Lion, UncorrectedAdam
 from tpinit.runtime.training.optimizer_trial import try_optimizer
 
-__all__ = ["ELEMENTWISE", "REFUSED", "WHOLE_TENSORS", "OptimizerKind", "class_name", "classify"]
+__all__ = ["ELEMENTWISE", "REFUSED", "WHOLE_TENSORS", "OptimizerKind", "class_name", "classify", "updates_each_alone"]
 
 
 class OptimizerKind(str, Enum):
@@ -41,6 +41,7 @@ WHOLE_TENSORS: tuple[str, ...] = (
     "torch.optim._muon.Muon",
     "torch.optim._adafactor.Adafactor",
     "transformers.optimization.Adafactor",
+    "tpinit.runtime.training.config_optimizers.MuonAdamW",
 )
 """Classes whose update of one element depends on others, by their full names: some are in optional packages."""
 
@@ -69,6 +70,11 @@ def classify(optimizer: Optimizer) -> OptimizerKind:
         return OptimizerKind.WHOLE_TENSORS
     _check_step(optimizer, name)
     return OptimizerKind.ELEMENTWISE if try_optimizer(optimizer, name) else OptimizerKind.WHOLE_TENSORS
+
+
+def updates_each_alone(optimizer: Optimizer) -> bool:
+    """Return whether the update of a parameter is known to depend on no other parameter."""
+    return type(optimizer) in ELEMENTWISE or class_name(optimizer) in WHOLE_TENSORS
 
 
 def class_name(value: object) -> str:
