@@ -122,9 +122,16 @@ def equal_calls(rank: int) -> dict[str, Any]:
 
 
 def unchecked(rank: int, every: int) -> dict[str, Any]:
-    """Return which of four forwards with other ids on each rank raised."""
-    engine = engine_of(build(), check_inputs_every=every)
-    return {"types": [error_of(lambda: engine(input_ids=tokens(5 + rank)))["type"] for _ in range(4)]}
+    """Return which of four forwards with other ids on each rank raised; the config and the call ask for it in turn."""
+    config = {"tensor_parallel": {"autotp_size": 2}, "tpinit": {"check_inputs_every": every}}
+    engines = (initialize(model=build(), config=config)[0], engine_of(build(), check_inputs_every=every))
+    return {
+        "types": [
+            error_of(lambda each=engine: each(input_ids=tokens(5 + rank)))["type"]
+            for engine in engines
+            for _ in range(4)
+        ]
+    }
 
 
 # --- random numbers --------------------------------------------------------------------------------------

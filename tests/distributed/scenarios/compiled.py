@@ -31,18 +31,22 @@ def _function(engine: Any) -> Callable[..., Any]:
 def forms(rank: int) -> dict[str, Any]:
     """Compile a model in each way, and compare a step; ask for one graph in each way."""
     results: dict[str, object] = {}
-    for form in ("function", "layers"):
+    for form in ("function", "layers", "engine"):
         torch.compiler.reset()
         unsharded, engine = pair(num_hidden_layers=1)
         called: Any = engine
         if form == "layers":
             engine.module.model.layers[0].compile(backend="aot_eager")
+        elif form == "engine":
+            engine.compile(backend="aot_eager", compile_kwargs={"dynamic": False})
         else:
             called = torch.compile(_function(engine), backend="aot_eager")
         results[form] = same(_Called(engine, called), unsharded)
     torch.compiler.reset()
     for name, module in (("engine", engine), ("module", engine.module), ("layer", engine.module.model.layers[0])):
         results[f"{name}, one graph"] = "leave fullgraph out" in refusal_of(lambda m=module: m.compile(fullgraph=True))
+    as_deepspeeds = ({"compile_kwargs": {"fullgraph": True}}, {"schedule": []}, {"compiled_autograd_enabled": True})
+    results["engine, other"] = all(refusal_of(lambda o=options: engine.compile(**o)) for options in as_deepspeeds)
     try:
         torch.compile(engine.module, backend="aot_eager", fullgraph=True)(input_ids=tokens())
     except Exception as error:  # torch's own, with our reason

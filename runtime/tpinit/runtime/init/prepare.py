@@ -29,7 +29,7 @@ from tpinit.runtime.init.call_registry import is_initialized, recorded_call, sha
 from tpinit.runtime.init.choose_optimizer import choose_optimizer
 from tpinit.runtime.loading.weight_loading import WeightSource
 from tpinit.runtime.planning import Plan, make_plan
-from tpinit.runtime.settings import Checks, Settings, check_section, read_settings
+from tpinit.runtime.settings import Checks, Settings, check_section, read_checks, read_settings
 from tpinit.runtime.training.engine import Engine
 from tpinit.runtime.training.optimizer_kinds import OptimizerKind, class_name, classify, updates_each_alone
 from tpinit.spec.vocabulary import Decision, Group, Outcome
@@ -106,9 +106,10 @@ def prepare(init_args: InitArgs, report: RankReport, device: torch.device | None
         )
     _check_values(init_args, model)
     checks = Checks.from_arguments(init_args.check_inputs_every, init_args.check_replicas_every, init_args.on_nonfinite)
-    report.fields.update(flatten(asdict(checks), "checks"))
     report.fields["gather_logits"] = init_args.gather_logits
     reading, decision = _decide(init_args, model, report)
+    checks = read_checks(reading.config, checks)
+    report.fields.update(flatten(asdict(checks), "checks"))
     check_section(decision.carried)
     dp_size = _dp_size(decision)
     # DeepSpeed takes the DP ranks of an mpu or a mesh, and the whole world without one (D16).

@@ -1,5 +1,6 @@
 """The settings of a run, from the config outside of what the decision covers."""
 
+from tpinit.runtime.settings.checks import read_checks
 from tpinit.runtime.settings.dtypes import TORCH_DTYPES
 from tpinit.runtime.settings.reader import check_section, read_settings
 from tpinit.runtime.settings.schema import (
@@ -24,5 +25,6 @@ __all__ = [
     "Note",
     "Settings",
     "check_section",
+    "read_checks",
     "read_settings",
 ]

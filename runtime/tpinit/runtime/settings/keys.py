@@ -217,6 +217,12 @@ _SECTIONS: tuple[Key, ...] = (
     _refused("data_types.param_dtype", "the decision gives the dtype", "write bf16, fp16 or tensor_parallel.dtype"),
     _refused("data_types.buffer_dtype", "buffers keep the dtype of the model", "take it out"),
     _refused("data_types.keep_in_fp32_modules", "the model's own list is used", 'write "auto"'),
+    Key("tpinit", Effect.SECTION, "what DeepSpeed does not have, and passes over: see initialize"),
+    _honoured(
+        "tpinit.check_inputs_every", "a TP group's ranks compare their inputs before every so many forwards; 0 never"
+    ),
+    _honoured("tpinit.check_replicas_every", "ranks compare copies of parameters after every so many updates; 0 never"),
+    _honoured("tpinit.on_nonfinite", 'a NaN or infinite loss or norm: "raise", "skip" the update, or "ignore" it'),
     Key("compile", Effect.SECTION, "DeepSpeed's compiler"),
     *(
         _logged(f"compile.{name}", "nothing is compiled: call engine.module.compile()")

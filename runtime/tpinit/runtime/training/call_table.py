@@ -294,7 +294,10 @@ ENGINE_CALLS: tuple[PublicName, ...] = (
     ),
     PublicName.of(
         Answer.SAME,
-        "training autotp_size bfloat16_enabled data_parallel_group dataloader_drop_last destroy dp_world_size "
+        "training autotp_size bfloat16_enabled communication_data_type data_parallel_group dataloader_drop_last "
+        "destroy dp_world_size empty_partition_cache gradient_predivide_factor initial_dynamic_scale memory_breakdown "
+        "optimizer_params postscale_gradients scheduler_params zero_optimization_partition_gradients "
+        "zero_optimization_partition_weights zero_overlap_comm zero_reduce_bucket_size "
         "dump_state dynamic_loss_scale fp16_enabled get_batch_info get_data_parallel_rank get_lr "
         "get_model_parallel_rank get_mom get_tensor_parallel_rank get_type global_rank gradient_accumulation_steps "
         "gradient_clipping local_rank loss_scale mp_world_size optimizer_name scheduler_name set_train_batch_size "
@@ -302,6 +305,15 @@ ENGINE_CALLS: tuple[PublicName, ...] = (
         "wall_clock_breakdown was_step_applied world_size zero_gather_16bit_weights_on_model_save "
         "zero_optimization zero_optimization_stage",
         "settings, counters, ranks and groups of this engine",
+    ),
+    PublicName.of(
+        Answer.SAME,
+        "amp_enabled autotuning_enabled bf16_master_weights_and_gradients bf16_optimizer_states "
+        "curriculum_learning_enabled data_efficiency_enabled data_sampling_enabled flops_profiler_enabled "
+        "fp16_auto_cast fp16_master_weights_and_gradients is_deepcompile_enabled random_ltd_enabled "
+        "sparse_gradients_enabled torch_autocast_enabled zero_cpu_offload zero_offload_optimizer zero_offload_param "
+        "zero_quantized_gradients zero_quantized_nontrainable_weights zero_quantized_weights zero_use_cpu_optimizer",
+        "false or None: the config refuses what would make them true, or nothing does it",
     ),
 )
 """The names that the engine adds to torch.nn.Module's."""

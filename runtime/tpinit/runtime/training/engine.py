@@ -24,6 +24,7 @@ from tpinit.runtime.settings import Checks, Settings
 from tpinit.runtime.training.call_check import CallCheck, watch_calls
 from tpinit.runtime.training.call_guards import guard_calls, guard_engine
 from tpinit.runtime.training.clipping import clip_factor
+from tpinit.runtime.training.compile_guard import compile_engine
 from tpinit.runtime.training.data import EndlessBatches
 from tpinit.runtime.training.engine_answers import METHODS, VALUES
 from tpinit.runtime.training.engine_checkpoint import wait_for_save
@@ -323,10 +324,6 @@ class Engine(nn.Module):
         finally:
             self._synchronizes = True
 
-    def get_global_grad_norm(self) -> float | None:
-        """Return the 2-norm of the whole model's gradient at the last update, before clipping; None before any."""
-        return None if self._norm is None else float(self._norm)
-
     def train(self, mode: bool = True) -> Engine:
         """Put the model in training mode, or in evaluation mode."""
         self.module.train(mode)
@@ -343,6 +340,7 @@ class Engine(nn.Module):
             module.training = mode
 
     if not TYPE_CHECKING:  # their types are those of nn.Module
+        compile = compile_engine
         to, cpu, cuda, half, bfloat16, float, double, type, to_empty, share_memory = map(
             _of_module,
             ("to", "cpu", "cuda", "half", "bfloat16", "float", "double", "type", "to_empty", "share_memory"),

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from tpinit.runtime.errors import EngineError
-from tpinit.runtime.settings import BatchSizes
+from tpinit.runtime.settings import TORCH_DTYPES, BatchSizes
 from tpinit.runtime.training.batch_loop import eval_batch, train_batch
 from tpinit.runtime.training.engine_checkpoint import load_checkpoint, save_checkpoint
-from tpinit.runtime.training.engine_norms import clip_grad_norm_, sum_over_parameters
+from tpinit.runtime.training.engine_norms import clip_grad_norm_, get_global_grad_norm, sum_over_parameters
 from tpinit.runtime.training.engine_weights import (
     consolidated_state_dict,
     load_module_state_dict,
     module_state_dict,
     save_16bit_model,
 )
+from tpinit.spec.vocabulary import DType
 
 if TYPE_CHECKING:
     from tpinit.runtime.training.engine import Engine
@@ -27,6 +28,14 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "VALUES"]
 
 _PERIOD = 10  # DeepSpeed's default of steps_per_print
+_GRADIENTS = 2  # the stage of ZeRO that shards gradients
+_OFF = (  # the config refuses what would make these true, or nothing does it
+    *("amp_enabled", "autotuning_enabled", "curriculum_learning_enabled", "data_efficiency_enabled"),
+    *("data_sampling_enabled", "flops_profiler_enabled", "fp16_auto_cast", "fp16_master_weights_and_gradients"),
+    *("bf16_master_weights_and_gradients", "bf16_optimizer_states", "is_deepcompile_enabled", "random_ltd_enabled"),
+    *("sparse_gradients_enabled", "torch_autocast_enabled", "zero_cpu_offload", "zero_quantized_gradients"),
+    *("zero_quantized_nontrainable_weights", "zero_quantized_weights", "zero_use_cpu_optimizer"),
+)
 
 
 def _local_rank(engine: Engine) -> int:
@@ -44,6 +53,14 @@ def _batch_info(engine: Engine) -> tuple[int | None, int | None, int]:
 
 def _kind(settings: Any) -> str | None:
     return settings.kind if settings is not None else None
+
+
+def _params(settings: Any) -> dict[str, Any] | None:
+    return dict(settings.params) if settings is not None else None
+
+
+def _dtype(dtype: DType | None) -> torch.dtype | None:
+    return TORCH_DTYPES[dtype] if dtype is not None else None
 
 
 def _of_groups(engine: Engine, *keys: str) -> list[Any]:
@@ -97,11 +114,13 @@ VALUES: dict[str, Callable[[Engine], Any]] = {
     "dp_world_size": lambda engine: engine.groups.dp.size,
     "mp_world_size": lambda engine: engine.groups.tp.size,
     "data_parallel_group": lambda engine: engine.groups.dp.group,
+    "communication_data_type": lambda engine: _dtype(engine.settings.averaging.dtype),
 }
 """Attributes that need no call."""
 
 METHODS: dict[str, Callable[..., Any]] = {
     "clip_grad_norm_": clip_grad_norm_,
+    "get_global_grad_norm": get_global_grad_norm,
     "sum_over_parameters": sum_over_parameters,
     "train_batch": train_batch,
     "eval_batch": eval_batch,
@@ -139,6 +158,19 @@ METHODS: dict[str, Callable[..., Any]] = {
     "get_tensor_parallel_rank": lambda engine: engine.groups.tp.position,
     "get_model_parallel_rank": lambda engine: engine.groups.tp.position,
     "steps_per_print": lambda engine: engine.config.get("steps_per_print", _PERIOD),
+    "optimizer_params": lambda engine: _params(engine.settings.optimizer),
+    "scheduler_params": lambda engine: _params(engine.settings.scheduler),
+    "gradient_predivide_factor": lambda engine: engine.settings.averaging.predivide,
+    "postscale_gradients": lambda engine: not engine.settings.averaging.prescale,
+    "zero_overlap_comm": lambda engine: engine.settings.averaging.overlap,
+    "zero_reduce_bucket_size": lambda engine: engine.settings.averaging.bucket,
+    "zero_optimization_partition_gradients": lambda engine: engine.settings.zero_stage > 1,
+    "zero_optimization_partition_weights": lambda engine: engine.settings.zero_stage > _GRADIENTS,
+    "initial_dynamic_scale": lambda engine: 2**engine.settings.scaling.initial_scale_power,
+    "empty_partition_cache": lambda _: None,  # every rank has its weights at every stage
+    "memory_breakdown": lambda engine: bool(engine.config.get("memory_breakdown", False)),
+    **dict.fromkeys(_OFF, lambda _: False),
+    **dict.fromkeys(("zero_offload_optimizer", "zero_offload_param"), lambda _: None),
     "wall_clock_breakdown": lambda engine: bool(engine.config.get("wall_clock_breakdown", False)),
     "dump_state": lambda engine: bool(engine.config.get("dump_state", False)),
 }

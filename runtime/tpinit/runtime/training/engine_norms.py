@@ -13,7 +13,7 @@ from tpinit.runtime.training.whole_sums import sum_terms
 if TYPE_CHECKING:
     from tpinit.runtime.training.engine import Engine
 
-__all__ = ["before_norm", "clip_grad_norm_", "sum_over_parameters"]
+__all__ = ["before_norm", "clip_grad_norm_", "get_global_grad_norm", "sum_over_parameters"]
 
 
 def before_norm(engine: Engine, what: str) -> None:
@@ -39,6 +39,11 @@ def clip_grad_norm_(
     before_norm(engine, "clip_grad_norm_")
     scale = engine.loss_scale() if engine._awaits_step else 1.0
     return clip_gradients(engine._tensors, max_norm, norm_type, error_if_nonfinite, scale)
+
+
+def get_global_grad_norm(engine: Engine) -> float | None:
+    """Return the 2-norm of the whole model's gradient at the last update, before clipping; None before any."""
+    return None if engine._norm is None else float(engine._norm)
 
 
 def sum_over_parameters(engine: Engine, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
