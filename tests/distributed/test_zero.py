@@ -53,6 +53,10 @@ def test_a_checkpoint_has_the_states_of_all_ranks(world2: Any, tmp_path: Path, p
     results = world2.run("scenarios.zero:resumed", folder=str(tmp_path / "run"), extra=extra)
     for result in results:
         assert result["equal"] == [True, True]
+        trained_on, loaded, held, whole = result["stage 2"]
+        assert trained_on <= ROUNDING[precision]
+        assert loaded == 0
+        assert 0 < held < whole
         assert result["dropped"]
         assert result["in_step"]
     first, second = (result["held"] for result in results)

@@ -50,11 +50,10 @@ def stages(rank: int, tp_size: int, optimizer: dict[str, Any], extra: dict[str, 
     found: dict[str, Any] = {}
     for stage in (1, 2):
         engine, other_norms = _trained(stage, tp_size, optimizer, extra)
-        pairs = zip(plain.module.parameters(), engine.module.parameters(), strict=True)
         held: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(held, (engine.groups.tp.position, _held(engine)))
         found[str(stage)] = {
-            "difference": max(float((one - other).abs().max()) for one, other in pairs),
+            "difference": _furthest(plain, engine),
             "norms": max(abs(one / other - 1) for one, other in zip(norms[1:], other_norms[1:], strict=True)),
             "stage": engine.zero_optimization_stage(),
             "holders": [
@@ -66,15 +65,23 @@ def stages(rank: int, tp_size: int, optimizer: dict[str, Any], extra: dict[str, 
     return {"found": found, "in_step": in_step(rank)}
 
 
+def _furthest(engine: Engine, other: Engine) -> float:
+    pairs = zip(engine.module.parameters(), other.module.parameters(), strict=True)
+    return max(float((one - two).abs().max()) for one, two in pairs)
+
+
 def resumed(rank: int, folder: str, extra: dict[str, Any]) -> dict[str, Any]:
-    """Save under stage 1, load into stage 1 and stage 0, train on; return what differs from the run that went on."""
+    """Save under stage 1, load into stages 1, 0 and 2, train on; return what differs from the run that went on.
+
+    The run of stage 2 is saved too, and stage 0 loads that.
+    """
     optimizer = {"type": "AdamW", "params": {"lr": 1e-2}}
     saved, _ = _trained(1, 1, optimizer, extra)
     before = _held(saved)
     saved.save_checkpoint(folder)
     after = _held(saved)
     others = []
-    for stage in (1, 0):
+    for stage in (1, 0, 2):
         config = {**_config(stage, 1, optimizer), **extra}
         engine, *_ = initialize(model=build(seed=5), config=config)
         engine.load_checkpoint(folder)
@@ -84,9 +91,13 @@ def resumed(rank: int, folder: str, extra: dict[str, Any]) -> dict[str, Any]:
             ids = tokens(100 + 10 * number + engine.groups.data_index)
             engine.backward(engine(input_ids=ids, labels=ids).loss)
             engine.step()
-    pairs = [zip(saved.module.parameters(), engine.module.parameters(), strict=True) for engine in others]
+    last = others.pop()
+    last.save_checkpoint(f"{folder}-2")
+    again, *_ = initialize(model=build(seed=6), config={**_config(0, 1, optimizer), **extra})
+    again.load_checkpoint(f"{folder}-2")
     return {
-        "equal": [all(torch.equal(one, other) for one, other in pair) for pair in pairs],
+        "equal": [_furthest(saved, engine) == 0 for engine in others],
+        "stage 2": (_furthest(saved, last), _furthest(last, again), sum(_held(last)), sum(_held(again))),
         "dropped": before == after,
         "held": [sum(_held(engine)) for engine in (saved, *others)],
         "in_step": in_step(rank),
