@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from tpinit.runtime.checkpoint import dcp_writer, folders
+from tpinit.runtime.checkpoint import folders, hashed_file
 from tpinit.runtime.checkpoint import save as saving
 
 from scenarios.save_load import differing, engine, held, train
@@ -30,7 +30,7 @@ def _second_rename(patch: pytest.MonkeyPatch) -> None:
 
 # By name: the rank that is killed, and where in its second save.
 POINTS: dict[str, tuple[int, Callable[[pytest.MonkeyPatch], None]]] = {
-    "written": (1, lambda patch: patch.setattr(dcp_writer, "sha256_of_file", _kill)),
+    "written": (1, lambda patch: patch.setattr(hashed_file.HashedFile, "sync", _kill)),
     "manifest": (0, lambda patch: patch.setattr(folders, "write_synced", _kill)),
     "between the renames": (0, _second_rename),
     "in place": (0, lambda patch: patch.setattr(folders, "write_latest", _kill)),
@@ -82,7 +82,7 @@ def fails(rank: int, folder: str) -> dict[str, Any]:
     errors = []
     with pytest.MonkeyPatch.context() as patch:
         if rank == 1:
-            patch.setattr(dcp_writer, "sha256_of_file", _full)
+            patch.setattr(hashed_file.HashedFile, "write", _full)
         errors.append(error_of(lambda: made.save_checkpoint(folder, tag="bad")))
         made.save_checkpoint(folder, tag="bad", async_save=True)
         errors.append(error_of(lambda: made.save_checkpoint(folder, tag="late")))

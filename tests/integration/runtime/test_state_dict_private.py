@@ -73,6 +73,12 @@ def versions():
     assert state_dict_private.state_metadata(dict(state)) == {}
 
 
+def places():
+    place = state_dict_private.place_in_file("__0_0.distcp", 3, 5)
+    assert (place.relative_path, place.offset, place.length) == ("__0_0.distcp", 3, 5)
+    assert not place.transform_descriptors
+
+
 CHECKS = {
     "Tensor.__create_write_items__": write_items,
     "Tensor.__create_chunk_list__": chunks,
@@ -81,6 +87,7 @@ CHECKS = {
     "_get_model_state_dict(model, info)": full_state_dicts,
     "_get_optim_state_dict(model, optimizers, info)": optimizer_states,
     "state_dict()._metadata": versions,
+    "filesystem._StorageInfo": places,
 }
 
 

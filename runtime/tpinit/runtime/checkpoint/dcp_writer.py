@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
-import os
 import time
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -31,9 +29,11 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
-from tpinit.runtime.checkpoint.manifest import Chunk, ChunkedTensor, sha256_of_file
+from tpinit.runtime.checkpoint.hashed_file import HashedFile
+from tpinit.runtime.checkpoint.manifest import Chunk, ChunkedTensor
 from tpinit.runtime.checkpoint.places import Box, Write
 from tpinit.runtime.errors import CheckpointError
+from tpinit.runtime.internals.state_dict_private import place_in_file
 
 __all__ = ["ChunkPlanner", "ChunkWriter"]
 
@@ -42,9 +42,13 @@ _log = logging.getLogger("tpinit")
 
 
 class ChunkPlanner(SavePlanner):
-    """Gives torch.distributed.checkpoint the boxes that this rank writes, under the names of the whole tensors."""
+    """Gives torch.distributed.checkpoint the boxes that this rank writes, under the names of the whole tensors.
 
-    def __init__(self, writes: Sequence[Write]) -> None:
+    `read` returns the values of a box when they are written; without it they are those of the box.
+    """
+
+    def __init__(self, writes: Sequence[Write], read: Callable[[Write], torch.Tensor] | None = None) -> None:
+        self._read = read if read is not None else _values
         self._writes = {MetadataIndex(write.name, write.box.offsets): write for write in writes}
         self._total = sum(write.values.numel() * write.values.element_size() for write in writes)
         self._written = 0
@@ -80,12 +84,16 @@ class ChunkPlanner(SavePlanner):
 
     def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
         """Return the values of a box, contiguous; say every few seconds how far this rank is."""
-        values = self._writes[write_item.index].values.detach().contiguous()
+        values = self._read(self._writes[write_item.index]).detach().contiguous()
         if time.monotonic() - self._shown > _SECONDS:
             self._shown = time.monotonic()
             _log.info("saving: %.1f of %.1f MB of this rank are written", self._written / 1e6, self._total / 1e6)
         self._written += values.numel() * values.element_size()
         return values
+
+
+def _values(write: Write) -> torch.Tensor:
+    return write.values
 
 
 def _item(index: MetadataIndex, write: Write) -> WriteItem:
@@ -107,7 +115,11 @@ class _Stored:
 
 
 class ChunkWriter(FileSystemWriter):
-    """Writes one file per rank. On the first rank, `tensors`, `files` and `sums` describe all files afterwards."""
+    """Writes one file per rank. On the first rank, `tensors`, `files` and `sums` describe all files afterwards.
+
+    A file is hashed while it is written. torch's own loop would hold what it made for the file (contiguous copies of
+    slices, copies on the CPU) until the file is complete; here one tensor is held at a time.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
@@ -117,23 +129,16 @@ class ChunkWriter(FileSystemWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this rank's chunks, and return where each is."""
-        if not plan.items:
-            done: Future[list[WriteResult]] = Future()
-            done.set_result([])
-            return done
-        results = super().write_data(plan, planner).wait()
-        items = {item.index: item for item in plan.items}
-        name = results[0].storage_data.relative_path
-        path = Path(self.path) / name
-        with path.open("rb") as file:
-            file_sum = sha256_of_file(file)
-            size = path.stat().st_size
-            found = [
-                dataclasses.replace(result, storage_data=_stored(file, items[result.index], result, size, file_sum))
-                for result in results
-            ]
-        done = Future()
-        done.set_result(found)
+        results: list[WriteResult] = []
+        if plan.items:
+            assert plan.storage_data is not None
+            name = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}"
+            with HashedFile(Path(self.path) / name) as file:
+                places = [_write(file, planner.resolve_data(item)) for item in plan.items]
+                file.sync()
+                results = [_result(item, name, place, file) for item, place in zip(plan.items, places, strict=True)]
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -152,55 +157,23 @@ class ChunkWriter(FileSystemWriter):
         super().finish(metadata, plain)
 
 
-def _stored(file: io.BufferedReader, item: WriteItem, result: WriteResult, size: int, file_sum: str) -> _Stored:
-    data, record = item.tensor_data, result.storage_data
+def _write(file: HashedFile, values: torch.Tensor | io.BytesIO) -> tuple[int, int, int]:
+    """Write a tensor as torch.save does; return where this begins, where the tensor's own bytes begin, and the end."""
+    assert isinstance(values, torch.Tensor)
+    values = values.cpu()
+    if values.untyped_storage().nbytes() != values.nbytes:
+        values = values.clone()  # torch.save writes the whole storage of a view
+    begin = file.begin_archive()
+    torch.save(values, cast("IO[bytes]", file))
+    return begin, file.first_byte(begin, values.nbytes), file.tell()
+
+
+def _result(item: WriteItem, name: str, place: tuple[int, int, int], file: HashedFile) -> WriteResult:
+    data, (begin, first, end) = item.tensor_data, place
     assert data is not None
     box = Box(tuple(data.chunk.offsets), tuple(data.chunk.sizes))
-    count = box.count * data.properties.dtype.itemsize
-    begin = record.offset + _first_byte(_Slice(file, record.offset, record.length), count)
-    return _Stored(
-        record, Chunk(box, record.relative_path, begin), data.properties.dtype, tuple(data.size), size, file_sum
-    )
-
-
-def _first_byte(archive: _Slice, count: int) -> int:
-    """Return where the one storage of a tensor that torch.save wrote begins; `count` is its size in bytes."""
-    with zipfile.ZipFile(archive) as names:
-        (storage,) = [entry for entry in names.infolist() if "/data/" in f"/{entry.filename}"]
-    if storage.file_size != count or storage.compress_type != zipfile.ZIP_STORED:
-        raise CheckpointError(f"torch.save wrote {storage.file_size} bytes for a tensor of {count}")
-    archive.seek(storage.header_offset + 26)
-    lengths = archive.read(4)
-    return storage.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
-
-
-class _Slice(io.RawIOBase):
-    """A part of a file, as a file."""
-
-    def __init__(self, file: io.BufferedReader, offset: int, length: int) -> None:
-        self._file = file
-        self._offset = offset
-        self._length = length
-        self._place = 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._length}[whence]
-        self._place = base + offset
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = max(0, min(len(buffer), self._length - self._place))
-        self._file.seek(self._offset + self._place)
-        data = self._file.read(wanted)
-        buffer[: len(data)] = data
-        self._place += len(data)
-        return len(data)
+    stored = _Stored(
+        place_in_file(name, begin, end - begin), Chunk(box, name, first), data.properties.dtype, tuple(data.size),
+        file.tell(), file.sum(),
+    )  # fmt: skip
+    return WriteResult(item.index, end - begin, stored)

@@ -12,6 +12,7 @@ from typing import Any
 __all__ = [
     "PRIVATE_NAMES",
     "compares_whole_size",
+    "place_in_file",
     "state_metadata",
     "wants_full_state_dict",
     "with_metadata",
@@ -25,6 +26,7 @@ PRIVATE_NAMES: dict[str, str] = {
     "_get_model_state_dict(model, info)": "whether a state dict is made for the option full_state_dict",
     "_get_optim_state_dict(model, optimizers, info)": "the same",
     "state_dict()._metadata": "the versions of the modules in a state dict",
+    "filesystem._StorageInfo": "where in its file torch's reader of checkpoints finds a tensor",
 }
 """Every private name, and private behaviour, of torch's state dicts that the runtime leans on; and what for."""
 
@@ -75,3 +77,10 @@ def _frame_of(*getters: str) -> FrameType | None:
         return None
     codes = [getattr(module, name).__wrapped__.__code__ for name in getters]  # inside of torch.no_grad
     return next((frame for frame in _callers() if frame.f_code in codes), None)
+
+
+def place_in_file(name: str, offset: int, length: int) -> Any:
+    """Return what torch's index of a checkpoint says about a tensor: its file, first byte and number of bytes."""
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+    return _StorageInfo(name, offset, length)
