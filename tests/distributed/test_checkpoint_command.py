@@ -12,6 +12,8 @@ import torch
 from tpinit.cli.main import main
 from transformers import LlamaForCausalLM
 
+from support.tiny_models import build
+
 pytestmark = pytest.mark.distributed
 
 
@@ -39,6 +41,22 @@ def test_a_checkpoint_is_shown_and_written_as_a_directory_of_transformers(saved:
         assert all(torch.equal(value.bfloat16(), expected[name].bfloat16()) for name, value in found.items())
         assert any(bool((value != value.bfloat16()).any()) for value in found.values()) == bool(options)
     assert sorted(path.name for path in saved.iterdir()) == ["model", "output0", "output1", "run"]
+
+
+def test_a_converted_model_is_loaded_with_its_master_copies(world2: Any, tmp_path: Path, capsys: Any) -> None:
+    model: Any = build(seed=3)
+    model.save_pretrained(tmp_path / "model")
+    assert main(["checkpoint", "convert", str(tmp_path / "model"), str(tmp_path / "run"), "--to", "tpinit",
+                 "--dtype", "bf16"]) == 0  # fmt: skip
+    first, _ = world2.run("scenarios.save_load:load_converted", folder=str(tmp_path / "run"), tp=2)
+    expected = model.state_dict()
+    assert first["state"].keys() == expected.keys()
+    assert all(torch.equal(value, expected[name].bfloat16()) for name, value in first["state"].items())
+    assert "model.norm.weight" in first["masters"]
+    assert all(torch.equal(value, expected[name]) for name, value in first["masters"].items())
+    assert first["refused"]["type"] == "CheckpointError"
+    assert "load_module_only=True" in first["refused"]["text"]
+    assert first["finite"]
 
 
 def test_a_damaged_checkpoint_and_a_full_folder_are_errors(saved: Path, capsys: Any) -> None:

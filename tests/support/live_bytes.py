@@ -22,7 +22,9 @@ class LiveBytes(TorchDispatchMode):
         given = {self._key(one) for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)}
         found = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(found):
-            if isinstance(tensor, torch.Tensor) and self._key(tensor) not in given | self._sizes.keys():
+            if not isinstance(tensor, torch.Tensor) or tensor.is_meta:
+                continue
+            if self._key(tensor) not in given | self._sizes.keys():
                 self._add(tensor.untyped_storage())
         return found
 

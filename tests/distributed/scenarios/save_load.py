@@ -10,7 +10,7 @@ import torch.distributed as dist
 from tpinit.runtime import Engine, initialize
 from tpinit.runtime.slicing import local_part
 
-from support.refusals import in_step
+from support.refusals import error_of, in_step
 from support.tiny_models import build, tokens
 
 ADAMW = {"type": "AdamW", "params": {"lr": 0.01, "weight_decay": 0.1}}
@@ -172,6 +172,19 @@ def read_plainly(rank: int, folder: str, tp: int) -> list[str]:
             parameters[record.name],
         )
     ]
+
+
+def load_converted(rank: int, folder: str, tp: int) -> dict[str, Any]:
+    """Load a converted bf16 model with master copies; return the whole state, and why a whole run is not in it."""
+    made = engine(tp, seed=5, dtype="bf16")
+    refused = error_of(lambda: made.load_checkpoint(folder))
+    made.load_checkpoint(folder, load_module_only=True)
+    state = made._consolidated_16bit_state_dict()
+    masters = {
+        state.record.name: state.target.detach().clone() for state in made._param_states if state.record.dim is None
+    }
+    losses = train(made, 2)
+    return {"state": state, "refused": refused, "masters": masters, "finite": all(loss > 0 for loss in losses)}
 
 
 def export(rank: int, folder: str) -> list[int]:

@@ -31,6 +31,10 @@ class TensorFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; a later read opens them again."""
         for handle in self._handles.values():
             os.close(handle)
         self._handles.clear()

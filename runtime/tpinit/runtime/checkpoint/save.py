@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.api import CheckpointException
     from tpinit.runtime.checkpoint.dcp_writer import ChunkWriter
 
-__all__ = ["BackgroundSave", "SaveOptions", "save"]
+__all__ = ["BackgroundSave", "SaveOptions", "save", "write_manifest"]
 
 _DCP_INDEX = ".metadata"
 _log = logging.getLogger("tpinit")
@@ -126,7 +126,16 @@ def _one_error(failures: CheckpointException) -> CheckpointError:
 
 def _finish(writer: ChunkWriter, page: Mapping[str, Any], options: SaveOptions) -> None:
     """Write the manifest and the sums, and put the checkpoint in its place."""
-    folder = folders.temporary(options.folder, options.tag)
+    write_manifest(writer, page, folders.temporary(options.folder, options.tag))
+    folders.commit(options.folder, options.tag)
+    if options.latest:
+        folders.write_latest(options.folder, options.tag)
+    if options.keep_last is not None:
+        folders.remove_old(options.folder, options.keep_last, options.tag)
+
+
+def write_manifest(writer: ChunkWriter, page: Mapping[str, Any], folder: Path) -> None:
+    """Write the manifest and the sums of what a writer wrote to a folder. Raises CheckpointError or OSError."""
     manifest = Manifest(writer.tensors, writer.files, page).to_bytes()
     folders.write_synced(folder / folders.MANIFEST, manifest)
     sums = {
@@ -136,11 +145,6 @@ def _finish(writer: ChunkWriter, page: Mapping[str, Any], options: SaveOptions) 
     }
     text = "".join(f"{value}  {name}\n" for name, value in sorted(sums.items()))
     folders.write_synced(folder / SUMS, text.encode())
-    folders.commit(options.folder, options.tag)
-    if options.latest:
-        folders.write_latest(options.folder, options.tag)
-    if options.keep_last is not None:
-        folders.remove_old(options.folder, options.keep_last, options.tag)
 
 
 def _on_first_rank(group: ProcessGroup | None, action: Callable[[], object]) -> None:

@@ -1,7 +1,7 @@
 """Tensors that are read slice by slice: stored tensors, and what transformers' conversions make of them.
 
-A lazy tensor has a shape and no data. Torch's functions that join, split and reshape tensors return lazy tensors for
-lazy tensors, so that code written for tensors (transformers' conversions of checkpoints) runs on them.
+A lazy tensor has a shape, a dtype and no data. Torch's functions that join, split and reshape tensors return lazy
+tensors for lazy tensors, so that code written for tensors (transformers' conversions of checkpoints) runs on them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ _CHUNK_BYTES = 1 << 20  # of a read that needs a copy: large enough for a disk, 
 
 
 class LazyTensor(ABC):
-    """A tensor whose data is elsewhere. `shape` is known; `read_into` reads a slice of the data."""
+    """A tensor whose data is elsewhere. `shape` and `dtype` are known; `read_into` reads a slice of the data."""
 
     shape: torch.Size
+    dtype: torch.dtype
 
     @abstractmethod
     def read_into(self, out: torch.Tensor, slices: Slices) -> None:
@@ -86,7 +87,7 @@ class StoredTensor(LazyTensor):
     def __init__(self, file_name: str, shape: Sequence[int], dtype: torch.dtype, begin: int, read: ReadInto) -> None:
         self.file_name = file_name
         self.shape = torch.Size(shape)
-        self._dtype = dtype
+        self.dtype = dtype
         self._begin = begin
         self._read = read
 
@@ -98,16 +99,16 @@ class StoredTensor(LazyTensor):
         if not out.numel():
             return
         if not slices:
-            self._copy_rows(torch.empty((), dtype=self._dtype), out, 0, ())
+            self._copy_rows(torch.empty((), dtype=self.dtype), out, 0, ())
             return
         (begin, length), rest = slices[0], slices[1:]
         row_shape = self.shape[1:]
-        is_dense = out.dtype is self._dtype and out.device.type == "cpu" and out.is_contiguous()
+        is_dense = out.dtype is self.dtype and out.device.type == "cpu" and out.is_contiguous()
         if is_dense and rest == full_slices(row_shape):
             self._read(out, self._begin + begin * out.itemsize * math.prod(row_shape))
             return
-        rows = min(length, max(1, _CHUNK_BYTES // (self._dtype.itemsize * math.prod(row_shape))))
-        chunk = torch.empty((rows, *row_shape), dtype=self._dtype)
+        rows = min(length, max(1, _CHUNK_BYTES // (self.dtype.itemsize * math.prod(row_shape))))
+        chunk = torch.empty((rows, *row_shape), dtype=self.dtype)
         for first in range(0, length, rows):
             count = min(rows, length - first)
             self._copy_rows(chunk[:count], out.narrow(0, first, count), begin + first, rest)
@@ -123,7 +124,7 @@ class StoredTensor(LazyTensor):
 class _Stacked(LazyTensor):
     def __init__(self, parts: Sequence[LazyTensor], dim: int) -> None:
         _check_equal([part.shape for part in parts])
-        self._parts = parts
+        self._parts, self.dtype = parts, _common_dtype(parts)
         self._dim = dim % (parts[0].ndim + 1)
         self.shape = torch.Size((*parts[0].shape[: self._dim], len(parts), *parts[0].shape[self._dim :]))
 
@@ -136,7 +137,7 @@ class _Stacked(LazyTensor):
 
 class _Concatenated(LazyTensor):
     def __init__(self, parts: Sequence[LazyTensor], dim: int) -> None:
-        self._parts = parts
+        self._parts, self.dtype = parts, _common_dtype(parts)
         self._dim = dim % parts[0].ndim
         _check_equal([(*part.shape[: self._dim], *part.shape[self._dim + 1 :]) for part in parts])
         length = sum(part.shape[self._dim] for part in parts)
@@ -156,7 +157,7 @@ class _Concatenated(LazyTensor):
 
 class _Transposed(LazyTensor):
     def __init__(self, base: LazyTensor, dim0: int, dim1: int) -> None:
-        self._base, self._dims = base, (dim0, dim1)
+        self._base, self._dims, self.dtype = base, (dim0, dim1), base.dtype
         self.shape = torch.Size(_exchanged(base.shape, dim0, dim1))
 
     def read_into(self, out: torch.Tensor, slices: Slices) -> None:
@@ -165,7 +166,7 @@ class _Transposed(LazyTensor):
 
 class _Narrowed(LazyTensor):
     def __init__(self, base: LazyTensor, dim: int, begin: int, length: int) -> None:
-        self._base, self._dim, self._begin = base, dim, begin
+        self._base, self._dim, self._begin, self.dtype = base, dim, begin, base.dtype
         self.shape = torch.Size((*base.shape[:dim], length, *base.shape[dim + 1 :]))
 
     def read_into(self, out: torch.Tensor, slices: Slices) -> None:
@@ -178,7 +179,7 @@ class _Reshaped(LazyTensor):
     """A slice in the new shape need not be a slice in the old one, so the whole tensor is read and then sliced."""
 
     def __init__(self, base: LazyTensor, shape: torch.Size) -> None:
-        self._base, self.shape = base, shape
+        self._base, self.shape, self.dtype = base, shape, base.dtype
 
     def read_into(self, out: torch.Tensor, slices: Slices) -> None:
         whole = torch.empty(self._base.shape, dtype=out.dtype)
@@ -198,6 +199,13 @@ def _exchanged(values: Sequence[Any], dim0: int, dim1: int) -> list[Any]:
     exchanged = list(values)
     exchanged[dim0], exchanged[dim1] = exchanged[dim1], exchanged[dim0]
     return exchanged
+
+
+def _common_dtype(parts: Sequence[LazyTensor]) -> torch.dtype:
+    found = parts[0].dtype
+    for part in parts[1:]:
+        found = torch.promote_types(found, part.dtype)
+    return found
 
 
 def _check_equal(shapes: Sequence[Any]) -> None:

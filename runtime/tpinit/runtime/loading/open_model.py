@@ -27,7 +27,7 @@ from tpinit.runtime.loading.meta_init import MetaModel, build_meta_model
 from tpinit.runtime.loading.safetensors_dir import SafetensorsDir, open_safetensors_dir, shorten
 from tpinit.runtime.loading.weight_loading import WeightSource
 
-__all__ = ["build_without_weights", "model_class_of", "open_config", "open_pretrained"]
+__all__ = ["build_without_weights", "model_class_of", "open_config", "open_pretrained", "read_config"]
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -42,7 +42,7 @@ def open_pretrained(directory: Path, model_class: type[nn.Module] | None, model_
     """
     checkpoint = open_safetensors_dir(directory)
     try:
-        config = model_config if model_config is not None else _read_config(directory)
+        config = model_config if model_config is not None else read_config(directory)
         meta_model = build_without_weights(config, model_class)
         mapping = map_keys(meta_model.model, checkpoint.tensors)
         _check_mapping(meta_model.model, mapping, checkpoint)
@@ -59,7 +59,8 @@ def _config_fields(config: Any) -> dict[str, object]:
     return flatten(page, "model_config")
 
 
-def _read_config(directory: Path) -> Any:
+def read_config(directory: Path) -> Any:
+    """Return the transformers config of a directory. Raises LoadError."""
     from transformers import AutoConfig
 
     if not (directory / "config.json").exists():

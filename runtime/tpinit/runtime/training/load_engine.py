@@ -72,6 +72,8 @@ class EngineLoad:
     def compare(self) -> None:
         """Find all that is to be filled. Raises CheckpointError if the checkpoint does not fit the engine."""
         place, page = rank_place(self.engine), self.opened.manifest.page
+        if page.get("weights_only") and not self.options.module_only:
+            raise CheckpointError(f"{self.opened.folder} holds a converted model alone: pass load_module_only=True")
         trained = trained_tensors(self.engine)
         self._compare_model(trained, place.tp_size)
         check_targets(self.opened, self.targets)
