@@ -37,6 +37,7 @@ from tpinit.runtime.parallel.cache_parts import guard_caches
 from tpinit.runtime.parallel.forward_scope import ForwardScope, scope_of
 from tpinit.runtime.parallel.guarded import guard_parameters
 from tpinit.runtime.parallel.outputs import gather_output_attentions
+from tpinit.runtime.planning.build import adapter_of_dropout
 from tpinit.runtime.planning.schema import LayerPlan, ParameterPlan, Plan, SequencePlan
 from tpinit.runtime.slicing import local_part
 
@@ -98,6 +99,8 @@ def convert_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
             sharded = [name for record in plan.parameters if record.dim is not None for name in record.names]
             paths = [name.removeprefix(prefix) for name in sharded if name.startswith(prefix)]
             guard_experts(model.get_submodule(layer.module), layer.module, paths, scope_of(model))
+    if rng is not None:
+        _share_adapter_dropout(model, plan, rng)
     for names in plan.fused_column_groups():
         fuse_columns([model.get_submodule(name) for name in names], group)
     for block in plan.blocks:
@@ -108,6 +111,23 @@ def convert_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:
         _shard_tokens(model, sequence, group, rng if sequence.draws_random else None)
     if plan.sequences:
         watch_tokens(model, scope)
+
+
+def _share_adapter_dropout(model: nn.Module, plan: Plan, rng: RngTracker) -> None:
+    """Let dropout of adapters draw masks that are equal on all ranks, or those of a rank where features are sharded.
+
+    In a stack with sharded tokens a rank draws from its own state throughout.
+    """
+    kinds = {layer.module: layer.kind for layer in plan.layers}
+    stacks = tuple(f"{sequence.stack}." for sequence in plan.sequences)
+    for name, module in model.named_modules():
+        adapter = adapter_of_dropout(name, module)
+        if adapter is None or name.startswith(stacks):
+            continue
+        if kinds.get(f"{adapter}.base_layer") is LayerKind.ROW:
+            rng.own_outside(module)
+        else:
+            rng.share_inside(module)
 
 
 def _shard_tokens(model: nn.Module, sequence: SequencePlan, group: ProcessGroup, rng: RngTracker | None) -> None:

@@ -102,6 +102,10 @@ class SharedRng:
         return SharedRng(self.device, self.replica)
 
 
+_TorchStates = tuple[torch.Tensor, "torch.Tensor | None", torch.device]
+"""The states of torch on the CPU and on a device (None for the CPU), and the device."""
+
+
 class RngTracker:
     """Switches one rank between the shared RNG state and its own.
 
@@ -110,7 +114,8 @@ class RngTracker:
 
     def __init__(self, model: nn.Module, tp_rank: int) -> None:
         self.tp_rank = tp_rank
-        self._shared_states: list[tuple[torch.Tensor, torch.Tensor | None, torch.device]] = []
+        self._shared_states: list[_TorchStates] = []
+        self._own_states: list[_TorchStates | None] = []  # while a module inside a region draws from the shared state
         scope = scope_of(model)
         assert scope is not None, "the scope of a model is made before its layers are converted"
         # A forward that raised inside a region never left it; neither did a recomputation that was interrupted.
@@ -124,7 +129,43 @@ class RngTracker:
         self._shared_states.append((torch.get_rng_state(), device_rng_state(hidden.device), hidden.device))
         seed_torch(seed * 1024 + self.tp_rank, hidden.device)
 
+    def share_inside(self, module: nn.Module) -> None:
+        """Let a module inside a region draw from the shared state: its input is whole, and so is its mask."""
+        module.__dict__["tp_rng"] = self  # a copied model has the copied tracker there
+        module.register_forward_pre_hook(_share)
+        module.register_forward_hook(_resume, always_call=True)
+
+    def own_outside(self, module: nn.Module) -> None:
+        """Let a module outside of a region draw from this rank's own state: its input is a part of the features."""
+        module.__dict__["tp_rng"] = self
+        module.register_forward_pre_hook(_enter)
+        module.register_forward_hook(_leave, always_call=True)
+
+    def share(self) -> None:
+        """Draw from the shared state until `resume`, also inside of a region."""
+        own: _TorchStates | None = None
+        if self._shared_states:
+            device = self._shared_states[-1][-1]
+            own = (torch.get_rng_state(), device_rng_state(device), device)
+            self.leave()
+        self._own_states.append(own)
+
+    def resume(self) -> None:
+        """Draw from this rank's own state again, if `share` left it."""
+        own = self._own_states.pop() if self._own_states else None
+        if own is not None:
+            state, accelerator, device = own
+            self._shared_states.append((torch.get_rng_state(), device_rng_state(device), device))
+            torch.set_rng_state(state)
+            set_device_rng_state(accelerator, device)
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether this rank draws from its own state."""
+        return bool(self._shared_states)
+
     def _reset(self, *_: Any) -> None:
+        self._own_states.clear()
         self.leave()
 
     def _restore(self, _: nn.Module, output: Any) -> Any:
@@ -137,6 +178,27 @@ class RngTracker:
             state, accelerator, device = self._shared_states.pop()
             torch.set_rng_state(state)
             set_device_rng_state(accelerator, device)
+
+
+def _share(module: Any, *_: Any) -> None:
+    if module.training:
+        module.tp_rng.share()
+
+
+def _resume(module: Any, *_: Any) -> None:
+    if module.training:
+        module.tp_rng.resume()
+
+
+def _enter(module: Any, args: tuple[Any, ...]) -> None:
+    module.__dict__["tp_entered"] = module.training and not module.tp_rng.is_inside
+    if module.tp_entered:
+        module.tp_rng.enter(args[0])
+
+
+def _leave(module: Any, *_: Any) -> None:
+    if module.__dict__.pop("tp_entered", False):
+        module.tp_rng.leave()
 
 
 def broadcast_rng_state(group: ProcessGroup, device: torch.device) -> None:

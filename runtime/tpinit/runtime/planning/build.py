@@ -21,7 +21,15 @@ from tpinit.runtime.planning.partition.vocabulary import Vocabulary
 from tpinit.runtime.planning.requests.request import LayerRequest, PlanRequest
 from tpinit.runtime.planning.schema import BlockPlan, Cut, GradientRule, LayerKind, LayerPlan, ParameterPlan, Plan
 
-__all__ = ["PlanDraft", "PlanningTask", "build_plan", "parameter_plans", "plan_error", "plan_notes"]
+__all__ = [
+    "PlanDraft",
+    "PlanningTask",
+    "adapter_of_dropout",
+    "build_plan",
+    "parameter_plans",
+    "plan_error",
+    "plan_notes",
+]
 
 _NOTED_SIZE = 1 << 14  # a note names a replicated weight of at least so many elements
 _NAMES_IN_NOTE = 3
@@ -72,8 +80,7 @@ def build_plan(
 ) -> Plan:
     """Return the plan of the given regions, standalone layers and vocabulary, and of the experts that are requested.
 
-    `draft` comes with the reasons that are known so far and receives all records. Raises PlanError for a region that
-    draws dropout masks both inside and in an adapter beside it.
+    `draft` comes with the reasons that are known so far and receives all records.
     """
     for region, sharding, patch in regions:
         _add_region(task, draft, region, sharding, patch)
@@ -210,28 +217,18 @@ def _block(name: str) -> str:
 
 
 def _layers_around_dropout(task: PlanningTask, regions: Sequence[CutRegion]) -> set[str]:
-    """Return the layers of the regions inside which dropout masks are drawn in training.
-
-    Raises PlanError if an adapter of such a region has dropout of its own. That mask must be equal on all ranks, and it
-    is drawn between masks that must differ.
-    """
+    """Return the layers of the regions inside which dropout masks are drawn in training."""
     layers: set[str] = set()
-    problems = []
     for region, _, _ in regions:
         if task.trace.reach_dropout.intersection(region.columns):
             layers.update(region.columns, region.rows)
-            block = task.model.get_submodule(region.block)
-            problems += [
-                (
-                    f"{region.block}.{name}",
-                    "this adapter has dropout, and so have the sharded features beside it; set one of the two to 0",
-                )
-                for name, module in block.named_modules()
-                if "lora_dropout" in name and isinstance(module, nn.Dropout) and module.p
-            ]
-    if problems:
-        raise plan_error(problems, task.tp_size)
     return layers
+
+
+def adapter_of_dropout(name: str, module: nn.Module) -> str | None:
+    """Return the layer of peft to whose adapter a dropout belongs, by name; None for any other module."""
+    adapter, found, _ = name.rpartition(".lora_dropout")
+    return adapter if found and isinstance(module, nn.Dropout) and module.p else None
 
 
 def parameter_plans(model: nn.Module, draft: PlanDraft) -> Iterator[ParameterPlan]:
