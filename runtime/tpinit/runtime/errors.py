@@ -3,8 +3,8 @@
 `initialize` raises them before it changes the model, so a corrected call can follow. Later come only: EngineError from
 the engine; CheckpointError where it saves and loads; AgreementError from a forward or `generate` that the ranks of a TP
 group call differently; LoadError and AgreementError while `from_pretrained` or `from_config` read the weights of a
-model that they built themselves. What the user's own functions raise passes unchanged; a function that makes the
-lr_scheduler runs after the model was sharded.
+model that they built themselves. What the user's own functions raise passes unchanged if they raise it on all ranks,
+and is told in an AgreementError if they do not; a function that makes the lr_scheduler runs after the model was sharded.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from tpinit.runtime import initialize
 from tpinit.runtime.groups import device_check
+from tpinit.runtime.groups.agreement import RankReport
 from tpinit.runtime.groups.process_groups import GroupView, ParallelGroups, free_groups
 from tpinit.runtime.init.apply import apply_plan
 from tpinit.runtime.internals.torch_private import timeout_of
@@ -60,8 +61,8 @@ def destroyed(rank: int) -> dict[str, Any]:
 def exchanged(rank: int) -> dict[str, Any]:
     """Devices go through the store of the world; no collective is needed."""
     own = {"kind": "cuda", "identity": f"GPU-{rank}", "choice": f"cuda:{rank}"}
-    different = device_check._exchange(own)
-    same = device_check._exchange({**own, "identity": "GPU-0"})
+    different = device_check._exchange(RankReport(replica=own))
+    same = device_check._exchange(RankReport(replica={**own, "identity": "GPU-0"}))
     return {
         "different": refusal_of(lambda: device_check._check_devices(different)),
         "same": refusal_of(lambda: device_check._check_devices(same)),

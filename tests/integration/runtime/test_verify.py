@@ -72,5 +72,5 @@ def test_a_very_large_model_is_not_probed_by_default_and_the_log_says_so(
 
 
 def test_another_word_is_refused() -> None:
-    with pytest.raises(TpinitError, match="verify is 'twice', and must be None or one of auto, probe, rehearsal, none"):
+    with pytest.raises(TpinitError, match='verify is "twice", and must be None or one of auto, probe, rehearsal, none'):
         initialize(model=Own(), config={}, verify="twice")

@@ -6,6 +6,7 @@ takes part in this gather, so that the other ranks do not wait for it forever.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,16 @@ from tpinit.reference.errors import ConfigError, DecisionError
 from tpinit.runtime.errors import AgreementError
 from tpinit.runtime.groups.devices import message_device
 
-__all__ = ["RankReport", "check_reports", "check_replicas", "gather_reports", "flatten", "describe_error"]
+__all__ = [
+    "RankReport",
+    "check_reports",
+    "check_replicas",
+    "describe_error",
+    "flatten",
+    "gather_reports",
+    "read_report",
+    "report_text",
+]
 
 _SHOWN = 12  # differing fields in an error
 _LONG = 160  # characters of a value in an error
@@ -30,13 +40,16 @@ class RankReport:
 
     `replica` holds the fields that must be equal only on the ranks of one DP group: in row 2 another kind of model
     parallelism may have given the ranks different parts of the model. `tp_ranks` and `dp_ranks` are the global ranks of
-    the groups that this rank was given.
+    the groups that this rank was given; `tp_name` and `dp_name` are torch's names of them, which all members of one
+    communicator share, and None for a list of ranks.
     """
 
     fields: dict[str, object] = field(default_factory=dict)
     replica: dict[str, object] = field(default_factory=dict)
     tp_ranks: tuple[int, ...] | None = None
     dp_ranks: tuple[int, ...] | None = None
+    tp_name: str | None = None
+    dp_name: str | None = None
     error: str | None = None
 
 
@@ -45,22 +58,36 @@ def gather_reports(report: RankReport, group: ProcessGroup | None = None) -> lis
 
     The ranks first gather a hash of the report, 32 bytes each. Only if the hashes differ do they gather the reports.
     """
-    text = json.dumps(
-        {
-            "fields": report.fields,
-            "replica": report.replica,
-            "tp_ranks": report.tp_ranks,
-            "dp_ranks": report.dp_ranks,
-            "error": report.error,
-        },
-        default=_plain,
-    )
+    text = report_text(report)
     size = dist.get_world_size(group)
     if _all_equal(text, group):
-        return [_from_json(text)] * size
+        return [read_report(text)] * size
     gathered: list[str] = [""] * size
     dist.all_gather_object(gathered, text, group=group)
-    return [_from_json(other) for other in gathered]
+    return [read_report(other) for other in gathered]
+
+
+def report_text(report: RankReport) -> str:
+    """Return a report as JSON. A value that JSON has no form for is named by its type.
+
+    A report that can't be written at all, because of a value of the user's, becomes one of that error.
+    """
+    try:
+        return _to_json(report)
+    except Exception as error:  # the other ranks wait for this rank's report
+        return _to_json(RankReport(error=report.error or f"the report can't be written: {describe_error(error)}"))
+
+
+def _to_json(report: RankReport) -> str:
+    return json.dumps({one.name: getattr(report, one.name) for one in dataclasses.fields(report)}, default=_plain)
+
+
+def read_report(text: str) -> RankReport:
+    """Return the report that `report_text` wrote."""
+    raw = json.loads(text)
+    for name in ("tp_ranks", "dp_ranks"):
+        raw[name] = tuple(raw[name]) if raw[name] is not None else None
+    return RankReport(**raw)
 
 
 def _all_equal(text: str, group: ProcessGroup | None) -> bool:
@@ -131,8 +158,18 @@ def check_replicas(reports: Sequence[RankReport], groups: Sequence[Sequence[int]
     return all(report.replica == reports[0].replica for report in reports)
 
 
-def describe_error(error: Exception) -> str:
-    """Return an error's text without what always differs between ranks: process groups, addresses of objects."""
+def describe_error(error: BaseException) -> str:
+    """Return an error's text without what always differs between ranks: process groups, addresses of objects.
+
+    An error whose own text can't be made is named by its type.
+    """
+    try:
+        return _error_text(error)
+    except Exception:  # the text is made by code of the user, and the other ranks wait for this rank's report
+        return f"{type(error).__name__}: an error whose text can't be made"
+
+
+def _error_text(error: BaseException) -> str:
     if isinstance(error, DecisionError):
         codes = ", ".join(violation.code.value for violation in error.decision.violations)
         return f"DecisionError: row {error.decision.row}: {codes}"
@@ -160,18 +197,6 @@ def flatten(value: object, path: str) -> dict[str, object]:
 def _plain(value: object) -> str:
     # Objects are compared by type: their addresses, and so their reprs, differ between processes.
     return f"<{type(value).__qualname__}>"
-
-
-def _from_json(text: str) -> RankReport:
-    raw = json.loads(text)
-    tp_ranks, dp_ranks = raw["tp_ranks"], raw["dp_ranks"]
-    return RankReport(
-        raw["fields"],
-        raw["replica"],
-        tuple(tp_ranks) if tp_ranks is not None else None,
-        tuple(dp_ranks) if dp_ranks is not None else None,
-        raw["error"],
-    )
 
 
 def _canonical(fields: Mapping[str, object], name: str) -> str:

@@ -8,7 +8,6 @@ needs no GPU.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 import socket
@@ -17,47 +16,54 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
-from tpinit.reference.errors import TpinitError
 from tpinit.runtime.errors import AgreementError, DeviceError
-from tpinit.runtime.groups.agreement import RankReport, check_reports, describe_error, gather_reports
+from tpinit.runtime.groups.agreement import RankReport, check_reports, read_report, report_text
 from tpinit.runtime.groups.devices import DeviceChoice, backends, exclusive, use
+from tpinit.runtime.groups.protocol import Steps, agree
 from tpinit.runtime.internals.torch_private import default_store
 
-__all__ = ["agree_on_devices", "device_identity"]
+__all__ = ["device_identity", "device_step", "use_device"]
 
 _log = logging.getLogger("tpinit")
 _exchanges = itertools.count()  # every rank calls initialize equally often; a key is written once
 
 
-def agree_on_devices(choose: Callable[[], DeviceChoice], sequence_parallel: bool) -> DeviceChoice:
-    """Return what `choose` returns, after all ranks have chosen devices that work together, and make it current.
+def device_step(choose: Callable[[RankReport], DeviceChoice]) -> Steps[DeviceChoice]:
+    """Return what `choose` returns, after all ranks have chosen devices that work together.
 
     Raises, on all ranks, what `choose` raises on this rank, AgreementError if it raised on another one or if a rank
-    does not come, and DeviceError if the ranks chose different kinds of devices, if two share one that a process must
-    have for itself, and if the backend can't send tensors of this device (gloo with CUDA tensors of some builds).
+    does not come, and DeviceError if the ranks chose different kinds of devices, or if two share one that a process
+    must have for itself.
     """
-    choice: DeviceChoice | None = None
-    failure: TpinitError | None = None
-    try:
-        choice = choose()
-    except TpinitError as error:
-        failure = error
-    if any(exclusive(backend) for backend in backends().values()):
-        _check_devices(_exchange(_described(choice, failure)))
+    alone = any(exclusive(backend) for backend in backends().values())
+
+    def described(report: RankReport) -> DeviceChoice:
+        choice = choose(report)
+        if alone:
+            identity = device_identity(choice.device) if exclusive(choice.backend) else ""
+            report.replica.update(kind=choice.device.type, identity=identity, choice=str(choice))
+        else:
+            report.fields["device.kind"] = choice.device.type
+        return choice
+
+    if alone:
+        choice, _ = yield from agree("devices", described, _check_devices, _exchange)
     else:
-        report = RankReport({"device.kind": choice.device.type if choice is not None else None})
-        report.error = describe_error(failure) if failure is not None else None
-        check_reports(gather_reports(report))
-    if failure is not None:
-        raise failure
-    assert choice is not None
+        choice, _ = yield from agree("devices", described)
+    return choice
+
+
+def use_device(choice: DeviceChoice, sequence_parallel: bool) -> None:
+    """Make a device current, and try on it what the world's backend must send. All ranks must call this.
+
+    Raises DeviceError if the backend can't send tensors of this device (gloo with CUDA tensors of some builds).
+    """
     use(choice.device)
     if choice.device.type != "cpu" and not exclusive(choice.backend) and choice.backend != "fake":
         _try_collectives(choice, sequence_parallel)
     if dist.get_rank() == 0 and choice.warning is not None:
         _log.warning("%s", choice.warning)
     _log.info("rank %d trains on %s", dist.get_rank(), choice)
-    return choice
 
 
 def device_identity(device: torch.device) -> str:
@@ -69,47 +75,37 @@ def device_identity(device: torch.device) -> str:
     return f"{socket.gethostname()} {os.environ.get('CUDA_VISIBLE_DEVICES', '')} {device}"
 
 
-def _described(choice: DeviceChoice | None, failure: TpinitError | None) -> dict[str, str]:
-    if choice is None:
-        return {"error": f"{type(failure).__name__}: {failure}"}
-    identity = device_identity(choice.device) if exclusive(choice.backend) else ""
-    return {"kind": choice.device.type, "identity": identity, "choice": str(choice)}
-
-
-def _exchange(own: dict[str, str]) -> list[dict[str, str]]:
-    """Return what every rank described, in rank order, through the store. All ranks must call this."""
+def _exchange(own: RankReport) -> list[RankReport]:
+    """Return the reports of all ranks, in rank order, through the store. All ranks must call this."""
     store, number = default_store(), next(_exchanges)
-    store.set(f"tpinit/devices/{number}/{dist.get_rank()}", json.dumps(own))
+    store.set(f"tpinit/devices/{number}/{dist.get_rank()}", report_text(own))
     return [_published(store, f"tpinit/devices/{number}/{rank}", rank) for rank in range(dist.get_world_size())]
 
 
-def _published(store: Store, key: str, rank: int) -> dict[str, str]:
+def _published(store: Store, key: str, rank: int) -> RankReport:
     try:
-        published: dict[str, str] = json.loads(store.get(key))
+        return read_report(store.get(key).decode())
     except RuntimeError as error:  # torch's DistStoreError: the time-out of the store
         raise AgreementError(
             f"rank {rank} did not come to initialize within the time-out of the process group: all ranks must "
             f"call it ({str(error).splitlines()[0]})",
             ["initialize"],
         ) from error
-    return published
 
 
-def _check_devices(found: Sequence[dict[str, str]]) -> None:
-    """Raise for ranks that have no device, devices of different kinds, or one device for two processes.
+def _check_devices(reports: Sequence[RankReport]) -> None:
+    """Raise for ranks that differ or failed, have devices of different kinds, or one device for two processes.
 
-    If all ranks failed, this returns, and each raises its own error.
+    If all ranks failed alike, this returns, and each raises its own error.
     """
-    failed = {rank: one["error"] for rank, one in enumerate(found) if "error" in one}
-    if failed and len(failed) < len(found):
-        lines = [f"  rank {rank}: {text}" for rank, text in failed.items()]
-        raise AgreementError("\n".join(["ranks without a device, and nothing was changed:", *lines]), ["error"])
-    if failed:
+    check_reports(reports)
+    if any(report.error is not None for report in reports):
         return
+    found = [report.replica for report in reports]
     shown = "\n".join(f"  rank {rank}: {one['choice']}" for rank, one in enumerate(found))
     if len({one["kind"] for one in found}) > 1:
         raise DeviceError(f"the ranks chose devices of different kinds; all must train on one kind:\n{shown}")
-    holders: dict[str, list[int]] = {}
+    holders: dict[object, list[int]] = {}
     for rank, one in enumerate(found):
         if one["identity"]:
             holders.setdefault(one["identity"], []).append(rank)

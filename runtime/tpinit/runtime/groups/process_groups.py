@@ -17,6 +17,7 @@ from torch.distributed import ProcessGroup
 from tpinit.reference.errors import TpinitError
 from tpinit.runtime.errors import AgreementError, GroupError
 from tpinit.runtime.groups import topology
+from tpinit.runtime.groups.communicators import try_group
 from tpinit.runtime.groups.devices import backends, message_device
 from tpinit.runtime.internals.torch_private import local_gloo_group, timeout_of
 from tpinit.spec.vocabulary import Decision, Source
@@ -74,13 +75,14 @@ class ParallelGroups:
     """The groups of one rank: `tp` shards the model, `dp` averages gradients, `data_index` selects the rank's data.
 
     `data_index` is equal on all ranks of a TP group, so that they read the same batch. `made` are the process groups
-    that were created for this run, on this rank.
+    that were created for this run, on this rank. `run` is the number of the run, equal on all ranks.
     """
 
     tp: GroupView
     dp: GroupView
     data_index: int
     made: tuple[ProcessGroup, ...] = ()
+    run: int = 0
 
 
 def group_size(group: object) -> int:
@@ -171,13 +173,17 @@ def _show(groups: Sequence[Ranks]) -> str:
 def create_groups(
     layout: GroupLayout, decision: Decision, rank: int, timeout: timedelta | None = None
 ) -> ParallelGroups:
-    """Return this rank's groups, creating those that were not given. Every rank creates all of them, in one order.
+    """Return this rank's groups: those that were given, once tried, and created ones for the others.
 
-    `timeout` is that of the created groups; without it they have that of the world.
+    Every rank creates all of them, in one order. `timeout` is that of the created groups; without it they have that of
+    the world. Raises GroupError for a given group that does not work.
     """
     given_tp = decision.tp_group.value.handle if decision.tp_group.value is not None else None
     given_dp = decision.dp_group.handle if decision.dp_group is not None else None
     timeout = timeout if timeout is not None else _world_timeout()
+    for what, given in (("the TP group", given_tp), ("the mpu's data-parallel group", given_dp)):
+        if isinstance(given, ProcessGroup):
+            try_group(what, given)
     made: list[ProcessGroup] = []
     tp = GroupView((rank,), 0, None)
     if layout.tp_groups:

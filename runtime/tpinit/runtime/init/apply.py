@@ -17,7 +17,6 @@ from tpinit.runtime.parallel import (
     RngTracker,
     TPRegionInput,
     VocabParallelHead,
-    broadcast_rng_state,
     convert_embedding,
     convert_experts,
     convert_module,
@@ -58,8 +57,7 @@ def apply_plan(
 
     `dtype` None keeps each parameter's dtype. Buffers keep theirs: rotary tables in half precision would change what
     the model computes. `part_of` returns this rank's part of a parameter, in memory of its own; without it the part is
-    sliced from the parameter. The plan was checked before, so no user error is raised here. The ranks of the TP group
-    continue with the RNG state of its first rank: one broadcast on a CPU, two on CUDA.
+    sliced from the parameter. The plan was checked before, so no user error is raised here. Issues no collective.
     """
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -79,7 +77,6 @@ def apply_plan(
         model.to(device)
     if group is not None:
         convert_layers(model, plan, group)
-        broadcast_rng_state(group, device)
 
 
 def convert_layers(model: nn.Module, plan: Plan, group: ProcessGroup) -> None:

@@ -42,7 +42,7 @@ def record_call(model: nn.Module, new: RecordedCall) -> None:
         differing.append(f"tp_size: first {show(old.args.tp_size)}, now {show(new.args.tp_size)}")
     if parse_dtype(old.args.dtype, "call.dtype") is not dtype:
         differing.append(f"dtype: first {show(old.args.dtype)}, now {show(new.args.dtype)}")
-    if old.args.tp_group is not new.args.tp_group:
+    if not _is_one_group(old.args.tp_group, new.args.tp_group):
         differing.append(f"tp_group: first {show(old.args.tp_group)}, now {show(new.args.tp_group)}")
     if old.config is not new.config and old.config != new.config:
         differing.append("config: not the config of the first call")
@@ -52,6 +52,13 @@ def record_call(model: nn.Module, new: RecordedCall) -> None:
             + "; ".join(differing)
             + "\n  fix: call it once, or with the same arguments each time"
         )
+
+
+def _is_one_group(one: object, other: object) -> bool:
+    """Return whether two handles name one group: a communicator is itself, a list the group of its ranks (D12)."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return sorted(one) == sorted(other)
+    return one is other
 
 
 def recorded_call(model: nn.Module) -> RecordedCall | None:

@@ -15,6 +15,7 @@ from tpinit.reference.spellings import show
 from tpinit.runtime.init.launch import PORT, Started, launch
 from tpinit.runtime.init.prepare import InitArgs
 from tpinit.runtime.loading.open_model import open_config, open_pretrained
+from tpinit.runtime.loading.weight_loading import WeightSource
 from tpinit.runtime.planning import UserPlan
 
 __all__ = ["from_config", "from_pretrained"]
@@ -106,13 +107,17 @@ def from_config(
     The result and the other keywords are those of `from_pretrained`. Raises what `initialize` raises, LoadError for a
     model whose parameters can't be drawn one by one, and TpinitError for a seed that is not an integer.
     """
-    if type(seed) is not int:
-        raise TpinitError(f"seed is {show(seed)}, and must be an integer")
+
+    def open_weights() -> WeightSource:
+        if type(seed) is not int:
+            raise TpinitError(f"seed is {show(seed)}, and must be an integer")
+        return open_config(model_config, model_class, seed)
+
     return launch(
         InitArgs.from_locals(locals()),
         distributed_port=distributed_port,
         dist_init_required=dist_init_required,
         collate_fn=collate_fn,
         verify=verify,
-        open_weights=lambda: open_config(model_config, model_class, seed),
+        open_weights=open_weights,
     )

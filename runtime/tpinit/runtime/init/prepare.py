@@ -22,6 +22,7 @@ from tpinit.reference.objects import Resolver
 from tpinit.reference.spellings import show
 from tpinit.runtime.errors import UnsupportedError
 from tpinit.runtime.groups.agreement import RankReport, flatten
+from tpinit.runtime.groups.communicators import communicator_name, handle_kind
 from tpinit.runtime.groups.device_mesh import mesh_tp_group
 from tpinit.runtime.groups.digest import digest_model
 from tpinit.runtime.groups.process_groups import group_size, ranks_of
@@ -106,7 +107,7 @@ def prepare(init_args: InitArgs, report: RankReport, device: torch.device | None
         )
     _check_values(init_args, model)
     checks = Checks.from_arguments(init_args.check_inputs_every, init_args.check_replicas_every, init_args.on_nonfinite)
-    report.fields["gather_logits"] = init_args.gather_logits
+    report.fields["model.class"] = f"{type(model).__module__}.{type(model).__qualname__}"
     reading, decision = _decide(init_args, model, report)
     checks = read_checks(reading.config, checks)
     report.fields.update(flatten(asdict(checks), "checks"))
@@ -232,8 +233,11 @@ def _report_decision(decision: Decision, report: RankReport) -> None:
         for violation in decision.violations
     ]
     report.fields["decision.dp_group"] = "given" if decision.dp_group is not None else "none"
-    report.tp_ranks = ranks_of(decision.tp_group.value.handle) if decision.tp_group.value is not None else None
-    report.dp_ranks = ranks_of(decision.dp_group.handle) if decision.dp_group is not None else None
+    tp = decision.tp_group.value.handle if decision.tp_group.value is not None else None
+    dp = decision.dp_group.handle if decision.dp_group is not None else None
+    report.fields["decision.tp_group.kind"], report.fields["decision.dp_group.kind"] = handle_kind(tp), handle_kind(dp)
+    report.tp_ranks, report.dp_ranks = ranks_of(tp), ranks_of(dp)
+    report.tp_name, report.dp_name = communicator_name(tp), communicator_name(dp)
 
 
 def _dp_size(decision: Decision) -> int:

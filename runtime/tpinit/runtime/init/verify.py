@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from tpinit.runtime.errors import PlanError
-from tpinit.runtime.groups.agreement import RankReport, describe_error, gather_reports
+from tpinit.runtime.groups.agreement import describe_error
 from tpinit.runtime.groups.process_groups import ParallelGroups
+from tpinit.runtime.groups.protocol import Steps, tell
 from tpinit.runtime.init.probe import VARIANTS, Reference, run_unsharded, sharded_difference
 from tpinit.runtime.init.swept_classes import SWEPT_CLASSES
 from tpinit.runtime.planning.analysis.example_inputs import unwrap_adapters
 from tpinit.runtime.planning.analysis.known_code import unknown_code
 from tpinit.runtime.planning.schema import Plan
 
-__all__ = ["VERIFY_MODES", "probe_reason", "verify_plan"]
+__all__ = ["VERIFY_MODES", "Probe", "probe_reason", "probe_steps"]
 
 VERIFY_MODES = ("auto", "probe", "rehearsal", "none")
 _AUTO_ELEMENTS = 1 << 30  # of all parameters: the two fp32 copies of the probe then take 8 GiB
@@ -59,26 +61,51 @@ def _is_swept(model: nn.Module) -> bool:
     return kind.__module__.startswith("transformers.") and kind.__qualname__ in SWEPT_CLASSES
 
 
-def verify_plan(
-    model: nn.Module,
-    plan: Plan,
-    groups: ParallelGroups,
-    device: torch.device,
-    verify: str | None,
-    example: Mapping[str, Any] | None,
-) -> None:
-    """Probe a model if `verify` or its code asks for it. Every rank of the world must call this.
+@dataclass(slots=True)
+class Probe:
+    """What one rank does to compare its sharded model with the unsharded one: see `probe_steps`."""
+
+    model: nn.Module
+    plan: Plan
+    groups: ParallelGroups
+    device: torch.device
+    verify: str | None
+    example: Mapping[str, Any] | None
+    _reference: Reference | None = None
+
+    def variants(self) -> Sequence[str]:
+        """Return the variants of the batch that are tried; equal on all ranks."""
+        return VARIANTS[: 1 if _is_swept(self.model) else None]
+
+    def reason(self) -> str | None:
+        """Return why this rank wants the comparison; None if it does not."""
+        return probe_reason(self.model, self.verify, self.example)
+
+    def run_whole(self, variant: str, dtype: torch.dtype) -> str | None:
+        """Run a copy of the unsharded model; return why it can't be run on this variant."""
+        try:
+            self._reference = run_unsharded(self.model, self.plan, self.device, self.example, dtype, variant)
+        except Exception as error:  # the model can't be copied, or its small forward gives nothing to compare
+            return describe_error(error)
+        return None
+
+    def compare(self) -> str | None:
+        """Run a sharded copy on what the unsharded one ran; return what differs. The ranks of a TP group call this."""
+        assert self._reference is not None
+        return sharded_difference(self.model, self.plan, self.groups, self.device, self._reference)
+
+
+def probe_steps(probe: Probe, verify: str | None) -> Steps[None]:
+    """Probe a model if `verify` or its code asks for it. Every rank of the world must run this.
 
     Raises PlanError, with the same text on every rank, if the probe finds a difference on any rank. If the unsharded
     model can't be probed, "probe" raises PlanError too, and "auto" writes a line to the log.
     """
-    own_reason = probe_reason(model, verify, example) if groups.tp.group is not None else None
-    reason = _first(own_reason)
-    if reason is None or groups.tp.group is None:
+    reason = _first((yield from tell("probe: reason", probe.reason)))
+    if reason is None:
         return
-    position = replace(plan, tp_rank=groups.tp.position)
-    for variant in VARIANTS[: 1 if _is_swept(model) else None]:
-        problem = _probe(model, position, groups, device, example, variant)
+    for variant in probe.variants():
+        problem = yield from _probe_variant(probe, variant)
         if problem is None or variant != VARIANTS[0]:
             continue
         if verify == "probe":
@@ -88,34 +115,21 @@ def verify_plan(
     _log.info('probed the plan, because %s; verify="none" leaves the probe out', reason)
 
 
-def _probe(
-    model: nn.Module,
-    plan: Plan,
-    groups: ParallelGroups,
-    device: torch.device,
-    example: Mapping[str, Any] | None,
-    variant: str,
-) -> str | None:
+def _probe_variant(probe: Probe, variant: str) -> Steps[str | None]:
     """Return why the unsharded model does not run on a variant of the batch; None if both models gave the same.
 
-    Raises PlanError if they did not. Every rank of the world must call this.
+    Raises PlanError if they did not.
     """
     differences = ""
     for dtype in (torch.float32, torch.float64):  # in fp32 alone, rounding may grow in a deep model
-        reference: Reference | None = None
-        failure = None
-        try:
-            reference = run_unsharded(model, plan, device, example, dtype, variant)
-        except Exception as error:  # the model can't be copied, or its small forward gives nothing to compare
-            failure = describe_error(error)
-        problem = _first(failure)
-        if problem is not None or reference is None:
-            if differences:
-                break
+        run_whole = functools.partial(probe.run_whole, variant, dtype)
+        problem = _first((yield from tell("probe: unsharded model", run_whole)))
+        if problem is not None and not differences:
             return problem
-        found = sharded_difference(model, plan, groups, device, reference)
-        reports = gather_reports(RankReport(error=found))
-        texts = [f"rank {rank}: {report.error}" for rank, report in enumerate(reports) if report.error is not None]
+        if problem is not None:
+            break
+        found = yield from tell("probe: sharded model", probe.compare)
+        texts = [f"rank {rank}: {text}" for rank, text in enumerate(found) if text is not None]
         if not texts:
             return None
         differences = differences or "; ".join(texts)
@@ -123,7 +137,6 @@ def _probe(
     raise PlanError(f"the sharded model differs from the unsharded one{where}, and nothing was changed: {differences}")
 
 
-def _first(text: str | None) -> str | None:
-    """Return the first text that a rank of the world has, on every rank; None if none has one."""
-    reports = gather_reports(RankReport(error=text))
-    return next((report.error for report in reports if report.error is not None), None)
+def _first(texts: Sequence[str | None]) -> str | None:
+    """Return the text of the lowest rank that has one; None if none has one."""
+    return next((text for text in texts if text is not None), None)

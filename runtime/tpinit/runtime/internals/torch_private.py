@@ -351,12 +351,20 @@ def local_gloo_group(ranks: Sequence[int], name: str, timeout: timedelta | None)
     A name is for one group of a world. torch's own `new_group(..., use_local_synchronization=True)` numbers its groups
     by how many this rank knows: members that know different numbers, of groups that had only some of them, never meet.
     """
-    _, store = distributed_c10d._world.pg_map[dist.group.WORLD]
+    world = dist.group.WORLD
+    assert world is not None, "there is no world before init_process_group"
+    _, store = distributed_c10d._world.pg_map[world]
     position = list(ranks).index(dist.get_rank())
     timeout = timeout if timeout is not None else default_pg_timeout
     group: ProcessGroup
     group, _ = distributed_c10d._new_process_group_helper(
-        len(ranks), position, list(ranks), dist.Backend("gloo"), store, name, timeout=timeout
+        len(ranks),
+        position,
+        list(ranks),
+        dist.Backend("gloo"),
+        store,
+        distributed_c10d.GroupName(name),
+        timeout=timeout,
     )
     distributed_c10d._world.pg_group_ranks[group] = {rank: index for index, rank in enumerate(ranks)}
     return group

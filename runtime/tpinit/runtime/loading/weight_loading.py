@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 from tpinit.runtime.errors import LoadError
-from tpinit.runtime.groups import agreement
+from tpinit.runtime.groups.agreement import RankReport
 from tpinit.runtime.groups.digest import digest
 from tpinit.runtime.loading.lazy_tensors import LazyTensor, full_slices
 from tpinit.runtime.loading.meta_init import MetaModel
@@ -89,31 +89,22 @@ def _read_slice(tensor: LazyTensor, out: torch.Tensor, record: ParameterPlan, pl
 
 
 def load_weights(
-    weights: WeightSource, plan: Plan, dp_groups: Iterable[tuple[int, ...]], dtype: torch.dtype | None
+    weights: WeightSource,
+    plan: Plan,
+    dp_groups: Iterable[tuple[int, ...]],
+    dtype: torch.dtype | None,
+    report: RankReport,
 ) -> None:
     """Give each parameter of a model on the meta device this rank's slice of its weights, in `dtype` (None: its own).
 
-    Ranks then compare digests: ranks that hold the same slices must hold the same values. One gather over the world.
-    Raises AgreementError if ranks differ or one of them could not read its slices, and the rank's own error (LoadError)
-    if all ranks failed alike.
+    Adds digests to `report`: ranks that hold the same slices must hold the same values. Raises LoadError.
     """
-    report = agreement.RankReport()
-    replicas = list(dp_groups)
-    failure: Exception | None = None
     try:
-        replicated, sharded = _fill_parameters(weights, plan, dtype, any(len(ranks) > 1 for ranks in replicas))
-        report.fields["weights and buffers that every rank holds"] = replicated
-        report.replica["weights of the slices that these ranks share"] = sharded
-    except Exception as error:  # any error: the other ranks wait for this rank's report
-        failure = error
-        report.error = agreement.describe_error(error)
+        replicated, sharded = _fill_parameters(weights, plan, dtype, any(len(ranks) > 1 for ranks in dp_groups))
     finally:
         weights.close()
-    reports = agreement.gather_reports(report)
-    agreement.check_reports(reports)
-    if failure is not None:
-        raise failure
-    agreement.check_replicas(reports, replicas)
+    report.fields["weights and buffers that every rank holds"] = replicated
+    report.replica["weights of the slices that these ranks share"] = sharded
 
 
 def _fill_parameters(

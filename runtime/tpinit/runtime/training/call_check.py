@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import itertools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,7 +21,7 @@ from tpinit.runtime.groups.absent import absent_ranks
 from tpinit.runtime.groups.agreement import RankReport, check_reports, gather_reports
 from tpinit.runtime.groups.call_inputs import Leaf, describe, fingerprint, has_fake_tensors, leaves
 from tpinit.runtime.groups.devices import autocast_dtype, message_device
-from tpinit.runtime.groups.process_groups import GroupView
+from tpinit.runtime.groups.process_groups import GroupView, ParallelGroups
 from tpinit.runtime.parallel.forward_scope import scope_of
 from tpinit.runtime.parallel.rng import SharedRng, rng_fingerprint
 from tpinit.runtime.training.input_devices import misplaced, misplaced_error
@@ -31,7 +30,6 @@ from tpinit.runtime.training.tree_check import TreeCheck
 __all__ = ["CallCheck", "watch_calls"]
 
 _log = logging.getLogger("tpinit")
-_numbers = itertools.count()  # of the engines of this process
 _RNG = -1  # the place of the RNG states in a record; they may differ
 
 
@@ -44,17 +42,17 @@ class CallCheck:
     ranks, and the caller's states are restored behind it.
     """
 
-    def __init__(self, tp: GroupView, device: torch.device, every: int, replica: int) -> None:
-        self.tp: GroupView | None = tp
+    def __init__(self, groups: ParallelGroups, device: torch.device, every: int) -> None:
+        self.tp: GroupView | None = groups.tp
         self.device = device
         self.every = every
-        self.number = next(_numbers)
+        self.number = groups.run
         self.calls = 0
         self.step = 0
         self._misplaced: list[str] = []  # inputs of the present call
         self.destroyed = False  # the groups are freed
         self.inside_generate = False
-        self._rng = SharedRng(device, replica)
+        self._rng = SharedRng(device, groups.data_index)
         self._first_seed = rng_fingerprint(device)  # equal on all ranks: initialize has just broadcast the states
         self._watched: tuple[list[nn.Module], list[nn.Parameter]] | None = None
         self.tree: TreeCheck | None = None

@@ -124,7 +124,7 @@ class Engine(nn.Module):
         self._reduced = False  # the gradients are sums and means over ranks already
         self.step_applied = False  # the last call of `step` changed the parameters
         self._checks = checks if checks is not None else Checks()
-        self._call_check = CallCheck(groups.tp, device, self._checks.inputs_every, groups.data_index)
+        self._call_check = CallCheck(groups, device, self._checks.inputs_every)
         self._first_step: FirstStep | None = None
         self._guard()
         _LIVING.add(self)

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from tpinit.reference.errors import TpinitError
 from tpinit.runtime.errors import AgreementError, DeviceError
 from tpinit.runtime.groups import device_check, world
-from tpinit.runtime.groups.device_check import agree_on_devices
+from tpinit.runtime.groups.agreement import RankReport
+from tpinit.runtime.groups.device_check import device_step, use_device
 from tpinit.runtime.groups.devices import (
     DeviceChoice,
     autocast_dtype,
@@ -21,6 +22,7 @@ from tpinit.runtime.groups.devices import (
     message_device,
     peer_device,
 )
+from tpinit.runtime.groups.protocol import run
 from tpinit.runtime.internals.torch_private import timeout_of
 
 from support.fake_cuda import FakeCuda, model_on, served_by
@@ -143,12 +145,19 @@ def test_the_index_is_the_local_rank_modulo_what_the_process_sees(monkeypatch, c
     assert cuda.selected == []  # choosing changes nothing
 
 
+def agree_on_devices(model):
+    """Do what `initialize` does first."""
+    choice = run(device_step(lambda _: choose_device(model)))
+    use_device(choice, False)
+    return choice
+
+
 @pytest.mark.parametrize("model", ["cpu", "cuda:0", "cuda:2"])
 def test_the_callers_set_device_is_kept(monkeypatch, model):
     cuda = FakeCuda(4, current=2).install(monkeypatch)
     served_by(monkeypatch, "cuda:nccl")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    choice = agree_on_devices(lambda: choose_device(model_on(model)), False)
+    choice = agree_on_devices(model_on(model))
     assert choice.device == torch.device("cuda", 2)
     assert cuda.selected == []
 
@@ -167,7 +176,7 @@ def test_a_model_on_torchs_default_gpu_moves_to_the_ranks_own(monkeypatch):
     cuda = FakeCuda(2).install(monkeypatch)
     served_by(monkeypatch, "cuda:nccl")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    choice = agree_on_devices(lambda: choose_device(model_on("cuda:0")), False)
+    choice = agree_on_devices(model_on("cuda:0"))
     assert choice.device.index == 1
     assert cuda.selected == [1]
 
@@ -216,7 +225,10 @@ def test_gloo_sends_from_rank_to_rank_in_host_memory(monkeypatch, configuration,
 def answers(*found):
     """What each rank published, with what a rank on a GPU says by default."""
     return [
-        {"kind": "cuda", "identity": f"GPU-{rank}", "choice": f"cuda:{rank}"} | one for rank, one in enumerate(found)
+        RankReport(
+            replica={"kind": "cuda", "identity": f"GPU-{rank}", "choice": f"cuda:{rank}"} | one, error=one.get("error")
+        )
+        for rank, one in enumerate(found)
     ]
 
 
@@ -234,7 +246,9 @@ def test_ranks_on_different_kinds_of_devices_are_refused():
 def test_a_rank_without_a_device_stops_all_ranks():
     with pytest.raises(AgreementError, match=r"(?s)rank 1: DeviceError: no GPU"):
         device_check._check_devices(answers({}, {"error": "DeviceError: no GPU"}))
-    device_check._check_devices(answers({"error": "x"}, {"error": "y"}))  # each rank raises its own
+    with pytest.raises(AgreementError, match=r"(?s)rank 0: x.*rank 1: y"):
+        device_check._check_devices(answers({"error": "x"}, {"error": "y"}))
+    device_check._check_devices(answers({"error": "x"}, {"error": "x"}))  # each rank raises its own
 
 
 def test_a_rank_that_does_not_come_is_named(monkeypatch):
@@ -243,7 +257,7 @@ def test_a_rank_that_does_not_come_is_named(monkeypatch):
     monkeypatch.setattr(device_check, "default_store", lambda: store)
     monkeypatch.setattr(dist, "get_world_size", lambda group=None: 2)
     with pytest.raises(AgreementError, match="rank 1 did not come to initialize"):
-        device_check._exchange({"kind": "cuda"})
+        device_check._exchange(RankReport())
 
 
 def test_a_backend_that_cannot_send_the_tensors_of_the_device_is_refused(monkeypatch):
@@ -264,7 +278,7 @@ def test_a_trial_runs_where_the_backend_is_not_the_accelerators_own(monkeypatch)
     FakeCuda(1).install(monkeypatch)
     for configuration in ("cpu:gloo,cuda:gloo", "cpu:gloo,cuda:nccl", "cpu:fake,cuda:fake"):
         served_by(monkeypatch, configuration)
-        agree_on_devices(lambda: choose_device(model_on("cuda:0")), False)
+        agree_on_devices(model_on("cuda:0"))
     assert tried == ["gloo"]
 
 

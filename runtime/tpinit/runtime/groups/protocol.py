@@ -1,0 +1,104 @@
+"""Steps that every rank does alone, each followed by an exchange in which all ranks learn what came of it.
+
+A start (`initialize`) is a generator of such steps. It yields an `Exchange` where the ranks meet; `run` sends the
+reports of all ranks into it. A step that fails on one rank, however it fails, still comes to its exchange, and then
+all ranks raise: none waits for a rank that has left (contract 6.12). Nothing but `run` communicates between steps, so
+a test can drive the same generators as many ranks of one process, through every combination of failures.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tpinit.runtime.errors import AgreementError
+from tpinit.runtime.groups.agreement import RankReport, check_reports, describe_error, gather_reports
+
+__all__ = ["Exchange", "Gather", "Steps", "agree", "run", "tell"]
+
+T = TypeVar("T")
+Gather = Callable[[RankReport], list[RankReport]]
+
+_log = logging.getLogger("tpinit.protocol")
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A point where every rank of the world gives its report of one step and gets those of all, in rank order."""
+
+    step: str
+    report: RankReport
+    gather: Gather
+
+
+Steps = Generator[Exchange, list[RankReport], T]
+
+
+def agree(
+    step: str,
+    work: Callable[[RankReport], T],
+    check: Callable[[Sequence[RankReport]], None] = check_reports,
+    gather: Gather = gather_reports,
+) -> Steps[tuple[T, list[RankReport]]]:
+    """Do one step on this rank; return what `work` returned and the reports of all ranks.
+
+    `work` adds to its report what must be equal. `check` raises, on all ranks alike, if reports or errors differ. If
+    all ranks failed alike, each raises its own error. An interrupt and an exit of the process are failures too: they
+    are reported before they are raised.
+    """
+    report = RankReport()
+    result: list[T] = []
+    failure: BaseException | None = None
+    try:
+        result.append(work(report))
+    except BaseException as error:  # whatever it is, the other ranks wait for this rank's report
+        failure = error
+        report.error = describe_error(error)
+    reports = yield Exchange(step, report, gather)
+    check(reports)
+    if failure is not None:
+        raise failure
+    return result[0], reports
+
+
+def tell(step: str, work: Callable[[], str | None]) -> Steps[list[str | None]]:
+    """Return the text, or None, that `work` gave on every rank, in rank order. The texts of ranks may differ.
+
+    If `work` raises on some rank, all ranks raise, as after `agree`.
+    """
+
+    def told(report: RankReport) -> None:
+        report.replica["text"] = work()
+
+    _, reports = yield from agree(step, told)
+    found = [report.replica["text"] for report in reports]
+    return [str(text) if text is not None else None for text in found]
+
+
+def run(steps: Steps[T]) -> T:
+    """Run the steps of this rank, with the collectives between them. Every rank of the world must call this.
+
+    Raises what the steps raise, and AgreementError if a rank does not come to an exchange within the time-out.
+    """
+    try:
+        exchange = next(steps)
+        while True:
+            _log.debug("%s", exchange.step)
+            exchange = steps.send(_gathered(exchange))
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+def _gathered(exchange: Exchange) -> list[RankReport]:
+    try:
+        return exchange.gather(exchange.report)
+    except RuntimeError as error:  # of torch: a peer is gone, or did not come
+        own = f"; this rank itself: {exchange.report.error}" if exchange.report.error is not None else ""
+        raise AgreementError(
+            f'not every rank came to the exchange after the step "{exchange.step}" of initialize within the time-out: '
+            f"a rank ended, or waits in another collective ({str(error).splitlines()[0][:200]}){own}",
+            [exchange.step],
+        ) from error
