@@ -40,7 +40,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help venv demo test test-gpu test-transformers lint prove mutate deepspeed deepspeed-env bench models clean
+.PHONY: help venv demo test test-gpu test-starts test-transformers lint prove mutate deepspeed deepspeed-env bench models clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ $(VENV)/transformers-%/.installed: $(STAMP)
 	@rm -rf $(@D)
 	@$(PIP) install --quiet --quiet --no-deps --target $(@D) transformers==$*
 	@touch $@
+
+test-starts: $(STAMP) ## Check the protocol of a start for four ranks in every order, and 300 drawn starts of real ranks
+	@TPINIT_TEST_STARTS=300 $(BIN)/python -m pytest tests/unit/runtime/init/test_start.py tests/distributed/test_start_protocol.py $(PYTEST_ARGS)
 
 test-gpu: $(STAMP) ## Train on the GPUs of this host, if it has any, and print what was covered
 	@echo "== GPUs"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tpinit.reference.errors import TpinitError
+from tpinit.runtime.errors import AgreementError, PlanError
 from tpinit.runtime.groups.agreement import RankReport, check_reports
 from tpinit.runtime.groups.protocol import Exchange, Steps, agree
 from tpinit.runtime.init.start import start
@@ -26,25 +27,37 @@ class BrokenProtocolError(AssertionError):
 
 
 class Choices:
-    """Gives one outcome after another, and in the end each combination of them once."""
+    """Gives one outcome after another, and in the end each combination of them once.
 
-    def __init__(self) -> None:
+    With `ordered`, of the combinations of one step that differ only in which rank has which outcome, one is given.
+    """
+
+    def __init__(self, ordered: bool = False) -> None:
+        self._ordered = ordered
+        self._last: dict[tuple[str, int], int] = {}  # of the rank before, in a step
         self._taken: list[list[int]] = []
         self._next = 0
 
-    def pick(self, options: Sequence[str]) -> str:
-        """Return one of the options: the first one where this run comes further than the last."""
+    def pick(self, options: Sequence[str], place: tuple[str, int]) -> str:
+        """Return one of the options, at a place: the first one where this run comes further than the last."""
+        first = self._last.get(place, 0) if self._ordered else 0
+        chosen = options[first:][self._index(len(options) - first)]
+        self._last[place] = options.index(chosen)
+        return chosen
+
+    def _index(self, options: int) -> int:
         if self._next == len(self._taken):
-            self._taken.append([0, len(options)])
+            self._taken.append([0, options])
         index, count = self._taken[self._next]
-        assert count == len(options)
+        assert count == options
         self._next += 1
-        return options[index]
+        return index
 
     def advance(self) -> bool:
         """Go to the next combination; return whether there is one."""
         del self._taken[self._next :]
         self._next = 0
+        self._last.clear()
         while self._taken and self._taken[-1][0] + 1 == self._taken[-1][1]:
             self._taken.pop()
         if self._taken:
@@ -62,7 +75,7 @@ class ScriptedRank:
     picked: list[tuple[str, str]] = field(default_factory=list)
 
     def outcome(self, step: str, options: Sequence[str] = OUTCOMES) -> str:
-        chosen = self.choices.pick(options)
+        chosen = self.choices.pick(options, (step, len(self.picked)))
         self.picked.append((step, chosen))
         return chosen
 
@@ -128,13 +141,15 @@ Start = Callable[[ScriptedRank], Steps[Any]]
 
 
 def explore(
-    size: int, start_of: Start = start, variants: int = 1
+    size: int, start_of: Start = start, variants: int = 1, ordered: bool = False
 ) -> Iterator[tuple[list[ScriptedRank], list[str], Any]]:
     """Run every combination; yield the ranks, the exchanges they came to, and "started" or their common error.
 
+    With `ordered`, combinations that differ only in which rank did what in a step are run once.
+
     Raises BrokenProtocolError for ranks that do not meet, or end differently.
     """
-    choices = Choices()
+    choices = Choices(ordered)
     while True:
         ranks = [ScriptedRank(number, choices, variants) for number in range(size)]
         exchanges, ends = _run([start_of(rank) for rank in ranks])
@@ -175,3 +190,16 @@ def _common_end(ranks: Sequence[ScriptedRank], ends: Sequence[Any]) -> Any:
     if len(shown) > 1:
         raise BrokenProtocolError(f"ranks end differently: {shown}; {[rank.picked for rank in ranks]}")
     return ends[0]
+
+
+def is_legal(ranks: Sequence[ScriptedRank], end: Any) -> bool:
+    """Return whether the end is the one that these outcomes must have."""
+    last = {rank.picked[-1] for rank in ranks}
+    outcomes = {outcome for _, outcome in last}
+    if end == "started":
+        return outcomes == {"right"}
+    if isinstance(end, PlanError):
+        return ("probe: sharded model", "differs") in {one for rank in ranks for one in rank.picked}
+    if isinstance(end, AgreementError):
+        return len(outcomes) > 1 or outcomes == {"other"}
+    return len(outcomes) == 1 and isinstance(end, {"fails": TpinitError, "exits": SystemExit}[outcomes.pop()])

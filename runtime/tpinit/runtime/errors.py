@@ -4,7 +4,8 @@
 the engine; CheckpointError where it saves and loads; AgreementError from a forward or `generate` that the ranks of a TP
 group call differently; LoadError and AgreementError while `from_pretrained` or `from_config` read the weights of a
 model that they built themselves. What the user's own functions raise passes unchanged if they raise it on all ranks,
-and is told in an AgreementError if they do not; a function that makes the lr_scheduler runs after the model was sharded.
+and is told in an AgreementError if they do not. A function that makes the lr_scheduler runs after the model was
+sharded.
 """
 
 from __future__ import annotations
