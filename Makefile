@@ -29,6 +29,7 @@ BENCH_STAMP := $(BENCH_PATH)/.installed
 ACCELERATE := 1.15.0
 BENCH_ARGS ?= --document docs/benchmarks.md --plot docs/benchmarks.svg --json docs/benchmarks.json
 MODELS_ARGS ?= --document docs/models.md
+COQ_ARGS ?=
 # The oldest and the newest minor of transformers that pyproject.toml allows; the tests of everything else run on the pinned one.
 TRANSFORMERS_MINORS := 5.20.0 5.24.0
 TRANSFORMERS_TESTS := tests/integration/runtime/test_torch_private.py tests/integration/runtime/test_transformers_private.py tests/integration/runtime/test_planner.py tests/integration/runtime/test_meta_init.py tests/integration/runtime/test_call_table.py
@@ -40,7 +41,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help venv demo test test-gpu test-starts test-transformers lint prove mutate deepspeed deepspeed-env bench models clean
+.PHONY: help venv demo test test-gpu test-starts test-transformers lint prove coq coq-tools mutate deepspeed deepspeed-env bench models clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -101,6 +102,17 @@ lint: $(STAMP) ## Check style, types, and which package imports which
 
 prove: $(STAMP) ## Prove every theorem of the contract
 	@$(BIN)/tpinit prove
+
+coq: $(STAMP) coq-tools ## Check the kernel-checked core with Coq, and compare its decision with the resolver (COQ_ARGS)
+	@$(BIN)/python -m tpinit.proofs.coq check $(COQ_ARGS)
+
+coq-tools: ## Install Coq and OCaml if they are missing (Debian, as root)
+	@missing=; for tool in coqc coqchk ocamlopt; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo "make: not installed:$$missing. fix: sudo apt-get install coq ocaml-nox (Debian 12 has Coq 8.16)" >&2; exit 2; \
+	fi; \
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends coq ocaml-nox >/dev/null
 
 deepspeed: $(STAMP) $(DEEPSPEED_STAMP) ## Compare real DeepSpeed with the contract and write its page (DEEPSPEED_ARGS=--smoke: a part of it)
 	@PYTHONPATH=tests TPINIT_DEEPSPEED_PYTHON=$(CURDIR)/$(DEEPSPEED_VENV)/bin/python $(BIN)/python -m studies.deepspeed $(DEEPSPEED_ARGS)
