@@ -10,7 +10,12 @@ from torch import nn
 from tpinit.runtime.planning.analysis.fake_forward import run_fake_forward
 from tpinit.runtime.planning.build import PlanningTask
 from tpinit.runtime.planning.check.dry_run import check_shards, recorded_calls
-from tpinit.runtime.planning.partition.attempts import cut_attempts, fused_sizes_note, no_sharding_reason
+from tpinit.runtime.planning.partition.attempts import (
+    counts_a_group,
+    cut_attempts,
+    fused_sizes_note,
+    no_sharding_reason,
+)
 from tpinit.runtime.planning.partition.feature_parameters import feature_parameters
 from tpinit.runtime.planning.partition.regions import BlockPatch, Region, ShardMismatch
 from tpinit.runtime.planning.partition.shard_maps import RegionSharding
@@ -75,6 +80,8 @@ def _smallest_patch(task: PlanningTask, region: Region, sharding: RegionSharding
     """Return the patch without the changes that the dry run does not need, removed one by one."""
     for field in ("head_arguments", "head_outputs", "attributes"):
         for change in getattr(patch, field):
+            if field == "attributes" and counts_a_group(change[0]):
+                continue
             others = tuple(other for other in getattr(patch, field) if other != change)
             smaller = replace(patch, **{field: others})
             try:

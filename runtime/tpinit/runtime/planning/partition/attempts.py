@@ -25,7 +25,7 @@ from tpinit.runtime.planning.partition.shard_maps import (
 from tpinit.runtime.planning.requests.request import LayerRequest
 from tpinit.runtime.shards import shard_length
 
-__all__ = ["fused_sizes_note", "cut_attempts", "head_arguments", "no_sharding_reason"]
+__all__ = ["counts_a_group", "fused_sizes_note", "cut_attempts", "head_arguments", "no_sharding_reason"]
 
 _MAX_COMBINED = 5  # the most uncertain changes of a patch that are tried in all combinations
 
@@ -116,6 +116,8 @@ def _int_attributes(owner: Any) -> dict[str, int]:
     }
 
 
+_Attribute = tuple[str, tuple[int, ...]]  # path, value of each rank
+_IS_GROUP = re.compile(r"(^|\.)(num_key_value_groups|num_kv_groups|n_kv_groups|num_queries_per_kv|n_rep)$")
 _NEVER_SIZES = {"training", "layer_idx", "layer_id", "pad_token_id", "bos_token_id", "eos_token_id", "vocab_size"}
 
 
@@ -183,9 +185,18 @@ def _patches(
                 and ("." not in name or _is_per_head_norm(block.get_submodule(name.rpartition(".")[0]), parameter))
             ),
         )
-    for chosen_attributes in _subsets(attributes):
+    for chosen_attributes in _attribute_choices(attributes):
         for chosen_arguments in _subsets(arguments):
-            yield replace(base, attributes=tuple(chosen_attributes), head_arguments=tuple(chosen_arguments))
+            yield replace(base, attributes=chosen_attributes, head_arguments=tuple(chosen_arguments))
+
+
+def _attribute_choices(attributes: Sequence[_Attribute]) -> Iterator[tuple[_Attribute, ...]]:
+    """Yield the attributes to patch: first the choices that have every group of query heads."""
+    groups = [one for one in attributes if counts_a_group(one[0])]
+    for chosen in _subsets([one for one in attributes if one not in groups]):
+        yield tuple(one for one in attributes if one in groups or one in chosen)
+    if groups:
+        yield from (tuple(chosen) for chosen in _subsets(attributes) if any(one not in chosen for one in groups))
 
 
 def _is_per_head_norm(module: nn.Module, parameter: nn.Parameter) -> bool:
@@ -217,8 +228,13 @@ def _patched_attributes(
         lengths = tuple(shard_length(width, tp_size, rank) for rank in range(tp_size))
         local_values = {width: lengths, 2 * width: tuple(2 * length for length in lengths)}
     patched = []
+    groups = _local_groups(heads, tp_size) if heads is not None else None
     for prefix, owner, read_names in _attribute_owners(block):
         for name, value in _int_attributes(owner).items():
+            if heads is not None and counts_a_group(name) and value == heads.num_heads // heads.num_kv_heads:
+                if groups is not None and (read_names is None or name in read_names):
+                    patched.append((f"{prefix}{name}", groups))
+                continue
             is_head_size = re.search(r"head_dim|head_size|per_head|hidden_per", name)
             if value in local_values and not is_head_size and (read_names is None or name in read_names):
                 patched.append((f"{prefix}{name}", local_values[value]))
@@ -241,12 +257,26 @@ def _local_head_values(width: int, heads: HeadSharding, tp_size: int) -> dict[in
         (width + 2 * heads.num_kv_heads * head_size, tuple((count + 2 * kv) * head_size for count, kv in ranks)),
     ):
         local_values.setdefault(value, local)
-    local_groups = tuple(count // kv for count, kv in ranks)
-    if local_groups != (group,) * tp_size:
+    if (local_groups := _local_groups(heads, tp_size)) is not None:
         local_values.setdefault(group, local_groups)
     if head_size not in (heads.num_heads, heads.num_kv_heads):
         local_values.pop(head_size, None)
     return {value: local for value, local in local_values.items() if local != (value,) * tp_size}
+
+
+def counts_a_group(path: str) -> bool:
+    """Return whether an attribute counts the query heads to a key/value head, by its name.
+
+    It is patched although a dry run passes without it: transformers' sdpa reads it only where there is an attention
+    mask, and the dry run has none.
+    """
+    return _IS_GROUP.search(path) is not None
+
+
+def _local_groups(heads: HeadSharding, tp_size: int) -> tuple[int, ...] | None:
+    """Return the number of query heads to a key/value head on each rank; None if it is that of the whole block."""
+    local = tuple(count // kv for count, kv in (heads.local(rank) for rank in range(tp_size)))
+    return local if local != (heads.num_heads // heads.num_kv_heads,) * tp_size else None
 
 
 def head_arguments(shapes: Mapping[str, tuple[int, ...]], num_heads: int) -> list[tuple[str, int]]:
