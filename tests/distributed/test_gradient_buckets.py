@@ -51,6 +51,12 @@ def test_a_backward_that_raises_can_be_dropped_and_not_used(world2: Any) -> None
         assert result["in_step"]
 
 
+def test_a_plain_backward_does_not_add_to_gradients_that_are_on_their_owners(world2: Any) -> None:
+    for mixed, *apart in world2.run("scenarios.gradient_buckets:mixed"):
+        assert "engine.zero_grad()" in mixed
+        assert apart == ["", ""]
+
+
 def test_partial_gradients_of_tensor_parallel_ranks_are_sums_and_means(world4: Any) -> None:
     for result in world4.run("scenarios.gradient_buckets:beside_tensor_parallelism"):
         assert result["equal"] == [True] * 3  # in buckets and with ZeRO 2, to the bit

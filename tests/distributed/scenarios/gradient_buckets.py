@@ -204,6 +204,22 @@ def interrupted(rank: int) -> dict[str, Any]:
     return {"refused": refused, "equal": equal, "in_step": in_step(rank)}
 
 
+def mixed(rank: int) -> list[str]:
+    """Call loss.backward() behind engine.backward with ZeRO 2; return the refusals: of the mix, and of each apart."""
+    engine = _engine("", 2, {})
+
+    def by_hand() -> None:
+        engine(_batch(rank), "a").backward()
+
+    engine.backward(engine(_batch(rank), "a"))
+    refused = [refusal_of(by_hand)]
+    engine.zero_grad()
+    refused.append(refusal_of(by_hand))
+    refused.append(refusal_of(lambda: engine.backward(engine(_batch(rank), "a"))))
+    engine.step()
+    return refused
+
+
 def beside_tensor_parallelism(rank: int) -> dict[str, Any]:
     """Train tp 2 x dp 2 with sharded tokens, whose partial gradients the TP ranks add up; in buckets and at once."""
     results = []

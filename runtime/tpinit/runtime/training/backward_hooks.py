@@ -47,6 +47,7 @@ class BackwardHooks:
         self.buckets = GradientBuckets(states, groups.dp, device, averaging, self._partial)
         self._device = device
         self._adds_replicas = False  # the last `reduce` summed over the data-parallel group
+        self._on_owners = False  # the gradients are means, each on the rank that owns its parameter (ZeRO 2)
         self._paused = False
         self._averages_after = -1  # the number of the backward that averages when it ends
         for state in self._partial:
@@ -109,6 +110,7 @@ class BackwardHooks:
             state.summed = True
         self.addends = False
         self._adds_replicas = not self.averaging.mean
+        self._on_owners = self.owns_gradients()
         return self.buckets.finish(flag)
 
     def norm(self, bad_loss: torch.Tensor | None = None, losses: Sequence[torch.Tensor] = ()) -> GradientNorm:
@@ -130,7 +132,7 @@ class BackwardHooks:
 
     def drop(self) -> None:
         """Forget the addends of this update."""
-        self.addends = self.buckets.failed = False
+        self.addends = self.buckets.failed = self._on_owners = False
 
     def show(self) -> None:
         """Let every parameter show the gradient of its master copy."""
@@ -155,6 +157,11 @@ class BackwardHooks:
         if self._paused:
             self.buckets.accumulated(index)
             return
+        if self._on_owners:
+            raise EngineError(
+                "loss.backward() after engine.backward(loss) with ZeRO 2: the gradients of before are on one rank "
+                "each; call engine.backward(loss) again, or engine.zero_grad() before a backward of your own"
+            )
         number = backward_number()
         if number != self._averages_after:
             self._averages_after = number
