@@ -32,9 +32,10 @@ class Progress:
         self._pace = seconds if self._pace is None else _RECENT * self._pace + (1 - _RECENT) * seconds
         text = self._text(page)
         if self.terminal:
-            filled = _BAR * step // self.steps
             width = shutil.get_terminal_size().columns - 1
-            line = f"[{'#' * filled}{'.' * (_BAR - filled)}] {text}"[:width]
+            bar = max(1, min(_BAR, width - len(text) - len("[] ")))  # the numbers are whole, the bar takes what is left
+            filled = bar * step // self.steps
+            line = f"[{'#' * filled}{'.' * (bar - filled)}] {text}"[:width]
             self.stream.write(f"\r{line.ljust(self._drawn)}")
             self._drawn = len(line)
             self.stream.flush()

@@ -49,6 +49,12 @@ def test_a_bar_on_a_terminal(monkeypatch):
     assert stream.getvalue().split("\r")[1].startswith("[##########..........] step 1/2  loss 2.5000")
     assert "saved\n" in stream.getvalue()
     assert stream.getvalue().endswith("ETA 0:00\n")
+    monkeypatch.setenv("COLUMNS", "72")  # the numbers are whole, and the bar is shorter
+    narrow = Terminal()
+    Progress(2, 0, 5, narrow).update(page(1))
+    line = narrow.getvalue().removeprefix("\r")
+    assert (len(line), line.endswith("ETA 0:02")) == (71, True)
+    assert line.startswith("[#")
     assert (clock(59.6), clock(3661), short(950), short(4.51e6)) == ("1:00", "1:01:01", "950", "4.5M")
 
 
