@@ -27,6 +27,14 @@ def test_every_way_to_generate_gives_the_unsharded_models_tokens(
         assert result == {"before": [], "in training mode": [], "after a step": []}
 
 
+def test_replicas_generate_other_prompts_and_lengths(world4: Any) -> None:
+    results = world4.run("scenarios.generation:replicas")
+    for result in results:
+        assert result["same"] == [True, True, True]
+        assert result["in_step"]
+    assert sorted(result["shape"][1] for result in results) == [6, 6, 12, 12]
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_ranks_that_would_stop_apart_raise_together(world2: Any, lora: bool) -> None:
     """Without the comparison behind the last token these calls end in a hang, or in other tokens on each rank."""

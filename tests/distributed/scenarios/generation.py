@@ -200,3 +200,22 @@ def without_the_end(rank: int) -> list[Any]:
     shared: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(shared, mine.tolist())
     return shared
+
+
+def replicas(rank: int) -> dict[str, Any]:
+    """Generate from other prompts, to other lengths and in another number of calls, in each of two TP groups."""
+    unsharded, engine = whole_and_sharded("llama")
+    place = engine.groups.data_index
+    ids = catalogue.batch("llama", unsharded, 3 + place)["input_ids"][:, : 3 + 2 * place]
+    calls: list[dict[str, Any]] = [
+        {"max_new_tokens": 3 + 4 * place},
+        {"max_new_tokens": 5 - 2 * place, "num_beams": 2},
+        {"max_new_tokens": 3 + 4 * place, "do_sample": True},
+    ]
+    unsharded.eval()
+    engine.eval()
+    pairs = [[generate(model, ids, **call).tolist() for model in (unsharded, engine.module)] for call in calls]
+    if place == 0:
+        generate(engine.module, ids, max_new_tokens=2)
+    shape = [len(pairs[0][0]), len(pairs[0][0][0])]
+    return {"same": [one == other for one, other in pairs], "shape": shape, "in_step": in_step(rank)}

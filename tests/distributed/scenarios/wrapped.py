@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -119,6 +121,9 @@ def over_the_world(rank: int) -> dict[str, Any]:
         "FSDP": lambda: FullyShardedDataParallel(engine.module, device_id=torch.device("cpu")),
         "fully_shard": lambda: fully_shard(engine, mesh=mesh),
         "layers": lambda: fully_shard([*engine.module.model.layers], mesh=mesh),
+        "pickled": lambda: pickle.dumps(engine.module),
+        "saved": lambda: torch.save(engine.module.model, io.BytesIO()),
+        "pickled norm": lambda: pickle.dumps(engine.module.model.norm),
     }
     texts = {name: refusal_of(call) for name, call in calls.items()}
     gap = abs(float(engine(input_ids=ids, labels=ids).loss.detach()) - expected)

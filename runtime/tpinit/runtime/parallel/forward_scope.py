@@ -12,7 +12,7 @@ from tpinit.runtime.errors import EngineError
 from tpinit.runtime.internals.transformers_private import is_model
 from tpinit.runtime.parallel.full_graph import graph_break
 
-__all__ = ["ForwardScope", "running_scope", "scope_of"]
+__all__ = ["ForwardScope", "pickle_error", "running_scope", "scope_of"]
 
 Enter = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], None]
 Leave = Callable[[nn.Module, Any], Any]
@@ -111,15 +111,20 @@ class ForwardScope:
 
     def __reduce_ex__(self, _: Any) -> Any:
         """Raise EngineError: a pickled model would hold one rank's part, and process groups can't be stored."""
-        raise EngineError(
-            "pickle and torch.save of a sharded model would store the part of one rank, and process groups can't be "
-            "stored: call engine.module.save_pretrained(folder) on every rank, which writes the whole model"
-        )
+        raise pickle_error()
 
     def reset(self) -> None:
         """Forget a forward that never ended: KeyboardInterrupt skips the hooks of torch. The engine calls this."""
         self._depth = 0
         self._stop()
+
+
+def pickle_error() -> EngineError:
+    """Return the error for a sharded model, or a module of one, that is pickled."""
+    return EngineError(
+        "pickle and torch.save of a sharded model would store the part of one rank, and process groups can't be "
+        "stored: call engine.module.save_pretrained(folder) on every rank, which writes the whole model"
+    )
 
 
 def scope_of(model: nn.Module) -> ForwardScope | None:

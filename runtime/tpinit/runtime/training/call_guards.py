@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from tpinit.runtime.internals.torch_private import (
     storage_key,
     tree_leaves,
 )
+from tpinit.runtime.parallel.forward_scope import pickle_error
 from tpinit.runtime.planning.schema import Plan
 from tpinit.runtime.training.call_check import CallCheck
 from tpinit.runtime.training.call_table import DTYPE, REFUSED, STRUCTURE
@@ -54,6 +55,10 @@ class _Guard:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Guard:
         return _Guard(copy.deepcopy(self.model, memo), self.name, self.answer)
+
+    def __reduce_ex__(self, _: Any) -> NoReturn:
+        """Raise EngineError: the module, of which this is an attribute, is pickled."""
+        raise pickle_error()
 
 
 def guard_calls(model: nn.Module, plan: Plan, tp: GroupView, check: CallCheck, first_replica: bool) -> None:
