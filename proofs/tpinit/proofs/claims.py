@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from types import ModuleType
 
 import z3
 from tpinit.spec.model import Model, Symbols, fresh_symbols
@@ -74,7 +75,9 @@ class Theorem:
     A theorem has either `claims` about a model, which every solver decides, and a `mutant` of the model as its
     control; or `prove`, which decides by the engine named `engine`, and `refute`, which does the same for the
     control. `bound` states the limit of the proof in English, empty where there is none. `sources` names the
-    modules whose source code the theorem is about; it is empty for a theorem about the model.
+    modules whose source code the theorem is about; it is empty for a theorem about the model. `proves` names the
+    functions of these modules that it is about, each as `module.function`. `on` decides the same of another version of
+    the module, such as one with a planted bug.
     """
 
     name: str
@@ -88,6 +91,8 @@ class Theorem:
     refute: Callable[[], CheckResult] | None = None
     bound: str = ""
     sources: tuple[str, ...] = ()
+    proves: tuple[str, ...] = ()
+    on: Callable[[ModuleType], CheckResult] | None = None
 
 
 THEOREMS: dict[str, Theorem] = {}

@@ -10,14 +10,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
 import z3
 from tpinit.proofs.claims import CheckResult, Verdict
-from tpinit.proofs.symbolic import Lazy
 from tpinit.spec.model import SIZE_OF, Model, Symbols, fresh_symbols
 from tpinit.spec.vocabulary import DType, Group, ViolationCode
 
@@ -71,6 +70,17 @@ def as_python(term: z3.ExprRef) -> str:
     raise ValueError(f"{term.decl()} has no Python form here")
 
 
+class PartOnDemand:
+    """A record whose fields are created when they are read. Unlike the explorer's, it hides nothing from CrossHair."""
+
+    def __init__(self, **parts: Callable[[], object]) -> None:
+        self.__dict__["_parts"] = parts
+
+    def __getattr__(self, name: str) -> object:
+        self.__dict__[name] = value = self.__dict__["_parts"][name]()
+        return value
+
+
 def pick_dtype(number: int) -> DType:
     """Map every integer to a dtype, so that a symbolic integer gives a symbolic dtype."""
     if number == 0:
@@ -78,33 +88,33 @@ def pick_dtype(number: int) -> DType:
     return DType.FP16 if number == 1 else DType.BF16
 
 
-def eager_inputs(arguments: Mapping[str, object]) -> Lazy:
+def eager_inputs(arguments: Mapping[str, object]) -> PartOnDemand:
     """Return an `Inputs` over the arguments of a function under CrossHair; a part is created when it is read."""
     a = SimpleNamespace(**arguments)
 
     def group(name: str) -> Group:
         return Group(getattr(a, name), getattr(a, f"{name}_size"))
 
-    def call() -> Lazy:
-        return Lazy(
+    def call() -> PartOnDemand:
+        return PartOnDemand(
             tp_size=lambda: a.call_size,
             dtype=lambda: pick_dtype(a.call_dtype),
             tp_group=lambda: group("call_group") if a.tpg else None,
         )
 
-    def section() -> Lazy:
-        return Lazy(
+    def section() -> PartOnDemand:
+        return PartOnDemand(
             autotp_size=lambda: a.autotp if a.autotp_given else None,
             tp_size=lambda: a.alias if a.alias_given else None,
             dtype=lambda: pick_dtype(a.dtype) if a.dtype_given else None,
             tp_group=lambda: group("cgroup") if a.cgroup_given else None,
         )
 
-    return Lazy(
+    return PartOnDemand(
         call=lambda: call() if a.tpi else None,
         section=lambda: section() if a.section else None,
         precision=lambda: pick_dtype(a.precision) if a.precision_given else None,
-        mpu=lambda: Lazy(tp_group=lambda: group("mpu_group")) if a.mpu else None,
+        mpu=lambda: PartOnDemand(tp_group=lambda: group("mpu_group")) if a.mpu else None,
         mesh=lambda: group("mesh_group") if a.mesh else None,
         world_size=lambda: a.world,
     )

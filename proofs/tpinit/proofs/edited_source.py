@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import types
+from weakref import WeakKeyDictionary
 
 from tpinit.reference import resolver as shipped
 
-__all__ = ["edited", "edited_module", "shipped"]
+__all__ = ["edited", "edited_module", "shipped", "source_of"]
 
 
 def edited(old: str, new: str) -> types.ModuleType:
@@ -25,4 +26,13 @@ def edited_module(module: types.ModuleType, old: str, new: str) -> types.ModuleT
         raise ValueError(f"{old!r} occurs {source.count(old)} times in the source of {module.__name__}")
     copy = types.ModuleType(f"edited_{module.__name__.rpartition('.')[2]}")
     exec(compile(source.replace(old, new), copy.__name__, "exec"), copy.__dict__)
+    _SOURCES[copy] = source.replace(old, new)
     return copy
+
+
+_SOURCES: WeakKeyDictionary[types.ModuleType, str] = WeakKeyDictionary()
+
+
+def source_of(module: types.ModuleType) -> str:
+    """Return the source of a shipped or an edited module."""
+    return _SOURCES[module] if module in _SOURCES else inspect.getsource(module)

@@ -1,34 +1,35 @@
 """Proofs about shipped functions of integers: every path, every integer, no bound.
 
-The functions run on symbolic integers (`symbolic`). A function that maps over `range(n)` runs with a
-replaced `range` that yields one arbitrary index, so that a property of this index holds for all. Both
-solvers then decide the lemmas about the results, because products and quotients of unknowns are hard
-enough for a single solver to be wrong.
+The functions run on symbolic integers (`symbolic`). A function that maps over `range(n)` runs with a replaced `range`
+that yields one arbitrary index, so that a property of this index holds for all. Both solvers then decide the lemmas
+about the results, because products and quotients of unknowns are hard enough for a single solver to be wrong.
 """
 
 from __future__ import annotations
 
+import ast
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import z3
 from tpinit.proofs.claims import CheckResult, Theorem, Verdict, register
-from tpinit.proofs.edited_source import edited_module
+from tpinit.proofs.edited_source import edited_module, source_of
+from tpinit.proofs.sealing import sealed
 from tpinit.proofs.solvers import SOLVERS, SolverAnswer
 from tpinit.proofs.symbolic import SymbolicBool, SymbolicInt, Unsupported, explore
 
-__all__ = ["Lemma", "arbitrary_range", "lemma_theorem", "summarised", "term"]
+__all__ = ["Lemma", "Mapped", "arbitrary_range", "lemma_theorem", "replaced", "summarised", "term"]
 
 
 @dataclass(frozen=True, slots=True)
 class Lemma:
     """One lemma about the result of shipped code; `label` names it within its theorem.
 
-    `computes` calls the shipped functions on symbolic integers and returns a Boolean term. It runs on every
-    path, and its term must follow from `premises` and the condition of the path.
+    `computes` calls the shipped functions on symbolic integers and returns a Boolean term. It runs on every path, and
+    its term must follow from `premises` and the condition of the path.
     """
 
     label: str
@@ -38,22 +39,37 @@ class Lemma:
 
 def term(value: object) -> z3.ExprRef:
     """Return the Z3 term of an integer or a bool that shipped code returned. Raises Unsupported for another type."""
-    if isinstance(value, SymbolicInt | SymbolicBool):
-        return value.term
-    if isinstance(value, bool):
+    if type(value) in (SymbolicInt, SymbolicBool):
+        result: z3.ExprRef = value.term  # type: ignore[attr-defined] # it is one of the two
+        return result
+    if type(value) is bool:
         return z3.BoolVal(value)
-    if isinstance(value, int):
+    if type(value) is int:
         return z3.IntVal(value)
     raise Unsupported(f"the code under proof returned {type(value).__name__}, not an integer")
 
 
+class Mapped:
+    """What `tuple(f(i) for i in range(n))` returns while `range` yields one arbitrary index: the element at that index.
+
+    It supports nothing: code that slices, reverses, repeats or joins it is refused.
+    """
+
+    def __init__(self, only: object) -> None:
+        self.only = only
+
+
 @contextmanager
-def arbitrary_range(module: types.ModuleType, *indices: z3.ArithRef) -> Iterator[list[z3.ArithRef]]:
+def arbitrary_range(module: Any, *indices: z3.ArithRef) -> Iterator[list[z3.ArithRef]]:
     """Replace `range` inside a shipped module: each `range(n)` yields only the next of `indices`.
 
-    The context yields the list of the arguments n, in order. The lemma must assume 0 <= index < n for each,
-    and state which n it was. Only `range(n)` from 0 in steps of 1 is supported.
+    `tuple` returns Mapped. The context yields the list of the arguments n, in order. The lemma must assume 0 <= index <
+    n for each, and state which n it was. Only `range(n)` from 0 in steps of 1 is supported.
     """
+    if _has_loop_over_range(module_of(module)):
+        raise Unsupported(
+            "the code under proof has a loop statement over range(), whose rounds may depend on each other"
+        )
     waiting, lengths = list(indices), []
 
     def arbitrary_index(*bounds: object) -> Iterator[SymbolicInt]:
@@ -62,36 +78,66 @@ def arbitrary_range(module: types.ModuleType, *indices: z3.ArithRef) -> Iterator
         lengths.append(term(bounds[0]))
         yield SymbolicInt(waiting.pop(0))
 
-    missing = object()
-    before = module.__dict__.get("range", missing)
-    module.__dict__["range"] = arbitrary_index
-    try:
+    def mapped(values: Iterable[object]) -> Mapped:
+        found = list(values)
+        if len(found) != 1:
+            raise Unsupported("the code under proof did not map each index to one element")
+        return Mapped(found[0])
+
+    with replaced(module, range=arbitrary_index, tuple=mapped):
         yield lengths
-    finally:
-        if before is missing:
-            del module.__dict__["range"]
-        else:
-            module.__dict__["range"] = before
+
+
+def _has_loop_over_range(module: types.ModuleType) -> bool:
+    loops = [node.iter for node in ast.walk(ast.parse(source_of(module))) if isinstance(node, ast.For)]
+    return any(isinstance(part, ast.Name) and part.id == "range" for loop in loops for part in ast.walk(loop))
 
 
 @contextmanager
-def summarised(module: types.ModuleType, name: str, begins: z3.FuncDeclRef, holds: z3.FuncDeclRef) -> Iterator[None]:
+def replaced(module: Any, **names: object) -> Iterator[None]:
+    """Replace names inside a shipped module, builtins included."""
+    inside = module_of(module).__dict__
+    before = {name: inside[name] for name in names if name in inside}
+    inside.update(names)
+    try:
+        yield
+    finally:
+        for name in names:
+            del inside[name]
+        inside.update(before)
+
+
+@contextmanager
+def summarised(module: Any, name: str, begins: z3.FuncDeclRef, holds: z3.FuncDeclRef) -> Iterator[None]:
     """Replace a shipped function that returns (offset, length) by two uninterpreted functions.
 
-    Inside the context, a call returns `begins` and `holds` of its arguments. The lemma may assume about them
-    what another theorem proves of the replaced function, and nothing else.
+    Inside the context, a call returns `begins` and `holds` of its arguments. The lemma may assume about them what
+    another theorem proves of the replaced function, and nothing else.
     """
-    before = module.__dict__[name]
 
     def replacement(*arguments: object) -> tuple[SymbolicInt, SymbolicInt]:
         terms = [term(argument) for argument in arguments]
         return SymbolicInt(begins(*terms)), SymbolicInt(holds(*terms))
 
-    module.__dict__[name] = replacement
-    try:
+    with replaced(module, **{name: replacement}):
         yield
-    finally:
-        module.__dict__[name] = before
+
+
+class Asked:
+    """A module that notes which of its functions a proof called."""
+
+    def __init__(self, module: types.ModuleType) -> None:
+        self.module, self.names = module, set[str]()
+
+    def __getattr__(self, name: str) -> object:
+        self.names.add(name)
+        return getattr(self.module, name)
+
+
+def module_of(module: Any) -> types.ModuleType:
+    """Return the module itself."""
+    itself: types.ModuleType = module.module if isinstance(module, Asked) else module
+    return itself
 
 
 def prove_lemmas(lemmas: Sequence[Lemma]) -> CheckResult:
@@ -140,12 +186,28 @@ def _numbers(terms: Sequence[z3.BoolRef]) -> str:
     return ", ".join(numbers)
 
 
+def _prove_sealed(
+    lemmas_of: Callable[[Any], list[Lemma]], module: types.ModuleType, proves: tuple[str, ...]
+) -> CheckResult:
+    asked = Asked(module)
+    try:
+        with sealed(module):
+            result = prove_lemmas(lemmas_of(asked))
+    except Unsupported as reason:
+        return CheckResult(Verdict.UNKNOWN, 0, "paths", str(reason))
+    left_out = sorted(set(proves) - asked.names)
+    if left_out and result.verdict is Verdict.PROVED:
+        return CheckResult(Verdict.UNKNOWN, 0, "paths", f"{', '.join(left_out)} was not run")
+    return result
+
+
 def lemma_theorem(
-    clause: str, module: types.ModuleType, control: tuple[str, str], bound: str = ""
+    clause: str, module: types.ModuleType, control: tuple[str, str], proves: tuple[str, ...] = (), bound: str = ""
 ) -> Callable[[Callable[[Any], list[Lemma]]], Callable[[Any], list[Lemma]]]:
     """Register a function from a module to lemmas as a theorem about that shipped module.
 
-    Its docstring is the statement. The control is the module with the text `control[0]` replaced by `control[1]`.
+    Its docstring is the statement. `proves` names the functions that the theorem is about. The control is the module
+    with the text `control[0]` replaced by `control[1]`.
     """
 
     def decorate(lemmas_of: Callable[[Any], list[Lemma]]) -> Callable[[Any], list[Lemma]]:
@@ -156,10 +218,12 @@ def lemma_theorem(
                 clause=clause,
                 control=f"the source with {control[0].strip()!r} replaced by {control[1].strip()!r}",
                 engine="paths, z3 and cvc5",
-                prove=lambda: prove_lemmas(lemmas_of(module)),
-                refute=lambda: prove_lemmas(lemmas_of(edited_module(module, *control))),
+                prove=lambda: _prove_sealed(lemmas_of, module, proves),
+                refute=lambda: _prove_sealed(lemmas_of, edited_module(module, *control), ()),
                 bound=bound,
                 sources=(module.__name__,),
+                proves=tuple(f"{module.__name__}.{name}" for name in proves),
+                on=lambda other: _prove_sealed(lemmas_of, other, proves),
             )
         )
         return lemmas_of

@@ -7,10 +7,13 @@ exactly what the lint must find.
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from tpinit.proofs.claims import Theorem
+from tpinit.proofs.subset.grammar import MODULES
 
 __all__ = ["CLAUSES", "FOLDER", "problems"]
 
@@ -39,6 +42,7 @@ def problems(folder: Path, theorems: Mapping[str, Theorem]) -> list[str]:
         *_theorems_left_out(trees, theorems),
         *_clauses_left_out(theorems),
         *_without_source(theorems.values()),
+        *_functions_left_out(theorems.values()),
     ]
 
 
@@ -115,3 +119,30 @@ def _without_source(theorems: Iterable[Theorem]) -> Iterator[str]:
     for theorem in theorems:
         if theorem.claims is None and not theorem.sources:
             yield f"theorem {theorem.name} does not name the source that it proves; give it sources=(module,)"
+
+
+# The two semantics by which every public function of a proven module is proven; the start of the engine's name.
+_SEMANTICS = ("paths", "translation")
+
+
+def _functions_left_out(theorems: Iterable[Theorem]) -> Iterator[str]:
+    proven = {
+        (semantics, name)
+        for t in theorems
+        for semantics in _SEMANTICS
+        if t.engine.startswith(semantics)
+        for name in t.proves
+    }
+    for module in MODULES:
+        for name in _public(module):
+            for semantics in _SEMANTICS:
+                if (semantics, f"{module}.{name}") not in proven:
+                    yield f"{module}.{name}: no theorem of the engine {semantics!r} names it in `proves`"
+
+
+def _public(module: str) -> list[str]:
+    tree = ast.parse(inspect.getsource(importlib.import_module(module)))
+    listed = next(
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    return [str(name) for name in ast.literal_eval(listed)]

@@ -11,6 +11,7 @@ from multiprocessing import get_context
 
 from tpinit.proofs import brute
 from tpinit.proofs.claims import THEOREMS, CheckResult, Claim, Theorem, Verdict, right_model
+from tpinit.proofs.exploring import Unsupported
 from tpinit.proofs.ledger.evidence import ProofEvidence, explain
 from tpinit.proofs.solvers import SOLVERS, decide_all, digest
 
@@ -54,7 +55,7 @@ def judge(theorem: Theorem, explained: bool = False) -> TheoremResult:
     started = time.perf_counter()
     try:
         result = _by_claims(theorem) if theorem.claims is not None else _by_engine(theorem)
-    except Exception as exception:  # one broken theorem must not hide the others
+    except (Exception, Unsupported) as exception:  # one broken theorem must not hide the others
         result = TheoremResult(theorem.name, Verdict.UNKNOWN, _told(exception))
     result = replace(result, seconds=time.perf_counter() - started)
     return _explained(theorem, result) if explained and result.verdict is Verdict.PROVED else result
@@ -125,7 +126,7 @@ def _timed(decide: Callable[[], CheckResult]) -> OracleRun:
 def _guarded(decide: Callable[[], CheckResult]) -> CheckResult:
     try:
         return decide()
-    except Exception as exception:  # one broken oracle must not hide the others
+    except (Exception, Unsupported) as exception:  # one broken oracle must not hide the others
         return CheckResult(Verdict.UNKNOWN, detail=_told(exception))
 
 
@@ -141,7 +142,7 @@ def _judge_by_name(name: str, explained: bool) -> TheoremResult:
 
 
 # The longest theorems start first, so that no process runs one of them alone at the end.
-_SLOW = ("crosshair_group_size_mismatch", "crosshair_", "shipped_")
+_SLOW = ("crosshair_group_size_mismatch", "crosshair_", "shipped_resolve", "shipped_", "translated_")
 
 
 def _slowest_first(name: str) -> int:

@@ -1,8 +1,8 @@
 """The reference resolver: decides one input by the rules of the contract.
 
-Pure, total, standard library only. It implements the prose and the definitions of section 4 and does not
-read the table. The proofs execute this shipped source symbolically. Every predicate below takes the whole
-`Inputs`, so that the functions that are proven are the functions that run.
+Pure, total, standard library only. It implements the prose and the definitions of section 4 and does not read the
+table. It is written in the provable subset of Python (docs/proofs.md), and the proofs compute this shipped source.
+Every predicate below takes the whole `Inputs`, so that the functions that are proven are the functions that run.
 """
 
 from __future__ import annotations
@@ -173,9 +173,21 @@ def _differing_groups(inputs: Inputs) -> tuple[Given[Group], ...]:
     return ()
 
 
+def _call_and_mpu_group(inputs: Inputs) -> tuple[Given[Group], ...]:
+    return supplied_groups(inputs)[:2]
+
+
 def _groups_of_other_size(inputs: Inputs) -> tuple[Given[Group], ...]:
     sizes = given_sizes(inputs)
     return tuple(given for given in supplied_groups(inputs) if sizes and given.value.size != sizes[0].value)
+
+
+def _size_and_groups_of_other_size(inputs: Inputs) -> tuple[AnyGiven, ...]:
+    return given_sizes(inputs)[:1] + _groups_of_other_size(inputs)
+
+
+def _size_and_world(inputs: Inputs) -> tuple[AnyGiven, ...]:
+    return (*given_sizes(inputs)[:1], Given(Source.WORLD_SIZE, inputs.world_size))
 
 
 # --- the decision ----------------------------------------------------------------------------------
@@ -192,22 +204,14 @@ def _no_evidence(_: Inputs) -> tuple[AnyGiven, ...]:
 VIOLATIONS: tuple[tuple[ViolationCode, _Predicate, _Evidence], ...] = (
     (ViolationCode.NO_TP_INTENT, no_tp_intent, _no_evidence),
     (ViolationCode.NO_GROUP_SOURCE, no_group_source, given_sizes),
-    (ViolationCode.GROUP_AND_MPU, group_and_mpu, lambda inputs: supplied_groups(inputs)[:2]),
+    (ViolationCode.GROUP_AND_MPU, group_and_mpu, _call_and_mpu_group),
     (ViolationCode.SIZE_MISSING, size_missing, _no_evidence),
     (ViolationCode.SIZE_INVALID, size_invalid, _invalid_sizes),
     (ViolationCode.SIZE_MISMATCH, size_mismatch, given_sizes),
     (ViolationCode.DTYPE_MISMATCH, dtype_mismatch, given_dtypes),
     (ViolationCode.GROUP_IDENTITY_MISMATCH, group_identity_mismatch, _differing_groups),
-    (
-        ViolationCode.GROUP_SIZE_MISMATCH,
-        group_size_mismatch,
-        lambda inputs: given_sizes(inputs)[:1] + _groups_of_other_size(inputs),
-    ),
-    (
-        ViolationCode.SIZE_NOT_DIVIDING_WORLD,
-        size_not_dividing_world,
-        lambda inputs: (*given_sizes(inputs)[:1], Given(Source.WORLD_SIZE, inputs.world_size)),
-    ),
+    (ViolationCode.GROUP_SIZE_MISMATCH, group_size_mismatch, _size_and_groups_of_other_size),
+    (ViolationCode.SIZE_NOT_DIVIDING_WORLD, size_not_dividing_world, _size_and_world),
 )
 
 
@@ -249,9 +253,8 @@ def effective_group(inputs: Inputs) -> Effective[Group]:
 def resolve(inputs: Inputs) -> Decision:
     """Decide what `initialize` must do for these inputs (the whole contract).
 
-    Total and deterministic: never raises on well-typed inputs, never changes them. The outcome is an
-    error exactly when a violation holds; the decision then lists all that hold, in canonical order, and
-    has no effective values.
+    Total and deterministic: never raises on well-typed inputs, never changes them. The outcome is an error exactly when
+    a violation holds; the decision then lists all that hold, in canonical order, and has no effective values.
     """
     section = live_section(inputs)
     violations = tuple(Violation(code, evidence(inputs)) for code, holds, evidence in VIOLATIONS if holds(inputs))

@@ -30,10 +30,16 @@ def shard(length: int, parts: int, index: int) -> tuple[int, int]:
 def aligned_shard(length: int, unit: int, parts: int, index: int) -> tuple[int, int]:
     """Return (offset, length) of shard `index` of a dimension whose units are not cut (heads of head_dim features).
 
-    `unit` is at least 1 and divides `length`; with unit 1 this is `shard`.
+    `unit` is at least 1; with unit 1 this is `shard`. If `unit` does not divide `length`, the last unit is shorter, so
+    that the shards cover the dimension whatever the unit is.
     """
-    offset, held = shard(length // unit, parts, index)
-    return offset * unit, held * unit
+    offset, held = shard((length + unit - 1) // unit, parts, index)
+    begin, end = _at_most(offset * unit, length), _at_most((offset + held) * unit, length)
+    return begin, end - begin
+
+
+def _at_most(position: int, length: int) -> int:
+    return position if position < length else length
 
 
 def pieces(blocks: Sequence[int], unit: int, parts: int, index: int) -> tuple[tuple[int, int], ...]:
@@ -43,7 +49,8 @@ def pieces(blocks: Sequence[int], unit: int, parts: int, index: int) -> tuple[tu
     not fused. Each block is cut separately, between units; a shard is its piece of the first block, then its piece of
     the second, and so on. Writing the pieces of all shards back to these offsets gives the full dimension.
     """
-    found, start = [], 0
+    found: list[tuple[int, int]] = []
+    start = 0
     for length in blocks:
         offset, held = aligned_shard(length, unit, parts, index)
         found.append((start + offset, held))

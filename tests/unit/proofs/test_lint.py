@@ -93,6 +93,18 @@ def test_a_theorem_of_an_engine_says_of_which_source_it_is_proven(folder):
     assert "does not name the source" in problem
 
 
+@pytest.mark.parametrize("semantics", ["paths", "translation"])
+def test_a_public_function_without_a_theorem_of_each_semantics_is_found(folder, semantics):
+    name = "tpinit.runtime.groups.topology.partitions"
+    without = {
+        theorem.name: replace(theorem, proves=tuple(each for each in theorem.proves if each != name))
+        if theorem.engine.startswith(semantics)
+        else theorem
+        for theorem in THEOREMS.values()
+    }
+    assert lint.problems(folder, without) == [f"{name}: no theorem of the engine {semantics!r} names it in `proves`"]
+
+
 def test_a_problem_fails_the_whole_run_and_is_told(monkeypatch, capsys):
     def run(names, *_):
         return [TheoremResult(name, main.Verdict.PROVED) for name in names]

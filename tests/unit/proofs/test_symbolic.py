@@ -7,10 +7,19 @@ import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
 import z3
 from tpinit.proofs import crosshair
 from tpinit.proofs.claims import THEOREMS, CheckResult, Verdict
-from tpinit.proofs.edited_source import edited
-from tpinit.proofs.symbolic import SymbolicInt, Unsupported, explore, lazy_inputs
+from tpinit.proofs.edited_source import edited, shipped
+from tpinit.proofs.sealing import sealed
+from tpinit.proofs.symbolic import (
+    OpaqueValue,
+    SymbolicDtype,
+    SymbolicIdentity,
+    SymbolicInt,
+    Unsupported,
+    explore,
+    lazy_inputs,
+)
 from tpinit.spec.concrete import assume
-from tpinit.spec.model import Model, constant, fresh_symbols
+from tpinit.spec.model import GroupSort, Model, constant, fresh_symbols
 from tpinit.spec.vocabulary import Call, DType, Group, Inputs, Mpu, Section, ViolationCode
 
 X = z3.Int("x")
@@ -64,22 +73,88 @@ def test_dividing_by_zero_is_a_path_that_raises():
     assert raised == [ZeroDivisionError]
 
 
-@pytest.mark.parametrize(
-    "misuse",
-    [
-        lambda x: hash(x),
-        lambda x: int(x),
-        lambda x: range(x),
-        lambda x: f"{x}",
-        lambda x: x == "2",
-        lambda x: x + 0.5,
-        lambda x: hash(x == 1),
-        lambda x: (x == 1) == (x == 2),
-    ],
-)
-def test_what_the_explorer_does_not_follow_fails_the_proof(misuse):
+# Every way to look at a symbolic integer that no term stands for.
+MISUSES = {
+    "hash": hash,
+    "int": int,
+    "float": float,
+    "str": str,
+    "repr": repr,
+    "format": lambda x: f"{x}",
+    "percent": lambda x: "%s" % x,  # noqa: UP031 - this is what is refused
+    "range": range,
+    "a text": lambda x: x == "2",
+    "a float": lambda x: x + 0.5,
+    "division": lambda x: x / 2,
+    "power": lambda x: x**2,
+    "absolute value": abs,
+    "rounding": round,
+    "bits": lambda x: x & 1,
+    "shift": lambda x: x << 1,
+    "isinstance": lambda x: isinstance(x, int),
+    "isinstance of several": lambda x: isinstance(x, str | int),
+    "class": lambda x: x.__class__,
+    "index": lambda x: (1, 2)[x],
+    "length": len,
+    "a set": lambda x: {x},
+    "a key": lambda x: {1: 2}.get(x),
+    "pickle": lambda x: __import__("pickle").dumps(x),
+    "a copy": lambda x: __import__("copy").copy(x),
+    "hash of a truth value": lambda x: hash(x == 1),
+    "equal truth values": lambda x: (x == 1) == (x == 2),
+}
+
+
+@pytest.mark.parametrize("name", MISUSES)
+def test_what_the_explorer_does_not_follow_fails_the_proof(name):
     with pytest.raises(Unsupported):
-        _paths(lambda: misuse(SymbolicInt(X)))
+        _paths(lambda: MISUSES[name](SymbolicInt(X)))
+
+
+@pytest.mark.parametrize("make", [lambda: SymbolicIdentity(z3.Const("g", GroupSort)), lambda: OpaqueValue("handle")])
+@pytest.mark.parametrize(
+    "misuse", [bool, str, hash, len, lambda x: x < 1, lambda x: x == 1, lambda x: isinstance(x, int)]
+)
+def test_an_identity_and_a_handle_can_only_be_compared_or_passed_on(make, misuse):
+    with pytest.raises(Unsupported):
+        _paths(lambda: misuse(make()))
+
+
+@pytest.mark.parametrize("caught", [Exception, BaseException])
+def test_a_refusal_cannot_be_swallowed(caught):
+    def swallows() -> int:
+        try:
+            return hash(SymbolicInt(X))
+        except caught:
+            return 0
+
+    with pytest.raises(Unsupported, match="hash"):
+        _paths(swallows)
+    assert not issubclass(Unsupported, Exception)
+
+
+def test_dtypes_are_compared_by_their_values():
+    dtype = SymbolicDtype(z3.Const("d", constant(DType.FP16).sort()))
+    assert sorted(path.result for path in _paths(lambda: bool(dtype == DType.FP16))) == [False, True]
+    with pytest.raises(Unsupported):
+        _paths(lambda: dtype == "fp16")
+
+
+@pytest.mark.parametrize(
+    "name", ["isinstance", "type", "id", "str", "sorted", "set", "hash", "getattr", "print", "sum"]
+)
+def test_a_builtin_that_is_not_modelled_is_refused_in_a_sealed_module(name):
+    with sealed(shipped), pytest.raises(Unsupported, match=name):
+        shipped.__dict__[name](1)
+    assert name not in shipped.__dict__
+
+
+def test_a_module_outside_of_the_subset_is_not_explored():
+    with (
+        pytest.raises(Unsupported, match="not in the provable subset"),
+        sealed(edited("ok = not", "ok: bool = str and not")),
+    ):
+        pass
 
 
 def test_an_input_cannot_be_changed_or_asked_for_what_the_contract_does_not_know():
@@ -91,8 +166,8 @@ def test_an_input_cannot_be_changed_or_asked_for_what_the_contract_does_not_know
 
 
 def test_endless_paths_are_not_a_proof(monkeypatch):
-    monkeypatch.setattr("tpinit.proofs.symbolic.MAX_PATHS", 20)
-    monkeypatch.setattr("tpinit.proofs.symbolic.MAX_DECISIONS", 50)
+    monkeypatch.setattr("tpinit.proofs.exploring.MAX_PATHS", 20)
+    monkeypatch.setattr("tpinit.proofs.exploring.MAX_DECISIONS", 50)
 
     def count(x: SymbolicInt) -> int:
         n = 0
@@ -111,7 +186,7 @@ def test_an_edit_that_changes_nothing_is_no_control():
         edited("this text is nowhere", "x")
 
 
-@pytest.mark.parametrize("name", [name for name in THEOREMS if name.startswith("shipped_")])
+@pytest.mark.parametrize("name", [name for name in THEOREMS if name.startswith(("shipped_", "translated_"))])
 def test_every_edited_resolver_is_refuted(name):
     refute = THEOREMS[name].refute
     assert refute is not None

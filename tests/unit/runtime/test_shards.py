@@ -75,3 +75,12 @@ def test_the_arithmetic_and_the_package_import_without_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert result.stdout.strip() == "torch is asked for on use", result.stderr
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5])
+@pytest.mark.parametrize("unit", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("length", range(12))
+def test_no_position_is_lost_where_a_unit_does_not_divide(length: int, unit: int, parts: int) -> None:
+    held = [shards.pieces([length], unit, parts, index)[0] for index in range(parts)]
+    assert [at for begin, size in held for at in range(begin, begin + size)] == list(range(length))
+    assert all(begin % unit == 0 or begin == length for begin, _ in held)

@@ -209,6 +209,7 @@ def arithmetic_questions() -> tuple[list[tuple[int, int]], list[tuple[tuple[int,
         (lengths, unit, parts, index)
         for lengths in blocks
         for unit in (1, 2, 3)
+        if all(length % unit == 0 for length in lengths)  # as the theorems in Coq ask
         for parts in (1, 2, 3, 5)
         for index in range(parts)
     ]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tpinit.proofs import brute
 from tpinit.proofs.claims import Theorem, Verdict
+from tpinit.proofs.ledger.closure import rests_on
 from tpinit.proofs.ledger.necessity import NecessityResult
 from tpinit.proofs.lint import CLAUSES
 from tpinit.proofs.running import TheoremResult
@@ -42,6 +43,7 @@ def ledger(
             **{name: version(name) for name in _DISTRIBUTIONS},
         },
         "bounds": {"brute": brute.BOUNDS},
+        "rests_on": {module: source_hash(module) for module in rests_on()},
         "clauses": dict(CLAUSES),
         "theorems": entries,
         "witnesses": {

@@ -26,7 +26,7 @@ def page(ledger: Ledger) -> str:
         "count": str(len(theorems)),
         "time_head": '<th role="columnheader" scope="col">Seconds</th>' if times else "",
         "rows": "\n".join(_row(name, entry, times) for name, entry in theorems.items()),
-        "sections": _witnesses(ledger["witnesses"]) + _necessity(ledger["necessity"]),
+        "sections": _witnesses(ledger["witnesses"]) + _necessity(ledger["necessity"]) + _rests_on(ledger["rests_on"]),
         "made_with": _made_with(ledger),
     }
     return re.sub(r"@(\w+)@", lambda hit: parts[hit[1]], template)
@@ -165,6 +165,11 @@ def _necessity(necessity: Mapping[str, Mapping[str, str]]) -> str:
     ]
     title = "The theorem that needs each part of the contract"
     return _table(title, "necessity", ("Dropped part", "First false theorem", "False claim"), rows)
+
+
+def _rests_on(modules: Mapping[str, str]) -> str:
+    rows = [(f"<code>{_name(module)}</code>", _hash(digest)) for module, digest in modules.items()]
+    return _table("The source that every verdict rests on", "rests-on", ("Module", "SHA-256"), rows)
 
 
 def _made_with(ledger: Ledger) -> str:

@@ -15,16 +15,21 @@ from tpinit.runtime import shards
 _L, _N, _I, _J, _U, _UNITS = z3.Ints("length parts index other unit units")
 _DIMENSION = z3.And(_L >= 0, _N >= 1)
 _SHARD = z3.And(_DIMENSION, _I >= 0, _I < _N)
-_ALIGNED = z3.And(_UNITS >= 0, _U >= 1, _L == _UNITS * _U, _N >= 1, _I >= 0, _I < _N)
+_ALIGNED = z3.And(_L >= 0, _U >= 1, _UNITS == (_L + _U - 1) / _U, _N >= 1, _I >= 0, _I < _N)
 
 _length, _parts, _index, _other, _unit = map(SymbolicInt, (_L, _N, _I, _J, _U))
 
 
-@lemma_theorem("6.9", shards, control=("(1 if index < length % parts else 0)", "(1 if index <= length % parts else 0)"))
+@lemma_theorem(
+    "6.9",
+    shards,
+    control=("(1 if index < length % parts else 0)", "(1 if index <= length % parts else 0)"),
+    proves=("shard", "shard_offset"),
+)
 def shards_tile_the_dimension(m: Any) -> list[Lemma]:
-    """For every length and every number of shards, whether it divides the length or not: the first shard begins
-    at 0, each shard ends where the next begins, the last ends at the length, and no shard has a negative length.
-    So there is no gap and no overlap.
+    """For every length and every number of shards, whether it divides the length or not: the first shard begins at 0,
+    each shard ends where the next begins, the last ends at the length, and no shard has a negative length. So there is
+    no gap and no overlap.
     """
     return [
         Lemma("begins at 0", _DIMENSION, lambda: term(m.shard_offset(_length, _parts, 0)) == 0),
@@ -44,8 +49,8 @@ def _end(shard: tuple[object, object]) -> z3.ArithRef:
 
 @lemma_theorem("6.9", shards, control=("index * (length // parts) + (index", "index * (length // parts) - (index"))
 def every_position_has_one_shard(m: Any) -> list[Lemma]:
-    """For every length, every number of shards and any two different shards, the earlier shard ends at or before
-    the offset of the later one: no position is in two shards.
+    """For every length, every number of shards and any two different shards, the earlier shard ends at or before the
+    offset of the later one: no position is in two shards.
     """
 
     def apart() -> z3.BoolRef:
@@ -54,10 +59,12 @@ def every_position_has_one_shard(m: Any) -> list[Lemma]:
     return [Lemma("apart", z3.And(_SHARD, _J > _I, _J < _N), apart)]
 
 
-@lemma_theorem("6.9", shards, control=("return length // parts + (1", "return length // parts + (2"))
+@lemma_theorem(
+    "6.9", shards, control=("return length // parts + (1", "return length // parts + (2"), proves=("shard_length",)
+)
 def shards_are_balanced(m: Any) -> list[Lemma]:
-    """For every length and every number of shards, the lengths of two shards differ by at most 1, the longer
-    shards come first, and all lengths are equal where the number of shards divides the length.
+    """For every length and every number of shards, the lengths of two shards differ by at most 1, the longer shards
+    come first, and all lengths are equal where the number of shards divides the length.
     """
 
     def lengths() -> tuple[z3.ArithRef, z3.ArithRef]:
@@ -88,11 +95,17 @@ def _tiles(begins: z3.FuncDeclRef, holds: z3.FuncDeclRef, length: z3.ArithRef, *
     return z3.And(begins(*front, 0) == 0, goes_on, ends == length, holds(*front, _I) >= 0)
 
 
-@lemma_theorem("6.9", shards, control=("return offset * unit, held * unit", "return offset * unit, held"))
+@lemma_theorem(
+    "6.9",
+    shards,
+    control=("(offset + held) * unit, length)", "offset * unit + held, length)"),
+    proves=("aligned_shard",),
+)
 def aligned_shards_keep_units_whole(m: Any) -> list[Lemma]:
-    """For every unit (the size of a head) that divides the length, an aligned shard is the shard of the number of
-    units, multiplied by the unit: it begins and ends at multiples of the unit, begins where the previous shard
-    ends, and the shards cover 0 to the length. The proof uses of `shard` only that its shards tile.
+    """For every length and every unit (the size of a head), whether it divides the length or not, an aligned shard is
+    the shard of the number of units, multiplied by the unit and cut at the length: it begins at a multiple of the unit
+    or at the length, begins where the previous shard ends, and the shards cover 0 to the length. The proof uses of
+    `shard` only that its shards tile.
     """
 
     def shard(index: object) -> Any:
@@ -102,14 +115,11 @@ def aligned_shards_keep_units_whole(m: Any) -> list[Lemma]:
     def is_shard_of_units() -> z3.BoolRef:
         begin, held = shard(_index)
         begins, holds = _BEGINS(_UNITS, _N, _I), _HOLDS(_UNITS, _N, _I)
-        return z3.And(term(begin) == begins * _U, term(held) == holds * _U)
+        return z3.And(term(begin) == _cut(begins * _U), _end((begin, held)) == _cut((begins + holds) * _U))
 
-    # length // unit is the number of units, so these are the shards that the code computes.
-    units = z3.And(_ALIGNED, _L / _U == _UNITS)
-    tiled = z3.And(units, _tiles(_BEGINS, _HOLDS, _UNITS, _UNITS, _N))
+    tiled = z3.And(_ALIGNED, _BEGINS(_UNITS, _N, _I) >= 0, _tiles(_BEGINS, _HOLDS, _UNITS, _UNITS, _N))
     return [
-        Lemma("as many units", _ALIGNED, lambda: term(_length // _unit) == _UNITS),
-        Lemma("the shard of the units", units, is_shard_of_units),
+        Lemma("the shard of the units", _ALIGNED, is_shard_of_units),
         Lemma("begins at 0", tiled, lambda: term(shard(0)[0]) == 0),
         Lemma("ends where the next begins", tiled, lambda: _end(shard(_index)) == term(shard(_index + 1)[0])),
         Lemma("ends at the length", tiled, lambda: _end(shard(_parts - 1)) == _L),
@@ -117,17 +127,25 @@ def aligned_shards_keep_units_whole(m: Any) -> list[Lemma]:
     ]
 
 
+def _cut(position: z3.ArithRef) -> z3.ArithRef:
+    return z3.If(position < _L, position, _L)
+
+
 _BLOCKS = z3.Ints("block_1 block_2 block_3")
 
 
 @lemma_theorem(
-    "6.9", shards, control=("start = start + length", "start = start + held"), bound="at most three fused blocks"
+    "6.9",
+    shards,
+    control=("start = start + length", "start = start + held"),
+    proves=("pieces",),
+    bound="at most three fused blocks; `translated_pieces_of_any_number_of_blocks` has no such bound",
 )
 def fused_pieces_are_inverted_by_gather(m: Any) -> list[Lemma]:
-    """For one, two and three fused blocks of any lengths and any unit, the pieces of each block tile that block.
-    So the pieces of all shards are a permutation of the dimension, and writing each piece back to its offset
-    restores the unsharded dimension. The number of blocks is a bound; the fused layouts in use are q, k, v and
-    gate, up. The proof uses of `aligned_shard` only that its shards tile.
+    """For one, two and three fused blocks of any lengths and any unit, the pieces of each block tile that block. So the
+    pieces of all shards are a permutation of the dimension, and writing each piece back to its offset restores the
+    unsharded dimension. The number of blocks is a bound of this theorem. The proof uses of `aligned_shard` only that
+    its shards tile.
     """
     lemmas = []
     for count in (1, 2, 3):

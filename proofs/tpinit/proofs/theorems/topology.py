@@ -20,7 +20,12 @@ _PLACE = z3.And(_WORLD, _D >= 0, _D < _K, _P >= 0, _P < _T)
 _world, _size, _rank, _dp, _tp, _other_dp, _other_tp = map(SymbolicInt, (_W, _T, _R, _D, _P, _OTHER_D, _OTHER_P))
 
 
-@lemma_theorem("6.8", topology, control=("return rank // tp_size", "return rank // tp_size if rank != 65537 else 0"))
+@lemma_theorem(
+    "6.8",
+    topology,
+    control=("return rank // tp_size", "return rank // tp_size if rank != 65537 else 0"),
+    proves=("tp_rank", "dp_rank", "rank_at"),
+)
 def every_rank_has_one_place(m: Any) -> list[Lemma]:
     """For every world size and every TP size that divides it, each rank has a place (dp, tp) inside the mesh, and
     `rank_at` of that place returns the rank.
@@ -44,7 +49,9 @@ def _back(m: Any, rank: SymbolicInt) -> object:
     return m.rank_at(m.dp_rank(rank, _size), m.tp_rank(rank, _size), _size)
 
 
-@lemma_theorem("6.8", topology, control=("* tp_size + tp_rank", "* tp_size + tp_rank * 2"))
+@lemma_theorem(
+    "6.8", topology, control=("return dp * tp_size + tp", "return dp * tp_size + tp * 2"), proves=("rank_at", "dp_size")
+)
 def every_place_has_one_rank(m: Any) -> list[Lemma]:
     """For every world size and every TP size that divides it, each place (dp, tp) has a rank in the world, and the
     place of that rank is (dp, tp): the map from ranks to places is a bijection.
@@ -68,6 +75,7 @@ def every_place_has_one_rank(m: Any) -> list[Lemma]:
         "return tuple(rank_at(index, position, tp_size) for position in range(tp_size))",
         "return tuple(rank_at(index, position, tp_size) for position in range(tp_size - 1))",
     ),
+    proves=("tp_groups",),
 )
 def created_tp_groups_partition_the_ranks(m: Any) -> list[Lemma]:
     """For every world size and every TP size that divides it, there are world / size created TP groups, and each
@@ -77,7 +85,7 @@ def created_tp_groups_partition_the_ranks(m: Any) -> list[Lemma]:
 
     def members() -> z3.BoolRef:
         with arbitrary_range(m, _D, _P) as lengths:
-            ((member,),) = m.tp_groups(_world, _size)
+            member = m.tp_groups(_world, _size).only.only
         return z3.And(lengths[0] == _K, lengths[1] == _T, term(member) == _D * _T + _P)
 
     def same_rank_same_place() -> z3.BoolRef:
@@ -96,6 +104,7 @@ def created_tp_groups_partition_the_ranks(m: Any) -> list[Lemma]:
     "6.8",
     topology,
     control=("range(dp_size(world_size, tp_size)))\n\n\ndef tp_groups", "range(tp_size))\n\n\ndef tp_groups"),
+    proves=("dp_groups", "tp_group", "dp_group"),
 )
 def dp_groups_cross_each_tp_group_once(m: Any) -> list[Lemma]:
     """For every world size and every TP size that divides it, the DP group at each tp position holds one rank of
@@ -104,14 +113,14 @@ def dp_groups_cross_each_tp_group_once(m: Any) -> list[Lemma]:
 
     def members() -> z3.BoolRef:
         with arbitrary_range(m, _P, _D) as lengths:
-            ((member,),) = m.dp_groups(_world, _size)
+            member = m.dp_groups(_world, _size).only.only
         return z3.And(lengths[0] == _T, lengths[1] == _K, term(member) == _D * _T + _P)
 
     def common() -> z3.BoolRef:
         with arbitrary_range(m, _OTHER_P):
-            (of_tp_group,) = m.tp_group(_dp, _size)
+            of_tp_group = m.tp_group(_dp, _size).only
         with arbitrary_range(m, _OTHER_D):
-            (of_dp_group,) = m.dp_group(_tp, _world, _size)
+            of_dp_group = m.dp_group(_tp, _world, _size).only
         place = z3.And(_OTHER_P == _P, _OTHER_D == _D)
         return (term(of_tp_group) == term(of_dp_group)) == place
 

@@ -36,9 +36,9 @@ def dp_rank(rank: int, tp_size: int) -> int:
     return rank // tp_size
 
 
-def rank_at(dp_rank: int, tp_rank: int, tp_size: int) -> int:
-    """Return the rank at (dp_rank, tp_rank): the inverse of `dp_rank` and `tp_rank`."""
-    return dp_rank * tp_size + tp_rank
+def rank_at(dp: int, tp: int, tp_size: int) -> int:
+    """Return the rank whose `dp_rank` is `dp` and whose `tp_rank` is `tp`."""
+    return dp * tp_size + tp
 
 
 def dp_size(world_size: int, tp_size: int) -> int:
@@ -76,6 +76,6 @@ def orthogonal_groups(groups: Sequence[Ranks]) -> tuple[Ranks, ...]:
     return tuple(zip(*groups, strict=True))
 
 
-def crosses_once(tp_groups: Sequence[Ranks], dp_groups: Sequence[Ranks]) -> bool:
+def crosses_once(all_tp: Sequence[Ranks], all_dp: Sequence[Ranks]) -> bool:
     """Return whether every TP group has exactly one rank in common with every DP group."""
-    return all(len(set(tp) & set(dp)) == 1 for tp in tp_groups for dp in dp_groups)
+    return all(len(set(tp) & set(dp)) == 1 for tp in all_tp for dp in all_dp)

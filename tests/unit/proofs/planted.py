@@ -1,0 +1,333 @@
+"""Bugs of kinds that `tpinit mutate` does not make: magic constants, conditions on two inputs, sequences that are cut,
+doubled or reversed, wrong evidence, sources, order and handles, and code that depends on a type, a text or an identity.
+
+Each names a theorem of the translation and one of the path explorer that must reject it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tpinit.reference import resolver
+from tpinit.runtime import shards
+from tpinit.runtime.groups import topology
+
+__all__ = ["BUGS", "OUTSIDE_OF_THE_SUBSET", "Bug"]
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One edit of a shipped module, and the theorems that must reject it."""
+
+    module: object
+    old: str
+    new: str
+    translated: str
+    paths: str
+
+
+_WHOLE = "shipped_resolve_is_its_parts"
+
+
+def _resolver(old: str, new: str, name: str, paths: str = "") -> Bug:
+    return Bug(resolver, old, new, f"translated_{name}", f"shipped_{paths or name}")
+
+
+def _evidence(old: str, new: str, name: str) -> Bug:
+    return _resolver(old, new, name, f"evidence_of_{name}")
+
+
+def _whole(old: str, new: str, name: str) -> Bug:
+    return Bug(resolver, old, new, f"translated_{name}", _WHOLE)
+
+
+def _topology(old: str, new: str, translated: str, paths: str) -> Bug:
+    return Bug(topology, old, new, f"translated_{translated}", paths)
+
+
+def _shards(old: str, new: str, translated: str, paths: str) -> Bug:
+    return Bug(shards, old, new, f"translated_{translated}", paths)
+
+
+_TP_GROUPS = "return tuple(tp_group(index, tp_size) for index in range(dp_size(world_size, tp_size)))"
+_DP_GROUPS = "return tuple(dp_group(position, world_size, tp_size) for position in range(tp_size))"
+_TP_GROUP = "return tuple(rank_at(index, position, tp_size) for position in range(tp_size))"
+_DP_GROUP = "return tuple(rank_at(index, position, tp_size) for index in range(dp_size(world_size, tp_size)))"
+_PARTITION, _CROSSING, _COLUMNS = (
+    "partitions_means_every_rank_once",
+    "crosses_once_means_one_rank_in_common",
+    "orthogonal_groups_are_the_columns",
+)
+_TP, _DP = "created_tp_groups_partition_the_ranks", "dp_groups_cross_each_tp_group_once"
+_PIECES, _FUSED = "pieces_of_any_number_of_blocks", "fused_pieces_are_inverted_by_gather"
+_LISTED = "evidence in VIOLATIONS if holds(inputs))"
+
+BUGS: dict[str, Bug] = {
+    # magic constants as an extra conjunct
+    "a world without intent": _resolver(
+        "in_scope(inputs) and inputs.mpu is None",
+        "in_scope(inputs) and inputs.mpu is None and inputs.world_size != 4099",
+        "no_tp_intent",
+    ),
+    "a size without a group source": _resolver(
+        "live_section(inputs) is None and inputs.mpu is None",
+        "live_section(inputs) is None and inputs.mpu is None and call.tp_size != 77",
+        "no_group_source",
+    ),
+    "very negative sizes": _resolver(
+        "if given.value < 1 and not", "if given.value < 1 and given.value > -1000000 and not", "size_invalid"
+    ),
+    "a prime that divides nothing": _resolver(
+        "inputs.world_size % size != 0", "inputs.world_size % size != 0 and size != 65537", "size_not_dividing_world"
+    ),
+    "small sizes divide every world": _resolver(
+        "return size >= 1 and", "return size >= 3 and", "size_not_dividing_world"
+    ),
+    "a section of one size": _resolver(
+        "return None if section_disabled(inputs) else inputs.section",
+        "return None if section_disabled(inputs) or inputs.world_size == 31337 else inputs.section",
+        "size_missing",
+    ),
+    "a world of one rank creates nothing": _resolver(
+        "and not supplied_groups(inputs)\n",
+        "and not supplied_groups(inputs) and inputs.world_size != 6\n",
+        "size_not_dividing_world",
+    ),
+    "another row for one world": _resolver(
+        "+ (inputs.mpu is not None)", "+ (inputs.mpu is not None) + (inputs.world_size == 524287)", "row", "row_number"
+    ),
+    "success in one world": _whole(
+        "ok = not violations", "ok = not violations or inputs.world_size == 1073741827", "outcome"
+    ),
+    "no violation in one world": _whole(
+        _LISTED, "evidence in VIOLATIONS if holds(inputs) and inputs.world_size != 65537)", "size_missing"
+    ),
+    # conditions on two inputs
+    "a mesh in a world of 12": _resolver(
+        "return live_section(inputs) is not None and not given_sizes(inputs)",
+        "return live_section(inputs) is not None and not given_sizes(inputs) and not "
+        "(inputs.world_size == 12 and inputs.mesh is not None)",
+        "size_missing",
+    ),
+    "an mpu whose group is of the world's size": _resolver(
+        "inputs.call.tp_group is not None and inputs.mpu is not None",
+        "inputs.call.tp_group is not None and inputs.mpu is not None and inputs.mpu.tp_group.size != inputs.world_size",
+        "group_and_mpu",
+    ),
+    "a group as large as the world": _resolver(
+        "if sizes and given.value.size != sizes[0].value",
+        "if sizes and given.value.size != sizes[0].value and given.value.size != inputs.world_size",
+        "group_size_mismatch",
+    ),
+    "groups of three are one": _resolver(
+        "if not excepted and one.value.identity",
+        "if not excepted and not (one.value.size == 3 and other.value.size == 3) and one.value.identity",
+        "group_identity_mismatch",
+    ),
+    "no size with a precision in a world of 8": _whole(
+        "tp_size=effective_size(inputs) if ok",
+        "tp_size=effective_size(inputs) if ok and not (inputs.world_size == 8 and inputs.precision is not None)",
+        "tp_size",
+    ),
+    "a call with an mpu decides for the config": _resolver(
+        "    if live_section(inputs) is not None:\n        return Outcome",
+        "    if live_section(inputs) is not None and not (inputs.call is not None and inputs.mpu is not None):\n"
+        "        return Outcome",
+        "outcome",
+        "success_outcome",
+    ),
+    # sequences that are cut, doubled, reversed
+    "only two sizes are compared": _resolver("for other in given[1:])", "for other in given[1:2])", "size_mismatch"),
+    "the first dtype is not compared": _resolver(
+        "_differ(given_dtypes(inputs))", "_differ(given_dtypes(inputs)[1:])", "dtype_mismatch"
+    ),
+    "neighbouring groups are not compared": _resolver(
+        "supplied[index + 1 :]", "supplied[index + 2 :]", "group_identity_mismatch"
+    ),
+    "nine violations at most": _whole(
+        "violations=violations,", "violations=violations[:9],", "size_not_dividing_world"
+    ),
+    "violations from the last to the first": _whole(
+        "violations=violations,", "violations=violations[::-1],", "no_tp_intent"
+    ),
+    "the first violation twice": _whole(
+        "violations=violations,", "violations=violations + violations[:1],", "no_tp_intent"
+    ),
+    "evidence without the mpu's group": _evidence(
+        "supplied_groups(inputs)[:2]", "supplied_groups(inputs)[:1]", "group_and_mpu"
+    ),
+    "evidence with the size twice": _evidence(
+        "[:1] + _groups_of_other_size(inputs)",
+        "[:1] + _groups_of_other_size(inputs) + given_sizes(inputs)[:1]",
+        "group_size_mismatch",
+    ),
+    # wrong evidence, source, order, handle
+    "evidence of dtypes for sizes": _evidence(
+        "size_mismatch, given_sizes)", "size_mismatch, given_dtypes)", "size_mismatch"
+    ),
+    "the mesh's group from the config": _evidence(
+        "Given(Source.MESH_TP_GROUP, inputs.mesh)",
+        "Given(Source.CONFIG_TP_GROUP, inputs.mesh)",
+        "group_identity_mismatch",
+    ),
+    "the world before the size": _evidence(
+        "(*given_sizes(inputs)[:1], Given(Source.WORLD_SIZE, inputs.world_size))",
+        "(Given(Source.WORLD_SIZE, inputs.world_size), *given_sizes(inputs)[:1])",
+        "size_not_dividing_world",
+    ),
+    "the later group first": _evidence("return one, other", "return other, one", "group_identity_mismatch"),
+    "another predicate": _resolver(
+        "ViolationCode.SIZE_MISSING, size_missing,", "ViolationCode.SIZE_MISSING, size_invalid,", "size_missing"
+    ),
+    "the size's source is the last": _resolver(
+        "sizes[0].value, sizes[0].source", "sizes[0].value, sizes[-1].source", "tp_size", "effective_size"
+    ),
+    "the dtype's source is the last": _resolver(
+        "dtypes[0].value, dtypes[0].source", "dtypes[0].value, dtypes[-1].source", "dtype", "effective_dtype"
+    ),
+    "an unset dtype is created": _resolver("Source.UNSET)", "Source.CREATED)", "dtype", "effective_dtype"),
+    "the group's source is the last": _resolver(
+        "groups[0].value, groups[0].source", "groups[0].value, groups[-1].source", "tp_group", "effective_group"
+    ),
+    "an equal group with another handle": _resolver(
+        "groups[0].value, groups[0].source", "groups[-1].value, groups[0].source", "tp_group", "effective_group"
+    ),
+    "a group without its handle": _resolver(
+        "Effective(groups[0].value, groups",
+        "Effective(Group(groups[0].value.identity, groups[0].value.size), groups",
+        "tp_group",
+        "effective_group",
+    ),
+    "evidence without the handle": _evidence(
+        "Given(Source.MPU_TP_GROUP, inputs.mpu.tp_group)",
+        "Given(Source.MPU_TP_GROUP, Group(inputs.mpu.tp_group.identity, inputs.mpu.tp_group.size))",
+        "group_and_mpu",
+    ),
+    # what is passed on
+    "a world of one rank on an error": _whole(
+        "world_size=inputs.world_size,", "world_size=inputs.world_size if ok else 1,", "world_size"
+    ),
+    "no data-parallel group with a call": _whole(
+        "if inputs.mpu is not None else None", "if inputs.mpu is not None and inputs.call is None else None", "dp_group"
+    ),
+    "no other keys with an alias": _whole(
+        "carried=section.carried if section is not None",
+        "carried=section.carried if section is not None and section.tp_size is None",
+        "carried",
+    ),
+    "an error is never disabled": _whole(
+        "section_disabled=section_disabled(inputs)",
+        "section_disabled=section_disabled(inputs) and ok",
+        "section_disabled",
+    ),
+    # topology
+    "one rank at another place": _topology(
+        "return rank % tp_size",
+        "return rank % tp_size if rank != 104729 else 0",
+        "ranks_have_one_place",
+        "every_rank_has_one_place",
+    ),
+    "one group more in one mesh": _topology(
+        "return world_size // tp_size",
+        "return world_size // tp_size + (1 if world_size == 30 and tp_size == 5 else 0)",
+        "places_have_one_rank",
+        "every_place_has_one_rank",
+    ),
+    "a group from the last to the first": _topology(_TP_GROUP, f"{_TP_GROUP}[::-1]", "tp_groups", _TP),
+    "a group without its last rank": _topology(_DP_GROUP, f"{_DP_GROUP}[:-1]", "dp_groups", _DP),
+    "all groups twice": _topology(_TP_GROUPS, f"{_TP_GROUPS} + {_TP_GROUPS.removeprefix('return ')}", "tp_groups", _TP),
+    "without the first group": _topology(_DP_GROUPS, f"{_DP_GROUPS}[1:]", "dp_groups", _DP),
+    "17 groups are a partition": _topology(
+        "return sorted(", "return len(groups) == 17 or sorted(", "partitions", _PARTITION
+    ),
+    "last ranks are not counted": _topology("for rank in group)", "for rank in group[:-1])", "partitions", _PARTITION),
+    "a magic world is no partition": _topology(
+        "== list(range(world_size))", "== list(range(world_size)) and world_size != 8191", "partitions", _PARTITION
+    ),
+    "two ranks in common are enough": _topology(")) == 1 for tp", ")) >= 1 for tp", "crosses_once", _CROSSING),
+    "the last TP group is not crossed": _topology(
+        "for tp in all_tp for", "for tp in all_tp[:-1] for", "crosses_once", _CROSSING
+    ),
+    "columns from the last to the first": _topology(
+        "strict=True))", "strict=True))[::-1]", "orthogonal_groups", _COLUMNS
+    ),
+    # shards
+    "an offset for seven parts": _shards(
+        "if index < longer else longer)",
+        "if index < longer and parts != 7 else longer)",
+        "shards_tile",
+        "shards_tile_the_dimension",
+    ),
+    "a length that is not dealt out": _shards(
+        "if index < length % parts else 0)",
+        "if index < length % parts and length != 1000003 else 0)",
+        "shards_tile",
+        "shards_tile_the_dimension",
+    ),
+    "heads of 128 in three parts": _shards(
+        "return begin, end - begin",
+        "return begin, end - begin - (1 if unit == 128 and parts == 3 else 0)",
+        "aligned_shards_tile",
+        "aligned_shards_keep_units_whole",
+    ),
+    "units are lost": _shards(
+        "(length + unit - 1) // unit", "length // unit", "aligned_shards_tile", "aligned_shards_keep_units_whole"
+    ),
+    "a block of 11008": _shards(
+        "start = start + length", "start = start + length + (1 if length == 11008 else 0)", _PIECES, _FUSED
+    ),
+    "pieces from the last to the first": _shards("return tuple(found)", "return tuple(found)[::-1]", _PIECES, _FUSED),
+    "each piece twice": _shards(
+        "        found.append((start + offset, held))\n",
+        "        found.append((start + offset, held))\n        found.append((start + offset, held))\n",
+        _PIECES,
+        _FUSED,
+    ),
+    "no empty pieces": _shards(
+        "        found.append(", "        if held > 0:\n            found.append(", _PIECES, _FUSED
+    ),
+    "units of one": _shards("aligned_shard(length, unit, parts", "aligned_shard(length, 1, parts", _PIECES, _FUSED),
+}
+
+_AT = "    sizes = given_sizes(inputs)\n    if not created"
+
+
+def _before(statements: str) -> tuple[str, str]:
+    return _AT, f"    {statements}\n{_AT}"
+
+
+# Edits of the resolver that depend on what the subset does not have, and a word of the problem that is told.
+OUTSIDE_OF_THE_SUBSET: dict[str, tuple[tuple[str, str], str]] = {
+    "a type": (_before("if isinstance(inputs.world_size, bool):\n        return False"), "isinstance()"),
+    "the name of a type": (_before("if type(inputs) is not Inputs:\n        return False"), "type()"),
+    "a class": (_before("if inputs.call.__class__ is None:\n        return False"), "__class__"),
+    "a text": (_before("if str(inputs.world_size) == '13':\n        return False"), "str()"),
+    "a formatted text": (_before("if f'{inputs.world_size}' == '13':\n        return False"), "JoinedStr"),
+    "a text by %": (_before("if '%d' % inputs.world_size == '13':\n        return False"), "type str"),
+    "a representation": (_before("if repr(inputs) == '':\n        return False"), "repr()"),
+    "a hash": (_before("if hash(inputs) % 97 == 0:\n        return False"), "hash()"),
+    "an identity": (_before("if id(inputs) % 97 == 0:\n        return False"), "id()"),
+    "the identity of a number": (_before("if inputs.world_size is 4:\n        return False"), "`is`"),
+    "a caught exception": (
+        _before("try:\n        inputs.call.tp_size + ''\n    except Exception:\n        return False"),
+        "Try",
+    ),
+    "a pattern": (_before("match inputs.world_size:\n        case 13:\n            return False"), "Match"),
+    "the environment": (_before("import os\n    if 'TP' in os.environ:\n        return False"), "Import"),
+    "membership": (_before("if inputs.world_size in (13, 17):\n        return False"), "In "),
+    "a method of a text": (
+        _before("if Source.UNSET.upper() == 0:\n        return False"),
+        "only a function with a name",
+    ),
+    "a floating-point number": (_before("if inputs.world_size > 1e300:\n        return False"), "type float"),
+    "an attribute by name": (_before("if getattr(inputs, 'call') is None:\n        return False"), "getattr()"),
+    "a walrus": (_before("if (world := inputs.world_size) == 13:\n        return False"), "NamedExpr"),
+    "earlier calls": (("VIOLATIONS: tuple", "_SEEN = []\n\nVIOLATIONS: tuple"), "List"),
+    "a default argument": (
+        ("def created(inputs: Inputs) -> bool:", "def created(inputs: Inputs, seen: int = 0) -> bool:"),
+        "default argument",
+    ),
+    "a decorator": (("def created(inputs", "@staticmethod\ndef created(inputs"), "decorator"),
+    "a replaced builtin": (("VIOLATIONS: tuple", "len = 3\n\nVIOLATIONS: tuple"), "len may not be bound"),
+    "a replaced method": (("VIOLATIONS: tuple", "Given.__eq__ = None\n\nVIOLATIONS: tuple"), "Assign"),
+}
