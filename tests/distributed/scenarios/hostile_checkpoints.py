@@ -74,6 +74,34 @@ def _chunk(page: dict[str, Any]) -> dict[str, Any]:
     return chunk
 
 
+def _options(page: dict[str, Any]) -> Any:
+    return _Pairs(page["optimizer"]["groups"][0]["options"]["dict"])
+
+
+def _schedule(page: dict[str, Any]) -> list[Any]:
+    pairs: list[Any] = page["scheduler"]["state"]["dict"]
+    return pairs
+
+
+class _Pairs:
+    """The pairs of a dict in a manifest, to be changed."""
+
+    def __init__(self, pairs: list[Any]) -> None:
+        self.pairs = pairs
+
+    def update(self, **values: Any) -> None:
+        names = {*values}
+        self.pairs[:] = [pair for pair in self.pairs if pair[0] not in names]
+        self.pairs += [[name, value] for name, value in values.items()]
+
+
+def _deep(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = {"tuple": [value]}
+    return value
+
+
 class _Evil:
     """A pickle that makes a file when it is read."""
 
@@ -111,6 +139,13 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "no such dtype": lambda folder: _forge(folder, lambda page: page["tensors"][NAME].update(dtype="object")),
     "an unknown type": lambda folder: _forge(folder, lambda page: page.update(client_state={"eval": "1"})),
     "a counter that is a text": lambda folder: _forge(folder, lambda page: page["counters"].update(global_steps="1")),
+    "a wide manifest": lambda folder: _write(folder, b"[" + b"[]," * (1 << 23) + b"[]]"),
+    "an option that is a text": lambda folder: _forge(folder, lambda page: _options(page).update(lr="0.1")),
+    "a schedule's method": lambda folder: _forge(folder, lambda page: _schedule(page).append(["step", 1])),
+    "deep client state": lambda folder: _forge(folder, lambda page: page.update(client_state=_deep(400))),
+    "another file's sum": lambda folder: (folder / SUMS).write_text(
+        (folder / SUMS).read_text().replace("__0_0", "swapped").replace("__1_0", "__0_0").replace("swapped", "__1_0")
+    ),
     "dots in latest": lambda folder: (folder.parent / "latest").write_text("../one"),
     "a long latest": lambda folder: (folder.parent / "latest").write_text("x" * 100_000),
     "latest of nothing": lambda folder: (folder.parent / "latest").write_text("two"),

@@ -40,6 +40,7 @@ VERSION = 1
 _NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,99}")
 _SUM = re.compile(r"([0-9a-f]{64})  ([^\n/]{1,100})")
 _MAX_BYTES = 1 << 28  # of a manifest or a file of sums
+_MAX_VALUES = 1 << 24  # of a manifest: each takes up to a hundred bytes of memory, and two in the file
 _BLOCK = 1 << 22
 
 
@@ -89,7 +90,7 @@ class Manifest:
         }
         page = {"format": "tpinit checkpoint", "version": VERSION, **self.page, "files": self.files, "tensors": tensors}
         data = json.dumps(page, indent=1).encode()
-        if len(data) > _MAX_BYTES:
+        if len(data) > _MAX_BYTES or _values(data) > _MAX_VALUES:
             raise CheckpointError(f"{MANIFEST} would have {len(data)} bytes: give less in client_state")
         return data
 
@@ -97,6 +98,8 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Read and check the manifest of a checkpoint. Raises CheckpointError for what `to_bytes` can't have written."""
     raw = read_bytes(folder / MANIFEST)
+    if _values(raw) > _MAX_VALUES:
+        raise CheckpointError(f"{folder / MANIFEST} has more than {_MAX_VALUES} values: it is not read")
     try:
         page = json.loads(raw)
         if page.pop("format") != "tpinit checkpoint":
@@ -107,11 +110,17 @@ def read_manifest(folder: Path) -> Manifest:
         tensors = {name: _stored(name, entry, files) for name, entry in page.pop("tensors").items()}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
-        raise CheckpointError(f"{folder / MANIFEST} can't be read: {why[:300]}") from error
+        shown = "".join(letter if letter.isprintable() else "?" for letter in why[:300])  # one line of a terminal
+        raise CheckpointError(f"{folder / MANIFEST} can't be read: {shown}") from error
     total = sum(stored.nbytes for stored in tensors.values())
     if total > sum(files.values()):
         raise CheckpointError(f"{folder / MANIFEST}: its tensors have {total} bytes, more than its files")
     return Manifest(tensors, files, page)
+
+
+def _values(data: bytes) -> int:
+    """Return at least the number of values in JSON data, without reading it."""
+    return sum(map(data.count, (b",", b"[", b"{")))
 
 
 def _stored(name: str, entry: Any, files: Mapping[str, int]) -> ChunkedTensor:

@@ -9,7 +9,7 @@ import argparse
 import base64
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -18,7 +18,7 @@ from tpinit.runtime.errors import CheckpointError
 from tpinit.runtime.groups.digest import raw_bytes
 from tpinit.runtime.internals.host_memory import memory_of
 
-__all__ = ["DTYPES", "decode", "dtype_name", "encode", "tensor_from_bytes"]
+__all__ = ["DTYPES", "check_kinds", "decode", "dtype_name", "encode", "tensor_from_bytes"]
 
 DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name)
@@ -29,6 +29,7 @@ DTYPES: dict[str, torch.dtype] = {
 }  # fmt: skip
 """The dtypes that a checkpoint can hold, by name."""
 
+_SHOWN = 200  # characters of what a checkpoint has, in an error
 _LEGAL = (
     "None, bool, int, float, str, bytes, list, tuple, dict, set, Counter, Namespace, torch.dtype, tensors and numpy "
     "values"
@@ -103,8 +104,33 @@ def decode(value: Any) -> Any:
     ((kind, content),) = value.items()
     try:
         return _DECODERS[kind](content)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"a value of the checkpoint can't be read as {kind!r}: {error}") from error
+    except CheckpointError:  # of a value inside
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        why = "".join(letter if letter.isprintable() else "?" for letter in str(error)[:_SHOWN]) or type(error).__name__
+        raise CheckpointError(f"a value of the checkpoint can't be read as {kind[:_SHOWN]!r}: {why}") from error
+
+
+def check_kinds(held: Mapping[str, Any], stored: Any, owner: str, reserved: Collection[str] = ()) -> None:
+    """Raise ValueError unless `stored` is a dict whose values are of the kind that those of `held` have.
+
+    Numbers are of one kind, with tensors of one element; None is of every kind. Names that `held` lacks are legal,
+    unless they are `reserved`: the methods of an object whose attributes the values become.
+    """
+    if not isinstance(stored, dict):
+        raise ValueError(f"{owner} options are a {type(stored).__name__}")
+    for name, value in stored.items():
+        if name not in held and name in reserved:
+            raise ValueError(f"{owner} options have {str(name)[:50]!r}, which is a method")
+        own = held.get(name)
+        if own is not None and value is not None and _kind(own) != _kind(value):
+            raise ValueError(f"{owner} {name} is a {type(value).__name__}, and here a {type(own).__name__}")
+
+
+def _kind(value: Any) -> type:
+    if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+        return float
+    return list if isinstance(value, (list, tuple)) else type(value)
 
 
 def _decode_pairs(content: Any) -> dict[Any, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 from tpinit.runtime.checkpoint.load import Opened, check_targets, fill
 from tpinit.runtime.checkpoint.places import PlacedTensor
-from tpinit.runtime.checkpoint.values import decode
+from tpinit.runtime.checkpoint.values import check_kinds, decode
 from tpinit.runtime.errors import CheckpointError
 from tpinit.runtime.training.checkpoint_content import (
     COUNTERS,
@@ -140,7 +140,8 @@ class EngineLoad:
                     f"the checkpoint has the state of a {found}, and this run's schedule is a {own}: pass "
                     "load_lr_scheduler_states=False to go on with a new schedule"
                 )
-            self.values["scheduler"] = decode(page["scheduler"]["state"])
+            state = self.values["scheduler"] = decode(page["scheduler"]["state"])
+            check_kinds(engine.lr_scheduler.state_dict(), state, "the schedule's", dir(type(engine.lr_scheduler)))
         names = [f"rng.{place.replica}.{place.tp_rank}", f"rng.{place.replica}.0"]
         if page["topology"] != {"tp_size": place.tp_size, "replicas": place.replicas}:
             names = names[1:]  # ranks of a TP group begin alike
@@ -172,7 +173,9 @@ class EngineLoad:
                 "the checkpoint's optimizer has other parameter groups than this run's: build the optimizer with the "
                 "same groups, or pass load_optimizer_states=False"
             )
-        self.values["groups"] = [decode(group["options"]) for group in page["groups"]]
+        groups = self.values["groups"] = [decode(group["options"]) for group in page["groups"]]
+        for held, options in zip(optimizer.param_groups, groups, strict=True):
+            check_kinds(held, options, "the optimizer's")
         by_name = {one.record.name: one for one in trained if one.key is not None}
         entries: dict[str, dict[str, Any]] = {
             name: decode(values) for name, values in page["values"].items() if name in by_name
