@@ -21,6 +21,7 @@ def state_of(model):
         found[name, "class"] = type(module)
         for key, value in vars(module).items():
             inner = {one: id(held) for one, held in value.items()} if isinstance(value, dict) else None
+            inner = sorted(map(id, value)) if isinstance(value, (list, set)) else inner
             found[name, key] = (id(value), inner, value if type(value) in (bool, int, float, str) else None)
         found[name, "order"] = list(vars(module))
         if hasattr(getattr(module, "config", None), "to_dict"):
@@ -63,12 +64,15 @@ class Careless(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.calls = 0
+        self.calls, self.log, self.marks, self.counts = 0, [], {1}, {"calls": 0}
         self.register_buffer("seen", torch.zeros(2))
         self.inner = nn.Linear(2, 2)
 
     def forward(self, hidden):
         self.calls += 1
+        self.log.append(hidden)
+        self.marks.add(self.calls + 1)
+        self.counts["calls"] += 1
         self.last = hidden
         self.seen += 1
         self.inner.register_forward_hook(lambda *_: None)

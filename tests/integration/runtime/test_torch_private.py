@@ -198,6 +198,18 @@ def asserted():
         torch_private.assert_async(torch.tensor(False), "not fine")
 
 
+def compiled_call_in_the_stack():
+    seen = []
+    look = torch.compiler.disable(lambda: seen.append(torch_private.in_compiled_call()))
+
+    def call():
+        look()
+
+    call()
+    torch.compile(call, backend="eager")()
+    assert seen == [False, True]
+
+
 def compiled_module_holds_the_original():
     module = nn.Linear(2, 2)
     assert torch_private.unwrapped(torch.compile(module, backend="eager")) is module
@@ -296,6 +308,7 @@ def scaling_in_a_fused_step():
 
 TORCH = {
     "Optimizer._step_supports_amp_scaling": scaling_in_a_fused_step,
+    "torch._dynamo.eval_frame.compile_wrapper": compiled_call_in_the_stack,
     "torch._dynamo.eval_frame.OptimizedModule._orig_mod": compiled_module_holds_the_original,
     "ActivationWrapper._checkpoint_wrapped_module": checkpointed_module_holds_the_original,
     "distributed_c10d._get_default_store": groups_of_one,

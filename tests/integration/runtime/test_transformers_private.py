@@ -155,6 +155,8 @@ def capturing_hooks():
     model = llama()
     model(input_ids=torch.arange(3)[None], output_hidden_states=True)
     hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
+    assert getattr(model.model, transformers_private.CAPTURES)
+    assert transformers_private.CAPTURES not in vars(llama().model)
     assert hooks
     assert all(transformers_private.captures_outputs(hook) for hook in hooks)
     assert not transformers_private.captures_outputs(lambda *_: None)
@@ -194,6 +196,7 @@ TRANSFORMERS = {
     "core_model_loading.dot_natural_key": natural_key,
     "initialization.TORCH_INIT_FUNCTIONS": init_functions,
     "models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING": causal_mapping,
+    "_output_capturing_hooks_installed": capturing_hooks,
     "utils.output_capturing": capturing_hooks,
     "CacheLayerMixin._layer_type": cache_layers,
     "pytorch_utils.Conv1D": conv1d,

@@ -97,7 +97,7 @@ def initialize(
 
     - `verify`: planning always checks every sharded region by a dry run. "probe" also compares a small forward and
       backward with those of the unsharded model, in the memory of two fp32 copies. "auto" does so for a class that
-      docs/models.md does not list as exact, up to 2^30 parameters, and logs why. "rehearsal", "none", None never do.
+      docs/models.md lacks, up to 2^30 elements. All but "none" and None check new forwards too (docs/checks.md).
     - `example`: the keyword arguments of one small forward, if the transformers config does not describe the inputs.
     - `plan`: a Plan, its `to_json`, perhaps edited, or the path of a JSON file of that, instead of any other plan.
     - `sequence_parallel`: also shard the tokens between the sharded regions. The TP size must divide their number.

@@ -28,17 +28,20 @@ from tpinit.runtime.init.apply import apply_plan
 from tpinit.runtime.init.call_registry import consume_call
 from tpinit.runtime.init.compared import argument_fields, environment_fields
 from tpinit.runtime.init.prepare import InitArgs, Prepared, prepare
+from tpinit.runtime.init.rehearse import copy_to_rehearse
 from tpinit.runtime.init.start import start
 from tpinit.runtime.init.verify import VERIFY_MODES, Probe, probe_steps
 from tpinit.runtime.loading.weight_loading import WeightSource, load_weights
 from tpinit.runtime.parallel import broadcast_rng_state, gather_logits_always
 from tpinit.runtime.planning import Plan
+from tpinit.runtime.planning.check.rehearsal import Rehearsal
 from tpinit.runtime.settings import TORCH_DTYPES, Settings
 from tpinit.runtime.training.data import make_loader
 from tpinit.runtime.training.engine import Engine
 from tpinit.runtime.training.optimizer_kinds import OptimizerKind
 from tpinit.runtime.training.optimizer_step import OptimizerStep
 from tpinit.runtime.training.param_state import make_param_states
+from tpinit.runtime.training.path_check import watch_paths
 from tpinit.runtime.training.schedules import build_schedule
 from tpinit.runtime.training.zero_updates import share_updates
 
@@ -92,6 +95,7 @@ class _Rank:
     _layout: GroupLayout
     _groups: ParallelGroups
     _run: int
+    _rehearsal: Rehearsal | None = None
     _timeout: timedelta | None = None
 
     def __init__(
@@ -179,6 +183,7 @@ class _Rank:
         """Shard the model, or read this rank's part of its weights."""
         model, group = self._prepared.model, self._groups.tp.group
         plan, dtype, device = self._local_plan(), self._dtype(), self._choice.device
+        self._rehearsal = copy_to_rehearse(model, plan, device, self._verify, self._args.example)
         if self._args.weights is None:
             apply_plan(model, plan, group, dtype, device)
         else:
@@ -196,9 +201,12 @@ class _Rank:
         group = self._groups.tp.group
         if group is not None:
             broadcast_rng_state(group, self._choice.device)
-        return _build_engine(
+        started = _build_engine(
             self._prepared, self._args, self._local_plan(), self._layout, self._groups, self._choice, self._collate_fn
         )
+        if self._rehearsal is not None:
+            watch_paths(self._prepared.model, self._rehearsal)
+        return started
 
     def _local_plan(self) -> Plan:
         return replace(self._prepared.plan, tp_rank=self._groups.tp.position)

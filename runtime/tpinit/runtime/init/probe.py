@@ -22,6 +22,7 @@ from tpinit.runtime.groups.process_groups import ParallelGroups
 from tpinit.runtime.init.apply import apply_plan
 from tpinit.runtime.internals.torch_private import buffers_of, parameters_of, tree_leaves
 from tpinit.runtime.parallel.device_rng import seed_torch
+from tpinit.runtime.planning.analysis.copies import apart_from
 from tpinit.runtime.planning.analysis.dropout_off import DropoutDisabled, fixed_host_rng, preserved_rng
 from tpinit.runtime.planning.analysis.example_inputs import unwrap_adapters
 from tpinit.runtime.planning.analysis.fake_forward import without_hooks
@@ -70,7 +71,7 @@ def run_unsharded(
     inputs = _probe_inputs(model, plan, device, example, dtype)
     if variant == "a larger batch":
         inputs = {name: _enlarged(value) for name, value in inputs.items()}
-    with preserved_rng(), DropoutDisabled():
+    with preserved_rng(), DropoutDisabled(), apart_from(model):
         training = variant != "evaluation" and _is_deterministic_in_training(_copy(model, dtype).to(device), inputs)
         # Another copy: a forward may count or average, and both models must have run as often.
         unsharded = _copy(model, dtype).to(device).train(training)
@@ -91,7 +92,7 @@ def sharded_difference(
     sharded copy issues collectives.
     """
     try:
-        with preserved_rng(), DropoutDisabled():
+        with preserved_rng(), DropoutDisabled(), apart_from(model):
             sharded = _copy(model, reference.dtype).train(reference.training)
             apply_plan(sharded, plan, groups.tp.group, None, device)
             outputs = _outputs(sharded, reference.inputs)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import inspect
+import traceback
 from collections.abc import Callable, MutableMapping, Sequence
 from datetime import timedelta
 from types import CellType
@@ -43,6 +45,7 @@ __all__ = [
     "empty_module_state",
     "found_infs",
     "global_hooks",
+    "in_compiled_call",
     "init_namespace",
     "is_batch_norm",
     "is_compiled",
@@ -85,6 +88,7 @@ PRIVATE_NAMES: dict[str, str] = {
     "nn.Module._wrapped_call_impl": "the same",
     "nn.Module._slow_forward": "the same",
     "nn.modules.batchnorm._NormBase": "modules whose buffers change in a training forward",
+    "torch._dynamo.eval_frame.compile_wrapper": "the function that torch.compile returns, in a stack of calls",
     "torch._dynamo.eval_frame.OptimizedModule._orig_mod": "the module that torch.compile wrapped",
     "ActivationWrapper._checkpoint_wrapped_module": "the module that torch's activation checkpointing wrapped",
     "torch._assert_async": "a device-side assertion that no step waits for",
@@ -246,6 +250,11 @@ def tensor_state(tensor: torch.Tensor) -> tuple[Any, ...]:
 def is_compiled(module: nn.Module) -> bool:
     """Return whether a module is what `torch.compile(module)` returns."""
     return type(module).__module__.startswith("torch._dynamo.")
+
+
+def in_compiled_call() -> bool:
+    """Return whether something that `torch.compile` returned is running: its wrapper is in the stack of calls."""
+    return any(frame.f_code.co_name == "compile_wrapper" for frame, _ in traceback.walk_stack(inspect.currentframe()))
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 __all__ = [
+    "CAPTURES",
     "PRIVATE_NAMES",
     "cache_layer_class",
     "calls_loss_function",
@@ -49,6 +50,7 @@ PRIVATE_NAMES: dict[str, str] = {
     "core_model_loading.dot_natural_key": "the same",
     "initialization.TORCH_INIT_FUNCTIONS": "where transformers keeps torch's initialisers",
     "models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING": "the causal language model of a config",
+    "_output_capturing_hooks_installed": "the mark of a model that has these hooks",
     "utils.output_capturing": "the module that defines the hooks which record outputs: they change nothing",
     "CacheLayerMixin._layer_type": "the kind for which a new class of cache layers registers itself",
     "pytorch_utils.Conv1D": "a linear whose weight is [in, out]",
@@ -73,6 +75,10 @@ def cache_layer_class(original: Any, namespace: dict[str, Any]) -> type:
 
 
 _ABSENT = object()
+
+
+CAPTURES = "_output_capturing_hooks_installed"
+"""The attribute that says that a model has the hooks of `captures_outputs`."""
 
 
 def captures_outputs(hook: Any) -> bool:

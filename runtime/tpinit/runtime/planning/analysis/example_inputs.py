@@ -41,7 +41,7 @@ def example_inputs(model: nn.Module, device: torch.device) -> list[dict[str, Any
     config: Any = getattr(model, "config", None)
     if config is None or not hasattr(model, "forward"):
         return []
-    parameters = inspect.signature(model.forward).parameters
+    parameters = _parameters(model)
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     batch = _full_batch(config, parameters, device)
     if not batch:
@@ -55,6 +55,18 @@ def example_inputs(model: nn.Module, device: torch.device) -> list[dict[str, Any
     if "input_ids" in batch and codebooks:
         batches.append({"input_ids": batch["input_ids"].repeat(codebooks, 1), **options})
     return batches
+
+
+def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a model's forward, and those of the forwards that one with `**kwargs` passes them to."""
+    found: dict[str, inspect.Parameter] = {}
+    of_classes = [vars(base)["forward"] for base in type(model).__mro__ if "forward" in vars(base)]
+    for forward in (model.forward, *of_classes):
+        own = inspect.signature(forward).parameters
+        found = {**own, **found}
+        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in own.values()):
+            break
+    return found
 
 
 def _full_batch(config: Any, parameters: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

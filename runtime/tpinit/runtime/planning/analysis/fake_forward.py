@@ -23,6 +23,7 @@ from tpinit.runtime.internals.torch_private import (
 )
 from tpinit.runtime.internals.transformers_private import captures_outputs
 from tpinit.runtime.planning.analysis.dropout_off import DropoutDisabled, fixed_host_rng, preserved_rng
+from tpinit.runtime.planning.analysis.gates import GatesOpen
 from tpinit.runtime.planning.analysis.linears import LinearInfo, find_experts, find_linears
 from tpinit.runtime.planning.analysis.no_trace import no_trace
 from tpinit.runtime.planning.analysis.off_meta import activation_device, off_meta
@@ -59,10 +60,11 @@ class Replacement:
 class ForwardContext:
     """What every fake forward of one model needs; computed once, and valid until a module of the model changes.
 
-    `linears` and `experts` are the modules that the callbacks replace, by name. `training` is the mode of the runs.
-    `has_dropout` becomes True when a run meets an operation that drops something; later runs then replace it.
-    `watched` are the names of the modules whose inputs and outputs a trace records. `reading` are the embeddings whose
-    own forward is running. `watches_state`: a trace records what the forward keeps.
+    `linears` and `experts` are the modules that the callbacks replace, by name. `training` is the mode of the runs;
+    None leaves each module in its own. `has_dropout` becomes True when a run meets an operation that drops something;
+    later runs then replace it. `watched` are the names of the modules whose inputs and outputs a trace records.
+    `reading` are the embeddings whose own forward is running. `watches_state`: the code is not known; a trace records
+    what the forward keeps, gates are open, and each run begins with the state of the first.
     """
 
     modules: list[nn.Module]
@@ -70,7 +72,7 @@ class ForwardContext:
     experts: dict[str, nn.Module]
     embeddings: list[nn.Embedding]
     replacements: list[Replacement]
-    training: bool = False
+    training: bool | None = False
     has_dropout: bool = False
     watched: frozenset[str] = frozenset()
     reading: list[nn.Embedding] = field(default_factory=list)
@@ -78,7 +80,7 @@ class ForwardContext:
 
 
 def forward_context(
-    model: nn.Module, training: bool = False, watched: frozenset[str] = frozenset(), opaque: Collection[str] = ()
+    model: nn.Module, training: bool | None = False, watched: frozenset[str] = frozenset(), opaque: Collection[str] = ()
 ) -> ForwardContext:
     """Return the context for fake forwards of `model`. Reads the model, changes nothing.
 
@@ -136,18 +138,23 @@ def run_fake_forward(
     experts_stub: ExpertsStub,
     on_replaced: OnReplaced = lambda *_: None,
     context: ForwardContext | None = None,
+    traced: bool = False,
 ) -> Any:
     """Return the output of `model(**inputs)` with callbacks in place of linear layers and expert modules.
 
     `linear_stub(linear, input)` and `experts_stub(name, hidden_states)` return the outputs of these modules.
     `on_replaced(original, values)` is called for each tensor that other values replace. `context` is the result of
-    `forward_context` for this model; without it the model runs in evaluation mode. Raises what the forward raises.
+    `forward_context` for this model; without it the model runs in evaluation mode. `traced`: the caller's dispatch mode
+    opens gates (`gates`) where the code is not known. Raises what the forward raises.
     """
     context = context or forward_context(model)
     dropout_mode = DropoutDisabled() if context.has_dropout else nullcontext()
+    is_watched = context.watches_state and not traced  # a trace does the same itself
+    gates = GatesOpen() if is_watched else nullcontext()
+    state = no_trace(model) if is_watched else nullcontext()
     mode = in_mode(model, context.training, context.modules)
     stubs = _stubbed(context, linear_stub, experts_stub, on_replaced)
-    with torch.no_grad(), mode, fixed_host_rng(), dropout_mode, stubs, off_meta(model):
+    with state, torch.no_grad(), mode, fixed_host_rng(), dropout_mode, gates, stubs, off_meta(model):
         return model(**inputs)
 
 
@@ -252,13 +259,13 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def in_mode(model: nn.Module, training: bool, modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Set the mode of a model, and restore the mode of each of its `modules` when the context ends.
+def in_mode(model: nn.Module, training: bool | None, modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Set the mode of a model, if it is not None, and restore the mode of each of its `modules` when the context ends.
 
     Several runs inside one outer context save the cost: an inner one finds the mode set and does nothing.
     """
     modes = [module.training for module in modules]
-    if all(mode is training for mode in modes):
+    if training is None or all(mode is training for mode in modes):
         yield
         return
     model.train(training)

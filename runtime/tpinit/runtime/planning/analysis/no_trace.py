@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from tpinit.runtime.internals.torch_private import buffers_of, empty_module_stat
 __all__ = ["no_trace"]
 
 _ABSENT = object()
+_CONTAINERS = (list, dict, set)
 # The attributes of every module that hold dicts: parameters, buffers, children, hooks of all kinds.
 _DICTS = frozenset(name for name, value in empty_module_state().items() if isinstance(value, dict))
 
@@ -22,7 +24,8 @@ def no_trace(model: nn.Module) -> Iterator[None]:
     """Restore every attribute, hook, buffer and mode of every module, and the attributes of their configs, at the end.
 
     A forward may set flags, count calls, cache tensors, install hooks or write to buffers. Attributes are restored by
-    identity, the modules' own dicts by their entries, and buffers that were written in place by their values.
+    identity, the modules' own dicts and plain lists, dicts and sets by their entries, and buffers that were written in
+    place by their values.
     """
     modules = list(model.modules())
     attributes = [dict(module.__dict__) for module in modules]
@@ -33,6 +36,12 @@ def no_trace(model: nn.Module) -> Iterator[None]:
         for buffer in buffers_of(module).values()
         if buffer is not None and not buffer.is_meta
     ]
+    containers = [
+        (value, copy.copy(value))
+        for held in attributes
+        for name, value in held.items()
+        if type(value) in _CONTAINERS and name not in _DICTS
+    ]
     configs = {id(config): (config, dict(vars(config))) for config in _configs(modules)}
     try:
         yield
@@ -41,12 +50,25 @@ def no_trace(model: nn.Module) -> Iterator[None]:
             _restore(module.__dict__, before)
             for name, contents in dicts.items():
                 _restore(module.__dict__[name], contents)
+        for container, contents in containers:
+            _refill(container, contents)
         for buffer, version, values in buffers:
             if version_of(buffer) != version:
                 with torch.no_grad():
                     buffer.copy_(values)
         for config, before in configs.values():
             _restore(vars(config), before)
+
+
+def _refill(container: Any, before: Any) -> None:
+    """Give a list, dict or set the items that it had. An unchanged one is not written to."""
+    if isinstance(container, dict):
+        _restore(container, before)
+    elif len(container) != len(before) or any(
+        one is not other for one, other in zip(container, before, strict=True)
+    ):  # a set keeps its order while it is not written to
+        container.clear()
+        (container.update if isinstance(container, set) else container.extend)(before)
 
 
 def _configs(modules: list[nn.Module]) -> Iterator[Any]:

@@ -24,8 +24,10 @@ from tpinit.runtime.planning.analysis.fake_forward import (
     forward_context,
     run_fake_forward,
 )
+from tpinit.runtime.planning.analysis.gates import with_open_gates
 from tpinit.runtime.planning.analysis.kept_state import KeptState, ValueReads, running_module
 from tpinit.runtime.planning.analysis.linears import LinearInfo
+from tpinit.runtime.planning.analysis.no_trace import no_trace
 from tpinit.runtime.planning.analysis.off_meta import activation_device
 
 __all__ = ["Trace", "trace_forward"]
@@ -102,6 +104,11 @@ def trace_forward(model: nn.Module, inputs: Mapping[str, Any], context: ForwardC
     Dropout drops nothing in the run. Raises whatever the model's forward raises.
     """
     context = context or forward_context(model)
+    with no_trace(model) if context.watches_state else nullcontext():  # each run of a forward that counts is its first
+        return _trace_forward(model, inputs, context)
+
+
+def _trace_forward(model: nn.Module, inputs: Mapping[str, Any], context: ForwardContext) -> Trace:
     trace = Trace(context)
     tracker = _NameTracker(model, trace, context)
     generator = torch.Generator().manual_seed(0)
@@ -123,7 +130,7 @@ def trace_forward(model: nn.Module, inputs: Mapping[str, Any], context: ForwardC
         add_reader(linear.name, features)
         trace.sources[linear.name] = trace.sources.get(linear.name, frozenset()) | tracker.linears_of(features)
         with tracker.paused():
-            output = _random((*features.shape[:-1], linear.out_features), features, generator)
+            output = _random((*features.shape[:-1], linear.out_features), features, generator, context.watches_state)
             trace.inputs.setdefault(linear.name, []).append(features.detach().clone())
             trace.outputs.setdefault(linear.name, []).append(output)
             return tracker.set_name(output.clone(), linear.name)
@@ -131,12 +138,12 @@ def trace_forward(model: nn.Module, inputs: Mapping[str, Any], context: ForwardC
     def experts_stub(name: str, features: torch.Tensor) -> torch.Tensor:
         add_reader(name, features)
         with tracker.paused():
-            output = _random(tuple(features.shape), features, generator)
+            output = _random(tuple(features.shape), features, generator, context.watches_state)
             trace.expert_outputs.setdefault(name, []).append(output)
             return tracker.set_name(output.clone(), name)
 
     with tracker, tracker.value_reads(), _watched(model, context.watched, trace, tracker):
-        result = run_fake_forward(model, inputs, linear_stub, experts_stub, tracker.copy_names, context)
+        result = run_fake_forward(model, inputs, linear_stub, experts_stub, tracker.copy_names, context, traced=True)
     tracker.keep_substitutes(model)
     add_parameter_readers("", _tensors(result))
     trace.reach_output = frozenset().union(*(tracker.linears_of(output) for output in _tensors(result)))
@@ -173,12 +180,19 @@ def _watched(model: nn.Module, names: Collection[str], trace: Trace, tracker: _N
             handle.remove()
 
 
-def _random(shape: tuple[int, ...], like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return normal random values; their dtype and device are those of `like`, float32 if it holds integers."""
+def _random(shape: tuple[int, ...], like: torch.Tensor, generator: torch.Generator, wide: bool) -> torch.Tensor:
+    """Return normal random values; their dtype and device are those of `like`, float32 if it holds integers.
+
+    `wide`: every second row is larger, because code that is not known may do something else with large values.
+    """
     dtype = like.dtype if like.is_floating_point() else torch.float32
-    return torch.randn(shape, generator=generator).to(like.device, dtype)
+    values = torch.randn(shape, generator=generator)
+    if wide:
+        values.view(-1, shape[-1])[1::2] *= _LARGE
+    return values.to(like.device, dtype)
 
 
+_LARGE = 8.0  # times the standard deviation: exp of it is still small in fp32
 _NO_NAMES: frozenset[str] = frozenset()
 _PARAMETER = "parameter:"  # before the name of a parameter
 _DROPOUT = "dropout:"  # a mark: the tensor depends on a dropout
@@ -268,7 +282,8 @@ class _NameTracker(DropoutDisabled):  # type: ignore[no-untyped-call]  # torch l
         if weights:
             names = names.difference(weights) | self._read_weights(weights)
             args, kwargs = tree_map_only(torch.Tensor, self._with_values, (args, kwargs or {}))
-        result = (replacement or func)(*args, **(kwargs or {}))
+        opened = with_open_gates(func, args) if self.kept is not None and replacement is None else None
+        result = (replacement or opened or func)(*args, **(kwargs or {}))
         operation = _operation(func)
         if operation.is_dropout or (replacement is not None and not operation.is_random):
             names |= {_DROPOUT}

@@ -32,7 +32,7 @@ from tpinit.runtime.planning.partition.vocabulary import Vocabulary, find_vocabu
 from tpinit.runtime.planning.requests.request import LayerRequest, PlanRequest
 from tpinit.runtime.planning.schema import BlockPlan, LayerKind, ParameterPlan, Plan
 
-__all__ = ["check_plan"]
+__all__ = ["check_plan", "rebuilt_plan"]
 
 _STANDALONE = (LayerKind.COLUMN_GATHER, LayerKind.ROW_SPLIT)
 _PROBLEMS_SHOWN = 20
@@ -63,7 +63,7 @@ def check_plan(plan: Plan, model: nn.Module, tp_size: int, example: Mapping[str,
             )
         with without_hooks(model):
             trace = trace_training(model, inputs, attachments.hooked)
-            _raise_problems(plan_differences(plan, _rebuild(plan, model, inputs, trace)))
+            _raise_problems(plan_differences(plan, rebuilt_plan(plan, model, inputs, trace)))
             check_visibility(plan, attachments, trace)
     return replace(plan, tp_rank=0)
 
@@ -75,7 +75,7 @@ def _raise_problems(problems: Sequence[str]) -> None:
         raise PlanError("this plan does not fit this model:\n" + "\n".join(f"  {line}" for line in lines))
 
 
-def _rebuild(plan: Plan, model: nn.Module, inputs: Mapping[str, Any], trace: Trace) -> Plan:
+def rebuilt_plan(plan: Plan, model: nn.Module, inputs: Mapping[str, Any], trace: Trace) -> Plan:
     """Return the plan that the planner builds from the cuts of `plan`, after a dry run. Raises PlanError."""
     linears = find_linears(model)
     vocabulary = find_vocabulary(model, linears, trace, plan.tp_size)
