@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ class PeerMeasurement:
     missing: list[str] = field(default_factory=list)
     load_peak: dict[str, int | None] = field(default_factory=dict)
     inspected: dict[str, Any] = field(default_factory=dict)
+    states: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def wrong(self) -> bool:
@@ -181,6 +183,11 @@ def _size(
         each(lambda row, ranks: _block(row, ranks, steps), names[start:] + names[:start])
         say(f"{size.name}: rotation {rotation + 1} of {rotations} ({time.monotonic() - begun:.0f} s)")
     each(_inspect, names)
+    times = counts[2]
+    for number in range(times):
+        start = number % len(names)
+        each(lambda row, ranks: _state(row, ranks, home), names[start:] + names[:start])
+    say(f"{size.name}: {times} times saved and loaded")
     for name, row in rows.items():
         if name in reasons:
             row.reason, row.blocks = reasons[name], []
@@ -210,6 +217,19 @@ def _block(row: PeerMeasurement, ranks: RankProcesses, steps: int) -> None:
 def _inspect(row: PeerMeasurement, ranks: RankProcesses) -> None:
     answers = ranks.ask(_WORK, do="inspect")
     row.inspected = {**answers[0], "peak": _largest([answer["peak"] for answer in answers])}
+
+
+def _state(row: PeerMeasurement, ranks: RankProcesses, home: Path) -> None:
+    """Save and load once; times are those of the slowest rank, growths those of the larger one."""
+    with tempfile.TemporaryDirectory(dir=home) as folder:
+        answers = ranks.ask(_WORK, do="state", folder=folder)
+    found = dict(answers[0])
+    for name in ("save", "restore", "export"):
+        if name in found:
+            found[name] = max(answer[name] for answer in answers)
+            found[f"{name}_growth"] = _largest([answer[f"{name}_growth"] for answer in answers])
+    found["restored"] = all(answer.get("restored", True) for answer in answers)
+    row.states.append(found)
 
 
 def _largest(peaks: list[dict[str, int | None]]) -> dict[str, int | None]:

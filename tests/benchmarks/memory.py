@@ -14,7 +14,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["Peak", "alive", "peak", "read_all", "resident", "trim_heap"]
+__all__ = ["Peak", "alive", "growth", "peak", "peak_of_tensors", "read_all", "resident", "trim_heap"]
 
 _STATUS = Path("/proc/self/status")
 
@@ -45,6 +45,11 @@ def peak(work: Callable[[], object], reset: Callable[[], object] = lambda: None)
     read = resident("VmHWM")
     reset()
     gc.collect()
+    return Peak(peak_of_tensors(work), high, read)
+
+
+def peak_of_tensors(work: Callable[[], object]) -> int:
+    """Run `work` and return the peak of torch's allocator in bytes, earlier tensors included."""
     before = alive()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         work()
@@ -54,7 +59,22 @@ def peak(work: Callable[[], object], reset: Callable[[], object] = lambda: None)
     for _, change in sorted(changes, key=lambda event: event[0]):
         level += change
         most = max(most, level)
-    return Peak(before + most, high, read)
+    return before + most
+
+
+def growth(work: Callable[[], object]) -> dict[str, int | None]:
+    """Run `work` twice, and return by how many bytes its tensors and the process grew at the most."""
+    gc.collect()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    before = resident()
+    work()
+    high = resident("VmHWM")
+    gc.collect()
+    held = alive()
+    tensors = peak_of_tensors(work)
+    known = None if before is None or high is None else max(0, high - before)
+    return {"tensors": max(0, tensors - held), "resident": known}
 
 
 def alive() -> int:

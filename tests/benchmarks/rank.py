@@ -7,6 +7,7 @@ no processor time. It ends when its host ends.
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import importlib
 import json
@@ -181,6 +182,34 @@ class RankCommands:
             "alone": seen.alone,
             "peak": self._peak(peak),
         }
+
+    def state(self, folder: str) -> dict[str, Any]:
+        """Save, load and export once: seconds of each, what it wrote, and the growth of memory in another one.
+
+        `restored` tells whether the step after the load has the loss that it had after the save.
+        """
+        answer: dict[str, Any] = {"missing": []}
+        for what, work in (
+            ("save", self.peer.save_state), ("restore", self.peer.load_state), ("export", self.peer.export)
+        ):  # fmt: skip
+            place = str(Path(folder) / ("export" if what == "export" else "state"))
+            try:
+                self._together()
+                begun = time.perf_counter()
+                work(place)
+                self._together()
+                answer[what] = time.perf_counter() - begun
+                answer[f"{what}_growth"] = memory.growth(functools.partial(work, place))
+            except Unavailable as reason:
+                answer["missing"].append(f"{what}: {reason}")
+                continue
+            if what == "save":
+                after = self._once()
+            elif what == "restore":
+                self.done -= 1
+                answer["restored"] = self._once() == after
+            answer[f"{what}_bytes"] = sum(path.stat().st_size for path in Path(place).rglob("*") if path.is_file())
+        return answer
 
     def _peak(self, peak: memory.Peak) -> dict[str, int | None]:
         growths = {"resident_growth": peak.resident, "resident_growth_read": peak.read}

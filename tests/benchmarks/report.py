@@ -16,6 +16,10 @@ Cells = list[str]
 _NONE = "—"
 _STEP = ("", "step", "x ideal", "quartiles", "losses", "collectives", "MB sent", "largest MB", "tensors MB", "RSS +MB")
 _LOAD = ("", "shard", "load", "reads", "tensors MB", "RSS +MB", "RSS +MB, read", "")
+_STATE = (
+    "", "save", "x tpinit", "load", "x tpinit", "MB written", "save: tensors +MB", "RSS +MB", "load: tensors +MB",
+    "RSS +MB", "export", "x tpinit", "tensors +MB", "RSS +MB", "goes on",
+)  # fmt: skip
 
 
 def table(result: BenchmarkRun) -> str:
@@ -23,7 +27,8 @@ def table(result: BenchmarkRun) -> str:
     parts = [conditions(result)]
     for measurement in result.sizes:
         parts += [f"{measurement.size.name}: {measurement.size.description}", _align([_STEP, *_step_rows(measurement)])]
-        parts += [_align([_LOAD, *_load_rows(measurement)]), f"{measurement.size.name}: {summary(measurement)}"]
+        parts += [_align([_LOAD, *_load_rows(measurement)]), _align([_STATE, *_state_rows(measurement)])]
+        parts += [f"{measurement.size.name}: {summary(measurement)}"]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -103,6 +108,36 @@ def _load_rows(measurement: SizeMeasurement) -> list[Cells]:
     return rows
 
 
+def _state_rows(measurement: SizeMeasurement) -> list[Cells]:
+    ours = next((row for row in measurement.rows if row.peer.name == "tpinit"), None)
+    return [_state_row(row, ours) for row in measurement.rows if not row.reason and any(row.states[:1]) and _does(row)]
+
+
+def _does(row: PeerMeasurement) -> bool:
+    return any(name in row.states[0] for name in ("save", "restore", "export"))
+
+
+def _state_row(row: PeerMeasurement, ours: PeerMeasurement | None) -> Cells:
+    cells: dict[str, Cells] = {}
+    for name in ("save", "restore", "export"):
+        mine = [state[name] for state in row.states if name in state]
+        own = [state[name] for state in ours.states if name in state] if ours is not None else []
+        growth = row.states[0].get(f"{name}_growth", {})
+        cells[name] = [
+            _seconds(_middle(mine)) if mine else _NONE,
+            f"{_middle(mine) / _middle(own):.2f}" if mine and own else _NONE,
+            _megabytes(growth.get("tensors")),
+            _megabytes(growth.get("resident")),
+        ]
+    save, load, export = cells["save"], cells["restore"], cells["export"]
+    written = _megabytes(row.states[0].get("save_bytes"))
+    restored = "bit for bit" if all(state["restored"] for state in row.states) else "WRONG"
+    return [
+        row.peer.label, *save[:2], *load[:2], written, *save[2:], *load[2:], *export,
+        restored if "restore" in row.states[0] else _NONE,
+    ]  # fmt: skip
+
+
 def as_json(result: BenchmarkRun) -> dict[str, Any]:
     """Return the run with every measured value as plain data."""
     return {
@@ -151,6 +186,7 @@ def _row_json(row: PeerMeasurement, unsharded: PeerMeasurement) -> dict[str, Any
         "load_seconds": row.load,
         "load_reads_own_slices": row.own_slices,
         "load_peak": row.load_peak,
+        "states": row.states,
         "missing": row.missing,
     }
 
@@ -170,6 +206,7 @@ def page(result: BenchmarkRun, command: str, plot: str) -> str:
         ]
         parts += ["### A training step", _markdown([_STEP, *_step_rows(measurement)])]
         parts += ["### Getting ready", _markdown([_LOAD, *_load_rows(measurement)])]
+        parts += ["### Saving and loading a run", _markdown([_STATE, *_state_rows(measurement)])]
     return "\n\n".join(part for part in [*parts, _NOTES] if part) + "\n"
 
 
@@ -195,6 +232,12 @@ _NOTES = f"""## How it is measured
 - **shard**: from an unsharded model in memory to one that is ready to train. **load**: from safetensors to a model that
   is ready to train; if a peer can't read its own slices only, every rank reads the unsharded model and shards it.
   Medians, with the files in the page cache.
+- **save**, **load**: model and optimizer states of all ranks, until the last rank is done, in the page cache:
+  `save_checkpoint` and `load_checkpoint` of tpinit and DeepSpeed, torch.distributed.checkpoint for torch's rows.
+  **export**: `save_pretrained` of the whole model. **x tpinit**: the ratio of the medians. tpinit and
+  torch.distributed.checkpoint wait until the files are on the disk, the others do not; tpinit also hashes every file,
+  verifies it before it loads, and saves RNG states. **+MB**: the larger rank's growth during the call, beside what it
+  holds. **goes on**: the step after the load has the loss that it had after the save.
 - torch's rows follow torchtitan: a vocab-parallel embedding and head under `loss_parallel`, and the same with norms and
   activations between the layers sharded along the sequence.
 - No peer clips gradients: DeepSpeed's default of 1.0 is set to 0, and so is tpinit's.

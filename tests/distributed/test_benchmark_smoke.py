@@ -94,6 +94,13 @@ def test_every_number_is_there(peers):
         assert (step["collectives"] == 0) == (name == "unsharded")
         assert (step["sent_bytes"] == 0) == (name == "unsharded")
         assert step["collectives"] == sum(step["by_kind"].values())
+        (state,) = peer["states"]
+        assert ("save" in state) == ("restore" in state) == name.startswith(("tpinit", "torch", "deepspeed"))
+        assert ("export" in state) == (name in ("tpinit", "transformers"))
+        if "save" in state:
+            assert state["restored"]
+            assert state["save_bytes"] > 3 * 4 * 107_000  # parameters and their two moments
+            assert state["save_growth"]["tensors"] < 400_000  # less than one rank's part
 
 
 def test_collectives_of_a_known_plan_are_counted_right(peers):

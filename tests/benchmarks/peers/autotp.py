@@ -15,6 +15,7 @@ __all__ = ["AutoTP", "AutoTPVocabulary"]
 
 class AutoTP(Peer):
     vocabulary = False
+    engine: Any = None
 
     def __init__(self) -> None:
         # `import_module`, because the environment in which this file is type-checked has no DeepSpeed.
@@ -41,6 +42,7 @@ class AutoTP(Peer):
             },
         )[0]
         engine.train()
+        self.engine = engine
 
         def step(ids: torch.Tensor) -> torch.Tensor:
             loss: torch.Tensor = engine(input_ids=ids, labels=ids).loss
@@ -49,6 +51,15 @@ class AutoTP(Peer):
             return loss
 
         return step
+
+    def let_go(self) -> None:
+        self.engine = None
+
+    def save_state(self, folder: str) -> None:
+        self.engine.save_checkpoint(folder, tag="state")
+
+    def load_state(self, folder: str) -> None:
+        self.engine.load_checkpoint(folder, tag="state")
 
 
 class AutoTPVocabulary(AutoTP):

@@ -39,6 +39,18 @@ class Peer(abc.ABC):
         """Load only this rank's slices from safetensors and return the training step. Raises Unavailable."""
         raise Unavailable("reads the whole model on every rank")
 
+    def save_state(self, folder: str) -> None:
+        """Save model and optimizer, so that `load_state` goes on with them. Raises Unavailable."""
+        raise Unavailable("has no checkpoint of a run")
+
+    def load_state(self, folder: str) -> None:
+        """Load what `save_state` saved. Raises Unavailable."""
+        raise Unavailable("has no checkpoint of a run")
+
+    def export(self, folder: str) -> None:
+        """Write the whole model as a directory of transformers. Raises Unavailable."""
+        raise Unavailable("writes no directory of transformers")
+
 
 def save(size: Size, folder: str) -> int:
     """Write the seeded model as safetensors into `folder`, and return its number of parameters."""

@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import (
@@ -26,6 +29,8 @@ __all__ = ["Parallelize", "ParallelizeSequence"]
 class Parallelize(Peer):
     """Activations are replicated between the layers, with an all-reduce after each row-parallel layer."""
 
+    trained: Any = None
+
     def versions(self) -> dict[str, str]:
         return {"torch": torch.__version__}
 
@@ -43,6 +48,7 @@ class Parallelize(Peer):
         cut = [parameter for parameter in model.parameters() if isinstance(parameter, DTensor)]
         kept = [parameter for parameter in model.parameters() if not isinstance(parameter, DTensor)]
         optimizer = adamw([{"params": group} for group in (cut, kept) if group])
+        self.trained = (model, optimizer)
 
         def step(ids: torch.Tensor) -> torch.Tensor:
             positions = torch.arange(ids.shape[1])[None]
@@ -55,6 +61,18 @@ class Parallelize(Peer):
             return loss.full_tensor() if isinstance(loss, DTensor) else loss
 
         return step
+
+    def let_go(self) -> None:
+        self.trained = None
+
+    def save_state(self, folder: str) -> None:
+        model, optimizer = get_state_dict(*self.trained)
+        save({"model": model, "optimizer": optimizer}, checkpoint_id=folder)
+
+    def load_state(self, folder: str) -> None:
+        model, optimizer = get_state_dict(*self.trained)
+        load({"model": model, "optimizer": optimizer}, checkpoint_id=folder)
+        set_state_dict(*self.trained, model_state_dict=model, optim_state_dict=optimizer)
 
 
 class ParallelizeSequence(Parallelize):

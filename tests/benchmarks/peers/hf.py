@@ -22,8 +22,10 @@ class Transformers(Peer):
 
     def __init__(self) -> None:
         self._made: list[Any] = []
+        self._model: Any = None
 
     def let_go(self) -> None:
+        self._model = None
         for group in self._made:
             dist.destroy_process_group(group)
         self._made.clear()
@@ -40,6 +42,7 @@ class Transformers(Peer):
         model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, distributed_config=config)
         self._made += [group for group in _world.pg_map if group not in before]
         model.train()
+        self._model = model
         # A fused update can't mix DTensors and plain tensors: use one parameter group for each.
         cut = [parameter for parameter in model.parameters() if isinstance(parameter, DTensor)]
         kept = [parameter for parameter in model.parameters() if not isinstance(parameter, DTensor)]
@@ -53,3 +56,6 @@ class Transformers(Peer):
             return loss
 
         return step
+
+    def export(self, folder: str) -> None:
+        self._model.save_pretrained(f"{folder}.{dist.get_rank()}")

@@ -17,14 +17,30 @@ _CONFIG = {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": 0.0, "tenso
 
 
 class Ours(Peer):
+    engine: Any = None
+
     def versions(self) -> dict[str, str]:
         return {"tpinit": importlib.metadata.version("tpinit")}
 
     def from_model(self, model: nn.Module) -> Step:
-        return _step_of(tpinit.runtime.initialize(model=model, optimizer=adamw, config=_CONFIG)[0])
+        self.engine = tpinit.runtime.initialize(model=model, optimizer=adamw, config=_CONFIG)[0]
+        return _step_of(self.engine)
 
     def from_files(self, folder: str) -> Step:
-        return _step_of(tpinit.runtime.from_pretrained(folder, optimizer=adamw, config=_CONFIG)[0])
+        self.engine = tpinit.runtime.from_pretrained(folder, optimizer=adamw, config=_CONFIG)[0]
+        return _step_of(self.engine)
+
+    def let_go(self) -> None:
+        self.engine = None
+
+    def save_state(self, folder: str) -> None:
+        self.engine.save_checkpoint(folder, tag="state")
+
+    def load_state(self, folder: str) -> None:
+        self.engine.load_checkpoint(folder, tag="state")
+
+    def export(self, folder: str) -> None:
+        self.engine.module.save_pretrained(folder)
 
 
 def _step_of(engine: Any) -> Step:
