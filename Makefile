@@ -41,7 +41,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help venv demo test test-gpu test-starts test-transformers lint prove coq coq-tools mutate deepspeed deepspeed-env bench models clean
+.PHONY: help venv demo test test-gpu test-starts test-faults test-transformers lint prove coq coq-tools mutate deepspeed deepspeed-env bench models clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,10 @@ test-starts: $(STAMP) ## Check the protocol of a start for four ranks in every o
 test-gpu: $(STAMP) ## Train on the GPUs of this host, if it has any, and print what was covered
 	@echo "== GPUs"
 	@$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
+
+test-faults: $(STAMP) ## Kill one of four ranks at random, 100 times, and print how the others end (TPINIT_KILL_TRIALS, _SEED)
+	@echo "== Faults"
+	@TPINIT_KILL_TRIALS=$${TPINIT_KILL_TRIALS:-100} TPINIT_KILL_RANKS=4 $(BIN)/python -m pytest -s tests/distributed/test_kill_trials.py $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Check style, types, and which package imports which
 	@echo "== ruff check"

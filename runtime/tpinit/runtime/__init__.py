@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tpinit.runtime.errors import (
         AgreementError,
         CheckpointError,
+        CollectiveError,
         DataError,
         DeviceError,
         EngineError,
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
     from tpinit.runtime.init.from_pretrained import from_config, from_pretrained
     from tpinit.runtime.planning import ParameterPlan, Plan
     from tpinit.runtime.training.engine import Engine
+    from tpinit.runtime.training.exit_signal import TrainingStopped
     from tpinit.runtime.training.gathered import GatheredParameters
 
 __all__ = [
     "AgreementError",
     "CheckpointError",
+    "CollectiveError",
     "DataError",
     "DeviceError",
     "Engine",
@@ -41,6 +44,7 @@ __all__ = [
     "ParameterPlan",
     "Plan",
     "PlanError",
+    "TrainingStopped",
     "UnsupportedError",
     "from_config",
     "from_pretrained",
@@ -52,6 +56,7 @@ __all__ = [
 _MODULES = {
     "AgreementError": "errors",
     "CheckpointError": "errors",
+    "CollectiveError": "errors",
     "DataError": "errors",
     "DeviceError": "errors",
     "Engine": "training.engine",
@@ -63,6 +68,7 @@ _MODULES = {
     "ParameterPlan": "planning",
     "Plan": "planning",
     "PlanError": "errors",
+    "TrainingStopped": "training.exit_signal",
     "UnsupportedError": "errors",
     "from_config": "init.from_pretrained",
     "from_pretrained": "init.from_pretrained",

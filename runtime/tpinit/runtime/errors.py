@@ -1,11 +1,11 @@
 """The errors of the runtime. Each is a `TpinitError`, which is a ValueError.
 
-`initialize` raises them before it changes the model, so a corrected call can follow. Later come only: EngineError from
-the engine; CheckpointError where it saves and loads; AgreementError from a forward or `generate` that the ranks of a TP
-group call differently; LoadError and AgreementError while `from_pretrained` or `from_config` read the weights of a
-model that they built themselves. What the user's own functions raise passes unchanged if they raise it on all ranks,
-and is told in an AgreementError if they do not. A function that makes the lr_scheduler runs after the model was
-sharded.
+`initialize` raises them before it changes the model, so a corrected call can follow. Later come only: CollectiveError
+from any collective, when a rank ended or did not come; EngineError from the engine; CheckpointError where it saves and
+loads; AgreementError from a forward or `generate` that the ranks of a TP group call differently; LoadError and
+AgreementError while `from_pretrained` or `from_config` read the weights of a model that they built themselves. What the
+user's own functions raise passes unchanged if they raise it on all ranks, and is told in an AgreementError if they do
+not. A function that makes the lr_scheduler runs after the model was sharded.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tpinit.reference.errors import TpinitError
 __all__ = [
     "AgreementError",
     "CheckpointError",
+    "CollectiveError",
     "DataError",
     "DeviceError",
     "EngineError",
@@ -45,6 +46,25 @@ class AgreementError(TpinitError):
 
 class CheckpointError(TpinitError):
     """A checkpoint that can't be written, read or trusted. All ranks raise it together, with one text."""
+
+
+class CollectiveError(TpinitError):
+    """A collective that failed: a rank of its group ended, came late, or issued another one.
+
+    `ranks` are the global ranks of the group, `reason` is torch's, and `histories` are the last collectives of each
+    rank, which are in the text too. The process groups are of no use any more: end the program, and start again from
+    the last checkpoint.
+    """
+
+    ranks: tuple[int, ...]
+    reason: str
+    histories: str
+
+    def __init__(self, message: str, ranks: Iterable[int] = (), reason: str = "", histories: str = "") -> None:
+        self.ranks = tuple(ranks)
+        self.reason = reason
+        self.histories = histories
+        super().__init__(message)
 
 
 class DataError(TpinitError):

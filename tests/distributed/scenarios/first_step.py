@@ -153,8 +153,9 @@ def run_right_programs(rank: int) -> dict[str, tuple[str, bool, int]]:
             error = refusal_of(lambda engine=engine, run=run: run(engine))
         finally:
             FirstStep._forward_problems = check  # type: ignore[method-assign]
-        left = any("tp_place" in module.__dict__ or "tp_token_place" in module.__dict__ for module in engine.modules())
-        results[case] = (error, engine._first_step.done and not left, min(seen, default=0))
+        places = [module.__dict__.get(key) for module in engine.modules() for key in ("tp_place", "tp_token_place")]
+        ended = all(place.tally.done and not place.tally.in_forward for place in places if place is not None)
+        results[case] = (error, engine._first_step.done and ended, min(seen, default=0))
     return results
 
 

@@ -239,6 +239,8 @@ def groups_of_one():
         assert torch_private.timeout_of(group, "cpu") == timedelta(seconds=42)
         assert dist.get_process_group_ranks(group) == [0]
         dist.barrier(group)
+        torch_private.set_timeout(dist.group.WORLD, timedelta(seconds=43))
+        assert torch_private.timeout_of(dist.group.WORLD, "cpu") == timedelta(seconds=43)
     finally:
         dist.destroy_process_group()
 
@@ -312,6 +314,7 @@ TORCH = {
     "torch._dynamo.eval_frame.OptimizedModule._orig_mod": compiled_module_holds_the_original,
     "ActivationWrapper._checkpoint_wrapped_module": checkpointed_module_holds_the_original,
     "distributed_c10d._get_default_store": groups_of_one,
+    "distributed_c10d._set_pg_timeout": groups_of_one,
     "ProcessGroup._get_backend": groups_of_one,
     "distributed_c10d._new_process_group_helper": groups_of_one,
     "distributed_c10d._world": groups_of_one,

@@ -11,6 +11,9 @@ from torch.distributed import ProcessGroup
 from tpinit.reference.errors import TpinitError
 from tpinit.runtime.errors import AgreementError, CheckpointError
 from tpinit.runtime.groups.agreement import RankReport, check_reports, describe_error, gather_reports
+from tpinit.runtime.groups.issuing import collective
+from tpinit.runtime.groups.process_groups import world_timeout
+from tpinit.runtime.internals.torch_private import set_timeout
 
 __all__ = ["agree", "checkpoint_group"]
 
@@ -27,7 +30,10 @@ def checkpoint_group() -> ProcessGroup | None:
     if world is None or not dist.is_gloo_available() or "fake" in str(dist.get_backend()):
         return world
     if world not in _groups:
-        _groups[world] = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        # A rank that has ended is noticed here at once, and by new_group after the time-out of the world only.
+        gather_reports(RankReport(), name="the first call for a checkpoint")
+        _groups[world] = collective("new_group", "ranks that save and load", backend="gloo", timeout=world_timeout())
+        set_timeout(_groups[world], _TIMEOUT)
     return _groups[world]
 
 
@@ -38,7 +44,7 @@ def agree(
 
     Every rank must call this. `title` begins the text if fields differ.
     """
-    reports = gather_reports(RankReport(dict(fields or {}), error=_text(error)), group)
+    reports = gather_reports(RankReport(dict(fields or {}), error=_text(error)), group, "what the ranks save or load")
     texts: dict[str, list[int]] = {}
     for rank, report in enumerate(reports):
         if report.error is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
+from tpinit.reference.errors import TpinitError
 from tpinit.runtime.checkpoint import folders
 from tpinit.runtime.checkpoint.manifest import SUMS, Manifest, sha256_of
 from tpinit.runtime.checkpoint.places import Write
@@ -102,7 +103,7 @@ def _write(writes: Sequence[Write], page: Mapping[str, Any], options: SaveOption
     try:
         agree(group, "the ranks save different checkpoints", error)
         _on_first_rank(group, lambda: _finish(writer, page, options))
-    except CheckpointError:
+    except TpinitError:  # also where another rank ended: nobody else removes the folder
         if dist.get_rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
         raise

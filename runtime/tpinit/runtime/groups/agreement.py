@@ -18,6 +18,7 @@ from torch.distributed import ProcessGroup
 from tpinit.reference.errors import ConfigError, DecisionError
 from tpinit.runtime.errors import AgreementError
 from tpinit.runtime.groups.devices import message_device
+from tpinit.runtime.groups.issuing import collective
 
 __all__ = [
     "RankReport",
@@ -53,17 +54,20 @@ class RankReport:
     error: str | None = None
 
 
-def gather_reports(report: RankReport, group: ProcessGroup | None = None) -> list[RankReport]:
+def gather_reports(
+    report: RankReport, group: ProcessGroup | None = None, name: str = "what the ranks were given"
+) -> list[RankReport]:
     """Return the reports of all ranks of a group (default: the world), in rank order. All of its ranks must call this.
 
     The ranks first gather a hash of the report, 32 bytes each. Only if the hashes differ do they gather the reports.
+    `name` is that of these collectives in errors.
     """
     text = report_text(report)
     size = dist.get_world_size(group)
-    if _all_equal(text, group):
+    if _all_equal(text, group, name):
         return [read_report(text)] * size
     gathered: list[str] = [""] * size
-    dist.all_gather_object(gathered, text, group=group)
+    collective("all_gather_object", name, gathered, text, group=group)
     return [read_report(other) for other in gathered]
 
 
@@ -90,12 +94,12 @@ def read_report(text: str) -> RankReport:
     return RankReport(**raw)
 
 
-def _all_equal(text: str, group: ProcessGroup | None) -> bool:
+def _all_equal(text: str, group: ProcessGroup | None, name: str) -> bool:
     """Return whether every rank of the group has this text, by one all-gather of its SHA-256."""
     sha256 = hashlib.sha256(text.encode()).digest()
     local = torch.tensor(list(sha256), dtype=torch.uint8, device=message_device(group))
     gathered = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(gathered, local, group=group)
+    collective("all_gather", name, gathered, local, group=group)
     return all(torch.equal(other, local) for other in gathered)
 
 

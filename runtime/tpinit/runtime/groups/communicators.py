@@ -8,8 +8,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
-from tpinit.runtime.errors import AgreementError, GroupError
+from tpinit.runtime.errors import AgreementError, CollectiveError, GroupError
 from tpinit.runtime.groups.devices import message_device
+from tpinit.runtime.groups.issuing import collective
 
 __all__ = ["check_names", "communicator_name", "handle_kind", "try_group"]
 
@@ -58,14 +59,12 @@ def try_group(what: str, group: ProcessGroup) -> None:
     local = torch.tensor([dist.get_rank(group)], device=message_device(group))
     gathered = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
     try:
-        work = dist.all_gather(gathered, local, group=group, async_op=True)
-        if work is not None:
-            work.wait(_PATIENCE)
-        found = [int(one) for one in gathered]
-    except RuntimeError as error:
+        collective("all_gather", f"a trial of {what}", gathered, local, group=group, async_op=True).wait(_PATIENCE)
+    except CollectiveError as error:
         raise GroupError(
-            f"{what}: a small all-gather in it failed ({str(error).splitlines()[0][:200]}): is one of its ranks gone, "
-            "or its communicator destroyed?"
+            f"{what}: a small all-gather in it failed ({error.reason}): is one of its ranks gone, or its communicator "
+            "destroyed?"
         ) from error
+    found = [int(one) for one in gathered]
     if found != list(range(len(found))):
         raise GroupError(f"{what}: its ranks call themselves {found}, and must be 0 to {len(found) - 1} in order")

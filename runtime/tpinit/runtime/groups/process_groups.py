@@ -19,6 +19,7 @@ from tpinit.runtime.errors import AgreementError, GroupError
 from tpinit.runtime.groups import topology
 from tpinit.runtime.groups.communicators import try_group
 from tpinit.runtime.groups.devices import backends, message_device
+from tpinit.runtime.groups.issuing import collective, recorded
 from tpinit.runtime.internals.torch_private import local_gloo_group, timeout_of
 from tpinit.spec.vocabulary import Decision, Source
 
@@ -32,6 +33,7 @@ __all__ = [
     "plan_groups",
     "create_groups",
     "ranks_of",
+    "world_timeout",
 ]
 
 Ranks = tuple[int, ...]
@@ -180,7 +182,7 @@ def create_groups(
     """
     given_tp = decision.tp_group.value.handle if decision.tp_group.value is not None else None
     given_dp = decision.dp_group.handle if decision.dp_group is not None else None
-    timeout = timeout if timeout is not None else _world_timeout()
+    timeout = timeout if timeout is not None else world_timeout()
     for what, given in (("the TP group", given_tp), ("the mpu's data-parallel group", given_dp)):
         if isinstance(given, ProcessGroup):
             try_group(what, given)
@@ -196,7 +198,7 @@ def create_groups(
     return ParallelGroups(tp, dp, index, tuple(made))
 
 
-def _world_timeout() -> timedelta | None:
+def world_timeout() -> timedelta | None:
     """Return the time-out of the world: torch gives the default to a new group, whatever the world has."""
     world = dist.group.WORLD
     kind = "cpu" if "cpu" in backends() else next(iter(backends()), "cpu")
@@ -213,7 +215,7 @@ def _group_view(
         return GroupView(mine, dist.get_rank(given), given)
     if len(groups) == 1 and mine == tuple(range(dist.get_world_size())):
         return GroupView(mine, rank, dist.group.WORLD)
-    created = [dist.new_group(list(ranks), timeout=timeout) for ranks in groups]
+    created = [collective("new_group", "ranks", list(ranks), timeout=timeout) for ranks in groups]
     made.append(created[groups.index(mine)])
     return GroupView(mine, mine.index(rank), created[groups.index(mine)])
 
@@ -236,7 +238,8 @@ def _control_group(groups: Sequence[Ranks], mine: GroupView, timeout: timedelta 
     made = _control_groups.setdefault(world, {})
     key = (*groups, timeout)
     if key not in made:
-        made[key] = local_gloo_group(mine.ranks, f"tpinit control {len(made)} of ranks {mine.ranks}", timeout)
+        name = f"tpinit control {len(made)} of ranks {mine.ranks}"
+        made[key] = recorded("new_group", name, lambda: local_gloo_group(mine.ranks, name, timeout))
     return made[key]
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
-from tpinit.runtime.errors import AgreementError
 from tpinit.runtime.groups.agreement import RankReport, check_reports, describe_error, gather_reports
 
 __all__ = ["Exchange", "Gather", "Steps", "agree", "run", "tell"]
@@ -40,7 +40,7 @@ def agree(
     step: str,
     work: Callable[[RankReport], T],
     check: Callable[[Sequence[RankReport]], None] = check_reports,
-    gather: Gather = gather_reports,
+    gather: Gather | None = None,
 ) -> Steps[tuple[T, list[RankReport]]]:
     """Do one step on this rank; return what `work` returned and the reports of all ranks.
 
@@ -56,7 +56,7 @@ def agree(
     except BaseException as error:  # whatever it is, the other ranks wait for this rank's report
         failure = error
         report.error = describe_error(error)
-    reports = yield Exchange(step, report, gather)
+    reports = yield Exchange(step, report, gather or partial(gather_reports, name=f'the reports after "{step}"'))
     check(reports)
     if failure is not None:
         raise failure
@@ -80,25 +80,13 @@ def tell(step: str, work: Callable[[], str | None]) -> Steps[list[str | None]]:
 def run(steps: Steps[T]) -> T:
     """Run the steps of this rank, with the collectives between them. Every rank of the world must call this.
 
-    Raises what the steps raise, and AgreementError if a rank does not come to an exchange within the time-out.
+    Raises what the steps raise, and CollectiveError if a rank does not come to an exchange within the time-out.
     """
     try:
         exchange = next(steps)
         while True:
             _log.debug("%s", exchange.step)
-            exchange = steps.send(_gathered(exchange))
+            exchange = steps.send(exchange.gather(exchange.report))
     except StopIteration as end:
         result: T = end.value
         return result
-
-
-def _gathered(exchange: Exchange) -> list[RankReport]:
-    try:
-        return exchange.gather(exchange.report)
-    except RuntimeError as error:  # of torch: a peer is gone, or did not come
-        own = f"; this rank itself: {exchange.report.error}" if exchange.report.error is not None else ""
-        raise AgreementError(
-            f'not every rank came to the exchange after the step "{exchange.step}" of initialize within the time-out: '
-            f"a rank ended, or waits in another collective ({str(error).splitlines()[0][:200]}){own}",
-            [exchange.step],
-        ) from error

@@ -6,11 +6,14 @@ import atexit
 import os
 import sys
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed import ProcessGroup
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from tpinit.reference.errors import TpinitError
 from tpinit.reference.spellings import show
 from tpinit.runtime.groups.devices import initial_device, use
@@ -79,12 +82,30 @@ def start(
 
 
 def _init(device: torch.device, timeout: timedelta | None) -> None:
+    found = _store_of_restart(timeout)
     if device.type == "cpu":
-        dist.init_process_group("gloo", timeout=timeout)
+        dist.init_process_group("gloo", timeout=timeout, **found)
         return
     use(device)
     backend = dist.get_default_backend_for_device(device.type)
-    dist.init_process_group(f"cpu:gloo,{device.type}:{backend}", timeout=timeout, device_id=device)
+    dist.init_process_group(f"cpu:gloo,{device.type}:{backend}", timeout=timeout, device_id=device, **found)
+
+
+def _store_of_restart(timeout: timedelta | None) -> dict[str, Any]:
+    """Return the store, rank and world size of ranks that torchrun has started again; nothing at a first start.
+
+    The store lives in torchrun, and has the addresses of the ranks that ended: a rank that reads one before its new
+    owner has replaced it waits for the time-out. So each start gets names of its own. Over several hosts the number of
+    the start differs between them, and torch's own way is left as it is.
+    """
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    on_one_host = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    if restart == "0" or not on_one_host or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    store, rank, size = next(iter(rendezvous("env://")))
+    if timeout is not None:
+        store.set_timeout(timeout)
+    return {"store": PrefixStore(f"tpinit/start {restart}", store), "rank": rank, "world_size": size}
 
 
 def started_here() -> bool:

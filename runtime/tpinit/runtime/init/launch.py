@@ -22,6 +22,7 @@ from tpinit.runtime.groups.agreement import RankReport, check_replicas, check_re
 from tpinit.runtime.groups.communicators import check_names
 from tpinit.runtime.groups.device_check import device_step, use_device
 from tpinit.runtime.groups.devices import DeviceChoice, choose_device
+from tpinit.runtime.groups.issuing import connect_recorders
 from tpinit.runtime.groups.process_groups import GroupLayout, ParallelGroups, create_groups, free_groups, plan_groups
 from tpinit.runtime.groups.protocol import Steps, run
 from tpinit.runtime.init.apply import apply_plan
@@ -168,6 +169,7 @@ class _Rank:
     def make_groups(self) -> None:
         """Try the groups that were given, make the others, and say what the config has and the run does not."""
         _log_notes(self._prepared.settings)
+        connect_recorders()
         groups = create_groups(self._layout, self._prepared.decision, dist.get_rank(), self._timeout)
         self._groups = replace(groups, run=self._run)
 

@@ -56,6 +56,7 @@ __all__ = [
     "parameters_of",
     "plain_tensor_functions",
     "set_class",
+    "set_timeout",
     "storage_key",
     "tensor_hooks",
     "tensor_state",
@@ -105,6 +106,7 @@ PRIVATE_NAMES: dict[str, str] = {
     "distributed_c10d._get_default_store": "the store of the world: ranks exchange texts without a device",
     "distributed_c10d._new_process_group_helper": "a group of a given name that its members alone make",
     "distributed_c10d._world": "the ranks of such a group, for those who ask torch",
+    "distributed_c10d._set_pg_timeout": "another time-out for a group than that of its making",
     "ProcessGroup._get_backend": "the time-out of a group, for the groups that are made beside it",
     "Module.__class__ assignment": "gives a linear its parallel forward and leaves its identity",
     "torch._C._current_graph_task_id": "tells one backward from the next",
@@ -387,6 +389,11 @@ def timeout_of(group: ProcessGroup, kind: str) -> timedelta | None:
         return None
     found = getattr(options, "_timeout", None)
     return found if isinstance(found, timedelta) else None
+
+
+def set_timeout(group: ProcessGroup, timeout: timedelta) -> None:
+    """Let the next collectives of a group have another time-out."""
+    distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def set_class(module: nn.Module, kind: type) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
-from tpinit.runtime.errors import EngineError
+from tpinit.runtime.errors import CollectiveError, EngineError
+from tpinit.runtime.groups.flight_recorder import flight_recorder
 from tpinit.runtime.internals.transformers_private import is_model
 from tpinit.runtime.parallel.full_graph import graph_break
 
@@ -89,6 +91,8 @@ class ForwardScope:
     @graph_break
     def _leave(self, model: nn.Module, _: Any, output: Any) -> Any:
         outermost = self._depth == 1
+        if outermost and output is None:
+            _note_error()
         self._depth = max(0, self._depth - 1)
         if outermost:
             try:
@@ -125,6 +129,14 @@ def pickle_error() -> EngineError:
         "pickle and torch.save of a sharded model would store the part of one rank, and process groups can't be "
         "stored: call engine.module.save_pretrained(folder) on every rank, which writes the whole model"
     )
+
+
+def _note_error() -> None:
+    """Record that this rank's forward raised: another rank, which waits for it, then says so in its own error."""
+    error = sys.exc_info()[1]  # torch calls the hooks while it handles the error
+    if error is not None and not isinstance(error, CollectiveError):
+        lines = str(error).splitlines() or [""]
+        flight_recorder().note(f"the forward raised {type(error).__name__}: {lines[0]}")
 
 
 def scope_of(model: nn.Module) -> ForwardScope | None:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed import ProcessGroup
 from tpinit.runtime.errors import EngineError
+from tpinit.runtime.groups.issuing import collective
 from tpinit.runtime.parallel.collectives import gather_from_tp_region
 from tpinit.runtime.parallel.forward_scope import ForwardScope
 
@@ -79,7 +80,9 @@ def _gathered(local: Any, heads: set[int], group: ProcessGroup) -> Any:
     if not isinstance(local, torch.Tensor) or local.dim() != 4:
         return local
     counts = [torch.empty(1, dtype=torch.int64, device=local.device) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(counts, torch.tensor([local.shape[_HEADS]], device=local.device), group=group)
+    collective(
+        "all_gather", "numbers of heads", counts, torch.tensor([local.shape[_HEADS]], device=local.device), group=group
+    )
     sizes = [int(count) for count in counts]
     is_replicated, is_sharded = set(sizes) <= heads, sum(sizes) in heads
     if is_replicated == is_sharded:

@@ -20,6 +20,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from tpinit.runtime.groups.devices import message_device
 from tpinit.runtime.groups.digest import raw_bytes
+from tpinit.runtime.groups.issuing import collective
 from tpinit.runtime.parallel.device_rng import device_rng_state, seed_torch, set_device_rng_state
 from tpinit.runtime.parallel.forward_scope import scope_of
 from tpinit.runtime.parallel.host_rng import hash_host_rng_states, host_rng_states, seed_host_rngs, set_host_rng_states
@@ -220,5 +221,5 @@ def broadcast_rng_state(group: ProcessGroup, device: torch.device) -> None:
 def _broadcast(message: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
     """Return the message of the group's first rank, uint8 in host memory."""
     sent = message.to(message_device(group))
-    dist.broadcast(sent, dist.get_process_group_ranks(group)[0], group=group)
+    collective("broadcast", "random states", sent, dist.get_process_group_ranks(group)[0], group=group)
     return sent.cpu()

@@ -1,24 +1,23 @@
 """Counts what parallel layers do in a first step: which forwards ran, which region functions, which collectives.
 
 Each counted module has a `Place`, which names it. While its forward runs, the place is the current one, and the region
-functions and collectives that run are counted there; those of its backward too. After the first step the places are
-removed, and nothing is counted. `training.first_step` compares the counts with the plan.
+functions and collectives that run are counted there; those of its backward too. `training.first_step` compares the
+counts with the plan. After the first step nothing is counted; the places name the collectives in errors from then on.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
+from tpinit.runtime.groups.issuing import collective
 
-__all__ = ["Place", "Tally", "counted", "current_place", "issue", "place_of", "remove_places", "set_place"]
+__all__ = ["Place", "Tally", "counted", "current_place", "issue", "place_of", "set_place"]
 
 FORWARD, BACKWARD = "forward", "backward"
 _PLACE, _TOKEN_PLACE = "tp_place", "tp_token_place"
@@ -31,9 +30,11 @@ class Tally:
 
     `forwards` counts finished forwards of modules, `applied` region functions by (place, region function), `issued`
     collectives by (place, "forward" or "backward", kind): these while `in_forward` is set, a forward of the model runs.
-    `due` counts the collectives of the backward passes that autograd has started, by (place, kind).
+    `due` counts the collectives of the backward passes that autograd has started, by (place, kind). Once `done`,
+    nothing is counted.
     """
 
+    done: bool = False
     in_forward: bool = False
     forwards: Counter[str] = field(default_factory=Counter)
     applied: Counter[tuple[str, Any]] = field(default_factory=Counter)
@@ -50,19 +51,14 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A named part of a model, at which a tally counts."""
+    """A named part of a model, at which a tally counts until it is done."""
 
     tally: Tally
     name: str
 
-    @contextmanager
-    def runs(self, direction: str = FORWARD) -> Iterator[None]:
-        """Make this the current place for the time of the context."""
-        _running.append((self, direction))
-        try:
-            yield
-        finally:
-            _running.pop()
+    def runs(self, direction: str = FORWARD) -> _Running:
+        """Return a context for the time of which this is the current place."""
+        return _Running(self, direction)
 
     def apply(self, region: Any) -> None:
         """Count a region function, or a reader of the result of one that several layers share."""
@@ -71,7 +67,7 @@ class Place:
 
     def watch(self, output: torch.Tensor, kind: str) -> None:
         """Count a collective as due as soon as autograd runs the operation that made `output`."""
-        if output.grad_fn is None:
+        if output.grad_fn is None or self.tally.done:
             return
         due, key = self.tally.due, (self.name, kind)
 
@@ -80,8 +76,24 @@ class Place:
 
         output.grad_fn.register_prehook(started)
 
-    def __deepcopy__(self, _: dict[int, Any]) -> None:
-        """Return None: the forwards of a copied module are not counted."""
+    def __deepcopy__(self, _: dict[int, Any]) -> Place:
+        """Return a place of the same name where nothing is counted: a copied module has layers that were."""
+        return Place(Tally(done=True), self.name)
+
+
+class _Running:
+    """The time in which the forward or the backward of a place runs. A class: a generator takes longer to enter."""
+
+    __slots__ = ("_entry",)
+
+    def __init__(self, place: Place, direction: str) -> None:
+        self._entry = place, direction
+
+    def __enter__(self) -> None:
+        _running.append(self._entry)
+
+    def __exit__(self, *_: object) -> None:
+        _running.pop()
 
 
 def set_place(module: nn.Module, place: Place, *, of_tokens: bool = False) -> None:
@@ -89,20 +101,13 @@ def set_place(module: nn.Module, place: Place, *, of_tokens: bool = False) -> No
     module.__dict__[_TOKEN_PLACE if of_tokens else _PLACE] = place
 
 
-def remove_places(model: nn.Module) -> None:
-    """Stop counting, for all modules of a model."""
-    for module in model.modules():
-        module.__dict__.pop(_PLACE, None)
-        module.__dict__.pop(_TOKEN_PLACE, None)
-
-
 def place_of(module: Any, *, of_tokens: bool = False) -> Place | None:
-    """Return the place of a module; None outside of a first step, and in code that torch.compile traces."""
+    """Return the place of a module; None for one that was not planned, and in code that torch.compile traces."""
     return None if torch.compiler.is_compiling() else module.__dict__.get(_TOKEN_PLACE if of_tokens else _PLACE)
 
 
 def current_place() -> Place | None:
-    """Return the place whose forward runs now; None if none is counted."""
+    """Return the place whose forward or backward runs now; None if none does."""
     return _running[-1][0] if not torch.compiler.is_compiling() and _running else None
 
 
@@ -124,9 +129,10 @@ def counted(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 
 
 def issue(kind: str, *args: Any, **kwargs: Any) -> Any:
-    """Call the function `kind` of torch.distributed, and count it at the place whose forward or backward runs now."""
-    if not torch.compiler.is_compiling() and _running:
-        place, direction = _running[-1]
-        if direction == BACKWARD or place.tally.in_forward:
-            place.tally.issued[place.name, direction, kind] += 1
-    return getattr(dist, kind)(*args, **kwargs)
+    """Issue a collective, and count it at the place whose forward or backward runs now, which names it in errors."""
+    if torch.compiler.is_compiling() or not _running:
+        return collective(kind, "a layer", *args, **kwargs)
+    place, direction = _running[-1]
+    if not place.tally.done and (direction == BACKWARD or place.tally.in_forward):
+        place.tally.issued[place.name, direction, kind] += 1
+    return collective(kind, f"{place.name} {direction}", *args, **kwargs)

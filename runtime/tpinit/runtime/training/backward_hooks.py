@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-import torch.distributed as dist
 from tpinit.runtime.errors import EngineError
+from tpinit.runtime.groups.issuing import collective
 from tpinit.runtime.groups.process_groups import GroupView, ParallelGroups
 from tpinit.runtime.internals.torch_private import after_backward, backward_number
 from tpinit.runtime.planning.schema import GradientRule
@@ -147,7 +147,7 @@ class BackwardHooks:
         state.summed = not self.addends
         with torch.no_grad():
             total = full_size(grad, record, tp)
-            dist.all_reduce(total, group=tp.group)
+            collective("all_reduce", f"the gradient of {record.name}", total, group=tp.group)
             if self.addends:
                 total /= tp.size
             return local_part(total, record, tp.size, tp.position).contiguous()

@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from tpinit.runtime.errors import AgreementError, EngineError
+from tpinit.runtime.errors import AgreementError, CollectiveError, EngineError
 from tpinit.runtime.groups.absent import absent_ranks
 from tpinit.runtime.groups.agreement import RankReport, check_reports, gather_reports
 from tpinit.runtime.groups.call_inputs import Leaf, describe, fingerprint, has_fake_tensors, leaves
 from tpinit.runtime.groups.devices import autocast_dtype, message_device
+from tpinit.runtime.groups.flight_recorder import flight_recorder, shown_histories
+from tpinit.runtime.groups.issuing import collective
 from tpinit.runtime.groups.process_groups import GroupView, ParallelGroups
 from tpinit.runtime.parallel.forward_scope import scope_of
 from tpinit.runtime.parallel.rng import SharedRng, rng_fingerprint
@@ -163,15 +164,16 @@ class CallCheck:
         sent = record.to(message_device(group))
         records = [torch.empty_like(sent) for _ in range(self.tp.size)]
         try:
-            dist.all_gather(records, sent, group=group)
-        except RuntimeError as error:
+            collective("all_gather", f"the comparison of {what} {self.calls}", records, sent, group=group)
+        except CollectiveError as error:
             place = f"{what}/{self.number}/{self.calls}/{','.join(map(str, self.tp.ranks))}"
             absent = absent_ranks(self.tp.ranks, place)
             names = f" (did not come: rank {', '.join(map(str, absent))})" if absent else ""
             raise AgreementError(
                 f"{what} {self.calls}, step {self.step}: not every rank of the TP group (ranks "
                 f"{', '.join(map(str, self.tp.ranks))}) made this call{names}: a rank ended, or went on to something "
-                f"else; all must call the model together, in training and in evaluation ({str(error).splitlines()[0]})",
+                f"else; all must call the model together, in training and in evaluation ({error.reason}); "
+                f"{error.histories}",
                 ["call"],
             ) from error
         return [other.cpu() for other in records]
@@ -186,9 +188,22 @@ class CallCheck:
             "calls, with the same batch (seed a sampler by the data-parallel rank, engine.groups.data_index)"
         )
         # Another call explains every other difference.
-        check_reports([RankReport({"call": report.fields["call"]}) for report in reports], self.tp.ranks, title)
+        if any(report.fields["call"] != fields["call"] for report in reports):
+            self._raise_calls(reports, title)
         check_reports(reports, self.tp.ranks, title)
         raise AgreementError(f"{title}: what differs is not among the values that can be shown", ["inputs"])
+
+    def _raise_calls(self, reports: list[RankReport], title: str) -> None:
+        """Raise an AgreementError that names the ranks' calls, and what each of them sent before."""
+        assert self.tp is not None
+        told: list[list[str]] = [[] for _ in reports]
+        name = "the last collectives of the ranks"
+        collective("all_gather_object", name, told, flight_recorder().last(), group=self.tp.control)
+        try:
+            check_reports([RankReport({"call": report.fields["call"]}) for report in reports], self.tp.ranks, title)
+        except AgreementError as error:
+            histories = shown_histories(dict(zip(self.tp.ranks, told, strict=True)))
+            raise AgreementError(f"{error}\n{histories}", error.fields) from None
 
     def _mode(self, model: nn.Module) -> dict[str, object]:
         """Return what decides, beside the inputs, which collectives a forward and its backward issue."""

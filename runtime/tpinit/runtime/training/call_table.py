@@ -280,6 +280,11 @@ ENGINE_CALLS: tuple[PublicName, ...] = (
     ),
     PublicName.of(
         Answer.RIGHT,
+        "exit_on_signal exit_if_signalled",
+        "after Ctrl-C or SIGTERM all ranks save and end (docs/faults.md); call them on every rank",
+    ),
+    PublicName.of(
+        Answer.RIGHT,
         "save_16bit_model save_fp16_model",
         "the whole model in one file, which rank 0 writes; call them on every rank",
     ),

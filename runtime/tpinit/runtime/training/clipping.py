@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from tpinit.runtime.errors import EngineError
+from tpinit.runtime.groups.issuing import collective
 from tpinit.runtime.training.param_state import ParamState
 from tpinit.runtime.training.sharded_tensors import ShardedTensors
 
@@ -36,7 +37,7 @@ def whole_norm(
     operation = dist.ReduceOp.MAX if math.isinf(order) else dist.ReduceOp.SUM
     for group in (tp.group, owned_in.group if owned_in is not None else None):
         if group is not None:
-            dist.all_reduce(parts, op=operation, group=group)
+            collective("all_reduce", "the norm of the gradient", parts, op=operation, group=group)
     if math.isinf(order):
         return parts.max().float()
     parts[1] /= tp.size

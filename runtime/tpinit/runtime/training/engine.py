@@ -27,9 +27,9 @@ from tpinit.runtime.training.clipping import clip_factor
 from tpinit.runtime.training.compile_guard import compile_engine
 from tpinit.runtime.training.data import EndlessBatches
 from tpinit.runtime.training.engine_answers import METHODS, VALUES
-from tpinit.runtime.training.engine_checkpoint import wait_for_save
 from tpinit.runtime.training.engine_names import NOT_ON_THE_ENGINE, missing_name
 from tpinit.runtime.training.engine_norms import before_norm
+from tpinit.runtime.training.exit_signal import exit_if_signalled, settle
 from tpinit.runtime.training.first_step import FirstStep
 from tpinit.runtime.training.gradients import GradientNorm, scale
 from tpinit.runtime.training.input_devices import explained
@@ -68,8 +68,8 @@ class Engine(nn.Module):
     """A model in training, as `initialize` returns it.
 
     `module` is the user's own model, sharded in place; `plan` has a record for each parameter; `decision` is the
-    resolved contract; `groups` are this rank's process groups; `config` is the config that was read. The training loop
-    calls, for every micro batch, `loss = engine(**batch).loss; engine.backward(loss); engine.step()`.
+    resolved contract; `groups` are this rank's process groups; `config` is the config that was read. For every micro
+    batch call `loss = engine(**batch).loss; engine.backward(loss); engine.step()`.
 
     As DeepSpeed's engine, it is a torch.nn.Module whose only child is `module`: its names of parameters begin with
     "module.", and an attribute that it lacks is that of the model (`engine.generate`).
@@ -203,8 +203,8 @@ class Engine(nn.Module):
         rank, and the loss scale may be halved. Raises EngineError if `backward` was not called since the last step,
         inside `no_sync`, and, on all ranks, for a loss or a gradient norm that is NaN or infinite (`on_nonfinite` of
         `initialize`). Raises AgreementError on all ranks of a TP group if their gradients of replicated parameters
-        differ. Nothing is updated then, and the gradients are dropped. After every so many updates the ranks compare
-        the copies of their parameters (`check_replicas_every`), and raise AgreementError if they differ.
+        differ. Nothing is updated then, and the gradients are dropped. Behind an update the ranks may compare copies of
+        their parameters (`check_replicas_every`: AgreementError), and end (`exit_on_signal`: TrainingStopped).
         """
         self._call_check.check_alive("step")
         if not self._synchronizes:
@@ -227,6 +227,8 @@ class Engine(nn.Module):
             self.micro_steps += 1
             if boundary:
                 self.zero_grad()
+        if boundary:
+            exit_if_signalled(self)
 
     def _update(self, lr_kwargs: Mapping[str, Any]) -> None:
         assert self._optimizer_step is not None
@@ -236,9 +238,8 @@ class Engine(nn.Module):
             state.take_grad()
         norm = self._hooks.norm(self._bad_loss, self._losses)
         skipped = self._must_skip(norm)
-        if skipped:
-            self.skipped_steps += 1
-        else:
+        self.skipped_steps += skipped
+        if not skipped:
             if self._scaler.active or self.settings.clipping:
                 self._clip(norm.norm() / self._scaler.scale)
             self._optimizer_step.update()
@@ -342,8 +343,7 @@ class Engine(nn.Module):
     if not TYPE_CHECKING:  # their types are those of nn.Module
         compile = compile_engine
         to, cpu, cuda, half, bfloat16, float, double, type, to_empty, share_memory = map(
-            _of_module,
-            ("to", "cpu", "cuda", "half", "bfloat16", "float", "double", "type", "to_empty", "share_memory"),
+            _of_module, ("to", "cpu", "cuda", "half", "bfloat16", "float", "double", "type", "to_empty", "share_memory")
         )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -371,7 +371,7 @@ class Engine(nn.Module):
 
         The world is destroyed too if `initialize` started it and no other engine uses it.
         """
-        wait_for_save(self)
+        settle(self)
         if not self._call_check.destroyed:
             self._call_check.destroyed = True
             free_groups(self.groups)

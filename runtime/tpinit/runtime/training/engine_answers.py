@@ -20,6 +20,7 @@ from tpinit.runtime.training.engine_weights import (
     module_state_dict,
     save_16bit_model,
 )
+from tpinit.runtime.training.exit_signal import exit_if_signalled, exit_on_signal
 from tpinit.spec.vocabulary import DType
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ METHODS: dict[str, Callable[..., Any]] = {
     "eval_batch": eval_batch,
     "save_checkpoint": save_checkpoint,
     "load_checkpoint": load_checkpoint,
+    "exit_on_signal": exit_on_signal,
+    "exit_if_signalled": exit_if_signalled,
     "save_16bit_model": save_16bit_model,
     "save_fp16_model": save_16bit_model,
     "_consolidated_16bit_state_dict": consolidated_state_dict,

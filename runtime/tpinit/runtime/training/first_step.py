@@ -23,7 +23,7 @@ from tpinit.runtime.parallel.forward_scope import running_scope, scope_of
 from tpinit.runtime.parallel.layer_kinds import LayerKind, layer_regions
 from tpinit.runtime.parallel.loss import LOSS_COLLECTIVE
 from tpinit.runtime.parallel.sequence import gather_replicated_tokens, gather_tokens, split_tokens
-from tpinit.runtime.parallel.tally import BACKWARD, FORWARD, Place, Tally, remove_places, set_place
+from tpinit.runtime.parallel.tally import BACKWARD, FORWARD, Place, Tally, set_place
 from tpinit.runtime.planning.schema import LayerPlan, Plan, SequencePlan
 
 __all__ = ["FirstStep"]
@@ -107,8 +107,8 @@ class FirstStep:
 
     def stop(self) -> None:
         """Stop counting, and compare nothing any more."""
-        self.done = True
-        remove_places(self._model)
+        self.done = self._tally.done = True
+        self._tally.in_forward = False
 
     def _agree(self, problems: list[str], counts: Mapping[str, object]) -> None:
         error = _text(problems) if problems else None

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from tpinit.runtime.errors import EngineError
 from tpinit.runtime.groups.agreement import RankReport, check_reports, gather_reports
+from tpinit.runtime.groups.issuing import collective
 from tpinit.runtime.groups.process_groups import GroupView
 from tpinit.runtime.slicing import local_part
 from tpinit.runtime.training.param_state import ParamState
@@ -73,7 +74,7 @@ class GatheredParameters:
                 self._check_shapes()
                 for state, tp, part in self._parts:
                     whole = state.parameter.data.contiguous()
-                    dist.broadcast(whole, self._modifier_rank)
+                    collective("broadcast", f"the edited {state.record.name}", whole, self._modifier_rank)
                     part.copy_(local_part(whole, state.record, tp.size, tp.position))
         self._parts.clear()
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from tpinit.runtime.groups.buckets import fill_buckets, send_order
 from tpinit.runtime.groups.gradient_owners import GradientOwners
+from tpinit.runtime.groups.issuing import PendingCollective, collective
 from tpinit.runtime.groups.process_groups import GroupView
 from tpinit.runtime.settings import TORCH_DTYPES, Averaging
 from tpinit.runtime.training.gradients import greatest
@@ -36,7 +37,7 @@ class _Bucket:
     owner: int | None
     waiting: set[int] = field(default_factory=set)
     sent: torch.Tensor | None = None
-    work: dist.Work | None = None
+    work: PendingCollective | None = None
 
 
 class GradientBuckets:
@@ -160,10 +161,12 @@ class GradientBuckets:
         """
         if self._device.type != "cpu":
             anywhere = flag.to(torch.int32)
-            dist.all_reduce(anywhere, op=dist.ReduceOp.MAX, group=self._dp.group)
+            collective(
+                "all_reduce", "losses that are NaN or infinite", anywhere, op=dist.ReduceOp.MAX, group=self._dp.group
+            )
             return greatest(marks, self._dp), anywhere.bool()
         both = torch.cat([torch.tensor(marks, dtype=torch.int32), flag.to(torch.int32).reshape(1)])
-        dist.all_reduce(both, op=dist.ReduceOp.MAX, group=self._dp.group)
+        collective("all_reduce", "which gradients there are", both, op=dist.ReduceOp.MAX, group=self._dp.group)
         return both[:-1].tolist(), both[-1].bool()
 
     def _fill(self, indices: Iterable[int], owners: GradientOwners | None) -> list[_Bucket]:
@@ -197,10 +200,11 @@ class GradientBuckets:
         before = averaging.divisor_before(self._dp.size)
         if before != 1:
             sent *= 1 / before
+        name, options = "the mean of gradients", {"group": self._dp.group, "async_op": True}
         if bucket.owner is None:
-            bucket.work = dist.all_reduce(sent, group=self._dp.group, async_op=True)
+            bucket.work = collective("all_reduce", name, sent, **options)
         else:
-            bucket.work = dist.reduce(sent, dst=self._dp.ranks[bucket.owner], group=self._dp.group, async_op=True)
+            bucket.work = collective("reduce", name, sent, dst=self._dp.ranks[bucket.owner], **options)
 
     @torch.no_grad()
     def _receive(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.distributed as dist
 from tpinit.runtime.groups.devices import message_device
+from tpinit.runtime.groups.issuing import PendingCollective, collective
 from tpinit.runtime.groups.process_groups import GroupView
 from tpinit.runtime.planning.schema import GradientRule, ParameterPlan
 from tpinit.runtime.slicing import local_part, write_part
@@ -38,7 +39,7 @@ def _sum_one_dtype(states: Sequence[ParamState], tp: GroupView, device: torch.de
     used = torch.tensor([state.target.grad is not None for state in states], dtype=dtype) if on_host else None
     full = [_full_size_gradient(state, tp) for state in states]
     flat = torch.cat([*([] if used is None else [used]), *(grad.reshape(-1) for grad in full)])
-    dist.all_reduce(flat, group=tp.group)
+    collective("all_reduce", "partial gradients", flat, group=tp.group)
     count = len(states) if on_host else 0
     mine = [state.target.grad is not None for state in states]
     users = [bool(one) for one in flat[:count].tolist()] if on_host else any_rank(mine, tp)
@@ -62,7 +63,7 @@ def greatest(marks: Sequence[int], group: GroupView) -> list[int]:
     """
     channel = group.control if group.control is not None else group.group
     sent = torch.tensor(marks, dtype=torch.int32).to(message_device(channel))
-    dist.all_reduce(sent, op=dist.ReduceOp.MAX, group=channel)
+    collective("all_reduce", "which gradients there are", sent, op=dist.ReduceOp.MAX, group=channel)
     found: list[int] = sent.tolist()
     return found
 
@@ -96,7 +97,7 @@ class GradientNorm:
     one more all-reduce, of four numbers.
     """
 
-    def __init__(self, sums: torch.Tensor, pending: dist.Work | None, ranks: int, dp: GroupView | None) -> None:
+    def __init__(self, sums: torch.Tensor, pending: PendingCollective | None, ranks: int, dp: GroupView | None) -> None:
         self._sums = sums
         self._pending = pending
         self._ranks = ranks
@@ -131,7 +132,7 @@ class GradientNorm:
         ]
         self._totals = torch.stack(found)
         if self._dp is not None:
-            dist.all_reduce(self._totals, group=self._dp.group)
+            collective("all_reduce", "the norm of the gradient", self._totals, group=self._dp.group)
         return self._totals
 
     def _differ(self, total: torch.Tensor, squares: torch.Tensor, deviation: float) -> torch.Tensor:
@@ -162,7 +163,9 @@ def global_norm(
     flag = torch.zeros_like(sharded) if bad_loss is None else bad_loss.to(sharded)
     loss = torch.stack([loss.to(sharded).sum() for loss in losses]).sum() if losses else torch.zeros_like(sharded)
     sums = torch.stack([sharded, replicated, replicated * replicated, flag, loss, loss * loss])
-    pending = dist.all_reduce(sums, group=tp.group, async_op=True) if tp.group is not None else None
+    pending = None
+    if tp.group is not None:
+        pending = collective("all_reduce", "the norm of the gradient", sums, group=tp.group, async_op=True)
     return GradientNorm(sums, pending, tp.size, owned_in)
 
 

@@ -10,12 +10,12 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from tpinit.runtime.errors import AgreementError
 from tpinit.runtime.groups.agreement import RankReport, check_reports, gather_reports
 from tpinit.runtime.groups.devices import message_device
 from tpinit.runtime.groups.digest import digest, fold
+from tpinit.runtime.groups.issuing import collective
 from tpinit.runtime.groups.process_groups import GroupView, ParallelGroups
 from tpinit.runtime.training.param_state import ParamState
 
@@ -81,7 +81,7 @@ class ReplicaCheck:
                     differences[str(error)] = list(error.fields)
         if self.groups.tp.group is not None:  # a rank whose own copies agree raises what others of its group found
             found: list[dict[str, list[str]]] = [{} for _ in range(self.groups.tp.size)]
-            dist.all_gather_object(found, differences, group=self.groups.tp.group)
+            collective("all_gather_object", "differences of parameters", found, differences, group=self.groups.tp.group)
             differences = {text: names for report in found for text, names in report.items()}
         if not differences:
             _log.warning("step %d: copies of parameters differ between ranks by rounding only", step)
@@ -105,7 +105,7 @@ def _differs(value: torch.Tensor, group: GroupView) -> bool:
     channel = group.control if group.control is not None else group.group
     sent = value.reshape(-1).to(message_device(channel))
     gathered = [torch.empty_like(sent) for _ in range(group.size)]
-    dist.all_gather(gathered, sent, group=channel)
+    collective("all_gather", "digests of parameters", gathered, sent, group=channel)
     return any(not torch.equal(other, sent) for other in gathered)
 
 

@@ -16,12 +16,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from tpinit.reference.errors import TpinitError
 from tpinit.runtime.errors import EngineError
 from tpinit.runtime.groups.agreement import RankReport, check_reports, describe_error, gather_reports
 from tpinit.runtime.groups.devices import peer_device
+from tpinit.runtime.groups.issuing import collective
 from tpinit.runtime.groups.process_groups import GroupView
 from tpinit.runtime.planning.schema import ParameterPlan, Plan
 from tpinit.runtime.slicing import write_part
@@ -133,14 +133,15 @@ def _map_file(folder: Any, sharded: Sharded) -> dict[str, torch.Tensor]:
 def _collect(part: torch.Tensor, record: ParameterPlan, tp: GroupView, whole: torch.Tensor | None) -> None:
     """Send this rank's part to the first rank of the TP group, which writes all parts to `whole`."""
     if tp.position:
-        dist.send(part.contiguous().to(peer_device(tp.group, part.device)), tp.ranks[0], group=tp.group)
+        sent = part.contiguous().to(peer_device(tp.group, part.device))
+        collective("send", f"the part of {record.name}", sent, tp.ranks[0], group=tp.group)
         return
     assert whole is not None
     write_part(whole, part, record, tp.size, 0)
     for position in range(1, tp.size):
         shape = record.local_shape(tp.size, position)
         received = part.new_empty(shape, device=peer_device(tp.group, part.device))
-        dist.recv(received, tp.ranks[position], group=tp.group)
+        collective("recv", f"the part of {record.name}", received, tp.ranks[position], group=tp.group)
         write_part(whole, received, record, tp.size, position)
 
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from tpinit.runtime.errors import EngineError
+from tpinit.runtime.groups.issuing import collective
 from tpinit.runtime.internals.torch_private import found_infs, total_norm_cell
 from tpinit.runtime.training.clipping import check_finite, whole_norm
 from tpinit.runtime.training.optimizer_kinds import ELEMENTWISE, class_name
@@ -83,7 +84,7 @@ def _with_agreement(original: Callable[..., None]) -> Callable[..., None]:
         for flag in found_infs(scaler, optimizer):
             for group in (model.groups.tp, model.groups.dp):
                 if group.group is not None:
-                    dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group.group)
+                    collective("all_reduce", "overflow", flag, op=dist.ReduceOp.MAX, group=group.group)
 
     setattr(unscale, _MARK, original)
     return unscale

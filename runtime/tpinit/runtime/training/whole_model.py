@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from tpinit.runtime.errors import EngineError
+from tpinit.runtime.groups.issuing import collective
 from tpinit.runtime.groups.process_groups import GroupView
 from tpinit.runtime.internals.state_dict_private import state_metadata, wants_full_state_dict, with_metadata
 from tpinit.runtime.planning.schema import ParameterPlan, Plan
@@ -41,7 +41,7 @@ def gather_parameter(part: torch.Tensor, record: ParameterPlan, tp: GroupView) -
     parts = []
     for position, rank in enumerate(tp.ranks):
         sent = part.contiguous() if position == tp.position else part.new_empty(record.local_shape(tp.size, position))
-        dist.broadcast(sent, rank, group=tp.group)
+        collective("broadcast", f"the part of {record.name}", sent, rank, group=tp.group)
         parts.append(sent)
     return assemble(parts, record)
 

@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from tpinit.runtime.groups.buckets import in_buckets
+from tpinit.runtime.groups.issuing import collective
 from tpinit.runtime.groups.process_groups import GroupView
 from tpinit.runtime.slicing import assemble, local_part
 from tpinit.runtime.training.param_state import ParamState
@@ -58,7 +58,7 @@ def _gather_bucket(states: Sequence[ParamState], tp: GroupView) -> list[nn.Param
         if state.target.grad is not None:
             grad.copy_(state.target.grad.reshape(-1))
     received = [torch.empty_like(sent) for _ in range(tp.size)]
-    dist.all_gather(received, sent, group=tp.group)
+    collective("all_gather", "weights and gradients for the optimizer", received, sent, group=tp.group)
     used = torch.stack([flat[: len(states)] for flat in received]).any(0).tolist()
     pieces = [_split(flat, len(states), sizes[rank]) for rank, flat in enumerate(received)]
     found = []

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.optim import Optimizer
 from tpinit.runtime.groups.buckets import in_buckets
 from tpinit.runtime.groups.gradient_owners import GradientOwners
+from tpinit.runtime.groups.issuing import collective
 from tpinit.runtime.groups.process_groups import GroupView
 from tpinit.runtime.training.gradients import any_rank
 from tpinit.runtime.training.master_copies import MASTER
@@ -151,7 +151,7 @@ class _Shares:
             entry = {key: value for key, value in optimizer.state.get(parameter, {}).items() if key != MASTER}
             sent = [{key: _described(value) for key, value in entry.items()} if mine else None]
             source = self._dp.ranks[owner]
-            dist.broadcast_object_list(sent, src=source, group=self._dp.group)
+            collective("broadcast_object_list", "the kinds of optimizer states", sent, src=source, group=self._dp.group)
             for key, described in (sent[0] or {}).items():
                 value = described
                 if isinstance(described, _Described):
@@ -170,7 +170,7 @@ class _Shares:
     def _broadcast(self, value: torch.Tensor, source: int, device: torch.device) -> None:
         """Broadcast a state, in place; one that an optimizer keeps on the CPU goes over the parameter's device."""
         flat = value.detach().to(device).contiguous()
-        dist.broadcast(flat, src=source, group=self._dp.group)
+        collective("broadcast", "an optimizer state", flat, src=source, group=self._dp.group)
         value.copy_(flat)
 
     def _owned(self, others: bool) -> Iterator[tuple[int, ParamState]]:
@@ -190,7 +190,7 @@ class _Shares:
     @torch.no_grad()
     def _send(self, targets: Sequence[torch.Tensor], owner: int) -> None:
         flat = torch.cat([target.detach().reshape(-1) for target in targets])
-        dist.broadcast(flat, src=owner, group=self._dp.group)
+        collective("broadcast", "updated parameters", flat, src=owner, group=self._dp.group)
         if owner == self._dp.ranks[self._dp.position]:
             return
         for target, values in zip(targets, torch.split(flat, [target.numel() for target in targets]), strict=True):
