@@ -366,17 +366,10 @@ def local_gloo_group(ranks: Sequence[int], name: str, timeout: timedelta | None)
     assert world is not None, "there is no world before init_process_group"
     _, store = distributed_c10d._world.pg_map[world]
     position = list(ranks).index(dist.get_rank())
-    timeout = timeout if timeout is not None else default_pg_timeout
+    make, backend, named = distributed_c10d._new_process_group_helper, dist.Backend("gloo"), distributed_c10d.GroupName
     group: ProcessGroup
-    group, _ = distributed_c10d._new_process_group_helper(
-        len(ranks),
-        position,
-        list(ranks),
-        dist.Backend("gloo"),
-        store,
-        distributed_c10d.GroupName(name),
-        timeout=timeout,
-    )
+    timeout = timeout if timeout is not None else default_pg_timeout
+    group, _ = make(len(ranks), position, list(ranks), backend, store, named(name), timeout=timeout)
     distributed_c10d._world.pg_group_ranks[group] = {rank: index for index, rank in enumerate(ranks)}
     return group
 
