@@ -144,9 +144,7 @@ BUGS: dict[str, Bug] = {
     "neighbouring groups are not compared": _resolver(
         "supplied[index + 1 :]", "supplied[index + 2 :]", "group_identity_mismatch"
     ),
-    "nine violations at most": _whole(
-        "violations=violations,", "violations=violations[:9],", "size_not_dividing_world"
-    ),
+    "three violations at most": _whole("violations=violations,", "violations=violations[:3],", "group_size_mismatch"),
     "violations from the last to the first": _whole(
         "violations=violations,", "violations=violations[::-1],", "no_tp_intent"
     ),

@@ -128,12 +128,23 @@ def _wrong_rest(decision: Decision, error: bool, taken: dict[int, bool]) -> str:
     world: object = decision.world_size
     if type(world) is not SymbolicInt or not world.term.eq(_SYMBOLS.world):
         return "does not carry the size of the world"
-    has_dp = taken.get(_SYMBOLS.mpu.get_id(), False) and taken.get(DP_GIVEN.get_id(), False)
+    if not _knows_what_it_passes_on(taken):
+        return "does not ask for what it passes on"
+    has_dp = taken[_SYMBOLS.mpu.get_id()] and taken[DP_GIVEN.get_id()]
     if not (_is_mark(decision.dp_group, "dp_group") if has_dp else decision.dp_group is None):
         return "does not carry the mpu's data-parallel group"
-    live = taken.get(_SYMBOLS.section.get_id(), False) and not taken.get(_DISABLED.get_id(), True)
+    live = not taken[_DISABLED.get_id()] and taken[_SYMBOLS.section.get_id()]
     empty = type(decision.carried) is dict and not decision.carried
     return "" if (_is_mark(decision.carried, "carried") if live else empty) else "does not carry the section's keys"
+
+
+def _knows_what_it_passes_on(taken: dict[int, bool]) -> bool:
+    """Return whether a path read the mpu's data-parallel group, and a live section, wherever there may be one."""
+    mpu, section = taken.get(_SYMBOLS.mpu.get_id()), taken.get(_SYMBOLS.section.get_id())
+    asked_mpu = mpu is False or (mpu is True and DP_GIVEN.get_id() in taken)
+    return asked_mpu and (
+        taken.get(_DISABLED.get_id()) is True or (_DISABLED.get_id() in taken and section is not None)
+    )
 
 
 def _is_mark(value: object, name: str) -> bool:
