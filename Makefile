@@ -41,7 +41,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help venv demo test test-gpu test-starts test-faults test-transformers lint prove coq coq-tools mutate deepspeed deepspeed-env bench models clean
+.PHONY: help venv demo test test-gpu test-starts test-faults test-transformers lint prove planted coq coq-tools mutate deepspeed deepspeed-env bench models clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -143,6 +143,9 @@ $(BENCH_STAMP): $(STAMP)
 	@rm -rf $(BENCH_PATH)
 	@$(PIP) install --quiet --quiet --constraint constraints.txt --no-deps --target $(BENCH_PATH) accelerate==$(ACCELERATE) psutil
 	@touch $(BENCH_STAMP)
+
+planted: $(STAMP) ## Plant bugs in the proven modules, one after another; both semantics must reject each
+	@TPINIT_PLANTED=all $(BIN)/python -m pytest --numprocesses 2 tests/unit/proofs/test_planted_bugs.py $(PYTEST_ARGS)
 
 mutate: $(STAMP) ## Run every mutant of the contract and a sample of the mutants of the code (MUTATE_ARGS)
 	@$(BIN)/tpinit mutate $(MUTATE_ARGS)
