@@ -11,6 +11,7 @@ losses.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import random
@@ -121,6 +122,7 @@ def start(trial: Trial, rank: int, size: int, folder: Path) -> tuple[int, int]:
     with (folder / f"log.{rank}").open("ab", buffering=0) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    faulthandler.dump_traceback_later(TIMEOUT + GRACE - 5)  # where a rank waits that does not end in time
     end = rank_main(trial, rank, size, folder, writing)
     (folder / f"end{trial.number}.{rank}").write_text(json.dumps(end))
     sys.exit(1 if end["error"] else 0)  # as a program ends: this must not wait for the others

@@ -22,7 +22,7 @@ _groups: weakref.WeakKeyDictionary[ProcessGroup, ProcessGroup] = weakref.WeakKey
 
 
 def checkpoint_group() -> ProcessGroup | None:
-    """Return a gloo group of all ranks, in which only checkpoints send; every rank must make the first call together.
+    """Return a gloo group of all ranks, in which only checkpoints send; `initialize` makes it, on all ranks together.
 
     A background save sends there while the model trains. Without gloo it is the world's own group.
     """
@@ -30,8 +30,6 @@ def checkpoint_group() -> ProcessGroup | None:
     if world is None or not dist.is_gloo_available() or "fake" in str(dist.get_backend()):
         return world
     if world not in _groups:
-        # A rank that has ended is noticed here at once, and by new_group after the time-out of the world only.
-        gather_reports(RankReport(), name="the first call for a checkpoint")
         _groups[world] = collective("new_group", "ranks that save and load", backend="gloo", timeout=world_timeout())
         set_timeout(_groups[world], _TIMEOUT)
     return _groups[world]

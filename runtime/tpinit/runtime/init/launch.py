@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tpinit.reference.errors import TpinitError
 from tpinit.reference.spellings import show
+from tpinit.runtime.checkpoint.ranks import checkpoint_group
 from tpinit.runtime.errors import UnsupportedError
 from tpinit.runtime.groups import world
 from tpinit.runtime.groups.agreement import RankReport, check_replicas, check_reports
@@ -172,6 +173,7 @@ class _Rank:
         connect_recorders()
         groups = create_groups(self._layout, self._prepared.decision, dist.get_rank(), self._timeout)
         self._groups = replace(groups, run=self._run)
+        checkpoint_group()  # now: a rank that ends while the others make a group is noticed after their time-out only
 
     def probe(self) -> Steps[None]:
         """Probe the model, if `verify` or its code asks for it."""
