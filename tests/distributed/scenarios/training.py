@@ -165,7 +165,7 @@ def break_run(how: str, engine: Any) -> None:
         for layer in (attention.q_proj, attention.k_proj, attention.v_proj):
             layer.tp_fused = layer.tp_region_input = None
     elif how == "averages-over-tp":
-        engine._hooks.groups = replace(engine.groups, dp=engine.groups.tp)
+        engine._hooks.buckets._dp = engine.groups.tp
     elif how == "counts-replicated-per-rank":
         for state in engine._param_states:
             if state.record.dim is None:

@@ -19,8 +19,8 @@ from tpinit.runtime.groups.agreement import flatten
 
 __all__ = ["argument_fields", "environment_fields"]
 
-# Compared elsewhere, part by part: the model and the config. `args` holds what is a rank's own, as local_rank.
-_ELSEWHERE = ("args", "model", "config", "config_params", "weights")
+# Compared elsewhere, part by part: model, config and plan. `args` holds what is a rank's own, as local_rank.
+_ELSEWHERE = ("args", "model", "config", "config_params", "plan", "weights")
 _VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 _DEPTH = 4  # of nested containers that are told by their values
 _LENGTH = 32  # of such containers; a longer one is told by its length
@@ -32,6 +32,7 @@ def argument_fields(arguments: Mapping[str, Any]) -> dict[str, object]:
     for name, value in arguments.items():
         if name not in _ELSEWHERE:
             fields.update(flatten(_told(value), f"argument.{name}"))
+    fields["argument.plan"] = "given" if arguments.get("plan") is not None else None
     scheduler: Any = arguments.get("lr_scheduler")
     if hasattr(scheduler, "step") and hasattr(scheduler, "state_dict"):
         fields.update(flatten(_told(scheduler.state_dict()), "argument.lr_scheduler.state"))

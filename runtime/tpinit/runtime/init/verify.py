@@ -20,7 +20,7 @@ from tpinit.runtime.planning.analysis.example_inputs import unwrap_adapters
 from tpinit.runtime.planning.analysis.known_code import unknown_code
 from tpinit.runtime.planning.schema import Plan
 
-__all__ = ["VERIFY_MODES", "Probe", "probe_reason", "probe_steps"]
+__all__ = ["VERIFY_MODES", "Probe", "is_swept", "probe_reason", "probe_steps"]
 
 VERIFY_MODES = ("auto", "probe", "rehearsal", "none")
 _AUTO_ELEMENTS = 1 << 30  # of all parameters: the two fp32 copies of the probe then take 8 GiB
@@ -38,7 +38,7 @@ def probe_reason(model: nn.Module, verify: str | None, example: Mapping[str, Any
     if verify != "auto":
         return None
     name = type(unwrap_adapters(model)[1]).__qualname__
-    if _is_swept(model):
+    if is_swept(model):
         unknown = unknown_code(model, example)
         reason = None if unknown is None else f"the model runs code that is not transformers' own ({unknown})"
     else:
@@ -55,7 +55,7 @@ def probe_reason(model: nn.Module, verify: str | None, example: Mapping[str, Any
     return reason
 
 
-def _is_swept(model: nn.Module) -> bool:
+def is_swept(model: nn.Module) -> bool:
     """Return whether a model, without its adapters, is of a class that docs/models.md lists as exact."""
     kind = type(unwrap_adapters(model)[1])
     return kind.__module__.startswith("transformers.") and kind.__qualname__ in SWEPT_CLASSES
@@ -75,7 +75,7 @@ class Probe:
 
     def variants(self) -> Sequence[str]:
         """Return the variants of the batch that are tried; equal on all ranks."""
-        return VARIANTS[: 1 if _is_swept(self.model) else None]
+        return VARIANTS[: 1 if is_swept(self.model) else None]
 
     def reason(self) -> str | None:
         """Return why this rank wants the comparison; None if it does not."""
