@@ -200,5 +200,5 @@ def test_planning_changes_nothing() -> None:
 def test_the_keyword_is_true_or_false(start: str, tmp_path: Path) -> None:
     first = {"initialize": {"model": Stack(Layer())}, "from_config": {"model_config": Stack, "seed": 0}}
     given: dict[str, Any] = first.get(start, {"directory": tmp_path})
-    with pytest.raises(TpinitError, match="sequence_parallel is 'yes', and must be True or False"):
+    with pytest.raises(TpinitError, match='sequence_parallel is "yes", and must be True or False'):
         getattr(tpinit.runtime, start)(**given, sequence_parallel="yes")
