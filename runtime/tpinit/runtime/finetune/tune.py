@@ -22,7 +22,6 @@ from tpinit.runtime.finetune.options import TuneOptions
 from tpinit.runtime.finetune.progress import Progress, short
 from tpinit.runtime.finetune.rows import Rows, collate_for, make_rows
 from tpinit.runtime.finetune.run_folder import CHECKPOINTS, check_output, clear_output, has_checkpoint
-from tpinit.runtime.finetune.stop_request import StopRequest
 from tpinit.runtime.groups import world
 from tpinit.runtime.groups.agreement import RankReport, check_reports, describe_error, gather_reports
 from tpinit.runtime.groups.devices import message_device
@@ -30,6 +29,7 @@ from tpinit.runtime.init.from_pretrained import from_pretrained
 from tpinit.runtime.init.launch import PORT
 from tpinit.runtime.settings import read_settings
 from tpinit.runtime.training.engine import Engine
+from tpinit.runtime.training.exit_signal import TrainingStopped, settle
 
 __all__ = ["tune"]
 
@@ -59,12 +59,13 @@ def tune(options: TuneOptions) -> int:
     say(f"device: {engine.device_choice}\n\n{explain(engine.decision)}\n")
     say(f"model: {type(engine.module).__name__}, {short(engine.num_parameters())} parameters")
     state = _resume(engine, options, material, say)
-    with StopRequest() as stop:
-        signal = _train(engine, options, steps, state, stop, say)
-        if signal:
-            say(f"stopped by signal {signal} after update {engine.global_steps}: the same command goes on from there")
-            engine.destroy()
-            return 128 + signal
+    engine.exit_on_signal(options.output / CHECKPOINTS, {"data": state}, keep_last=options.keep_last)
+    stopped = _train(engine, options, steps, state, say)
+    if stopped is not None:
+        say(f"stopped by {stopped.signal.name} after update {engine.global_steps}: the same command goes on from there")
+        engine.destroy()
+        return 128 + stopped.signal
+    settle(engine)  # from here on a signal ends the process at once
     _save_model(engine, options, material)
     say(f"the model is in {options.output}")
     engine.destroy()
@@ -216,29 +217,28 @@ def _train(
     options: TuneOptions,
     steps: int,
     state: dict[str, Any],
-    stop: StopRequest,
     say: Callable[[str], None],
-) -> int:
-    """Train until update `steps`. Return 0, or the signal that ended it, on all ranks the same."""
+) -> TrainingStopped | None:
+    """Train until update `steps`, and save. Return what ended it early, on all ranks the same, or None."""
     first = dist.get_rank() == 0
     if engine.global_steps >= steps:
         say(f"nothing to train: the run has {engine.global_steps} of {steps} updates (--steps, --epochs)")
-        return 0
+        return None
     file = MetricsFile(options.output, engine.global_steps) if first else None
     writer = tensorboard_writer(options.output / "tensorboard") if first and options.tensorboard else None
     progress = Progress(steps, engine.global_steps, options.log_every) if first else None
     batches = _CountedBatches(engine)
-    signal = 0
+    stopped: TrainingStopped | None = None
     try:
-        while engine.global_steps < steps and not signal:
-            page, signal = _update(engine, batches, stop)
+        while engine.global_steps < steps and stopped is None:
+            page, stopped = _update(engine, batches)
             if file is not None and progress is not None:
                 file.add(page)
                 progress.update(page)
             if writer is not None:
                 write_scalars(writer, page)
-            last = engine.global_steps == steps or signal
-            if last or (options.save_every and engine.global_steps % options.save_every == 0):
+            last = engine.global_steps == steps
+            if stopped is None and (last or (options.save_every and engine.global_steps % options.save_every == 0)):
                 engine.save_checkpoint(
                     options.output / CHECKPOINTS, client_state={"data": state}, keep_last=options.keep_last
                 )
@@ -248,18 +248,22 @@ def _train(
                 one.close()
         if progress is not None:
             progress.end()
-    return signal
+    return stopped
 
 
-def _update(engine: Engine, batches: _CountedBatches, stop: StopRequest) -> tuple[dict[str, Any], int]:
-    """Run one update. Return what it measured, over all ranks, and the signal that one of them was sent."""
+def _update(engine: Engine, batches: _CountedBatches) -> tuple[dict[str, Any], TrainingStopped | None]:
+    """Run one update. Return what it measured, over all ranks, and what ended the run behind it, or None."""
+    stopped = None
     began, batches.tokens = time.perf_counter(), 0
     rate = engine.get_lr()[0]
-    loss = engine.train_batch(iter(batches))
+    loss: torch.Tensor | None
+    try:
+        loss = engine.train_batch(iter(batches))
+    except TrainingStopped as stop:  # behind the update, and after its checkpoint
+        loss, stopped = stop.loss, stop
+    assert loss is not None  # `train_batch` ran the update
     mine = torch.tensor(
-        [float(loss), batches.tokens, peak_bytes(engine.device), stop.number],
-        dtype=torch.float64,
-        device=message_device(None),
+        [float(loss), batches.tokens, peak_bytes(engine.device)], dtype=torch.float64, device=message_device(None)
     )
     gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, mine)
@@ -280,7 +284,7 @@ def _update(engine: Engine, batches: _CountedBatches, stop: StopRequest) -> tupl
     }
     if not engine.step_applied:
         page["skipped"] = True
-    return page, int(everyone[:, 3].max())
+    return page, stopped
 
 
 def peak_bytes(device: torch.device) -> int:

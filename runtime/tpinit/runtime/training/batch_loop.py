@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from tpinit.runtime.errors import EngineError
+from tpinit.runtime.training.exit_signal import TrainingStopped
 
 if TYPE_CHECKING:
     from tpinit.runtime.training.engine import Engine
@@ -20,7 +21,8 @@ def train_batch(engine: Engine, data_iter: Iterator[Any] | None = None) -> torch
 
     `data_iter` gives micro batches: mappings of keyword arguments, sequences of positional ones, or one tensor. Without
     it the engine reads its own `training_dataloader`, epoch after epoch. Raises EngineError in evaluation mode, between
-    the micro batches of an update, without data, and if the iterator ends within the update.
+    the micro batches of an update, without data, and if the iterator ends within the update. Raises TrainingStopped,
+    whose `loss` is this mean, behind an update in which a signal came (`exit_on_signal`).
     """
     if not engine.training:
         raise EngineError("train_batch needs training mode: call engine.train() first")
@@ -34,8 +36,12 @@ def train_batch(engine: Engine, data_iter: Iterator[Any] | None = None) -> torch
     for batch in _take(engine, data_iter, count):
         loss = _loss(_run(engine, batch))
         engine.backward(loss)
-        engine.step()
         losses.append(loss.detach())
+        try:
+            engine.step()
+        except TrainingStopped as stop:  # behind the update
+            stop.loss = torch.stack(losses).mean()
+            raise
     return torch.stack(losses).mean()
 
 

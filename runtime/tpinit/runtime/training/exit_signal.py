@@ -40,13 +40,15 @@ class TrainingStopped(SystemExit):
     """Raised on all ranks after an update when a signal came. The exit status is 128 + the signal's number.
 
     A SystemExit: it ends the program unless it is caught, runs `finally` blocks, and passes `except Exception`.
-    `signal` is the signal, and `folder` the checkpoint that was saved, None without one.
+    `signal` is the signal, and `folder` the checkpoint that was saved, None without one. `loss` is what `train_batch`
+    would have returned, None if the update was not run by it.
     """
 
     def __init__(self, received: signal.Signals, folder: Path | None) -> None:
         super().__init__(128 + received)
         self.signal = received
         self.folder = folder
+        self.loss: torch.Tensor | None = None
 
 
 class _Watch:
