@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
+from typing import TypeVar
 
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 from tpinit.reference.errors import TpinitError
 from tpinit.runtime.errors import AgreementError, CheckpointError
+from tpinit.runtime.groups import protocol
 from tpinit.runtime.groups.agreement import RankReport, check_reports, describe_error, gather_reports
 from tpinit.runtime.groups.issuing import collective
 from tpinit.runtime.groups.process_groups import world_timeout
 from tpinit.runtime.internals.torch_private import set_timeout
 
 __all__ = ["agree", "checkpoint_group"]
+
+T = TypeVar("T")
 
 _TIMEOUT = timedelta(hours=1)  # a rank may wait until another has written all of its part
 _groups: weakref.WeakKeyDictionary[ProcessGroup, ProcessGroup] = weakref.WeakKeyDictionary()
@@ -35,30 +40,31 @@ def checkpoint_group() -> ProcessGroup | None:
     return _groups[world]
 
 
-def agree(
-    group: ProcessGroup | None, title: str, error: Exception | None = None, fields: Mapping[str, object] | None = None
-) -> None:
-    """Raise CheckpointError on all ranks, with one text, if one of them has an error or their fields differ.
+def agree(step: str, work: Callable[[RankReport], T]) -> T:
+    """Do one step on this rank and return what `work` returned. Every rank must call this.
 
-    Every rank must call this. `title` begins the text if fields differ.
+    `work` adds to its report what must be equal. Raises CheckpointError on all ranks, with one text, if `work` fails on
+    one of them or the reports differ.
     """
-    reports = gather_reports(RankReport(dict(fields or {}), error=_text(error)), group, "what the ranks save or load")
+    gather = partial(gather_reports, group=checkpoint_group(), name=f'the reports after "{step}"')
+    result, _ = protocol.run(protocol.agree(step, work, partial(_check, step), gather, _text))
+    return result
+
+
+def _check(step: str, reports: Sequence[RankReport]) -> None:
     texts: dict[str, list[int]] = {}
     for rank, report in enumerate(reports):
         if report.error is not None:
             texts.setdefault(report.error, []).append(rank)
     if len(texts) == 1:
-        raise CheckpointError(next(iter(texts))) from error
+        raise CheckpointError(next(iter(texts)))
     if texts:
-        lines = [f"rank {', '.join(map(str, ranks))}: {text}" for text, ranks in texts.items()]
-        raise CheckpointError("; ".join(lines)) from error
+        raise CheckpointError("; ".join(f"rank {', '.join(map(str, ranks))}: {text}" for text, ranks in texts.items()))
     try:
-        check_reports(reports, title=title)
+        check_reports(reports, title=f"{step}: the ranks differ, and nothing was changed")
     except AgreementError as difference:
         raise CheckpointError(str(difference)) from difference
 
 
-def _text(error: Exception | None) -> str | None:
-    if error is None:
-        return None
+def _text(error: BaseException) -> str:
     return str(error) if isinstance(error, TpinitError) else describe_error(error)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
-from torch.distributed import ProcessGroup
 from tpinit.reference.errors import TpinitError
 from tpinit.runtime.checkpoint import folders
 from tpinit.runtime.checkpoint.manifest import SUMS, Manifest, sha256_of
 from tpinit.runtime.checkpoint.places import Write
 from tpinit.runtime.checkpoint.ranks import agree, checkpoint_group
 from tpinit.runtime.errors import CheckpointError
+from tpinit.runtime.groups.agreement import RankReport
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.api import CheckpointException
@@ -73,16 +73,15 @@ def save(
     With `background` the tensors are copied to the CPU, and the writing goes on in a thread. Raises CheckpointError on
     all ranks if one of them fails; the checkpoints that were there before are then as they were.
     """
-    group = checkpoint_group()
-    _on_first_rank(group, lambda: folders.make_temporary(options.folder, options.tag))
+    _on_first_rank(lambda: folders.make_temporary(options.folder, options.tag))
     if not background:
-        _write(writes, page, options, group)
+        _write(writes, page, options)
         return None
     copies = [replace(write, values=write.values.detach().to("cpu", copy=True)) for write in writes]
-    return BackgroundSave(lambda: _write(copies, page, options, group))
+    return BackgroundSave(lambda: _write(copies, page, options))
 
 
-def _write(writes: Sequence[Write], page: Mapping[str, Any], options: SaveOptions, group: ProcessGroup | None) -> None:
+def _write(writes: Sequence[Write], page: Mapping[str, Any], options: SaveOptions) -> None:
     # Half a second to import, and needed by a program that saves only.
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
@@ -93,16 +92,16 @@ def _write(writes: Sequence[Write], page: Mapping[str, Any], options: SaveOption
     size = sum(write.values.numel() * write.values.element_size() for write in writes)
     _log.debug("checkpoint %s: this rank writes %d tensors, %d bytes", options.tag, len(writes), size)
     writer = ChunkWriter(folder)
-    error: Exception | None = None
+
+    def write(_: RankReport) -> None:
+        try:
+            dcp_save({}, storage_writer=writer, planner=ChunkPlanner(writes), process_group=checkpoint_group())
+        except CheckpointException as failures:
+            raise _one_error(failures) from failures
+
     try:
-        dcp_save({}, storage_writer=writer, planner=ChunkPlanner(writes), process_group=group)
-    except CheckpointException as failures:
-        error = _one_error(failures)
-    except Exception as failure:
-        error = failure
-    try:
-        agree(group, "the ranks save different checkpoints", error)
-        _on_first_rank(group, lambda: _finish(writer, page, options))
+        agree("write a checkpoint", write)
+        _on_first_rank(lambda: _finish(writer, page, options))
     except TpinitError:  # also where another rank ended: nobody else removes the folder
         if dist.get_rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
@@ -148,14 +147,14 @@ def write_manifest(writer: ChunkWriter, page: Mapping[str, Any], folder: Path) -
     folders.write_synced(folder / SUMS, text.encode())
 
 
-def _on_first_rank(group: ProcessGroup | None, action: Callable[[], object]) -> None:
+def _on_first_rank(action: Callable[[], object]) -> None:
     """Run an action on rank 0. Raises CheckpointError on all ranks if it fails."""
-    error: Exception | None = None
-    if dist.get_rank() == 0:
-        try:
-            action()
-        except OSError as failure:
-            error = CheckpointError(f"the checkpoint could not be written: {failure}")
-        except Exception as failure:
-            error = failure
-    agree(group, "the ranks save different checkpoints", error)
+
+    def act(_: RankReport) -> None:
+        if dist.get_rank() == 0:
+            try:
+                action()
+            except OSError as failure:
+                raise CheckpointError(f"the checkpoint could not be written: {failure}") from failure
+
+    agree("the folder of a checkpoint", act)

@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ from tpinit.runtime.finetune.options import TuneOptions
 from tpinit.runtime.finetune.progress import Progress, short
 from tpinit.runtime.finetune.rows import Rows, collate_for, make_rows
 from tpinit.runtime.finetune.run_folder import CHECKPOINTS, check_output, clear_output, has_checkpoint
-from tpinit.runtime.groups import world
-from tpinit.runtime.groups.agreement import RankReport, check_reports, describe_error, gather_reports
+from tpinit.runtime.groups import protocol, world
+from tpinit.runtime.groups.agreement import RankReport, check_reports
 from tpinit.runtime.groups.devices import message_device
 from tpinit.runtime.init.from_pretrained import from_pretrained
 from tpinit.runtime.init.launch import PORT
@@ -78,18 +79,14 @@ def _print(text: str) -> None:
 
 def _together(read: Callable[[], Material]) -> Material:
     """Return what `read` returns. Raises on all ranks if it fails on one, or if the ranks read different rows."""
-    report, found = RankReport(), None
-    failure: Exception | None = None
-    try:
+
+    def read_and_report(report: RankReport) -> Material:
         found = read()
         report.fields["rows"] = found.rows.digest()
-    except Exception as error:  # any error: the other ranks wait for the report
-        failure = error
-        report.error = describe_error(error)
-    check_reports(gather_reports(report), title="the ranks read different data, and nothing was trained")
-    if failure is not None:
-        raise failure
-    assert found is not None
+        return found
+
+    check = partial(check_reports, title="the ranks read different data, and nothing was trained")
+    found, _ = protocol.run(protocol.agree("read the data", read_and_report, check))
     return found
 
 

@@ -41,12 +41,13 @@ def agree(
     work: Callable[[RankReport], T],
     check: Callable[[Sequence[RankReport]], None] = check_reports,
     gather: Gather | None = None,
+    describe: Callable[[BaseException], str] = describe_error,
 ) -> Steps[tuple[T, list[RankReport]]]:
     """Do one step on this rank; return what `work` returned and the reports of all ranks.
 
     `work` adds to its report what must be equal. `check` raises, on all ranks alike, if reports or errors differ. If
-    all ranks failed alike, each raises its own error. An interrupt and an exit of the process are failures too: they
-    are reported before they are raised.
+    all ranks failed alike and it raises nothing, each raises its own error. An interrupt and an exit of the process are
+    failures too: they are reported, as the text of `describe`, before they are raised.
     """
     report = RankReport()
     result: list[T] = []
@@ -55,9 +56,14 @@ def agree(
         result.append(work(report))
     except BaseException as error:  # whatever it is, the other ranks wait for this rank's report
         failure = error
-        report.error = describe_error(error)
+        report.error = describe(error)
     reports = yield Exchange(step, report, gather or partial(gather_reports, name=f'the reports after "{step}"'))
-    check(reports)
+    try:
+        check(reports)
+    except Exception as difference:
+        if failure is None:
+            raise
+        raise difference from failure
     if failure is not None:
         raise failure
     return result[0], reports

@@ -14,9 +14,10 @@ import torch.distributed as dist
 from tpinit.runtime.checkpoint.folders import check_tag
 from tpinit.runtime.checkpoint.load import Opened, open_checkpoint, verify
 from tpinit.runtime.checkpoint.places import Write, chosen_writes
-from tpinit.runtime.checkpoint.ranks import agree, checkpoint_group
+from tpinit.runtime.checkpoint.ranks import agree
 from tpinit.runtime.checkpoint.save import BackgroundSave, SaveOptions, save
 from tpinit.runtime.errors import CheckpointError
+from tpinit.runtime.groups.agreement import RankReport
 from tpinit.runtime.training.checkpoint_content import content_page, content_tensors, rank_place
 from tpinit.runtime.training.load_engine import EngineLoad, LoadOptions
 from tpinit.runtime.training.zero_updates import complete_states
@@ -66,21 +67,17 @@ def _save(
     keep_last: int | None,
     async_save: bool,
 ) -> bool:
-    group = checkpoint_group()
-    error: Exception | None = None
-    writes: list[Write] = []
-    fields: dict[str, object] = {}
-    try:
+    def prepare(report: RankReport) -> tuple[SaveOptions, list[Write], Mapping[str, Any]]:
         options = SaveOptions(Path(save_dir).absolute(), _tag(engine, tag), save_latest, _count(keep_last))
         tensors = content_tensors(engine, exclude_frozen_parameters)
         page = content_page(engine, client_state, exclude_frozen_parameters)
         writes = chosen_writes(tensors, rank_place(engine))
-        fields = {"tag": options.tag, "folder": str(options.folder), "global_steps": engine.global_steps}
-        fields |= {one.name: [*one.shape, str(one.tensor.dtype)] for one in tensors if not one.single}
-        fields |= {"async_save": async_save, "keep_last": keep_last, "save_latest": bool(save_latest)}
-    except Exception as failure:  # any error: the other ranks wait
-        error = failure
-    agree(group, "the ranks save different checkpoints, and nothing was written", error, fields)
+        report.fields |= {"tag": options.tag, "folder": str(options.folder), "global_steps": engine.global_steps}
+        report.fields |= {one.name: [*one.shape, str(one.tensor.dtype)] for one in tensors if not one.single}
+        report.fields |= {"async_save": async_save, "keep_last": keep_last, "save_latest": bool(save_latest)}
+        return options, writes, page
+
+    options, writes, page = agree("save_checkpoint", prepare)
     if any(one.grad is not None for state in engine._param_states for one in (state.parameter, state.target)):
         _log.warning(
             "save_checkpoint between the micro batches of an update: their gradients are not in the checkpoint"
@@ -109,32 +106,37 @@ def load_checkpoint(
     """
     wait_for_save(engine)
     _compare_call(engine, "load_checkpoint")
-    group, began = checkpoint_group(), time.monotonic()
+    began = time.monotonic()
     options = LoadOptions(
         load_module_strict, load_optimizer_states, load_lr_scheduler_states, load_module_only, custom_load_fn
     )
-    opened: Opened | None = None
-    load: EngineLoad | None = None
-    error: Exception | None = None
-    try:
+
+    def find(report: RankReport) -> tuple[Opened, EngineLoad] | None:
         opened = open_checkpoint(Path(load_dir).absolute(), tag)
-        if opened is not None:
-            load = EngineLoad(engine, opened, options)
-            load.compare()
-            verify(opened, dist.get_rank(), dist.get_world_size())
-    except Exception as failure:  # any error: the other ranks wait
-        error = failure
-    found = {"checkpoint": opened.folder.name if opened else None, "files": opened.stamp if opened else None}
-    agree(group, "the ranks find different checkpoints, and nothing was loaded", error, found)
-    if opened is None or load is None:
+        report.fields["checkpoint"] = opened.folder.name if opened else None
+        if opened is None:
+            return None
+        report.fields["files"] = opened.stamp
+        load = EngineLoad(engine, opened, options)
+        load.compare()
+        verify(opened, dist.get_rank(), dist.get_world_size())
+        return opened, load
+
+    found = agree("load_checkpoint", find)
+    if found is None:
         _log.warning("there is no checkpoint %s in %s: nothing was loaded", tag or "that 'latest' names", load_dir)
         return None, {}
-    size = 0
-    try:
-        size = load.fill()
-    except Exception as failure:
-        error = CheckpointError(f"{failure}; parts of the checkpoint are loaded: do not go on with this engine")
-    agree(group, "the ranks load different checkpoints", error)
+    opened, load = found
+
+    def fill(_: RankReport) -> int:
+        try:
+            return load.fill()
+        except Exception as failure:
+            raise CheckpointError(
+                f"{failure}; parts of the checkpoint are loaded: do not go on with this engine"
+            ) from failure
+
+    size = agree("read a checkpoint", fill)
     client_state = load.apply()
     _log.info("loaded %s: %.1f MB on this rank, %.1f s", opened.folder, size / 1e6, time.monotonic() - began)
     return str(opened.folder), client_state

@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from tpinit.runtime.checkpoint.folders import check_tag, sync_folder
-from tpinit.runtime.checkpoint.ranks import agree, checkpoint_group
+from tpinit.runtime.checkpoint.ranks import agree
 from tpinit.runtime.errors import CheckpointError, EngineError
+from tpinit.runtime.groups.agreement import RankReport
 from tpinit.runtime.training.whole_model import gather_parameter, records_below
 
 if TYPE_CHECKING:
@@ -94,13 +95,15 @@ def save_16bit_model(
     on all ranks if the file can't be written; one of that name is then as it was.
     """
     state = consolidated_state_dict(engine, exclude_frozen_parameters)
-    error: Exception | None = None
-    if state is not None:
-        try:
-            _write(Path(save_dir), check_tag(save_filename), state)
-        except (OSError, RuntimeError, CheckpointError) as failure:
-            error = CheckpointError(f"{Path(save_dir) / save_filename} could not be written: {failure}")
-    agree(checkpoint_group(), "the ranks save different models", error)
+
+    def write(_: RankReport) -> None:
+        if state is not None:
+            try:
+                _write(Path(save_dir), check_tag(save_filename), state)
+            except (OSError, RuntimeError, CheckpointError) as failure:
+                raise CheckpointError(f"{Path(save_dir) / save_filename} could not be written: {failure}") from failure
+
+    agree("save_16bit_model", write)
     return True
 
 
@@ -116,7 +119,8 @@ def _write(folder: Path, name: str, state: dict[str, torch.Tensor]) -> None:
                 first.setdefault(id(value), key)
             save_file({key: state[key] for key in first.values()}, partial, metadata={"format": "pt"})
         else:
-            torch.save(state, partial)
+            with partial.open("wb") as file:  # given a path, torch says of a full disk "unexpected pos"
+                torch.save(state, file)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, folder / name)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
-from tpinit.runtime.checkpoint.ranks import agree, checkpoint_group
+from tpinit.runtime.checkpoint.ranks import agree
 from tpinit.runtime.errors import EngineError
 from tpinit.runtime.groups.devices import message_device
 from tpinit.runtime.groups.issuing import collective
@@ -97,7 +97,7 @@ def exit_on_signal(
         raise EngineError(f"exit_on_signal: every is {every!r}, and must be a number of updates from 1 on")
     folder = Path(save_dir).absolute() if save_dir is not None else None
     fields = {"save_dir": str(folder), "keep_last": keep_last, "signals": sorted(signals), "every": every}
-    agree(checkpoint_group(), "exit_on_signal: the ranks differ", fields=fields)
+    agree("exit_on_signal", lambda report: report.fields.update(fields))
     world = dist.group.WORLD
     if world is not None and world not in _groups and dist.is_gloo_available() and "fake" not in dist.get_backend():
         _groups[world] = collective("new_group", "ranks that exchange signals", backend="gloo")

@@ -13,13 +13,14 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from tpinit.reference.errors import TpinitError
 from tpinit.runtime.errors import EngineError
-from tpinit.runtime.groups.agreement import RankReport, check_reports, describe_error, gather_reports
+from tpinit.runtime.groups import protocol
+from tpinit.runtime.groups.agreement import check_reports, gather_reports
 from tpinit.runtime.groups.devices import peer_device
 from tpinit.runtime.groups.issuing import collective
 from tpinit.runtime.groups.process_groups import GroupView
@@ -94,15 +95,9 @@ def _sharded(model: nn.Module, plan: Plan) -> Sharded:
 
 def _together(tp: GroupView, call: Callable[[], Any]) -> Any:
     """Return what `call` returns. If it fails on a rank, raise on all ranks of the TP group: none waits for it."""
-    failure, result = None, None
-    try:
-        result = call()
-    except Exception as error:  # any error: the other ranks wait
-        failure = error
-    reports = gather_reports(RankReport(error=describe_error(failure) if failure else None), tp.control)
-    if isinstance(failure, TpinitError):
-        raise failure
-    check_reports(reports, tp.ranks, "save_pretrained failed")
+    check = partial(check_reports, ranks=tp.ranks, title="save_pretrained failed")
+    gather = partial(gather_reports, group=tp.control)
+    result, _ = protocol.run(protocol.agree("save_pretrained", lambda _: call(), check, gather))
     return result
 
 

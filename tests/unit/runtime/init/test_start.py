@@ -5,6 +5,7 @@ import os
 
 import pytest
 from tpinit.reference.errors import TpinitError
+from tpinit.runtime.errors import AgreementError
 from tpinit.runtime.groups.agreement import RankReport, check_reports
 from tpinit.runtime.groups.protocol import Exchange, agree
 from tpinit.runtime.init.start import start
@@ -111,3 +112,17 @@ def test_a_broken_protocol_is_found(broken):
     with pytest.raises(BrokenProtocolError):
         for _ in explore(2, broken):
             pass
+
+
+def test_the_error_of_all_ranks_is_caused_by_that_of_this_rank():
+    failure = OSError("the disk is full")
+
+    def work(report):
+        raise failure
+
+    steps = agree("save", work, describe=lambda error: f"described: {error}")
+    report = next(steps).report
+    assert report.error == "described: the disk is full"
+    with pytest.raises(AgreementError, match="rank 0: described: the disk is full") as raised:
+        steps.send([report, RankReport()])
+    assert raised.value.__cause__ is failure
