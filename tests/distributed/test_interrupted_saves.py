@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +38,46 @@ def test_a_kill_leaves_the_last_checkpoint(
         assert result["in_step"]
 
 
-def test_a_full_disk_on_one_rank_is_an_error_on_all(world2: Any, tmp_path: Path) -> None:
+def test_a_rank_that_cannot_write_is_an_error_on_all(world2: Any, tmp_path: Path) -> None:
     for result in world2.run("scenarios.interrupted_saves:fails", folder=str(tmp_path)):
-        assert [error["type"] for error in result["errors"]] == ["CheckpointError"] * 3
-        assert all("No space left on device" in error["text"] for error in result["errors"])
+        assert [error["type"] for error in result["errors"]] == ["CheckpointError"] * 5
+        assert all("File too large" in error["text"] for error in result["errors"][:4])
         assert "rank 1" in result["errors"][0]["text"]
+        assert "latest" in result["errors"][4]["text"]
         assert result["names"] == ["good", "latest"]
         assert result["latest"] == "next"
+        assert result["in_step"]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a full disk needs the right to mount one: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_and_a_read_only_disk_lose_nothing(world2: Any, disk: Path) -> None:
+    for result in world2.run("scenarios.interrupted_saves:fills", folder=str(disk)):
+        saved = result["cases"].pop(1)  # the control: with room for a checkpoint and `latest`
+        assert (saved["type"], saved["latest"]) == (None, "bad")
+        for missing, case in result["cases"].items():
+            assert case["type"] == "CheckpointError", missing
+            assert "No space left on device" in case["text"]
+            assert "\n" not in case["text"]
+            assert case["latest"] == "good"
+            assert case["names"] == (["bad"] if missing == 0 else []) + ["filler", "good", "latest"]
+        for error in result["full"].values():
+            assert "No space left on device" in error["text"]
+        assert result["left"] == []
+        assert result["mounted"] == ""
+        for error in result["read-only"].values():
+            assert "Read-only file system" in error["text"]
+        assert result["different"] == []
         assert result["in_step"]
 
 

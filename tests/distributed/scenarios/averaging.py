@@ -23,6 +23,11 @@ def _expected(addends: list[torch.Tensor], config: dict[str, Any]) -> torch.Tens
     return (total / (ranks * before)).to(addends[0].dtype)
 
 
+def _batch(replica: int) -> torch.Tensor:
+    """Return the token ids of a replica, each of another shape: every replica has its own batch."""
+    return tokens(replica, samples=2 + replica)[:, : 12 - 4 * replica]
+
+
 def gradients(rank: int, configs: list[dict[str, Any]]) -> list[dict[str, float]]:
     """Return, for each config, the largest differences of the averaged gradients: from the formula, from the mean."""
     found = []
@@ -31,12 +36,12 @@ def gradients(rank: int, configs: list[dict[str, Any]]) -> list[dict[str, float]
         addends = []
         for replica in range(2):
             unsharded = copy.deepcopy(model)
-            ids = tokens(replica)
+            ids = _batch(replica)
             unsharded(input_ids=ids, labels=ids).loss.backward()
             addends.append({name: parameter.grad for name, parameter in unsharded.named_parameters()})
         settings = {"tensor_parallel": {"autotp_size": 1}, "optimizer": {"type": "SGD"}, **config}
         engine, *_ = initialize(model=model, config={"train_micro_batch_size_per_gpu": 2, **settings})
-        ids = tokens(rank)
+        ids = _batch(rank)
         engine.backward(engine(input_ids=ids, labels=ids).loss)
         formula = mean = 0.0
         for name, parameter in engine.module.named_parameters():

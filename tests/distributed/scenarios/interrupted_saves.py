@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
+import gc
 import os
+import resource
+import shutil
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,31 +75,96 @@ def recover(rank: int, folder: str, second: str) -> dict[str, Any]:
     }
 
 
-def _full(*_: Any, **__: Any) -> Any:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@contextlib.contextmanager
+def small_files(here: bool) -> Iterator[None]:
+    """On this rank, or not, let no file grow over a few bytes: the write fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if here:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (256, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def fails(rank: int, folder: str) -> dict[str, Any]:
-    """Save while the disk of rank 1 is full, then while that of rank 0 is, also in the background."""
+    """Save where one rank can't write: rank 1, also in the background, then rank 0; then to a file, not a folder."""
     made = engine(2)
     made.save_checkpoint(folder, tag="good")
     errors = []
-    with pytest.MonkeyPatch.context() as patch:
-        if rank == 1:
-            patch.setattr(hashed_file.HashedFile, "write", _full)
+    with small_files(rank == 1):
         errors.append(error_of(lambda: made.save_checkpoint(folder, tag="bad")))
         made.save_checkpoint(folder, tag="bad", async_save=True)
         errors.append(error_of(lambda: made.save_checkpoint(folder, tag="late")))
-    with pytest.MonkeyPatch.context() as patch:
-        if rank == 0:
-            patch.setattr(folders, "write_synced", _full)
+    with small_files(rank == 0):
         errors.append(error_of(lambda: made.save_checkpoint(folder, tag="bad")))
+        errors.append(error_of(lambda: made.save_16bit_model(folder)))
+    errors.append(error_of(lambda: made.save_checkpoint(f"{folder}/latest", tag="bad")))
     dist.barrier()  # rank 0 removes what it wrote after the error
     names = sorted(path.name for path in Path(folder).iterdir())
     train(made, 1)
     made.save_checkpoint(folder, tag="next")
     latest = (Path(folder) / "latest").read_text()
     return {"errors": errors, "names": names, "latest": latest, "in_step": in_step(rank)}
+
+
+def fills(rank: int, folder: str) -> dict[str, Any]:
+    """Save to a disk of a few MB with less and less room missing, then to the same disk, full and read-only.
+
+    The errors are given by the number of blocks that were free; a checkpoint takes `blocks`.
+    """
+    disk, filler = Path(folder), Path(folder) / "filler"
+    made = engine(2)
+    train(made, 1)
+    empty = os.statvfs(disk)
+    made.save_checkpoint(disk, tag="good")
+    blocks = empty.f_bfree - os.statvfs(disk).f_bfree - 1  # without that of `latest`
+    weights = {name: value.detach().clone() for name, value in made.module.named_parameters()}
+    train(made, 1)
+
+    def room(count: int) -> None:
+        dist.barrier()
+        if rank == 0:
+            filler.unlink(missing_ok=True)
+            with filler.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, (os.statvfs(disk).f_bfree - count) * empty.f_bsize)
+        dist.barrier()
+
+    cases = {}
+    for count in (0, 2, blocks // 2, blocks - 8, *range(blocks - 3, blocks + 2)):
+        room(count)
+        error = error_of(lambda: made.save_checkpoint(disk, tag="bad"))
+        dist.barrier()  # rank 0 removes what it wrote after the error
+        cases[count - blocks] = {**error, "latest": (disk / "latest").read_text(), "names": names_in(disk)}
+        dist.barrier()
+        if rank == 0:
+            shutil.rmtree(disk / "bad", ignore_errors=True)
+    room(0)
+    exports = {"save_16bit_model": made.save_16bit_model, "save_pretrained": made.save_pretrained}
+    full = {name: error_of(lambda: call(str(disk / "export"))) for name, call in exports.items()}  # noqa: B023  # called here
+    left = names_in(disk / "export")
+    dist.barrier()
+    gc.collect()  # what a failed write left open would keep the disk writable
+    dist.barrier()
+    mounted = subprocess.run(["mount", "-o", "remount,ro", folder], capture_output=True, text=True)
+    dist.barrier()
+    exports["save_checkpoint"] = made.save_checkpoint
+    read_only = {name: error_of(lambda: call(folder)) for name, call in exports.items()}  # noqa: B023  # called here
+    later = engine(2, seed=1)
+    later.load_checkpoint(folder, tag="good")
+    return {
+        "cases": cases,
+        "full": full,
+        "left": left,
+        "mounted": mounted.stderr,
+        "read-only": read_only,
+        "different": differing(weights, dict(later.module.named_parameters())),
+        "in_step": in_step(rank),
+    }
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
 def background(rank: int, folder: str) -> dict[str, Any]:

@@ -99,8 +99,12 @@ def read_latest(folder: Path) -> str | None:
 
 def write_latest(folder: Path, tag: str) -> None:
     """Let `latest` name a checkpoint that is in place."""
-    write_synced(folder / f".{LATEST}.saving", tag.encode())
-    os.replace(folder / f".{LATEST}.saving", folder / LATEST)
+    partial = folder / f".{LATEST}.saving"
+    try:
+        write_synced(partial, tag.encode())
+        os.replace(partial, folder / LATEST)
+    finally:
+        partial.unlink(missing_ok=True)
     sync_folder(folder)
 
 
