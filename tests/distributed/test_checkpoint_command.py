@@ -59,6 +59,18 @@ def test_a_converted_model_is_loaded_with_its_master_copies(world2: Any, tmp_pat
     assert first["finite"]
 
 
+@pytest.mark.parametrize(("maker", "other"), [("adamw", "sgd"), ("sgd", "adamw")])
+def test_a_run_goes_on_from_deepspeeds_files_bit_by_bit(world2: Any, tmp_path: Path, maker: str, other: str) -> None:
+    found = world2.run("scenarios.save_load:through_deepspeed", folder=str(tmp_path), maker=maker, other=other)
+    for result in found:
+        assert result["said"] == []
+        assert result["losses"] == [0.0] * 6
+        assert set(result["loaded"]) | set(result["different"]) <= {"torch"}  # there is no dropout
+        assert "take the one that wrote them" in result["refused"][0]
+        assert "load_lr_scheduler_states=False" in result["refused"][1]
+        assert result["in_step"]
+
+
 def test_a_damaged_checkpoint_and_a_full_folder_are_errors(saved: Path, capsys: Any) -> None:
     assert main(["checkpoint", "consolidate", str(saved / "run"), str(saved / "model")]) == 1
     assert "is not an empty folder" in capsys.readouterr().err

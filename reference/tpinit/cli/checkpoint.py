@@ -106,12 +106,12 @@ def _convert(arguments: argparse.Namespace) -> list[str]:
         arguments.to, arguments.model, arguments.tp_size, arguments.like, dtypes[arguments.dtype], arguments.masters,
         arguments.shard_size or SHARD_BYTES,
     )  # fmt: skip
-    return convert(arguments.folder, arguments.output, options)
+    return convert(arguments.folder, arguments.output, options, print)
 
 
 def _text(page: dict[str, Any]) -> str:
     topology, counters = page["topology"] or {}, page["counters"] or {}
-    lines = [page["folder"], "  a converted model alone: pass load_module_only=True"]
+    lines = [page["folder"], "  a converted model without states of an optimizer: pass load_module_only=True"]
     if not page["weights_only"]:
         lines[1:] = [
             f"  saved by   TP groups of {topology.get('tp_size')}, {topology.get('replicas')} replicas",

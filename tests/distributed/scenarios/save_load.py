@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from tpinit.runtime import Engine, initialize
+from tpinit.runtime.checkpoint.convert import Conversion, convert
 from tpinit.runtime.slicing import local_part
 
 from support.refusals import error_of, in_step
@@ -122,6 +123,14 @@ def three_and_three(rank: int, folder: str, tp: int = 2, without: str = "", **op
 
 
 MAKERS: dict[str, Any] = {
+    "adamw": lambda model: torch.optim.AdamW(
+        [
+            {"params": [one for one in model.parameters() if one.ndim == dims], "weight_decay": decay}
+            for dims, decay in ((2, 0.1), (1, 0.0))
+        ],
+        lr=0.01,
+        amsgrad=True,
+    ),
     "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
     "adafactor": lambda model: torch.optim.Adafactor(model.parameters(), lr=0.02),
     "muon": lambda model: torch.optim.Muon([one for one in model.parameters() if one.ndim == 2], lr=0.02),
@@ -172,6 +181,41 @@ def read_plainly(rank: int, folder: str, tp: int) -> list[str]:
             parameters[record.name],
         )
     ]
+
+
+def through_deepspeed(rank: int, folder: str, maker: str, other: str) -> dict[str, Any]:
+    """Train 6 updates; train 3, save, go through DeepSpeed's files of 3 ranks and back, load, and train 3 more.
+
+    Returns what differs, and the errors of a run with another optimizer and of one with a schedule.
+    """
+    base = Path(folder)
+    once, begun = (engine(2, optimizer=MAKERS[maker]) for _ in range(2))
+    losses = train(once, 6)
+    begun_losses = train(begun, 3)
+    begun.save_checkpoint(base / "run")
+    said: list[str] = []
+    if rank == 0:
+        build().save_pretrained(base / "model")  # type: ignore[operator]  # transformers' method
+        to_deepspeed = Conversion("deepspeed", model=base / "model", tp_size=3)
+        convert(base / "run", base / "deepspeed", to_deepspeed, said.append)
+        convert(base / "deepspeed", base / "back", Conversion("tpinit"), said.append)
+    dist.barrier()
+    resumed = engine(2, seed=1, optimizer=MAKERS[maker])
+    resumed.load_checkpoint(base / "back")
+    assert resumed.batches is not None
+    assert begun.batches is not None
+    resumed.batches.seek(begun.batches.epoch, begun.batches.index)
+    loaded = differing(held(begun), held(resumed))
+    resumed_losses = train(resumed, 3)
+    refused = [engine(2, optimizer=MAKERS[other]), engine(2)]
+    return {
+        "said": said,
+        "loaded": loaded,
+        "losses": [a - b for a, b in zip(losses, begun_losses + resumed_losses, strict=True)],
+        "different": differing(held(once), held(resumed)),
+        "refused": [error_of(lambda: one.load_checkpoint(base / "back"))["text"] for one in refused],  # noqa: B023
+        "in_step": in_step(rank),
+    }
 
 
 def load_converted(rank: int, folder: str, tp: int) -> dict[str, Any]:

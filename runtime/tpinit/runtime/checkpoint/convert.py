@@ -1,11 +1,12 @@
 """A model from one layout of files to another, without ranks: ours, transformers' and DeepSpeed's `mp_rank_XX`.
 
-Weights alone are converted: states of the optimizer have other forms in each, and are left out. One tensor is in memory
-at a time, and for DeepSpeed's files one rank's part beside it, because torch.save writes a file at once.
+States of Adam and SGD go with fp32 weights between our checkpoints and DeepSpeed's; it is said where they are left out.
+One tensor is in memory at a time, and for DeepSpeed's files one rank's part, because torch.save writes a file at once.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from tpinit.runtime.checkpoint.model_tensors import (
     TensorSpec,
     check_names,
 )
+from tpinit.runtime.checkpoint.optimizer_states import OptimizerStates, unfit_weights
 from tpinit.runtime.checkpoint.safetensors_writer import SHARD_BYTES, copy_rest, write_safetensors
 from tpinit.runtime.checkpoint.weights_only import write_checkpoint
 from tpinit.runtime.errors import CheckpointError
@@ -40,6 +42,7 @@ __all__ = ["CONVERTED", "KINDS", "Conversion", "convert", "new_folder"]
 
 KINDS = ("tpinit", "huggingface", "deepspeed")
 CONVERTED = "converted"  # the tag of a converted checkpoint
+_log = logging.getLogger("tpinit")
 _SIXTEEN = (torch.bfloat16, torch.float16)
 
 
@@ -60,11 +63,12 @@ class Conversion:
     shard_bytes: int = SHARD_BYTES
 
 
-def convert(folder: Path, output: Path, options: Conversion) -> list[str]:
+def convert(folder: Path, output: Path, options: Conversion, say: Callable[[str], None] = _log.warning) -> list[str]:
     """Write the model in `folder` to `output` in another layout; return the names of the files.
 
     `folder` is a checkpoint of ours or of DeepSpeed, a run whose `latest` names one, or a transformers directory.
-    `output` must be no folder or an empty one, and appears when it is complete. Raises CheckpointError or LoadError.
+    `output` must be no folder or an empty one, and appears when it is complete. `say` gets a sentence if states of the
+    optimizer are left out. Raises CheckpointError or LoadError.
     """
     place, kind = find_source(folder)
     _check_options(kind, options)
@@ -74,7 +78,8 @@ def convert(folder: Path, output: Path, options: Conversion) -> list[str]:
         if meta is not None:
             check_names(source, meta)
         specs = {name: _spec(spec, options.dtype) for name, spec in source.specs.items()}
-        return new_folder(output, lambda partial: _write(source, specs, meta, partial, place, options))
+        states = _fitting_states(source, specs, options, say)
+        return new_folder(output, lambda partial: _write(source, specs, states, meta, partial, place, options))
     finally:
         source.close()
 
@@ -139,9 +144,28 @@ def _spec(spec: TensorSpec, dtype: torch.dtype | None) -> TensorSpec:
     return TensorSpec(dtype if dtype is not None and spec.dtype.is_floating_point else spec.dtype, spec.shape)
 
 
+def _fitting_states(
+    source: ModelTensors, specs: Mapping[str, TensorSpec], options: Conversion, say: Callable[[str], None]
+) -> OptimizerStates | None:
+    """Return the states of the optimizer that the other layout can hold; say why if it can't."""
+    states = source.states
+    if isinstance(states, OptimizerStates):
+        written = {name: spec.dtype for name, spec in specs.items()} if options.kind == "deepspeed" else None
+        reason = unfit_weights(states, {name: spec.dtype for name, spec in source.specs.items()}, written)
+        if options.kind == "huggingface":
+            reason = "a directory of transformers has none"
+        if reason is None:
+            return states
+        states = reason
+    if states is not None:
+        say(f"the states of the optimizer are left out: {states}")
+    return None
+
+
 def _write(
     source: ModelTensors,
     specs: Mapping[str, TensorSpec],
+    states: OptimizerStates | None,
     meta: Any,
     partial: Path,
     place: Path,
@@ -161,14 +185,14 @@ def _write(
             for name, spec in source.specs.items()
             if spec.dtype is torch.float32 and specs[name].dtype in _SIXTEEN and _is_parameter(model, name)
         }
-        names = write_checkpoint(source, specs, masters, inner, str(place))
+        names = write_checkpoint(source, specs, masters, inner, str(place), states)
     else:
         if options.like is not None:
             cuts, tp_size = cuts_of_checkpoint(find_source(options.like)[0])
         else:
             assert options.tp_size is not None
             cuts, tp_size = cuts_of_model(model, options.tp_size), options.tp_size
-        names = write_deepspeed(source, specs, cuts, _aliases(model), inner, tp_size)
+        names = write_deepspeed(source, specs, cuts, _aliases(model), inner, tp_size, states)
     folders.write_latest(partial, CONVERTED)
     return [f"{CONVERTED}/{name}" for name in names]
 

@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 from tpinit.runtime.checkpoint.deepspeed_cuts import INFO, TensorCut, fused_in_deepspeed, read_cuts, written_cuts
+from tpinit.runtime.checkpoint.deepspeed_states import deepspeed_states, state_dict_of
 from tpinit.runtime.checkpoint.manifest import open_file
 from tpinit.runtime.checkpoint.model_tensors import ModelTensors, TensorSpec
+from tpinit.runtime.checkpoint.optimizer_states import COUNTERS, OptimizerStates
 from tpinit.runtime.checkpoint.places import uncovered
 from tpinit.runtime.errors import CheckpointError
 from tpinit.runtime.slicing import take_pieces
@@ -67,16 +69,22 @@ class DeepSpeedTensors:
                 self.cuts[name] = _cut_by_shapes(name, parts, is_buffer, model)
             _check_parts(name, parts, self.cuts[name], folder)
         self.specs = {name: TensorSpec(first[name].dtype, cut.shape) for name, cut in self.cuts.items()}
+        parameters = [name for name in names if not isinstance(buffers, list) or name not in buffers]
+        self.states = deepspeed_states(states, parameters, self.cuts, self._join)
+        if self.states is None and any(folder.glob("*zero_pp_rank_*_optim_states.pt")):
+            self.states = "those of ZeRO and of 16-bit optimizers are flat, in files of their own, and are not read"
 
     def read(self, name: str) -> torch.Tensor:
         """Return a whole tensor. Raises CheckpointError if ranks hold other values of the same elements."""
-        cut, spec = self.cuts[name], self.specs[name]
-        parts = [module[name] for module in self._modules]
+        return self._join(name, [module[name] for module in self._modules])
+
+    def _join(self, name: str, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        cut = self.cuts[name]
         if cut.dim is None:
             if not all(_same_bits(part, parts[0]) for part in parts[1:]):
                 raise CheckpointError(f"{name} is on every rank, and the ranks have different values")
             return parts[0].clone(memory_format=torch.contiguous_format)
-        whole = torch.empty(spec.shape, dtype=spec.dtype)
+        whole = torch.empty(cut.shape, dtype=parts[0].dtype)
         taken: list[tuple[int, int]] = []
         for part, pieces in zip(parts, cut.pieces, strict=True):
             start = 0
@@ -94,6 +102,7 @@ class DeepSpeedTensors:
     def close(self) -> None:
         """Let go of the files."""
         self._modules = []
+        self.states = None
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -201,10 +210,12 @@ def write_deepspeed(
     aliases: Mapping[str, str],
     folder: Path,
     tp_size: int,
+    states: OptimizerStates | None = None,
 ) -> list[str]:
     """Write a file for each rank, and return their names. Needs memory for one rank's part and one tensor.
 
-    `aliases` maps the other names of tied parameters to the first. Raises CheckpointError if a cut is of another shape.
+    `aliases` maps the other names of tied parameters to the first; `states` are those of the optimizer. Raises
+    CheckpointError if a cut is of another shape.
     """
     wrong = [name for name, spec in specs.items() if name in cuts and cuts[name].shape != spec.shape]
     wrong += [name for name in cuts if name not in specs]
@@ -220,9 +231,10 @@ def write_deepspeed(
         state = {
             "module": module,
             "buffer_names": [name for name in specs if name not in cuts],
-            **dict.fromkeys(("optimizer", "param_shapes", "frozen_param_shapes", "shared_params")),
+            "optimizer": _own_states(states, cuts, rank) if states is not None else None,
+            **dict.fromkeys(("param_shapes", "frozen_param_shapes", "shared_params")),
             **dict.fromkeys(("frozen_param_fragments", "lr_scheduler", "data_sampler", "random_ltd")),
-            **dict.fromkeys(("skipped_steps", "global_steps", "global_samples"), 0),
+            **(states.counters if states is not None else dict.fromkeys(COUNTERS, 0)),
             "dp_world_size": 1,
             "mp_world_size": tp_size,
             "ds_config": {},
@@ -230,9 +242,14 @@ def write_deepspeed(
             INFO: written_cuts(cuts, tp_size),
         }
         names.append(f"mp_rank_{rank:02d}_model_states.pt")
-        torch.save(state, folder / names[-1])
+        with (folder / names[-1]).open("wb") as file:  # given a path, torch says of a full disk "unexpected pos"
+            torch.save(state, file)
         del module, state
     return names
+
+
+def _own_states(states: OptimizerStates, cuts: Mapping[str, TensorCut], rank: int) -> dict[str, Any]:
+    return state_dict_of(states, lambda whole, name: _part(whole, cuts[name], rank, whole.dtype))
 
 
 def _part(whole: torch.Tensor, cut: TensorCut | None, rank: int, dtype: torch.dtype) -> torch.Tensor:

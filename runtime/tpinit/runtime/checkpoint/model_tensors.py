@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from tpinit.runtime.checkpoint.load import Opened
+from tpinit.runtime.checkpoint.optimizer_states import OptimizerStates, stored_states
 from tpinit.runtime.checkpoint.places import PlacedTensor
 from tpinit.runtime.checkpoint.reader import TensorFiles
 from tpinit.runtime.errors import CheckpointError, LoadError
@@ -42,6 +44,10 @@ class ModelTensors(Protocol):
     def model(self) -> Any:
         """The model on the meta device; None if it is not known."""
 
+    @property
+    def states(self) -> OptimizerStates | str | None:
+        """The states of the optimizer, why they can't be converted, or None if there are none."""
+
     def read(self, name: str) -> torch.Tensor:
         """Return a whole tensor, in memory of its own. Raises CheckpointError or LoadError."""
 
@@ -61,13 +67,22 @@ class CheckpointTensors:
             name: TensorSpec(stored[source].dtype, stored[source].shape) for name, source in self._sources.items()
         }
         self.model = None
+        self._opened = opened
         self._files = TensorFiles(opened.folder, opened.manifest)
+
+    @cached_property
+    def states(self) -> OptimizerStates | str | None:
+        """The states of the optimizer."""
+        return stored_states(self._opened, self._read)
 
     def read(self, name: str) -> torch.Tensor:
         """Return a whole tensor. Raises CheckpointError."""
-        spec = self.specs[name]
-        whole = torch.empty(spec.shape, dtype=spec.dtype)
-        self._files.read(PlacedTensor(self._sources[name], whole, spec.shape), 0)
+        return self._read(self._sources[name])
+
+    def _read(self, name: str) -> torch.Tensor:
+        stored = self._opened.manifest.tensors[name]
+        whole = torch.empty(stored.shape, dtype=stored.dtype)
+        self._files.read(PlacedTensor(name, whole, stored.shape), 0)
         return whole
 
     def close(self) -> None:
@@ -77,6 +92,8 @@ class CheckpointTensors:
 
 class PretrainedTensors:
     """The model in a directory that transformers' `save_pretrained` wrote. Raises LoadError for what can't be read."""
+
+    states = None
 
     def __init__(self, directory: Path) -> None:
         self._source = open_pretrained(directory, None, None)

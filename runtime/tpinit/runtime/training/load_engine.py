@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import optim
 from torch.optim import Optimizer
 from tpinit.runtime.checkpoint.load import Opened, check_targets, fill
+from tpinit.runtime.checkpoint.optimizer_states import FOREIGN
 from tpinit.runtime.checkpoint.places import PlacedTensor
 from tpinit.runtime.checkpoint.values import check_kinds, decode
 from tpinit.runtime.errors import CheckpointError
@@ -36,6 +38,8 @@ __all__ = ["EngineLoad", "LoadOptions"]
 
 _KEPT_OPTIONS = ("params", "foreach", "fused", "capturable", "differentiable")  # how torch computes, not what
 _MAX_RNG_BYTES = 1 << 20
+_ADAM = frozenset({"step", "exp_avg", "exp_avg_sq"})
+_FOREIGN_STATES = {optim.Adam: _ADAM, optim.AdamW: _ADAM, optim.SGD: frozenset({"momentum_buffer"})}
 _log = logging.getLogger("tpinit")
 
 
@@ -73,7 +77,10 @@ class EngineLoad:
         """Find all that is to be filled. Raises CheckpointError if the checkpoint does not fit the engine."""
         place, page = rank_place(self.engine), self.opened.manifest.page
         if page.get("weights_only") and not self.options.module_only:
-            raise CheckpointError(f"{self.opened.folder} holds a converted model alone: pass load_module_only=True")
+            raise CheckpointError(
+                f"{self.opened.folder} holds a converted model without states of an optimizer: pass "
+                "load_module_only=True"
+            )
         trained = trained_tensors(self.engine)
         self._compare_model(trained, place.tp_size)
         check_targets(self.opened, self.targets)
@@ -129,6 +136,9 @@ class EngineLoad:
     def _compare_page(self, page: Mapping[str, Any]) -> None:
         engine, place = self.engine, rank_place(self.engine)
         self.values["counters"] = {name: _integer(page["counters"][name], name) for name in COUNTERS}
+        if page.get("converted"):
+            self._accept_converted()
+            return
         self.values["scaler"] = {name: float(value) for name, value in page["scaler"].items()}
         self.values["calls"] = {name: _integer(page["calls"][name], name) for name in ("count", "first_seed")}
         if page["data"] is not None and engine.batches is not None:
@@ -155,6 +165,18 @@ class EngineLoad:
             self.rng = torch.empty(stored.shape, dtype=torch.uint8)
             self.targets.append(PlacedTensor(name, self.rng, stored.shape))
 
+    def _accept_converted(self) -> None:
+        """Say what this run keeps of its own. Raises CheckpointError if that is a schedule."""
+        if self.options.scheduler and self.engine.lr_scheduler is not None:
+            raise CheckpointError(
+                f"{self.opened.folder} was converted, and has no state of a schedule: pass "
+                "load_lr_scheduler_states=False, and set the schedule to the update at which the run goes on"
+            )
+        _log.warning(
+            "%s was converted: this run keeps its place in the data, its RNG states and its loss scale",
+            self.opened.folder,
+        )
+
     def _compare_optimizer(self, trained: list[TrainedTensor], tp_size: int, page: Any) -> None:
         optimizer = self.engine.optimizer
         assert optimizer is not None
@@ -162,7 +184,9 @@ class EngineLoad:
             raise CheckpointError(
                 f"{self.opened.folder} was saved without an optimizer: pass load_optimizer_states=False"
             )
-        if page["class"] != class_name(optimizer):
+        if page["class"] == FOREIGN:
+            _check_foreign(optimizer, self.opened.manifest.tensors)
+        elif page["class"] != class_name(optimizer):
             raise CheckpointError(
                 f"the checkpoint has the state of a {page['class']}, and this run's optimizer is a "
                 f"{class_name(optimizer)}: pass load_optimizer_states=False to begin with an empty state"
@@ -233,8 +257,9 @@ class EngineLoad:
             for name, value in self.values["counters"].items():
                 setattr(engine, name, value)
             engine.micro_steps -= engine.micro_steps % engine.settings.batch.accumulation
-            engine._scaler.load_state_dict(self.values["scaler"])
             engine._call_check.step = engine.global_steps
+        if "scaler" in self.values:
+            engine._scaler.load_state_dict(self.values["scaler"])
             engine._call_check.calls = self.values["calls"]["count"]
             engine._call_check._first_seed = self.values["calls"]["first_seed"]
         if "scheduler" in self.values:
@@ -261,6 +286,20 @@ def _set_optimizer(
             optimizer.state[one.key] = {**entry, **masters}
         else:
             optimizer.state.pop(one.key, None)
+
+
+def _check_foreign(optimizer: Optimizer, stored: Iterable[str]) -> None:
+    """Raise CheckpointError unless states without the name of a class are those that this optimizer has."""
+    found = frozenset(name.split(".", 2)[1] for name in stored if name.startswith("optimizer."))
+    legal = _FOREIGN_STATES.get(type(optimizer))
+    if legal is not None and any(group.get("amsgrad") for group in optimizer.param_groups):
+        legal = legal | {"max_exp_avg_sq"}
+    if found and found != legal:
+        raise CheckpointError(
+            f"the converted checkpoint has the states {', '.join(sorted(found))}, and this run's optimizer is a "
+            f"{class_name(optimizer)}: take the one that wrote them (torch's Adam, AdamW or SGD), or pass "
+            "load_optimizer_states=False"
+        )
 
 
 def _on_device(optimizer: Optimizer, one: TrainedTensor) -> bool:
