@@ -8,13 +8,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tpinit.runtime import GatheredParameters, initialize
+from torch import nn
+from tpinit.runtime import GatheredParameters, from_pretrained, initialize
 from tpinit.runtime.slicing import local_part
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scenarios.engine import config, train
-from support.refusals import in_step, refusal_of
+from support.refusals import error_of, in_step, refusal_of
 from support.tiny_models import build, tokens
+from support.tuning import write_tiny
 
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 OPTIONS: dict[str, Any] = {"intermediate_size": 50, "vocab_size": 65, "tie_word_embeddings": True}  # uneven shards
 
 
@@ -55,6 +59,45 @@ def consolidate(rank: int, folder: str) -> dict[str, Any]:
     dist.barrier()
     names = sorted(path.name for path in Path(folder).iterdir())
     return {**result, "loaded": rank or _equal(again, other), "names": names, "in_step": in_step(rank)}
+
+
+def exported(rank: int, folder: str) -> dict[str, Any]:
+    """Load a directory that has a tokenizer and defaults of generation, sharded and not, and write it again."""
+    base = Path(folder)
+    if rank == 0:
+        write_tiny(base)
+    dist.barrier()
+    plain = AutoModelForCausalLM.from_pretrained(base / "model")
+    tokenizer = AutoTokenizer.from_pretrained(base / "model")
+    ids = tokenizer("Beautiful is", return_tensors="pt").input_ids
+    settings = config(tensor_parallel={"autotp_size": 2})
+    engine, *_ = from_pretrained(base / "model", config=settings)
+    tokens_alike = torch.equal(engine.module.generate(ids), plain.generate(ids))
+    engine.save_pretrained(base / "sharded")
+    engine.save_pretrained(base / "given", tokenizer=tokenizer)
+    whole, *_ = from_pretrained(base / "model", config=config(tensor_parallel={"autotp_size": 1}))
+    whole.save_pretrained(base / f"of rank {rank}")
+    errors = [error_of(lambda: whole.save_pretrained(base / "zen.jsonl" / "below"))]
+    linear, *_ = initialize(model=nn.Linear(2, 2), config=config(tensor_parallel={"autotp_size": 1}))
+    errors.append(error_of(lambda: linear.save_pretrained(base / "linear")))
+    dist.barrier()
+    names = ("sharded", "given", "of rank 0")
+    loaded = {name: AutoModelForCausalLM.from_pretrained(base / name) for name in names}
+    return {
+        "generates": tokens_alike,
+        "weights": {name: _equal(one.state_dict(), plain) for name, one in loaded.items()},
+        "defaults": [one.generation_config.max_new_tokens for one in (plain, *loaded.values())],
+        "tokenizers": [AutoTokenizer.from_pretrained(base / name)("Now is").input_ids for name in ("model", *names)],
+        "missing": sorted(_files(base / "model").keys() - _files(base / "sharded").keys()),
+        "equal": all(_files(base / "sharded")[name] == _files(base / "model")[name] for name in TOKENIZER),
+        "rank 1": (base / "of rank 1").exists(),
+        "errors": errors,
+        "in_step": in_step(rank),
+    }
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def gathered(rank: int) -> dict[str, Any]:

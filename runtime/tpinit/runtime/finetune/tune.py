@@ -293,14 +293,8 @@ def peak_bytes(device: torch.device) -> int:
 
 def _save_model(engine: Engine, options: TuneOptions, material: Material) -> None:
     """Write the whole model, its generation config and its tokenizer, and the picture of its losses."""
-    from transformers import GenerationConfig
-
-    if (options.model / "generation_config.json").exists():
-        model: Any = engine.module
-        model.generation_config = GenerationConfig.from_pretrained(options.model, local_files_only=True)
-    engine.save_pretrained(options.output)
+    engine.save_pretrained(options.output, tokenizer=material.tokenizer)
     if dist.get_rank() == 0:
-        material.tokenizer.save_pretrained(options.output)
         losses = [(page["step"], page["loss"]) for page in read_metrics(options.output)]
         picture = draw_losses({"loss": losses}, f"Loss of {options.output.name}")
         (options.output / "loss.svg").write_text(picture, encoding="utf-8")

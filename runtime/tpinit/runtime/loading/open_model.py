@@ -44,13 +44,28 @@ def open_pretrained(directory: Path, model_class: type[nn.Module] | None, model_
     try:
         config = model_config if model_config is not None else read_config(directory)
         meta_model = build_without_weights(config, model_class)
+        fields = {**checkpoint.files, **_config_fields(config), **_set_generation_config(meta_model.model, directory)}
         mapping = map_keys(meta_model.model, checkpoint.tensors)
         _check_mapping(meta_model.model, mapping, checkpoint)
         meta_model.fill_buffers(list(mapping.tensors))
     except BaseException:
         checkpoint.close()
         raise
-    return WeightSource(meta_model, mapping.tensors, checkpoint, {**checkpoint.files, **_config_fields(config)})
+    return WeightSource(meta_model, mapping.tensors, checkpoint, fields)
+
+
+def _set_generation_config(model: Any, directory: Path) -> dict[str, object]:
+    """Give a model that generates the defaults of its directory; return them as fields that ranks compare."""
+    own = getattr(model, "generation_config", None)
+    if own is None or not (directory / "generation_config.json").exists():
+        return {}
+    try:
+        model.generation_config = type(own).from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise LoadError(
+            f"{directory}/generation_config.json can't be read: {type(error).__name__}: {str(error)[:300]}"
+        ) from error
+    return flatten(model.generation_config.to_dict(), "generation_config")
 
 
 def _config_fields(config: Any) -> dict[str, object]:

@@ -285,6 +285,11 @@ ENGINE_CALLS: tuple[PublicName, ...] = (
     ),
     PublicName.of(
         Answer.RIGHT,
+        "save_pretrained",
+        "the model's, and its tokenizer: `tokenizer=`, or the files beside the model that was loaded; on every rank",
+    ),
+    PublicName.of(
+        Answer.RIGHT,
         "save_16bit_model save_fp16_model",
         "the whole model in one file, which rank 0 writes; call them on every rank",
     ),

@@ -13,6 +13,7 @@ from tpinit.runtime.errors import EngineError
 from tpinit.runtime.settings import TORCH_DTYPES, BatchSizes
 from tpinit.runtime.training.batch_loop import eval_batch, train_batch
 from tpinit.runtime.training.engine_checkpoint import load_checkpoint, save_checkpoint
+from tpinit.runtime.training.engine_export import save_pretrained
 from tpinit.runtime.training.engine_norms import clip_grad_norm_, get_global_grad_norm, sum_over_parameters
 from tpinit.runtime.training.engine_weights import (
     consolidated_state_dict,
@@ -129,6 +130,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "load_checkpoint": load_checkpoint,
     "exit_on_signal": exit_on_signal,
     "exit_if_signalled": exit_if_signalled,
+    "save_pretrained": save_pretrained,
     "save_16bit_model": save_16bit_model,
     "save_fp16_model": save_16bit_model,
     "_consolidated_16bit_state_dict": consolidated_state_dict,
