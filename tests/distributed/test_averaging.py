@@ -40,3 +40,10 @@ def test_rank_0_logs_what_a_config_has_and_the_run_does_otherwise(world2: Any) -
     text = "\n".join(line for _, line in first)
     for words in ("no monitor is written", "4 = 1 x 4 x 1", "4 = 1 x 2 x 2", "ZeRO has nothing to shard"):
         assert words in text
+
+
+def test_a_model_averages_without_its_engine_and_is_freed_when_nobody_holds_it(world2: Any) -> None:
+    for found in world2.run("scenarios.averaging:let_go"):
+        assert found["gap"] < EXACT
+        assert found["parameters"] > 10
+        assert found["held"] == 0

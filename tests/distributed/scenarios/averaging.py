@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
+import weakref
 from typing import Any
 
 import torch
@@ -101,3 +103,24 @@ def logged(rank: int) -> list[tuple[str, str]]:
     assert engine.gradient_accumulation_steps() == 4
     assert engine.zero_optimization_stage() == 2
     return [line for line in handler.lines if line[1].startswith("config: ")]
+
+
+def let_go(rank: int) -> dict[str, float]:
+    """Drop the engine and keep the model, then drop the model too."""
+    model = build()
+    unsharded = copy.deepcopy(model)
+    config = {"tensor_parallel": {"autotp_size": 1}, "train_micro_batch_size_per_gpu": 2}
+    module = initialize(model=model, config=config)[0].module
+    del model
+    gc.collect()
+    for replica in range(2):
+        ids = tokens(replica)
+        unsharded(input_ids=ids, labels=ids).loss.div(2).backward()
+    ids = tokens(rank)
+    module(input_ids=ids, labels=ids).loss.backward()
+    pairs = zip(module.parameters(), unsharded.parameters(), strict=True)
+    gap = max(float((one.grad - other.grad).abs().max()) for one, other in pairs)
+    held = [weakref.ref(parameter) for parameter in module.parameters()]
+    del module, pairs
+    gc.collect()
+    return {"gap": gap, "held": sum(one() is not None for one in held), "parameters": len(held)}

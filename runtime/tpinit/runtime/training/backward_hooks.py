@@ -8,6 +8,7 @@ once for all of its micro batches.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -53,8 +54,13 @@ class BackwardHooks:
         for state in self._partial:
             _on_trainable(state, partial(self._sum, state), "register_hook")
         if groups.dp.group is not None:
+            # Python can't see that torch holds these hooks, so they must not hold the parameters: a model that nobody
+            # uses would never be freed. The first parameter holds `self` in a way that Python sees.
+            weak = weakref.ref(self)
             for index, state in enumerate(self._states):
-                _on_trainable(state, partial(self._accumulated, index), "register_post_accumulate_grad_hook")
+                _on_trainable(state, partial(_accumulated, weak, index), "register_post_accumulate_grad_hook")
+            for state in self._states[:1]:
+                _on_trainable(state, partial(_hold, self), "register_hook")
 
     @contextmanager
     def paused(self, sends: bool) -> Iterator[None]:
@@ -152,7 +158,7 @@ class BackwardHooks:
                 total /= tp.size
             return local_part(total, record, tp.size, tp.position).contiguous()
 
-    def _accumulated(self, index: int, _: torch.Tensor) -> None:
+    def accumulated(self, index: int) -> None:
         """In a backward of the engine, send what is complete; else average all gradients when the backward ends."""
         if self._paused:
             self.buckets.accumulated(index)
@@ -173,6 +179,16 @@ class BackwardHooks:
                 state.take_grad()
             self.buckets.average_all(torch.zeros((), dtype=torch.bool, device=self._device))
             self.show()
+
+
+def _accumulated(hooks: weakref.ref[BackwardHooks], index: int, _: torch.Tensor) -> None:
+    present = hooks()
+    if present is not None:
+        present.accumulated(index)
+
+
+def _hold(_: BackwardHooks, __: torch.Tensor) -> None:
+    """Keep the hooks of a model alive as long as its parameters: a hook that changes nothing."""
 
 
 def _on_trainable(state: ParamState, hook: object, register: str) -> None:
