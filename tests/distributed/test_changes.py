@@ -48,3 +48,11 @@ def test_a_copied_model_is_checked_too(world2: Any) -> None:
     for results in world2.run("scenarios.changes:change_a_copy"):
         assert results["first"] == results["original"] == ""
         assert "down_proj: a forward hook" in results["changed"]
+
+
+def test_a_gradient_of_a_gradient_is_refused_wherever_it_is_taken(world2: Any) -> None:
+    for results in world2.run("scenarios.changes:second_derivatives"):
+        for place in ("last hidden states", "embeddings"):
+            assert results[place].startswith("EngineError: a gradient of a sharded model was differentiated again")
+            assert results[f"{place}, first"] < 1e-5
+        assert results["in step"]

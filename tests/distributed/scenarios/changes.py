@@ -13,8 +13,10 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, prune, weight_norm
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from tpinit.runtime import initialize
+from transformers.models.llama import modeling_llama
 
 from scenarios.engine import config
 from support.own_checks import let_change
@@ -72,6 +74,23 @@ def new_parameter(one: Any) -> None:
     one.weight = nn.Parameter(one.weight.detach().clone())
 
 
+def patch(owner: Any, name: str) -> Callable[[Any], object]:
+    """Put another function in the place of one that a forward looks up by its name."""
+    old = vars(owner)[name]
+
+    def new(*args: Any, **kwargs: Any) -> Any:
+        return old(*args, **kwargs)
+
+    return lambda _: setattr(owner, name, new)
+
+
+class Mode(TorchFunctionMode):
+    """Changes nothing."""
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
 REFUSED: dict[str, Callable[[Any], object]] = {
     "hook on a row-parallel layer": at(DOWN, lambda one: one.register_forward_hook(ignore)),
     "pre-hook on a row-parallel layer": at(DOWN, lambda one: one.register_forward_pre_hook(ignore)),
@@ -109,6 +128,9 @@ REFUSED: dict[str, Callable[[Any], object]] = {
     "hooks of tpinit": lambda model: model._forward_hooks.clear(),
     "global hook": lambda _: register_module_forward_hook(ignore),
     "class of a block": patch_class,
+    "function of torch": patch(nn.functional, "silu"),
+    "function of transformers": patch(modeling_llama, "apply_rotary_pos_emb"),
+    "mode": lambda _: Mode().__enter__(),
 }
 
 
@@ -116,7 +138,7 @@ def refuse_changes(rank: int) -> dict[str, tuple[str, bool]]:
     """Return, for each change, the error of the next forward, and whether the ranks still answer each other."""
     ids, results = tokens(), {}
     block = type(build().model.layers[0].mlp)
-    forward = block.forward
+    forward, silu, rotary = block.forward, nn.functional.silu, modeling_llama.apply_rotary_pos_emb
     for case, change in REFUSED.items():
         _, engine = pair()
         undone: list[Any] = []
@@ -129,8 +151,11 @@ def refuse_changes(rank: int) -> dict[str, tuple[str, bool]]:
             results[case] = (refusal_of(run), in_step(rank))
         finally:
             block.forward = forward  # type: ignore[method-assign]
+            nn.functional.silu, modeling_llama.apply_rotary_pos_emb = silu, rotary
             if case == "global hook":
                 undone[0].remove()
+            if case == "mode":
+                undone[0].__exit__(None, None, None)
     return results
 
 
@@ -212,3 +237,20 @@ def change_a_copy(rank: int) -> dict[str, str]:
     results["changed"] = refusal_of(lambda: twin(input_ids=ids))
     results["original"] = refusal_of(lambda: engine(input_ids=ids))
     return results
+
+
+def second_derivatives(rank: int) -> dict[str, Any]:
+    """Differentiate a gradient: of the last hidden states, behind which are the head and the loss, and of inputs."""
+    whole, engine = pair()
+    ids, results = tokens(), {}
+
+    def penalty(model: Any, at: int) -> torch.Tensor:
+        output = model(input_ids=ids, labels=ids, output_hidden_states=True)
+        (grad,) = torch.autograd.grad(output.loss, output.hidden_states[at], create_graph=True)
+        return 10 * grad.pow(2).sum()
+
+    for place, at in (("last hidden states", -1), ("embeddings", 0)):
+        results[place] = refusal_of(lambda at=at: penalty(engine.module, at).backward())  # type: ignore[misc]
+        ratio = float(penalty(engine.module, at).detach()) / float(penalty(whole, at).detach())
+        results[f"{place}, first"] = abs(ratio - 1)  # the first derivatives are right
+    return {**results, "in step": in_step(rank)}

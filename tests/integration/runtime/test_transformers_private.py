@@ -178,6 +178,13 @@ def cache_layers():
         del known["tpinit_test"]
 
 
+def attention_names():
+    model = llama()
+    assert transformers_private.attention_names([model.config, object()]) == {"sdpa"}
+    model.set_attn_implementation("eager")
+    assert transformers_private.attention_names([model.config]) == {"eager"}
+
+
 TRANSFORMERS = {
     "PreTrainedModel._tp_plan": own_plan,
     "PretrainedConfig.base_model_tp_plan": plan_of_base,
@@ -202,6 +209,7 @@ TRANSFORMERS = {
     "pytorch_utils.Conv1D": conv1d,
     "loss.loss_utils.ForCausalLMLoss": causal_loss,
     "loss.loss_utils.fixed_cross_entropy": patched_cross_entropy,
+    "PretrainedConfig._attn_implementation": attention_names,
     "PreTrainedModel._loss_function": set_loss,
     "self.loss_function( in the source of a forward": loss_in_source,
 }

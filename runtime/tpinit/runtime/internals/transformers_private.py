@@ -18,6 +18,7 @@ from torch import nn
 __all__ = [
     "CAPTURES",
     "PRIVATE_NAMES",
+    "attention_names",
     "cache_layer_class",
     "calls_loss_function",
     "causal_lm_class",
@@ -56,6 +57,7 @@ PRIVATE_NAMES: dict[str, str] = {
     "pytorch_utils.Conv1D": "a linear whose weight is [in, out]",
     "loss.loss_utils.ForCausalLMLoss": "the loss that is computed from local logits, told by identity",
     "loss.loss_utils.fixed_cross_entropy": "what that loss calls; libraries of fused losses patch it",
+    "PretrainedConfig._attn_implementation": "which attention function a model calls",
     "PreTrainedModel._loss_function": "where a model keeps a loss function that was set",
     "self.loss_function( in the source of a forward": "whether a model hands its logits to its loss_function",
 }
@@ -204,3 +206,9 @@ def calls_loss_function(forward: Callable[..., Any]) -> bool:
     except (OSError, TypeError):
         return False
     return "self.loss_function(" in text
+
+
+def attention_names(configs: Iterable[Any]) -> set[str]:
+    """Return the names of the attention functions that configs have chosen."""
+    chosen = {getattr(config, "_attn_implementation", None) for config in configs}
+    return {name for name in chosen if isinstance(name, str)}

@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from tpinit.runtime.internals.torch_private import version_of
+from tpinit.runtime.parallel.first_order import first_order
 from tpinit.runtime.parallel.tally import BACKWARD, current_place, issue
 from tpinit.runtime.slicing import Pieces, take_pieces, write_pieces
 
@@ -107,7 +107,7 @@ class _Border(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         if ctx.place is None:
             return ctx.region.backward.run(grads[0], ctx.group, ctx.pieces), None, None, None

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 from tpinit.runtime.groups.devices import autocast_dtype
 from tpinit.runtime.internals.torch_private import parameters_of, version_of
 from tpinit.runtime.parallel.collectives import CollectiveKind, copy_to_tp_region
+from tpinit.runtime.parallel.first_order import first_order
 from tpinit.runtime.parallel.full_graph import graph_break
 from tpinit.runtime.parallel.tally import BACKWARD, current_place, issue
 
@@ -48,7 +48,7 @@ class _FusedColumns(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
         hidden, *weights = ctx.saved_tensors
         flat_hidden = hidden.reshape(-1, hidden.shape[-1])

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 from tpinit.runtime.errors import EngineError
@@ -22,6 +21,7 @@ from tpinit.runtime.internals.transformers_private import (
     set_loss_function,
 )
 from tpinit.runtime.parallel.collectives import CollectiveKind
+from tpinit.runtime.parallel.first_order import first_order
 from tpinit.runtime.parallel.linear import VocabParallelHead
 from tpinit.runtime.parallel.missing_logits import without_logits
 from tpinit.runtime.parallel.tally import issue, place_of
@@ -67,7 +67,7 @@ class _CrossEntropy(torch.autograd.Function):
         return torch.where(is_counted, maximum + total.log() - target_logits.sum(dim=0), 0)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         exponentials, to_probability, local_target, is_local, is_counted = ctx.saved_tensors
         scale = torch.where(is_counted, grads[0], 0)

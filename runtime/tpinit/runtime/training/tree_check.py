@@ -25,6 +25,7 @@ from tpinit.runtime.internals.torch_private import (
 )
 from tpinit.runtime.internals.transformers_private import captures_outputs
 from tpinit.runtime.planning.analysis.attachments import described, global_problems
+from tpinit.runtime.planning.analysis.global_code import GlobalCode
 from tpinit.runtime.planning.schema import GradientRule, Plan
 from tpinit.runtime.training.hook_places import HookPlaces
 
@@ -84,13 +85,14 @@ class TreeCheck:
         self._parameters = [(name, parameter, tensor_state(parameter)) for name, parameter in model.named_parameters()]
         self._gradient_hooks = {name: tensor_hooks(parameter) for name, parameter, _ in self._parameters}
         computing = {type(module) for name, module in modules.items() if self._places.runs_on_parts(name)}
+        self._functions = GlobalCode(model)
         self._forwards: list[tuple[Any, Any]] = [(kind, kind.forward) for kind in computing]
 
     def changes(self, model: nn.Module) -> str:
         """Return the changes of `model` that may be wrong, a line each; empty if there are none."""
         if not self._modules:
             self._remember(model)
-        found = [f"{name}: {problem}" for name, problem in global_problems()]
+        found = [f"{name}: {problem}" for name, problem in (*global_problems(), *self._functions.changes())]
         for kind, forward in self._forwards:
             if kind.forward is not forward:
                 found.append(f"class {kind.__qualname__}: its forward was replaced: {_BEFORE}")

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from tpinit.runtime.internals.mode_private import COMPILED_NAMES
 from tpinit.runtime.internals.torch_private import CHILDREN, TENSORS
 
-__all__ = ["unknown_code"]
+__all__ = ["KnownCode", "registries", "unknown_code"]
 
 _LIBRARIES = "huggingface_hub packaging numpy tqdm safetensors tokenizers regex requests httpx yaml filelock PIL"
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "typing_extensions", *_LIBRARIES.split())
@@ -62,7 +63,7 @@ def unknown_code(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> s
     torch and torch.nn.functional. A function counts by the file that its code comes from, so one that replaces a
     function of a package is unknown.
     """
-    known = _KnownCode()
+    known = KnownCode()
     kinds = {type(module) for module in model.modules()}
     for base in dict.fromkeys(base for kind in kinds for base in kind.__mro__ if base is not object):
         if not _is_known_type(base):
@@ -70,18 +71,10 @@ def unknown_code(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> s
         name = known.first_unknown(vars(base))
         if name is not None:
             return f"{base.__qualname__}.{name}, which was replaced"
-    for kind in kinds:
-        known.namespaces.setdefault(kind.__module__, vars(sys.modules[kind.__module__]))
-    searched: set[str] = set()
-    while len(searched) < len(known.namespaces):
-        for space in known.namespaces.keys() - searched:
-            searched.add(space)
-            held = known.namespaces[space].items()
-            name = known.first_unknown(
-                {key: value for key, value in held if callable(value) or isinstance(value, Mapping)}
-            )
-            if name is not None:
-                return f"{space}.{name}, which was replaced or added"
+    for space, names in known.search(kinds):
+        name = known.first_unknown(names)
+        if name is not None:
+            return f"{space}.{name}, which was replaced or added"
     for module in model.modules():
         attribute = known.first_unknown_attribute(module)
         if attribute is not None:
@@ -90,7 +83,7 @@ def unknown_code(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> s
     return f"the input {name}" if name is not None else None
 
 
-class _KnownCode:
+class KnownCode:
     """Decides whether values are known code, and remembers what it has decided.
 
     `namespaces` are the global names, by module, of the functions that were looked at.
@@ -102,6 +95,28 @@ class _KnownCode:
         self._library = os.path.dirname(os.__file__) + os.sep
         self._seen: dict[int, tuple[Any, bool]] = {}
         self.namespaces = {"torch": vars(torch), "torch.nn.functional": vars(torch.nn.functional)}
+
+    def search(self, kinds: Iterable[type]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the modules whose functions a forward of these classes may call, with their functions and registries.
+
+        It follows the functions that the caller looks at between two of them. What torch.compile adds to a module is
+        left out: only compiled code names it.
+        """
+        for kind in kinds:
+            self.namespaces.setdefault(kind.__module__, vars(sys.modules[kind.__module__]))
+        searched: set[str] = set()
+        while len(searched) < len(self.namespaces):
+            for space in sorted(self.namespaces.keys() - searched):
+                searched.add(space)
+                held = list(self.namespaces[space].items())
+                yield (
+                    space,
+                    {
+                        name: value
+                        for name, value in held
+                        if (callable(value) or isinstance(value, Mapping)) and not name.startswith(COMPILED_NAMES)
+                    },
+                )
 
     def first_unknown(self, values: Mapping[str, Any]) -> str | None:
         """Return the name of the first value that is not known; None if all are."""
@@ -178,10 +193,15 @@ def _is_known_type(kind: type) -> bool:
 
 def _held(value: Mapping[Any, Any]) -> list[Any]:
     """Return what a mapping holds; for a registry of transformers, which makes values on demand, what is registered."""
+    return [item for part in registries(value) for item in dict.values(part)]
+
+
+def registries(value: Mapping[Any, Any]) -> list[dict[Any, Any]]:
+    """Return the dicts in which a mapping keeps its values: itself, or those of a registry of transformers."""
     if isinstance(value, dict):
-        return list(dict.values(value))
+        return [value]
     parts = [part for holder in (value, *type(value).__mro__) for part in getattr(holder, "__dict__", {}).values()]
-    return [item for part in parts if isinstance(part, dict) for item in part.values()]
+    return [part for part in parts if isinstance(part, dict)]
 
 
 def _cells(function: types.FunctionType) -> Iterator[Any]:
