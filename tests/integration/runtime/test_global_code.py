@@ -73,6 +73,19 @@ def test_a_function_that_another_one_of_the_libraries_replaces_counts_as_the_sam
         assert list(functions.changes()) == []
 
 
+def test_how_a_tensor_is_shown_may_change() -> None:
+    functions = GlobalCode(build())
+    with replaced(torch.Tensor, "__repr__", own(torch.Tensor.__repr__)):
+        assert list(functions.changes()) == []
+
+
+def test_a_function_of_ones_own_that_planning_saw_must_stay() -> None:
+    with replaced(functional, "silu", own(functional.silu)):
+        functions = GlobalCode(build())
+        assert list(functions.changes()) == []
+    assert [place for place, _ in functions.changes()] == ["torch.nn.functional.silu"]
+
+
 def test_an_entry_of_a_registry_is_found() -> None:
     functions = GlobalCode(build())
     ALL_ATTENTION_FUNCTIONS["sdpa"] = own(ALL_ATTENTION_FUNCTIONS["sdpa"])

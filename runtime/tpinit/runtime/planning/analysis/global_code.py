@@ -20,13 +20,14 @@ __all__ = ["GlobalCode"]
 
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 _PROBLEM = "it was replaced, and a sharded layer may call it with parts of tensors: do it before initialize"
-_WATCHED = ("torch.nn.functional", "torch", "transformers.", "peft.")
+_TEXTS = ("__repr__", "__str__", "__format__")  # they compute no tensor; tools that show tensors replace them
+_WATCHED = ("torch", "transformers", "peft")
 
 
 class GlobalCode:
     """The functions in the modules of torch, transformers and peft that the forward of a model may call.
 
-    A function that another one of these packages replaced counts as the same.
+    A function of these packages in the place of another one of theirs counts as the same.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -36,8 +37,9 @@ class GlobalCode:
         self._modules = [_Names("torch.Tensor", vars(torch.Tensor), _methods(torch.Tensor))]
         self._registries: dict[int, _Registry] = {}
         for space, names in known.search({type(module) for module in model.modules()}):
-            known.first_unknown(names)  # it finds the modules of these functions
-            if space.startswith(_WATCHED):
+            for value in names.values():
+                known.is_known(value)  # it finds the modules of these functions
+            if space.partition(".")[0] in _WATCHED:
                 functions = {name: value for name, value in names.items() if _is_function(space, value)}
                 self._modules.append(_Names(space, known.namespaces[space], functions))
                 for name, value in names.items():
@@ -53,14 +55,14 @@ class GlobalCode:
         attention = attention_names(self._configs)
         if attention != self._attention:  # another implementation was chosen
             replaced += [
-                (f"{registry.name}[{name!r}]", registry.now()[name])
+                (f"{registry.name}[{name!r}]", None, registry.now()[name])
                 for registry in self._registries.values()
                 for name in sorted(attention - self._attention)
                 if name in registry.now()
             ]
         known = KnownCode() if replaced else None
-        for name, value in replaced:
-            if known is not None and (value is None or not known.is_known(value)):
+        for name, before, value in replaced:
+            if known is None or value is None or not (known.is_known(before) and known.is_known(value)):
                 yield name, _PROBLEM
 
 
@@ -71,13 +73,13 @@ class _Names:
         self._module, self._namespace = module, namespace
         self._names, self._values = list(functions), list(functions.values())
 
-    def replaced(self) -> Iterator[tuple[str, Any]]:
-        """Yield the name and the present value of each function that is another one now, or none."""
+    def replaced(self) -> Iterator[tuple[str, Any, Any]]:
+        """Yield the name, the former and the present value of each function that is another one now, or none."""
         now = [*map(self._namespace.get, self._names)]
         if now != self._values:  # by identity first, so this is fast
             for name, before, value in zip(self._names, self._values, now, strict=True):
                 if value is not before:
-                    yield f"{self._module}.{name}", value
+                    yield f"{self._module}.{name}", before, value
 
 
 class _Registry:
@@ -91,13 +93,13 @@ class _Registry:
     def now(self) -> dict[Any, Any]:
         return {key: value for part in self._parts for key, value in part.items()}
 
-    def replaced(self) -> Iterator[tuple[str, Any]]:
-        """Yield the name and the present value of each entry that is another one now, or none."""
+    def replaced(self) -> Iterator[tuple[str, Any, Any]]:
+        """Yield the name, the former and the present value of each entry that is another one now, or none."""
         now = self.now()
         if now != self.before:
             for key, before in self.before.items():
                 if now.get(key) is not before:
-                    yield f"{self.name}[{key!r}]", now.get(key)
+                    yield f"{self.name}[{key!r}]", before, now.get(key)
 
 
 def _config(module: nn.Module) -> Any:
@@ -106,10 +108,9 @@ def _config(module: nn.Module) -> Any:
 
 def _methods(kind: type) -> dict[str, Any]:
     """Return what a class itself has of its methods, by name: None for those of its bases."""
-    methods = {
-        name for base in kind.__mro__[:-1] for name, value in vars(base).items() if isinstance(value, _FUNCTIONS)
-    }
-    return {name: vars(kind).get(name) for name in sorted(methods)}
+    held = [item for base in kind.__mro__[:-1] for item in vars(base).items()]
+    methods = [name for name, value in held if isinstance(value, _FUNCTIONS) and name not in _TEXTS]
+    return {name: vars(kind).get(name) for name in methods}
 
 
 def _is_function(module: str, value: object) -> bool:
