@@ -93,6 +93,7 @@ def loops(rank: int) -> dict[str, Any]:
             optimizer.zero_grad()
             loop(engine, [_batch(3 * step + number, engine.groups.data_index) for number in range(3)])
             norms.append(abs(float(expected) - (engine.get_global_grad_norm() or 0.0)))
+            norms.append(abs(float(expected) - float(engine.optimizer._global_grad_norm)))  # type: ignore[union-attr]
         ids = tokens(99)
         with torch.no_grad():
             logits = float((unsharded(input_ids=ids).logits - engine(input_ids=ids).logits).abs().max())
