@@ -59,10 +59,12 @@ def test_a_converted_model_is_loaded_with_its_master_copies(world2: Any, tmp_pat
     assert first["finite"]
 
 
-@pytest.mark.parametrize(("maker", "other"), [("adamw", "sgd"), ("sgd", "adamw")])
-def test_a_run_goes_on_from_deepspeeds_files_bit_by_bit(world2: Any, tmp_path: Path, maker: str, other: str) -> None:
-    found = world2.run("scenarios.save_load:through_deepspeed", folder=str(tmp_path), maker=maker, other=other)
-    for result in found:
+@pytest.mark.parametrize(("maker", "other", "dtype"), [("adamw", "sgd", "bf16"), ("sgd", "adamw", "fp32")])
+def test_a_run_goes_on_from_deepspeeds_files_bit_by_bit(
+    world2: Any, tmp_path: Path, maker: str, other: str, dtype: str
+) -> None:
+    options = {"maker": maker, "other": other, "dtype": dtype}
+    for result in world2.run("scenarios.save_load:through_deepspeed", folder=str(tmp_path), **options):
         assert result["said"] == []
         assert result["losses"] == [0.0] * 6
         assert set(result["loaded"]) | set(result["different"]) <= {"torch"}  # there is no dropout

@@ -183,31 +183,32 @@ def read_plainly(rank: int, folder: str, tp: int) -> list[str]:
     ]
 
 
-def through_deepspeed(rank: int, folder: str, maker: str, other: str) -> dict[str, Any]:
+def through_deepspeed(rank: int, folder: str, maker: str, other: str, dtype: str) -> dict[str, Any]:
     """Train 6 updates; train 3, save, go through DeepSpeed's files of 3 ranks and back, load, and train 3 more.
 
-    Returns what differs, and the errors of a run with another optimizer and of one with a schedule.
+    In 16 bits the files of DeepSpeed have the fp32 copies. Returns what differs, and the errors of a run with another
+    optimizer and of one with a schedule.
     """
-    base = Path(folder)
-    once, begun = (engine(2, optimizer=MAKERS[maker]) for _ in range(2))
+    base, half = Path(folder), torch.bfloat16 if dtype == "bf16" else None
+    once, begun = (engine(2, optimizer=MAKERS[maker], dtype=dtype) for _ in range(2))
     losses = train(once, 6)
     begun_losses = train(begun, 3)
     begun.save_checkpoint(base / "run")
     said: list[str] = []
     if rank == 0:
         build().save_pretrained(base / "model")  # type: ignore[operator]  # transformers' method
-        to_deepspeed = Conversion("deepspeed", model=base / "model", tp_size=3)
+        to_deepspeed = Conversion("deepspeed", model=base / "model", tp_size=3, masters=half is not None)
         convert(base / "run", base / "deepspeed", to_deepspeed, said.append)
-        convert(base / "deepspeed", base / "back", Conversion("tpinit"), said.append)
+        convert(base / "deepspeed", base / "back", Conversion("tpinit", dtype=half), said.append)
     dist.barrier()
-    resumed = engine(2, seed=1, optimizer=MAKERS[maker])
+    resumed = engine(2, seed=1, optimizer=MAKERS[maker], dtype=dtype)
     resumed.load_checkpoint(base / "back")
     assert resumed.batches is not None
     assert begun.batches is not None
     resumed.batches.seek(begun.batches.epoch, begun.batches.index)
     loaded = differing(held(begun), held(resumed))
     resumed_losses = train(resumed, 3)
-    refused = [engine(2, optimizer=MAKERS[other]), engine(2)]
+    refused = [engine(2, optimizer=MAKERS[other], dtype=dtype), engine(2, dtype=dtype)]
     return {
         "said": said,
         "loaded": loaded,
