@@ -41,6 +41,16 @@ def test_ranks_that_call_the_model_differently_raise_the_same_error(world2: Any)
         assert result["after"]["type"] is None, "a corrected call goes on"
 
 
+@pytest.mark.parametrize("updates", [0, 2])  # before the first update the ranks have more to compare
+def test_a_step_that_one_rank_leaves_out_is_an_error_on_all(world2: Any, updates: int) -> None:
+    for result in world2.run("scenarios.call_check:a_step_that_one_rank_leaves_out", updates=updates):
+        assert result["error"]["type"] == "AgreementError", result["error"]
+        assert "forward" in result["error"]["text"]
+        assert "step" in result["error"]["text"]
+        assert result["collective"]
+        assert result["after"]["type"] is None, result["after"]
+
+
 def test_calls_of_one_meaning_raise_nothing(world2: Any) -> None:
     for result in world2.run("scenarios.call_check:equal_calls"):
         assert set(result["errors"].values()) == {""}

@@ -125,6 +125,9 @@ def test_the_engine_out_of_order(world2: Any) -> None:
         assert {error["type"] for error in errors.values()} == {"EngineError"}
         assert "without a backward" in errors["step first"]["text"]
         assert "needs an optimizer" in errors["no optimizer"]["text"]
+        assert "got a float" in errors["a number"]["text"]
+        assert "of shape [2, 12, " in errors["logits"]["text"]
+        assert "no trained parameter" in errors["detached"]["text"]
         assert result["boundaries"] == [False, True, False, True]
         assert result["norms"] == [False, True, True, True]
         assert result["scaled"] == pytest.approx(0.5)

@@ -101,6 +101,17 @@ def different_calls(rank: int) -> dict[str, Any]:
     return {"errors": errors, "collective": in_step(rank), "after": error_of(lambda: train(engine, ids))}
 
 
+def a_step_that_one_rank_leaves_out(rank: int, updates: int) -> dict[str, Any]:
+    """Rank 0 goes on to the next forward while the other updates, behind so many updates alike."""
+    engine, ids = engine_of(build()), tokens()
+    for step in range(updates):
+        train(engine, tokens(step))
+    engine.backward(engine(input_ids=ids, labels=ids).loss)
+    error = error_of(engine.step if rank else lambda: engine(input_ids=ids, labels=ids))
+    engine.zero_grad()
+    return {"error": error, "collective": in_step(rank), "after": error_of(lambda: train(engine, ids))}
+
+
 def equal_calls(rank: int) -> dict[str, Any]:
     """Return what calls raised that mean the same on all ranks, in other words on each."""
     engine = engine_of(build())

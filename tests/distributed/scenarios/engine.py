@@ -236,6 +236,9 @@ def call_out_of_order(rank: int) -> dict[str, Any]:
     engine, _, _, _ = initialize(model=build(), config=config(gradient_accumulation_steps=2))
     errors = {"step first": error_of(engine.step)}
     ids = tokens()
+    errors["a number"] = error_of(lambda: engine.backward(3.0))
+    errors["logits"] = error_of(lambda: engine.backward(engine(input_ids=ids).logits))
+    errors["detached"] = error_of(lambda: engine.backward(engine(input_ids=ids).logits.mean().detach()))
     boundaries, norms = [], []
     for _ in range(4):
         boundaries.append(engine.is_gradient_accumulation_boundary())

@@ -158,6 +158,11 @@ class CallCheck:
             self._raise(what, model, [])
         return any(bool(other[_RNG]) for other in records)
 
+    def meet(self, what: str, model: nn.Module) -> None:
+        """Compare a call without inputs, once: AgreementError on all ranks if one of them calls something else."""
+        if self.compares and self.every:
+            self.any_rank(what, model, False)
+
     def _gather(self, record: torch.Tensor, what: str) -> list[torch.Tensor]:
         assert self.tp is not None
         group = self.tp.control

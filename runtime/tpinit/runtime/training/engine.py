@@ -21,6 +21,7 @@ from tpinit.runtime.internals.torch_private import child_of
 from tpinit.runtime.parallel.forward_scope import scope_of
 from tpinit.runtime.planning.schema import Plan
 from tpinit.runtime.settings import Checks, Settings
+from tpinit.runtime.training.backward_checks import check_backward
 from tpinit.runtime.training.call_check import CallCheck, watch_calls
 from tpinit.runtime.training.call_guards import guard_calls, guard_engine
 from tpinit.runtime.training.clipping import clip_factor
@@ -172,16 +173,9 @@ class Engine(nn.Module):
         """Add the gradients of a scalar loss; at an accumulation boundary, average them over the data-parallel ranks.
 
         With ZeRO 2 at each of them. Several calls before one `step` add up. Returns the loss, divided by the number of
-        accumulation steps unless `scale_wrt_gas` is false. Raises EngineError if there is no optimizer.
+        accumulation steps unless `scale_wrt_gas` is false. Raises what `check_backward` does.
         """
-        self._call_check.check_alive("backward")
-        if self.optimizer is None:
-            raise EngineError("backward needs an optimizer: name one in the config or pass one to initialize")
-        if self._reduced and not self._synchronizes:
-            raise EngineError(
-                "backward inside no_sync comes after a backward that has averaged the gradients: call engine.step() "
-                "between them, or put no_sync around the earlier ones"
-            )
+        check_backward(self, loss)
         self._losses.append(loss.detach())
         self._bad_loss = self._bad_loss | ~torch.isfinite(loss.detach()).all().to(self.device)
         scaled = loss / self.settings.batch.accumulation if scale_wrt_gas else loss
@@ -232,6 +226,7 @@ class Engine(nn.Module):
 
     def _update(self, lr_kwargs: Mapping[str, Any]) -> None:
         assert self._optimizer_step is not None
+        self._call_check.meet("step", self.module)
         if self._first_step is not None:
             self._first_step.before_update()
         for state in self._param_states:
