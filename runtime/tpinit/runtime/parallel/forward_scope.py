@@ -41,6 +41,10 @@ def running_scope() -> ForwardScope | None:
     return _running[-1] if _running else None
 
 
+def _ignore() -> None:
+    """Take no note of a call."""
+
+
 class ForwardScope:
     """Runs steps before and after each outermost forward of a converted model.
 
@@ -48,7 +52,7 @@ class ForwardScope:
     (model, output) and return the output; they run in reverse order of their registration, also if the forward raised
     (then the output is None and what they return is ignored). A forward inside another of the same model runs none;
     that of a transformers model inside which is called directly, such as an encoder in `generate`, is an outermost one.
-    `active` tells whether a forward is running.
+    `active` tells whether a forward is running. `on_lone_call` is called when a part of the model runs outside of one.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -56,6 +60,7 @@ class ForwardScope:
         self.tokens = TokenState()
         self._on_enter: list[Enter] = []
         self._on_leave: list[Leave] = []
+        self.on_lone_call: Callable[[], None] = _ignore
         for module in model.modules():
             if module is model or is_model(module):
                 module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)

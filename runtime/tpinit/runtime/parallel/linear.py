@@ -21,6 +21,7 @@ from tpinit.runtime.parallel.collectives import (
     TPRegionInput,
     copy_to_tp_region,
 )
+from tpinit.runtime.parallel.enclosed import check_enclosed
 from tpinit.runtime.parallel.fused_columns import FusedColumnGroup
 from tpinit.runtime.parallel.guarded import guarded_attributes
 from tpinit.runtime.parallel.layer_kinds import LayerKind, layer_regions
@@ -57,7 +58,11 @@ class ColumnParallelLinear:
 
     @counted
     def forward(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
-        """Map [..., in] to [..., out / ranks], or to [..., out] with a gathered output."""
+        """Map [..., in] to [..., out / ranks], or to [..., out] with a gathered output.
+
+        Raises EngineError if the output is a part, and nothing runs whose output is whole.
+        """
+        check_enclosed(self)
         output = _column_output(self, input)
         if self.tp_rng is not None and self.training:
             self.tp_rng.enter(input)
@@ -81,7 +86,11 @@ class RowParallelLinear:
 
     @counted
     def forward(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
-        """Map [..., in / ranks], or [..., in] with a sliced input, to [..., out]."""
+        """Map [..., in / ranks], or [..., in] with a sliced input, to [..., out].
+
+        Raises EngineError if the input is a part, and nothing runs whose output is whole.
+        """
+        check_enclosed(self)
         if self.tp_rng is not None and self.training:
             self.tp_rng.leave(input)
         partial = functional.linear(_apply(self.tp_region_input, input), _weight(self))
@@ -103,6 +112,7 @@ class VocabParallelHead(ColumnParallelLinear):
     @counted
     def forward(self, input: torch.Tensor, *_: Any) -> torch.Tensor:
         """Map [..., hidden] to the logits [..., vocabulary], or to this rank's [..., vocabulary / ranks]."""
+        check_enclosed(self)
         output = _column_output(self, input)
         return output if self.keep_local_logits else _apply(self.tp_region_output, output)
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from tpinit.runtime.internals.torch_private import set_class
 from tpinit.runtime.parallel.collectives import BoundRegion, RegionFunction, TPRegionInput
+from tpinit.runtime.parallel.enclosed import check_enclosed
 from tpinit.runtime.parallel.forward_scope import ForwardScope
 from tpinit.runtime.parallel.guarded import guard_parameters, guarded_attributes, own_forward
 from tpinit.runtime.parallel.layer_kinds import LayerKind, layer_regions
@@ -54,6 +55,7 @@ class _VocabParallelEmbedding:
     @counted
     def forward(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Map ids [...] to their rows [..., features]."""
+        check_enclosed(self)
         check_ids(input, self.tp_vocabulary)
         is_local = (input >= self.tp_first) & (input < self.tp_first + self.num_embeddings)
         local_ids = torch.where(is_local, input - self.tp_first, 0)
@@ -87,6 +89,7 @@ def convert_experts(module: nn.Module, region_input: TPRegionInput, group: Proce
         return value
 
     def enter(own: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        check_enclosed(own)
         with _running(own):
             return change(args, kwargs)
 
@@ -138,13 +141,22 @@ class _OwnReads:
             return super().forward(*args, **kwargs)  # type: ignore[misc]  # the class of the experts
 
 
+class _PartOfExperts:
+    """A module inside a block of experts that holds a part of a parameter."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward of the original class. Raises EngineError if nothing runs whose output is whole."""
+        check_enclosed(self)
+        return super().forward(*args, **kwargs)  # type: ignore[misc]  # the class of the module inside the block
+
+
 _GUARDED: dict[tuple[type, tuple[str, ...]], type] = {}
 
 
 def _guarded_class(original: type, names: tuple[str, ...]) -> type:
     """Return a class that guards the parameters `names`; without names, one whose own forward may read them."""
     if (original, names) not in _GUARDED:
-        bases = (original,) if names else (_OwnReads, original)
+        bases = (_PartOfExperts, original) if names else (_OwnReads, original)
         attributes = {"__module__": __name__, "__qualname__": original.__qualname__, **guarded_attributes(names)}
         _GUARDED[original, names] = type(original.__name__, bases, attributes)
     return _GUARDED[original, names]
@@ -174,6 +186,8 @@ def reduce_output_grad(module: nn.Module, group: ProcessGroup) -> None:
     copy_output = _output_region(LayerKind.SHARED_OUTPUT, group)
 
     def leave(own: nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
+        if output.requires_grad:
+            check_enclosed(own)
         with _running(own):
             return copy_output(output)
 

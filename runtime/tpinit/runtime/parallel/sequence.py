@@ -26,6 +26,7 @@ from torch.distributed import ProcessGroup
 from tpinit.runtime.errors import EngineError
 from tpinit.runtime.internals.transformers_private import is_model
 from tpinit.runtime.parallel.collectives import BoundRegion, CollectiveKind, RankPieces, RegionFunction, Step
+from tpinit.runtime.parallel.enclosed import check_enclosed
 from tpinit.runtime.parallel.forward_scope import ForwardScope, running_scope
 from tpinit.runtime.parallel.rng import RngTracker
 from tpinit.runtime.parallel.tally import issue, place_of
@@ -215,6 +216,7 @@ def map_input(module: nn.Module, change: TensorMap) -> Any:
 
 
 def _changed(module: nn.Module, change: TensorMap, hidden: torch.Tensor) -> torch.Tensor:
+    check_enclosed(module)
     place = place_of(module, of_tokens=True)
     if place is None:
         return change(hidden)

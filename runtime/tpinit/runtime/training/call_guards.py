@@ -27,6 +27,7 @@ from tpinit.runtime.training.call_check import CallCheck
 from tpinit.runtime.training.call_table import DTYPE, REFUSED, STRUCTURE
 from tpinit.runtime.training.compile_guard import guard_compile
 from tpinit.runtime.training.local_shards import mark_model_state
+from tpinit.runtime.training.lone_layers import refuse_lone_calls
 from tpinit.runtime.training.save_whole import save_whole
 from tpinit.runtime.training.whole_model import load_whole_or_part, records_below, state_or_whole
 
@@ -63,6 +64,7 @@ class _Guard:
 
 def guard_calls(model: nn.Module, plan: Plan, tp: GroupView, check: CallCheck, first_replica: bool) -> None:
     """Put guards on a model that was sharded by `plan`. The first replica is the TP group that writes files."""
+    refuse_lone_calls(model, plan)
     for prefix, module in model.named_modules():
         for name, remedy in REFUSED.items():
             if callable(getattr(type(module), name, None)):

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from tpinit.runtime.planning.schema import LayerKind, Plan
 
-__all__ = ["HookPlaces"]
+__all__ = ["HookPlaces", "is_inside", "owners_of"]
 
 _PAIRS = {LayerKind.COLUMN: LayerKind.ROW, LayerKind.ROW: LayerKind.COLUMN}
 
@@ -27,8 +27,8 @@ class HookPlaces:
     def _find_block(self, layer: str) -> str:
         """Return the innermost module around a column-parallel (row-parallel) layer with a layer of the other kind."""
         partners = [name for name, kind in self._kinds.items() if kind is _PAIRS[self._kinds[layer]]]
-        for owner in _owners(layer):
-            if any(_is_inside(name, owner) for name in partners):
+        for owner in owners_of(layer):
+            if any(is_inside(name, owner) for name in partners):
                 return owner
         return ""
 
@@ -40,10 +40,10 @@ class HookPlaces:
         if kind is not None:
             partial_gradient = kind in (LayerKind.EXPERTS, LayerKind.SHARED_OUTPUT)
             return kind in _PAIRS or (backward and partial_gradient)
-        inside = [block for layer, block in self._block_of.items() if _is_inside(layer, name)]
+        inside = [block for layer, block in self._block_of.items() if is_inside(layer, name)]
         if inside:  # a module around pairs is whole at its border if each pair lies inside of it
-            return not all(block == name or _is_inside(block, name) for block in inside)
-        return any(_is_inside(name, block) for block in self._block_of.values())
+            return not all(block == name or is_inside(block, name) for block in inside)
+        return any(is_inside(name, block) for block in self._block_of.values())
 
     def runs_on_parts(self, name: str) -> bool:
         """Return whether the forward of a module computes with sharded tensors: it holds or is a sharded layer."""
@@ -52,11 +52,12 @@ class HookPlaces:
         return name in self._block_of.values() or self.sees_parts(name, backward=False)
 
 
-def _is_inside(name: str, owner: str) -> bool:
+def is_inside(name: str, owner: str) -> bool:
+    """Return whether a module lies inside another; every module does inside the model itself, whose name is empty."""
     return name != owner and (not owner or name.startswith(f"{owner}."))
 
 
-def _owners(name: str) -> Iterable[str]:
+def owners_of(name: str) -> Iterable[str]:
     """Yield the modules that contain a module, innermost first; the model itself is the last, empty."""
     parts = name.split(".")[:-1]
     return (".".join(parts[:length]) for length in range(len(parts), -1, -1))
