@@ -43,6 +43,14 @@ def forms(rank: int) -> dict[str, Any]:
             called = torch.compile(_function(engine), backend="aot_eager")
         results[form] = same(_Called(engine, called), unsharded)
     torch.compiler.reset()
+    hidden, mlp = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(0)), engine.module.model.layers[0].mlp
+    block = torch.compile(mlp, backend="aot_eager")(hidden)
+    results["a block"] = torch.allclose(block, unsharded.model.layers[0].mlp(hidden), atol=1e-5)
+    layer = torch.compile(mlp.up_proj, backend="aot_eager")
+    penalty = torch.compile(mlp.up_proj.weight.norm, backend="aot_eager")()
+    results["a penalty"] = "reads model.layers.0.mlp.up_proj.weight outside" in refusal_of(penalty.backward)
+    results["a layer"] = "called by itself, outside of `model.layers.0.mlp`" in refusal_of(lambda: layer(hidden))
+    torch.compiler.reset()
     for name, module in (("engine", engine), ("module", engine.module), ("layer", engine.module.model.layers[0])):
         results[f"{name}, one graph"] = "leave fullgraph out" in refusal_of(lambda m=module: m.compile(fullgraph=True))
     as_deepspeeds = ({"compile_kwargs": {"fullgraph": True}}, {"schedule": []}, {"compiled_autograd_enabled": True})

@@ -189,7 +189,7 @@ def penalties(rank: int, parallel: bool) -> dict[str, Any]:
             engine._awaits_step = False
     optimizer.zero_grad()
     local = torch.stack([one.square().sum() for one in engine.parameters()]).sum()
-    engine.backward(loss_of(engine, 0) + 1e-4 * local)
+    engine.backward(loss_of(engine, 0) + 1e-4 * local.detach())
     refused = refusal_of(engine.step)
     engine.backward(loss_of(engine, 0) + 1e-4 * engine.sum_over_parameters(_squares(engine)))
     return {"found": found, "local": refused, "right": refusal_of(engine.step), "in_step": in_step(rank)}

@@ -53,4 +53,5 @@ def sum_over_parameters(engine: Engine, terms: Mapping[str, torch.Tensor]) -> to
     sum is a scalar, equal on all ranks of a TP group, and its gradient is that of the unsharded model. A rank's own sum
     would be that of its part. Call it on all ranks. Raises EngineError for an unknown name and for another shape.
     """
-    return sum_terms(terms, engine._param_states, engine.groups.tp, engine.device)
+    with engine._tensors.own_nodes.closed():
+        return sum_terms(terms, engine._param_states, engine.groups.tp, engine.device)

@@ -19,10 +19,12 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from tpinit.runtime.errors import EngineError
 from tpinit.runtime.groups.issuing import collective
+from tpinit.runtime.internals.autograd_private import run_around_backward
 from tpinit.runtime.internals.torch_private import found_infs, total_norm_cell
 from tpinit.runtime.training.clipping import check_finite, whole_norm
 from tpinit.runtime.training.optimizer_kinds import ELEMENTWISE, class_name
 from tpinit.runtime.training.outer_wrappers import watch_wrappers
+from tpinit.runtime.training.outside_reads import checked_backward
 from tpinit.runtime.training.sharded_tensors import ShardedTensors, sharded_models
 
 __all__ = ["recognize_sharded_tensors"]
@@ -33,6 +35,7 @@ _MARK = "tp_original"
 def recognize_sharded_tensors() -> None:
     """Put our functions in the place of torch's, once for a process."""
     watch_wrappers()
+    run_around_backward(checked_backward)
     cell = total_norm_cell()
     if hasattr(cell.cell_contents, _MARK):
         return
