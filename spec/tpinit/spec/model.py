@@ -16,15 +16,8 @@ from types import MappingProxyType
 import z3
 from tpinit.spec.prose import DISAGREEMENTS, RULES, Disagreement, Rule
 from tpinit.spec.symbols import SIZE_OF, GroupSort, Symbols, constant, fresh_symbols
-from tpinit.spec.table import ROWS, Row
-from tpinit.spec.vocabulary import (
-    Fact,
-    FieldsFrom,
-    GroupFrom,
-    Outcome,
-    Source,
-    ViolationCode,
-)
+from tpinit.spec.table import COLUMN, ROWS, FieldSources, Row
+from tpinit.spec.vocabulary import Fact, FieldsFrom, GroupFrom, Outcome, Source, ViolationCode
 
 __all__ = ["SIZE_OF", "FieldTerm", "GroupSort", "Model", "OutcomeTerms", "Symbols", "constant", "fresh_symbols"]
 
@@ -78,6 +71,7 @@ class Model:
 
     given_input: Symbols
     rows: tuple[Row, ...] = ROWS
+    column: Mapping[FieldsFrom, FieldSources] = field(default_factory=lambda: COLUMN)
     rules: tuple[Rule, ...] = RULES
     disagreements: tuple[Disagreement, ...] = DISAGREEMENTS
     size_order: tuple[Source, ...] = SIZES
@@ -175,6 +169,16 @@ class Model:
             column("fields_from", FieldsFrom.NOTHING),
             column("group_from", GroupFrom.NOTHING),
         )
+
+    def column_takes(self, what: FieldsFrom, source: Source) -> z3.BoolRef:
+        """What a word of the column `size and dtype from` says: the field of this source is taken from it."""
+        size, dtype = self.column[what].size, self.column[what].dtype
+        if source is Source.UNSET:
+            return z3.And(*(z3.Not(self.given(one)) for one in dtype))
+        order = size if source in SIZES else dtype
+        if source not in order:
+            return z3.BoolVal(False)
+        return z3.And(self.given(source), *(z3.Not(self.given(one)) for one in order[: order.index(source)]))
 
     # --- formulation 2: the prose ------------------------------------------------------------------
 

@@ -5,11 +5,13 @@ Imports the vocabulary and nothing else; in particular not the prose, to which i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from tpinit.spec.vocabulary import Fact, FieldsFrom, GroupFrom, Outcome, ViolationCode
+from tpinit.spec.vocabulary import Fact, FieldsFrom, GroupFrom, Outcome, Source, ViolationCode
 
-__all__ = ["ROWS", "Row"]
+__all__ = ["COLUMN", "ROWS", "FieldSources", "Row"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,14 @@ class Row:
     def facts(self) -> tuple[tuple[Fact, bool], ...]:
         """The row's condition on each of the four facts, in the order of the columns."""
         return (Fact.TPI, self.tpi), (Fact.TPG, self.tpg), (Fact.CFG, self.cfg), (Fact.MPU, self.mpu)
+
+
+@dataclass(frozen=True, slots=True)
+class FieldSources:
+    """Where size and dtype come from: the first source that is given. A dtype without any is unset (D6)."""
+
+    size: tuple[Source, ...]
+    dtype: tuple[Source, ...]
 
 
 def _row(number: int, facts: str, outcome: Outcome | ViolationCode, fields: FieldsFrom, group: GroupFrom) -> Row:
@@ -55,4 +65,17 @@ ROWS: tuple[Row, ...] = (
     _row(10, "Y Y N Y", _C.GROUP_AND_MPU, _F.NOTHING, _G.NOTHING),
     _row(11, "Y Y Y N", _O.INIT_FROM_CONFIG, _F.CONFIG_THEN_CALL, _G.CALL),
     _row(12, "Y Y Y Y", _C.GROUP_AND_MPU, _F.NOTHING, _G.NOTHING),
+)
+
+# What each word of the column `size and dtype from` means. The precision stands outside of the section, so it counts in
+# every row: in rows 6 and 9 it is named as the source of a dtype that must be the call's (P3), in row 2 it is alone.
+_AUTOTP, _ALIAS, _CALL = Source.CONFIG_AUTOTP_SIZE, Source.CONFIG_TP_SIZE, Source.CALL_TP_SIZE
+_DTYPE, _PRECISION, _CALL_DTYPE = Source.CONFIG_DTYPE, Source.PRECISION, Source.CALL_DTYPE
+COLUMN: Mapping[FieldsFrom, FieldSources] = MappingProxyType(
+    {
+        _F.NOTHING: FieldSources((), (_PRECISION,)),
+        _F.CONFIG: FieldSources((_AUTOTP, _ALIAS), (_DTYPE, _PRECISION)),
+        _F.CALL: FieldSources((_CALL,), (_PRECISION, _CALL_DTYPE)),
+        _F.CONFIG_THEN_CALL: FieldSources((_AUTOTP, _ALIAS, _CALL), (_DTYPE, _PRECISION, _CALL_DTYPE)),
+    }
 )

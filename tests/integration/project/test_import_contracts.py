@@ -20,6 +20,7 @@ VOCABULARY = "spec/tpinit/spec/vocabulary.py"
 TABLE = "spec/tpinit/spec/table.py"
 PROSE = "spec/tpinit/spec/prose.py"
 MODEL = "spec/tpinit/spec/model.py"
+MEANING = "spec/tpinit/spec/meaning.py"
 RESOLVER = "reference/tpinit/reference/resolver.py"
 PLAN = "reference/tpinit/cli/plan.py"
 PLAN_PAGE = "reference/tpinit/cli/plan_page.py"
@@ -43,6 +44,10 @@ FORBIDDEN = [
     ("spec", TABLE, "from tpinit.reference.resolver import resolve"),
     ("spec", MODEL, "import torch"),
     ("spec", MODEL, "import tpinit.runtime"),
+    ("second-merge", MEANING, "from tpinit.spec.model import Model"),
+    ("second-merge", MODEL, "def late():\n    from tpinit.spec import meaning"),
+    ("second-merge-alone", MEANING, "from tpinit.spec.prose import RULES"),
+    ("second-merge-alone", MEANING, "import tpinit.spec.evidence"),
     ("spec-stdlib", TABLE, "import z3"),
     ("spec-stdlib", PROSE, "from tpinit.spec import model"),
     ("spec-stdlib", TABLE, "from tpinit.spec import symbols"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from itertools import permutations
+from itertools import pairwise, permutations
 from types import MappingProxyType
 from typing import Any
 
@@ -30,7 +30,7 @@ from tpinit.proofs.mutants import (
 from tpinit.proofs.mutation.terms import TermChange, apply_change, changes
 from tpinit.spec.model import DTYPES, SIZES, FieldTerm, Model, constant
 from tpinit.spec.prose import Disagreement, Rule
-from tpinit.spec.table import Row
+from tpinit.spec.table import FieldSources, Row
 from tpinit.spec.vocabulary import DType, Fact, FieldsFrom, GroupFrom, Outcome, Source, ViolationCode
 
 __all__ = ["SpecMutant", "spec_mutants"]
@@ -50,7 +50,8 @@ class SpecMutant:
 @cache
 def spec_mutants() -> tuple[SpecMutant, ...]:
     """Return all mutants of the contract in a fixed order. Raises ValueError for a duplicate name."""
-    found = [*_of_rows(), *_of_rules(), *_of_p3(), *_of_definitions(), *_of_predicates(), *_of_orders(), *_decisions()]
+    found = [*_of_rows(), *_of_columns(), *_of_rules(), *_of_p3(), *_of_definitions(), *_of_predicates()]
+    found += [*_of_orders(), *_decisions()]
     names = [mutant.name for mutant in found]
     if len(set(names)) != len(names):
         raise ValueError(f"two mutants are named {next(name for name in names if names.count(name) > 1)!r}")
@@ -83,6 +84,26 @@ def _other_outcomes(row: Row) -> Iterator[tuple[str, dict[str, object]]]:
     for place in GroupFrom:
         if place is not row.group_from:
             yield f"takes its group from {place.name}", {"group_from": place}
+
+
+def _of_columns() -> Iterator[SpecMutant]:
+    for what, right in right_model().column.items():
+        for name in ("size", "dtype"):
+            order: tuple[Source, ...] = getattr(right, name)
+            for says, changed in _other_orders(order):
+                apply = _with_column(what, replace(right, **{name: changed}))
+                yield SpecMutant("table", f"`{what.value}` means a {name} {says}", apply)
+
+
+def _other_orders(order: tuple[Source, ...]) -> Iterator[tuple[str, tuple[Source, ...]]]:
+    for index, source in enumerate(order):
+        yield f"not from {source.value}", (*order[:index], *order[index + 1 :])
+    for index, (one, other) in enumerate(pairwise(order)):
+        yield f"from {other.value} before {one.value}", (*order[:index], other, one, *order[index + 2 :])
+
+
+def _with_column(what: FieldsFrom, sources: FieldSources) -> Apply:
+    return lambda m: replace(m, column={**m.column, what: sources})
 
 
 # --- formulation 2 -------------------------------------------------------------------------------------

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import z3
 from tpinit.proofs.claims import Claim, theorem
-from tpinit.proofs.mutants import ROW_8_INITS_NOTHING, change_row, drop_rule, without_code
-from tpinit.spec.model import Model, constant
+from tpinit.proofs.mutants import ROW_8_INITS_NOTHING, change_row, drop_rule, redefine, without_code
+from tpinit.spec.model import DTYPES, SIZES, FieldTerm, Model, constant
 from tpinit.spec.vocabulary import FieldsFrom, GroupFrom, Outcome, Source, ViolationCode
 
 _P3_CODES = (
@@ -16,6 +16,7 @@ _P3_CODES = (
     ViolationCode.GROUP_IDENTITY_MISMATCH,
     ViolationCode.GROUP_SIZE_MISMATCH,
 )
+_NEVER = z3.BoolVal(False)
 _ROW_CODES = (ViolationCode.NO_TP_INTENT, ViolationCode.NO_GROUP_SOURCE, ViolationCode.GROUP_AND_MPU)
 
 
@@ -83,27 +84,52 @@ def both_formulations_decide_alike(m: Model) -> Iterable[Claim]:
 
 @theorem("6.2", control=change_row(4, "takes the group from the config", group_from=GroupFrom.CONFIG))
 def columns_say_where_values_come_from(m: Model) -> Iterable[Claim]:
-    """Where AutoTP starts, size and dtype come from the source in the table's column `size and dtype from`, and
-    the group from the source in its column `TP group from`; for example, a row that reads `config` never takes
-    them from the call.
+    """On success the size and the dtype come exactly from the source that the table's column `size and dtype from`
+    means, `unset` included; where AutoTP starts, the group comes from its column `TP group from`. For example, a row
+    that reads `config` never takes a size or a dtype from the call.
     """
-    table, group = m.by_table, m.effective_group
-    shown = (m.given_input,)
+    group, shown = m.effective_group, (m.given_input,)
+    success = z3.And(m.well_typed, z3.Not(m.error))
+    for column in FieldsFrom:
+        where = z3.And(success, m.by_table.fields_from == constant(column))
+        for name, term, sources in (
+            ("size", m.effective_size, SIZES),
+            ("dtype", m.effective_dtype, (*DTYPES, Source.UNSET)),
+        ):
+            same = (term.comes_from.get(source, _NEVER) == m.column_takes(column, source) for source in sources)
+            yield Claim(f"{name}, {column.value}", where, z3.And(*same), shown=shown)
     started = z3.And(m.well_typed, m.starts)
-
-    def where(column: FieldsFrom) -> z3.BoolRef:
-        return z3.And(started, table.fields_from == constant(column))
-
-    never = z3.Not
-    size, dtype = m.effective_size.comes_from, m.effective_dtype.comes_from
-    yield Claim("size, config", where(FieldsFrom.CONFIG), never(size[Source.CALL_TP_SIZE]), shown=shown)
-    yield Claim("dtype, config", where(FieldsFrom.CONFIG), never(dtype[Source.CALL_DTYPE]), shown=shown)
-    yield Claim("size, call", where(FieldsFrom.CALL), size[Source.CALL_TP_SIZE], shown=shown)
-    from_config = z3.Or(
-        *(size[source] for source in (Source.CONFIG_AUTOTP_SIZE, Source.CONFIG_TP_SIZE)), size[Source.CALL_TP_SIZE]
-    )
-    yield Claim("size, filled", where(FieldsFrom.CONFIG_THEN_CALL), from_config, shown=shown)
     by_mpu = z3.And(started, m.given_input.mpu)
     yield Claim("group, mpu", by_mpu, group.comes_from[Source.MPU_TP_GROUP], shown=shown)
     by_call = z3.And(started, m.given_input.tpg)
     yield Claim("group, call", by_call, group.comes_from[Source.CALL_TP_GROUP], shown=shown)
+
+
+def _named_call(m: Model, right: Mapping[Source, z3.BoolRef]) -> Mapping[Source, z3.BoolRef]:
+    alone = z3.And(m.given_input.tpi, z3.Not(m.cfg))
+    named = {Source.CALL_DTYPE: z3.Or(alone, right[Source.CALL_DTYPE])}
+    return {**right, **named, Source.PRECISION: z3.And(z3.Not(alone), right[Source.PRECISION])}
+
+
+@theorem(
+    "6.2",
+    control=redefine(
+        "effective_dtype",
+        "comes from the call in rows 6 and 9, also where a precision is given",
+        lambda m, right: FieldTerm(right.exists, right.value, _named_call(m, right.comes_from)),
+    ),
+)
+def a_call_alone_decides_size_and_dtype(m: Model) -> Iterable[Claim]:
+    """Rows 6 and 9 take size and dtype from the call: the effective values are the call's, also where a precision is
+    given, which is then named as the dtype's source; without a precision the call is.
+    """
+    s, shown = m.given_input, (m.given_input,)
+    alone = z3.And(m.well_typed, m.starts, m.by_table.fields_from == constant(FieldsFrom.CALL))
+    size, dtype = m.effective_size, m.effective_dtype
+    yield Claim("size", alone, z3.And(size.exists, size.value == s.call_size), shown=shown)
+    yield Claim("dtype", alone, z3.And(dtype.exists, dtype.value == s.call_dtype), shown=shown)
+    with_precision = z3.And(alone, s.precision_given)
+    yield Claim("with a precision", with_precision, dtype.comes_from.get(Source.PRECISION, _NEVER), shown=shown)
+    without = z3.And(alone, z3.Not(s.precision_given))
+    yield Claim("without one", without, dtype.comes_from.get(Source.CALL_DTYPE, _NEVER), shown=shown)
+    yield Claim("rows 6 and 9", alone, z3.Or(m.row_number == 6, m.row_number == 9), shown=shown)
