@@ -18,7 +18,7 @@ import z3
 from tpinit.proofs.claims import CheckResult, Claim, Verdict
 from tpinit.spec.model import SIZE_OF, Symbols
 
-__all__ = ["BOUNDS", "Columns", "decide_all", "domain", "evaluate"]
+__all__ = ["BOUNDS", "Columns", "decide_all", "domain", "evaluate", "why_not"]
 
 Columns = dict[str, Any]
 
@@ -141,45 +141,65 @@ def pairs() -> Columns:
 # --- deciding ----------------------------------------------------------------------------------------
 
 
+def why_not(claim: Claim) -> str:
+    """Return why brute force can't decide a claim; empty where it can."""
+    if claim.no_brute_force:
+        return claim.no_brute_force
+    return "" if _columns_of(claim) else "the claim is about no input: its terms are constants"
+
+
 def decide_all(claims: Iterable[Claim]) -> CheckResult:
-    """Decide the claims over the small domain, up to the first that is not proved. `checked` counts inputs."""
-    known: dict[bool, dict[int, Any]] = {False: {}, True: {}}
+    """Decide the claims that `why_not` allows over the small domain, up to the first that is not proved.
+
+    `checked` is the number of inputs that decide: the most that satisfy the premises of one claim. `skipped` has the
+    label and the reason of each claim that is not decided here.
+    """
+    known: dict[str, dict[int, Any]] = {"one": {}, "two": {}}
     kept: list[z3.ExprRef] = []  # Z3 reuses the id of a term that was freed
     inputs, decided = 0, 0
+    skipped: list[tuple[str, str]] = []
     for claim in claims:
         kept += [claim.premises, claim.conclusion]
-        if claim.no_brute_force:
+        if reason := why_not(claim):
+            skipped.append((claim.label, reason))
             continue
-        two = _about_two(claim.premises) or _about_two(claim.conclusion)
-        columns = pairs() if two else domain()
-        given = np.broadcast_to(evaluate(claim.premises, columns, known[two]), len(columns["size_of"]))
-        then = np.broadcast_to(evaluate(claim.conclusion, columns, known[two]), len(columns["size_of"]))
+        about = _columns_of(claim)
+        columns = pairs() if about == "two" else domain()
+        given = np.broadcast_to(evaluate(claim.premises, columns, known[about]), len(columns["size_of"]))
+        then = np.broadcast_to(evaluate(claim.conclusion, columns, known[about]), len(columns["size_of"]))
         decided += 1
-        inputs = max(inputs, len(given))
-        if claim.possible and not np.any(given & then):
-            return CheckResult(Verdict.REFUTED, inputs, "inputs", f"{claim.label}: no input satisfies it")
-        if not claim.possible and not np.any(given):
-            return CheckResult(Verdict.VACUOUS, inputs, "inputs", f"{claim.label}: no input satisfies the premises")
-        wrong = np.flatnonzero(given & ~then)
-        if not claim.possible and len(wrong):
-            return CheckResult(
-                Verdict.REFUTED, inputs, "inputs", f"{claim.label}: false for {_describe(columns, wrong[0])}"
-            )
-    return CheckResult(Verdict.PROVED if decided else Verdict.UNKNOWN, inputs, "inputs")
+        inputs = max(inputs, int(np.count_nonzero(given)))
+        verdict, detail = _decided(claim, columns, given, then)
+        if verdict is not Verdict.PROVED:
+            return CheckResult(verdict, inputs, "inputs", f"{claim.label}: {detail}", tuple(skipped))
+    return CheckResult(Verdict.PROVED if decided else Verdict.UNKNOWN, inputs, "inputs", skipped=tuple(skipped))
 
 
-def _about_two(term: z3.ExprRef) -> bool:
+def _decided(claim: Claim, columns: Columns, given: Any, then: Any) -> tuple[Verdict, str]:
+    if claim.possible:
+        return (Verdict.PROVED, "") if np.any(given & then) else (Verdict.REFUTED, "no input satisfies it")
+    if not np.any(given):
+        return Verdict.VACUOUS, "no input satisfies the premises"
+    wrong = np.flatnonzero(given & ~then)
+    return (Verdict.REFUTED, f"false for {_describe(columns, wrong[0])}") if len(wrong) else (Verdict.PROVED, "")
+
+
+def _columns_of(claim: Claim) -> str:
+    """Return which columns decide a claim: those of "one" input or of "two"; empty for a claim of constants."""
     seen: set[int] = set()
-    waiting = [term]
+    waiting = [claim.premises, claim.conclusion]
+    about = ""
     while waiting:
-        subterm = waiting.pop()
-        if subterm.get_id() in seen:
+        term = waiting.pop()
+        if term.get_id() in seen:
             continue
-        seen.add(subterm.get_id())
-        if z3.is_const(subterm) and subterm.decl().name().endswith("_other"):
-            return True
-        waiting += subterm.children()
-    return False
+        seen.add(term.get_id())
+        if z3.is_const(term) and term.decl().kind() == z3.Z3_OP_UNINTERPRETED:
+            if term.decl().name().endswith("_other"):
+                return "two"
+            about = "one"
+        waiting += term.children()
+    return about
 
 
 def _describe(columns: Columns, row: int) -> str:

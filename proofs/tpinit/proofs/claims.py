@@ -57,12 +57,16 @@ class Mutant:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """The result of one oracle: the verdict, the number of claims (or other units) checked, and a detail to print."""
+    """The result of one oracle: the verdict, the number of claims (or other units) checked, and a detail to print.
+
+    `skipped` has the label of each claim that this oracle did not decide, with the reason: it is not credited with it.
+    """
 
     verdict: Verdict
     checked: int = 0
     unit: str = "claims"
     detail: str = ""
+    skipped: tuple[tuple[str, str], ...] = ()
 
 
 ClaimsOf = Callable[[Model], Iterable[Claim]]

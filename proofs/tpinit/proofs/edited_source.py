@@ -16,17 +16,19 @@ def edited(old: str, new: str) -> types.ModuleType:
     return edited_module(shipped, old, new)
 
 
-def edited_module(module: types.ModuleType, old: str, new: str) -> types.ModuleType:
-    """Return a copy of a shipped module in which the text `old` of its source is replaced by `new`.
+def edited_module(module: types.ModuleType, old: str, new: str, *more: tuple[str, str]) -> types.ModuleType:
+    """Return a copy of a shipped module in which the text `old` of its source is replaced by `new`, and so with `more`.
 
     Raises ValueError unless `old` occurs exactly once: a control that changes nothing controls nothing.
     """
     source = inspect.getsource(module)
-    if source.count(old) != 1:
-        raise ValueError(f"{old!r} occurs {source.count(old)} times in the source of {module.__name__}")
+    for before, after in ((old, new), *more):
+        if source.count(before) != 1:
+            raise ValueError(f"{before!r} occurs {source.count(before)} times in the source of {module.__name__}")
+        source = source.replace(before, after)
     copy = types.ModuleType(f"edited_{module.__name__.rpartition('.')[2]}")
-    exec(compile(source.replace(old, new), copy.__name__, "exec"), copy.__dict__)
-    _SOURCES[copy] = source.replace(old, new)
+    exec(compile(source, copy.__name__, "exec"), copy.__dict__)
+    _SOURCES[copy] = source
     return copy
 
 

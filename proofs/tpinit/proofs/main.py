@@ -7,7 +7,7 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tpinit.proofs.certificates import refuting
 from tpinit.proofs.certificates.check import RejectedCertificate
 from tpinit.proofs.claims import THEOREMS, Verdict
 from tpinit.proofs.ledger.exporting import write_smt2
+from tpinit.proofs.processes import StoppedBySignal, WorkerDied, recording_signals, stop_where_asked
 from tpinit.proofs.running import TheoremResult, run
 
 __all__ = ["prove"]
@@ -28,7 +29,7 @@ to be satisfiable, and its control, a contract or a source that is wrong in one 
 _EPILOG = """\
 exit codes: 0 every theorem is proven. 1 a theorem is refuted, undecided or vacuous, or its control survives; a
 theorem is not registered or a clause has no theorem (not checked with --only); or the ledger differs from the
-committed one. 2 a usage error."""
+committed one. 2 a usage error. 130 ended by Ctrl-C, 143 by SIGTERM; no process is left."""
 
 
 def _positive(text: str) -> int:
@@ -87,13 +88,33 @@ def prove(argv: Sequence[str]) -> int:
     if arguments.smt2 is not None:
         return _write_smt2(parser, arguments.smt2, names)
     committed = report.prepare(parser, arguments)
-    started, finished = time.perf_counter(), 0
+    finished: list[TheoremResult] = []
+    try:
+        with recording_signals():
+            return _prove(arguments, names, committed, finished)
+    except StoppedBySignal as stopped:
+        why, code = f"stopped by {stopped}", 128 + stopped.signal
+    except WorkerDied:
+        why, code = "a worker process was killed or ran out of memory (fix: --jobs 1)", 1
+    decided = f"{len(finished)} of {len(names)} theorems were decided, nothing is concluded"
+    print(f"tpinit: error: {why}; {decided}", file=sys.stderr)
+    return code
+
+
+def _prove(
+    arguments: argparse.Namespace,
+    names: Sequence[str],
+    committed: Mapping[str, object] | None,
+    finished: list[TheoremResult],
+) -> int:
+    """Prove the named theorems, print and write what was asked for, and return the exit code."""
+    started = time.perf_counter()
 
     def progress(result: TheoremResult) -> None:
-        nonlocal finished
-        finished += 1
+        finished.append(result)
         if not arguments.quiet:
-            print(f"[{finished}/{len(names)}] {result.name}: {result.verdict.value}", file=sys.stderr, flush=True)
+            told = f"[{len(finished)}/{len(names)}] {result.name}: {result.verdict.value}"
+            print(told, file=sys.stderr, flush=True)
 
     results = run(names, arguments.jobs, progress, report.is_wanted(arguments))
     _print_table(results)
@@ -104,6 +125,7 @@ def prove(argv: Sequence[str]) -> int:
     problems = [] if arguments.only else lint.problems(lint.FOLDER, THEOREMS)
     if report.is_wanted(arguments):
         problems += report.report(arguments, committed, results, started)
+    stop_where_asked()
     for problem in problems:
         print(f"\nPROBLEM: {problem}")
     seconds = time.perf_counter() - started
@@ -155,5 +177,6 @@ def _oracles(result: TheoremResult) -> str:
     for name, oracle in result.oracles.items():
         decided = oracle.result
         mark = "" if decided.verdict is Verdict.PROVED else f" {decided.verdict.value.upper()}"
-        parts.append(f"{name}{mark} ({decided.checked:,} {decided.unit})")
+        some = f", {result.claims - len(decided.skipped)} of {result.claims} claims" if decided.skipped else ""
+        parts.append(f"{name}{mark} ({decided.checked:,} {decided.unit}{some})")
     return ", ".join(parts)

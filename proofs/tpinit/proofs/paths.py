@@ -9,6 +9,7 @@ import z3
 from tpinit.proofs.claims import CheckResult, Verdict
 from tpinit.proofs.describe import describe
 from tpinit.proofs.sealing import sealed
+from tpinit.proofs.solvers import SOLVERS, SolverAnswer
 from tpinit.proofs.symbolic import (
     OpaqueValue,
     Path,
@@ -33,27 +34,45 @@ ResolverModule = Any  # the module, shipped or edited
 def on_every_path(
     module: ResolverModule, pick: Callable[[ResolverModule], Callable[[Any], object]], agrees: Agrees
 ) -> CheckResult:
-    """Run the function that `pick` takes from a module on every path and compare its result with the model's term."""
+    """Run the function that `pick` takes from a module on every path and compare its result with the model's term.
+
+    Z3 decides each path when it is found; cvc5 decides once that no path differs, and that the paths cover every input.
+    """
     model = Model(fresh_symbols())
-    paths = 0
+    taken: list[z3.BoolRef] = []
+    differing: list[z3.BoolRef] = []
     try:
         with sealed(module):
             function = pick(module)
             for path in explore(lambda: function(lazy_inputs(model.given_input)), model.well_typed):
-                paths += 1
-                failure = _difference(model, path, agrees)
+                taken.append(path.condition)
+                wrong = z3.BoolVal(True) if path.raised is not None else z3.Not(agrees(model, path.result))
+                differing.append(z3.And(path.condition, wrong))
+                failure = _difference(model, path, wrong)
                 if failure is not None:
-                    return CheckResult(failure[0], paths, "paths", failure[1])
+                    return CheckResult(failure[0], len(taken), "paths", failure[1])
     except Unsupported as reason:
-        return CheckResult(Verdict.UNKNOWN, paths, "paths", str(reason))
-    return CheckResult(Verdict.PROVED if paths else Verdict.VACUOUS, paths, "paths")
+        return CheckResult(Verdict.UNKNOWN, len(taken), "paths", str(reason))
+    return _confirmed(model, taken, differing)
 
 
-def _difference(model: Model, path: Path[object], agrees: Agrees) -> tuple[Verdict, str] | None:
+def _confirmed(model: Model, taken: Sequence[z3.BoolRef], differing: Sequence[z3.BoolRef]) -> CheckResult:
+    """Let cvc5 decide what Z3 has decided path by path."""
+    if not taken:
+        return CheckResult(Verdict.VACUOUS, 0, "paths")
+    for says, term in (("a path differs", z3.Or(*differing)), ("an input has no path", z3.Not(z3.Or(*taken)))):
+        answer = SOLVERS["cvc5"]((model.well_typed, term))
+        if answer is not SolverAnswer.UNSAT:
+            verdict = Verdict.UNKNOWN if answer is SolverAnswer.UNKNOWN else Verdict.DISAGREEMENT
+            return CheckResult(
+                verdict, len(taken), "paths", f"Z3 proves the opposite of {says!r}; cvc5: {answer.value}"
+            )
+    return CheckResult(Verdict.PROVED, len(taken), "paths")
+
+
+def _difference(model: Model, path: Path[object], wrong: z3.BoolRef) -> tuple[Verdict, str] | None:
     solver = z3.Solver()
-    solver.add(model.well_typed, path.condition)
-    if path.raised is None:
-        solver.add(z3.Not(agrees(model, path.result)))
+    solver.add(model.well_typed, path.condition, wrong)
     answer = solver.check()
     if answer == z3.unsat:
         return None
@@ -137,10 +156,15 @@ def is_evidence(result: object, expected: Sequence[Shown]) -> z3.BoolRef:
     if type(result) is not tuple or not all(type(given) is Given for given in result):
         raise Unsupported("evidence that is no tuple of given values")
     number = [z3.If(shown.holds, 1, 0) for shown in expected]
-    parts = [z3.Sum([z3.IntVal(0), *number]) == len(result)]
+    parts = [_sum(number) == len(result)]
     for index, shown in enumerate(expected):
-        place = z3.Sum([z3.IntVal(0), *number[:index]])
+        place = _sum(number[:index])
         for at, given in enumerate(result):
             same = given.source is shown.source and same_value(given.value, shown.value)
             parts.append(z3.Implies(z3.And(shown.holds, place == at), same))
     return z3.And(*parts)
+
+
+def _sum(numbers: Sequence[z3.ArithRef]) -> z3.ArithRef:
+    """Return the sum of any number of terms. z3.Sum of one term is no SMT-LIB that cvc5 takes."""
+    return sum(numbers, z3.IntVal(0))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing import get_context
 
 from tpinit.proofs import brute
-from tpinit.proofs.claims import THEOREMS, CheckResult, Claim, Theorem, Verdict, right_model
+from tpinit.proofs.claims import THEOREMS, CheckResult, Theorem, Verdict, right_model
 from tpinit.proofs.exploring import Unsupported
 from tpinit.proofs.ledger.evidence import ProofEvidence, explain
+from tpinit.proofs.processes import in_processes
 from tpinit.proofs.solvers import SOLVERS, decide_all, digest
 
 __all__ = ["OracleRun", "TheoremResult", "judge", "run"]
@@ -31,8 +30,9 @@ class TheoremResult:
     """The result of one theorem.
 
     `oracles` maps each oracle to its run, `controls` maps each oracle to its result for the control.
-    `no_brute_force` is the reason why brute force did not run, empty where it did. `formula` is the SHA-256 of
-    the claims. `evidence` holds witnesses and cores, empty unless requested.
+    `claims` is the number of claims, 0 for a theorem with an engine; `not_by_brute` maps the label of each claim that
+    brute force does not decide to the reason. `formula` is the SHA-256 of the claims. `evidence` holds witnesses and
+    cores, empty unless requested.
     """
 
     name: str
@@ -40,7 +40,8 @@ class TheoremResult:
     detail: str = ""
     oracles: Mapping[str, OracleRun] = field(default_factory=dict)
     controls: Mapping[str, CheckResult] = field(default_factory=dict)
-    no_brute_force: str = ""
+    claims: int = 0
+    not_by_brute: Mapping[str, str] = field(default_factory=dict)
     formula: str = ""
     seconds: float = 0.0
     evidence: ProofEvidence = field(default_factory=ProofEvidence)
@@ -75,29 +76,23 @@ def _by_claims(theorem: Theorem) -> TheoremResult:
     mutated = list(theorem.claims(theorem.mutant.apply(right_model())))
     oracles = {name: _timed(partial(decide_all, claims, solve)) for name, solve in SOLVERS.items()}
     controls = {name: _guarded(partial(decide_all, mutated, solve)) for name, solve in SOLVERS.items()}
-    no_brute_force = "" if any(not claim.no_brute_force for claim in claims) else _reasons(claims)
-    if not no_brute_force:
+    reasons = [(claim.label, brute.why_not(claim)) for claim in claims]
+    if not all(reason for _, reason in reasons):
         oracles["brute"] = _timed(partial(brute.decide_all, claims))
-    return _summed_up(theorem, oracles, controls, no_brute_force, digest(claims))
-
-
-def _reasons(claims: Sequence[Claim]) -> str:
-    return "; ".join(sorted({claim.no_brute_force for claim in claims}))
+    left_out = {label: reason for label, reason in reasons if reason}
+    result = _summed_up(theorem, oracles, controls)
+    return replace(result, claims=len(claims), not_by_brute=left_out, formula=digest(claims))
 
 
 def _by_engine(theorem: Theorem) -> TheoremResult:
     assert theorem.prove is not None
     assert theorem.refute is not None
     oracles = {theorem.engine: _timed(theorem.prove)}
-    return _summed_up(theorem, oracles, {theorem.engine: _guarded(theorem.refute)}, "", "")
+    return _summed_up(theorem, oracles, {theorem.engine: _guarded(theorem.refute)})
 
 
 def _summed_up(
-    theorem: Theorem,
-    oracles: Mapping[str, OracleRun],
-    controls: Mapping[str, CheckResult],
-    no_brute_force: str,
-    formula: str,
+    theorem: Theorem, oracles: Mapping[str, OracleRun], controls: Mapping[str, CheckResult]
 ) -> TheoremResult:
     verdicts = {name: run.result.verdict for name, run in oracles.items()}
     failed = {name: verdict for name, verdict in verdicts.items() if verdict is not Verdict.PROVED}
@@ -114,7 +109,7 @@ def _summed_up(
         verdict = Verdict.CONTROL_SURVIVED
         detail = f"the control must be refuted, but {name} says {result.verdict.value}: {theorem.control}"
         detail += f" ({result.detail})" if result.detail else ""
-    return TheoremResult(theorem.name, verdict, detail, oracles, controls, no_brute_force, formula)
+    return TheoremResult(theorem.name, verdict, detail, oracles, controls)
 
 
 def _timed(decide: Callable[[], CheckResult]) -> OracleRun:
@@ -154,18 +149,12 @@ def run(
 ) -> list[TheoremResult]:
     """Judge the named theorems in `jobs` processes and return their results in the order of `names`.
 
-    `done` is called with each result as it arrives. With `explained`, witnesses and cores are found too.
+    `done` is called with each result as it arrives. With `explained`, witnesses and cores are found too. However it
+    ends, no process is left. Raises StoppedBySignal as `in_processes` does.
     """
     order = sorted(names, key=_slowest_first)
     results: dict[str, TheoremResult] = {}
-    with ProcessPoolExecutor(min(jobs, len(names)), mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(_judge_by_name, name, explained): name for name in order}
-        try:
-            for future in as_completed(waiting):
-                result = future.result()
-                results[result.name] = result
-                done(result)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for result in in_processes(_judge_by_name, [(name, explained) for name in order], jobs):
+        results[result.name] = result
+        done(result)
     return [results[name] for name in names]

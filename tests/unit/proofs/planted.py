@@ -1,29 +1,32 @@
 """Bugs of kinds that `tpinit mutate` does not make: magic constants, conditions on two inputs, sequences that are cut,
-doubled or reversed, wrong evidence, sources, order and handles, and code that depends on a type, a text or an identity.
+doubled or reversed, wrong evidence, sources, order and handles, violations that hide each other, changes of several
+functions that fit together. `outside_of_the_subset` has the code that depends on a type, a text or an identity.
 
 Each names a theorem of the translation and one of the path explorer that must reject it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import types
+from dataclasses import dataclass, replace
 
 from tpinit.reference import resolver
 from tpinit.runtime import shards
 from tpinit.runtime.groups import topology
 
-__all__ = ["BUGS", "OUTSIDE_OF_THE_SUBSET", "Bug"]
+__all__ = ["BUGS", "Bug"]
 
 
 @dataclass(frozen=True)
 class Bug:
-    """One edit of a shipped module, and the theorems that must reject it."""
+    """Edits of a shipped module that fit together, and the theorems that must reject them."""
 
-    module: object
+    module: types.ModuleType
     old: str
     new: str
     translated: str
     paths: str
+    more: tuple[tuple[str, str], ...] = ()
 
 
 _WHOLE = "shipped_resolve_is_its_parts"
@@ -183,6 +186,13 @@ BUGS: dict[str, Bug] = {
     "the dtype's source is the last": _resolver(
         "dtypes[0].value, dtypes[0].source", "dtypes[0].value, dtypes[-1].source", "dtype", "effective_dtype"
     ),
+    "a call alone names itself before the precision": _resolver(
+        "dtypes[0].value, dtypes[0].source",
+        "dtypes[0].value, Source.CALL_DTYPE if inputs.call is not None and live_section(inputs) is None "
+        "else dtypes[0].source",
+        "dtype",
+        "effective_dtype",
+    ),
     "an unset dtype is created": _resolver("Source.UNSET)", "Source.CREATED)", "dtype", "effective_dtype"),
     "the group's source is the last": _resolver(
         "groups[0].value, groups[0].source", "groups[0].value, groups[-1].source", "tp_group", "effective_group"
@@ -200,6 +210,29 @@ BUGS: dict[str, Bug] = {
         "Given(Source.MPU_TP_GROUP, inputs.mpu.tp_group)",
         "Given(Source.MPU_TP_GROUP, Group(inputs.mpu.tp_group.identity, inputs.mpu.tp_group.size))",
         "group_and_mpu",
+    ),
+    # violations that hide each other, and values of one kind that count as equal
+    "an invalid size is no mismatch": _resolver(
+        "    return _differ(given_sizes(inputs))",
+        "    return _differ(given_sizes(inputs)) and not _invalid_sizes(inputs)",
+        "size_mismatch",
+    ),
+    "both halves are one dtype": _resolver(
+        "return any(other.value != given[0].value for other in given[1:])",
+        "return any(other.value != given[0].value and not (other.value == DType.FP16 and given[0].value == DType.BF16) "
+        "for other in given[1:])",
+        "dtype_mismatch",
+    ),
+    "a section with a dtype is never off": _resolver(
+        "section.tp_size is None and inputs.call is None",
+        "section.tp_size is None and section.dtype is None and inputs.call is None",
+        "section_disabled",
+    ),
+    "the keys of a section that is off": _whole(
+        "    section = live_section(inputs)\n    violations", "    section = inputs.section\n    violations", "carried"
+    ),
+    "a remainder of one is none": _resolver(
+        "inputs.world_size % size != 0", "inputs.world_size % size > 1", "size_not_dividing_world"
     ),
     # what is passed on
     "a world of one rank on an error": _whole(
@@ -249,6 +282,40 @@ BUGS: dict[str, Bug] = {
     "columns from the last to the first": _topology(
         "strict=True))", "strict=True))[::-1]", "orthogonal_groups", _COLUMNS
     ),
+    "groups from the last to the first by their index": _topology(
+        "return tuple(tp_group(index, tp_size) for index in",
+        "return tuple(tp_group(dp_size(world_size, tp_size) - 1 - index, tp_size) for index in",
+        "tp_groups",
+        _TP,
+    ),
+    "positions from the last to the first": _topology(
+        "dp_group(position, world_size, tp_size) for position",
+        "dp_group(tp_size - 1 - position, world_size, tp_size) for position",
+        "dp_groups",
+        _DP,
+    ),
+    # changes of two functions that fit together: each property of both holds, but not what they are documented to be
+    "places in a group from the last to the first": replace(
+        _topology("return rank % tp_size", "return tp_size - 1 - rank % tp_size", "tp_groups", _TP),
+        more=(("return dp * tp_size + tp\n", "return dp * tp_size + tp_size - 1 - tp\n"),),
+    ),
+    "the last shards are the longer ones": replace(
+        _shards(
+            "(index if index < longer else longer)",
+            "(index - parts + longer if index > parts - longer else 0)",
+            "shards_are_balanced",
+            "shards_are_balanced",
+        ),
+        more=(("(1 if index < length % parts else 0)", "(1 if index >= parts - length % parts else 0)"),),
+    ),
+    "the first unit is the shorter one": _shards(
+        "    begin, end = _at_most(offset * unit, length), _at_most((offset + held) * unit, length)\n",
+        "    short = (length + unit - 1) // unit * unit - length\n"
+        "    begin, end = length - _at_most(length - offset * unit + short, length), "
+        "length - _at_most(length - (offset + held) * unit + short, length)\n",
+        "aligned_shards_tile",
+        "aligned_shards_keep_units_whole",
+    ),
     # shards
     "an offset for seven parts": _shards(
         "if index < longer else longer)",
@@ -284,48 +351,14 @@ BUGS: dict[str, Bug] = {
     "no empty pieces": _shards(
         "        found.append(", "        if held > 0:\n            found.append(", _PIECES, _FUSED
     ),
+    "pieces of the other end": _shards(
+        "aligned_shard(length, unit, parts, index)\n        found",
+        "aligned_shard(length, unit, parts, parts - 1 - index)\n        found",
+        _PIECES,
+        _FUSED,
+    ),
+    "units of one after the first block": _shards(
+        "aligned_shard(length, unit, parts", "aligned_shard(length, unit if start == 0 else 1, parts", _PIECES, _FUSED
+    ),
     "units of one": _shards("aligned_shard(length, unit, parts", "aligned_shard(length, 1, parts", _PIECES, _FUSED),
-}
-
-_AT = "    sizes = given_sizes(inputs)\n    if not created"
-
-
-def _before(statements: str) -> tuple[str, str]:
-    return _AT, f"    {statements}\n{_AT}"
-
-
-# Edits of the resolver that depend on what the subset does not have, and a word of the problem that is told.
-OUTSIDE_OF_THE_SUBSET: dict[str, tuple[tuple[str, str], str]] = {
-    "a type": (_before("if isinstance(inputs.world_size, bool):\n        return False"), "isinstance()"),
-    "the name of a type": (_before("if type(inputs) is not Inputs:\n        return False"), "type()"),
-    "a class": (_before("if inputs.call.__class__ is None:\n        return False"), "__class__"),
-    "a text": (_before("if str(inputs.world_size) == '13':\n        return False"), "str()"),
-    "a formatted text": (_before("if f'{inputs.world_size}' == '13':\n        return False"), "JoinedStr"),
-    "a text by %": (_before("if '%d' % inputs.world_size == '13':\n        return False"), "type str"),
-    "a representation": (_before("if repr(inputs) == '':\n        return False"), "repr()"),
-    "a hash": (_before("if hash(inputs) % 97 == 0:\n        return False"), "hash()"),
-    "an identity": (_before("if id(inputs) % 97 == 0:\n        return False"), "id()"),
-    "the identity of a number": (_before("if inputs.world_size is 4:\n        return False"), "`is`"),
-    "a caught exception": (
-        _before("try:\n        inputs.call.tp_size + ''\n    except Exception:\n        return False"),
-        "Try",
-    ),
-    "a pattern": (_before("match inputs.world_size:\n        case 13:\n            return False"), "Match"),
-    "the environment": (_before("import os\n    if 'TP' in os.environ:\n        return False"), "Import"),
-    "membership": (_before("if inputs.world_size in (13, 17):\n        return False"), "In "),
-    "a method of a text": (
-        _before("if Source.UNSET.upper() == 0:\n        return False"),
-        "only a function with a name",
-    ),
-    "a floating-point number": (_before("if inputs.world_size > 1e300:\n        return False"), "type float"),
-    "an attribute by name": (_before("if getattr(inputs, 'call') is None:\n        return False"), "getattr()"),
-    "a walrus": (_before("if (world := inputs.world_size) == 13:\n        return False"), "NamedExpr"),
-    "earlier calls": (("VIOLATIONS: tuple", "_SEEN = []\n\nVIOLATIONS: tuple"), "List"),
-    "a default argument": (
-        ("def created(inputs: Inputs) -> bool:", "def created(inputs: Inputs, seen: int = 0) -> bool:"),
-        "default argument",
-    ),
-    "a decorator": (("def created(inputs", "@staticmethod\ndef created(inputs"), "decorator"),
-    "a replaced builtin": (("VIOLATIONS: tuple", "len = 3\n\nVIOLATIONS: tuple"), "len may not be bound"),
-    "a replaced method": (("VIOLATIONS: tuple", "Given.__eq__ = None\n\nVIOLATIONS: tuple"), "Assign"),
 }

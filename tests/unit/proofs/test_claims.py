@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
 import z3
-from tpinit.proofs import brute, running
-from tpinit.proofs.claims import THEOREMS, CheckResult, Claim, Theorem, Verdict, register, right_model
+from tpinit.proofs import brute, main, running
+from tpinit.proofs.claims import THEOREMS, CheckResult, Claim, Mutant, Theorem, Verdict, register, right_model
 from tpinit.proofs.describe import describe
+from tpinit.proofs.ledger.entries import ledger
+from tpinit.proofs.ledger.page import page
 from tpinit.proofs.running import judge
 from tpinit.proofs.solvers import SOLVERS, SolverAnswer, decide, decide_all, smt2
 from tpinit.spec.concrete import assume
@@ -17,6 +19,8 @@ from tpinit.spec.model import Model, fresh_symbols
 from tpinit.spec.vocabulary import Call, DType, Group, Inputs, Mpu, Section, ViolationCode
 
 X = z3.Int("x")
+# Of the 1,318,032 inputs of the small domain: those that are well-typed, and those of them that start AutoTP.
+WELL_TYPED, STARTING = 1_220_400, 8_876
 PROVED, REFUTED = CheckResult(Verdict.PROVED, 1), CheckResult(Verdict.REFUTED, 1)
 
 
@@ -152,9 +156,57 @@ def test_brute_force_proves_refutes_and_knows_its_bounds():
     assert safe.claims is not None
     assert safe.mutant is not None
     result = brute.decide_all(safe.claims(right_model()))
-    assert (result.verdict, result.checked) == (Verdict.PROVED, 1_318_032)
+    assert (result.verdict, result.checked, result.skipped) == (Verdict.PROVED, STARTING, ())
     fallen = brute.decide_all(safe.claims(safe.mutant.apply(right_model())))
     assert fallen.verdict is Verdict.REFUTED
     assert brute.decide_all([Claim("", X > 1, X > 0, no_brute_force="sizes out of it")]).verdict is Verdict.UNKNOWN
     with pytest.raises(ValueError, match="does not support x"):
         brute.decide_all([Claim("", X > 1, X > 0)])
+
+
+# --- what brute force is credited with -----------------------------------------------------------------
+
+
+def _two_claims(m: Model) -> list[Claim]:
+    small = m.given_input.world <= 3  # true for every input of the small domain, and false
+    return [
+        Claim("a row", m.well_typed, m.row_number > 0),
+        Claim("small", m.well_typed, small, no_brute_force="a large world"),
+        Claim("constant", z3.BoolVal(True), z3.BoolVal(True)),
+    ]
+
+
+def _judged(claims) -> tuple[Theorem, running.TheoremResult]:
+    drops = Mutant("no row 7", lambda m: replace(m, rows=m.rows[:6] + m.rows[7:]))
+    theorem = Theorem("rows_are_exhaustive", "Says.", "6.1", "control", claims=claims, mutant=drops)
+    return theorem, judge(theorem)
+
+
+def test_brute_force_is_credited_with_the_claims_that_it_decided():
+    theorem, record = _judged(lambda m: [claim for claim in _two_claims(m) if claim.label != "small"])
+    assert record.verdict is Verdict.PROVED
+    assert list(record.not_by_brute) == ["constant"]
+    entire = ledger({theorem.name: theorem}, [record], [], 0.0)
+    (entry,) = entire["theorems"].values()
+    assert entry["oracles"]["brute"] == {"verdict": "proved", "checked": WELL_TYPED, "unit": "inputs", "claims": 1}
+    assert (entry["claims"], entry["oracles"]["z3"]["claims"]) == (2, 2)
+    assert f"brute ({WELL_TYPED:,} inputs, 1 of 2 claims)" in main._oracles(record)
+    shown = page(entire)
+    assert f"{WELL_TYPED:,} inputs, 1 of 2 claims" in shown
+    assert f"brute: {record.not_by_brute['constant']}" in shown
+
+
+def test_a_claim_that_brute_force_left_out_is_not_its_to_confirm():
+    _, record = _judged(_two_claims)
+    assert (record.verdict, record.oracles["brute"].result.verdict) == (Verdict.DISAGREEMENT, Verdict.PROVED)
+    assert record.not_by_brute == {"small": "a large world", "constant": brute.why_not(_two_claims(right_model())[2])}
+    _, alone = _judged(lambda m: _two_claims(m)[1:])
+    assert "brute" not in alone.oracles
+
+
+def test_brute_force_counts_the_inputs_that_satisfy_the_premises():
+    model = right_model()
+    given = model.given_input
+    small = z3.And(model.well_typed, z3.Not(given.tpi), z3.Not(given.section), z3.Not(given.mpu))
+    result = brute.decide_all([Claim("", small, model.error)])
+    assert result == CheckResult(Verdict.PROVED, 9 * 8, "inputs")  # precision and mesh, worlds and group sizes

@@ -12,7 +12,8 @@ import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
 from tpinit.proofs.claims import THEOREMS, Verdict
 from tpinit.proofs.edited_source import edited_module, shipped, source_of
 from tpinit.proofs.subset import checker
-from unit.proofs.planted import BUGS, OUTSIDE_OF_THE_SUBSET
+from unit.proofs.outside_of_the_subset import OUTSIDE_OF_THE_SUBSET
+from unit.proofs.planted import BUGS
 
 
 def test_there_are_bugs_of_every_kind():
@@ -26,7 +27,7 @@ PLANTED = list(BUGS) if "TPINIT_PLANTED" in os.environ else list(BUGS)[::10]
 @pytest.mark.parametrize("name", PLANTED)
 def test_both_semantics_reject_a_planted_bug(name):
     bug = BUGS[name]
-    module = edited_module(bug.module, bug.old, bug.new)
+    module = edited_module(bug.module, bug.old, bug.new, *bug.more)
     assert checker.check(source_of(module), "m") == [], "the bug is to be rejected by what it means, not by its syntax"
     for theorem in (THEOREMS[bug.translated], THEOREMS[bug.paths]):
         assert theorem.on is not None

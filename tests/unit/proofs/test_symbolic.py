@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import pytest
 import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
 import z3
@@ -215,6 +218,62 @@ def test_crosshair_confirms_the_shipped_predicate_and_refutes_a_magic_integer():
     code = ViolationCode.GROUP_AND_MPU
     assert crosshair.check_predicate(code).verdict is Verdict.PROVED
     assert crosshair.check_predicate(code, ("inputs.call.tp_group is not None and", "")).verdict is Verdict.REFUTED
+
+
+def _symbolic(code: ViolationCode, edit: tuple[str, str] | None = None) -> set[str]:
+    return set(inspect.signature(_predicate(crosshair.contract(code, edit))).parameters)
+
+
+def _predicate(source: str):
+    names: dict[str, Any] = {}
+    exec(source, names)
+    return names["predicate"]
+
+
+def test_crosshair_runs_the_shipped_predicates_on_the_vocabularys_own_records():
+    given = {"tpi": True, "tpg": True, "section": True, "autotp_given": True, "mpu": True, "mesh": True}
+    values = {"world": 8, "call_size": 2, "autotp": 2, "call_group": 0, "mpu_group": 1, "cgroup": 1, "mesh_group": 2}
+    made = crosshair.real_inputs({**crosshair.FIXED, **given, **values, "mesh_group_size": 4})
+    assert made == Inputs(8, Call(2, DType.FP32, Group(0, 1)), Section(2), mpu=Mpu(Group(1, 1)), mesh=Group(2, 4))
+    assert {type(part) for part in (made, made.call, made.section, made.mpu)} == {Inputs, Call, Section, Mpu}
+    predicate = _predicate(crosshair.contract(ViolationCode.GROUP_AND_MPU))
+    assert (predicate(True, True, True, False), predicate(True, False, True, False)) == (True, False)
+
+
+SIZES_OF_GROUPS = {"call_group_size", "mpu_group_size", "cgroup_size", "mesh_group_size"}
+IDENTITIES = {"call_group", "mpu_group", "cgroup", "mesh_group"}
+
+
+def test_what_the_source_or_the_model_can_read_is_symbolic():
+    assert _symbolic(ViolationCode.GROUP_AND_MPU) == {"tpi", "tpg", "mpu", "cgroup_given"}
+    assert {"autotp", "alias", "call_size"} <= _symbolic(ViolationCode.SIZE_MISSING)
+    assert _symbolic(ViolationCode.GROUP_SIZE_MISMATCH) >= SIZES_OF_GROUPS
+    assert _symbolic(ViolationCode.GROUP_IDENTITY_MISMATCH) >= IDENTITIES
+
+
+# An edit of the predicate of GROUP_AND_MPU, and what it then reads.
+_GROUP_AND_MPU = "inputs.call.tp_group is not None and inputs.mpu is not None"
+
+
+@pytest.mark.parametrize(
+    ("also", "reads"),
+    [
+        ("inputs.world_size != 5", {"world"}),
+        ("inputs.precision is None", {"precision_given", "precision"}),
+        ("inputs.call.tp_group != inputs.mpu.tp_group", IDENTITIES | SIZES_OF_GROUPS),
+        ("not given_dtypes(inputs)", {"dtype", "precision", "section"}),
+        ("len(set(supplied_groups(inputs))) < 9", set(crosshair.FIXED)),
+        ("inputs.mpu.tp_group != Group(1, 1)", set(crosshair.FIXED)),
+    ],
+)
+def test_what_a_wrong_predicate_reads_is_symbolic_too(also, reads):
+    edit = (_GROUP_AND_MPU, f"{_GROUP_AND_MPU} and {also}")
+    assert reads <= _symbolic(ViolationCode.GROUP_AND_MPU, edit)
+
+
+def test_crosshair_refutes_a_comparison_of_whole_groups():
+    edit = (_GROUP_AND_MPU, f"{_GROUP_AND_MPU} and inputs.call.tp_group != inputs.mpu.tp_group")
+    assert crosshair.check_predicate(ViolationCode.GROUP_AND_MPU, edit).verdict is Verdict.REFUTED
 
 
 def test_the_model_printed_as_python_means_the_same():

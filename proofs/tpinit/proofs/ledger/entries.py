@@ -67,10 +67,16 @@ def _entry(theorem: Theorem, result: TheoremResult) -> dict[str, object]:
         "detail": result.detail,
         "bound": theorem.bound,
         "oracles": {
-            name: {"verdict": run.result.verdict.value, "checked": run.result.checked, "unit": run.result.unit}
+            name: {
+                "verdict": run.result.verdict.value,
+                "checked": run.result.checked,
+                "unit": run.result.unit,
+                "claims": result.claims - len(run.result.skipped),
+            }
             for name, run in result.oracles.items()
         },
-        "not_asked": {"brute": result.no_brute_force} if result.no_brute_force else {},
+        "claims": result.claims,
+        "not_decided_by": {"brute": dict(result.not_by_brute)} if result.not_by_brute else {},
         "control": {
             "says": theorem.control,
             "verdicts": {name: result.verdict.value for name, result in result.controls.items()},

@@ -7,15 +7,14 @@ the table, each rule of the prose, and each violation code.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from multiprocessing import get_context
 
 import z3
 from tpinit.proofs.claims import THEOREMS, Mutant, right_model
 from tpinit.proofs.ledger.evidence import first_to_fall
 from tpinit.proofs.mutants import drop_row, without_code
+from tpinit.proofs.processes import in_processes
 from tpinit.spec.model import Model
 from tpinit.spec.prose import RULES
 from tpinit.spec.table import ROWS
@@ -76,15 +75,15 @@ def needed_by(drop: Mutant, names: Sequence[str]) -> NecessityResult:
     return NecessityResult(drop.description)
 
 
-def _needed_by_place(place: int, names: Sequence[str]) -> NecessityResult:
+def _needed_by_place(place: int, names: Sequence[str]) -> tuple[int, NecessityResult]:
     import tpinit.proofs.theorems  # registers them in this process
 
     del tpinit
-    return needed_by(list(drops())[place], names)
+    return place, needed_by(list(drops())[place], names)
 
 
 def needed_by_each(names: Sequence[str], jobs: int) -> list[NecessityResult]:
     """Return for every part the first of the named theorems that is false without it; runs in `jobs` processes."""
-    places = range(len(list(drops())))
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(_needed_by_place, places, [names] * len(places)))
+    arguments = [(place, names) for place in range(len(list(drops())))]
+    found = dict(in_processes(_needed_by_place, arguments, jobs))
+    return [found[place] for place, _ in arguments]

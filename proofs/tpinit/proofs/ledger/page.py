@@ -6,7 +6,7 @@ Every text of the ledger is escaped, and the page's content security policy forb
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -57,7 +57,7 @@ def _row(name: str, entry: Mapping[str, Any], times: Mapping[str, Any] | None) -
     verdict = escape(entry["verdict"])
     # Only a pass has the class `proved`; every other verdict gets the style of a failure.
     badge = f'<span class="badge{" proved" if verdict == "proved" else ""}">{verdict}</span>'
-    oracles = "".join(f"<li>{_oracle(*pair)}</li>" for pair in entry["oracles"].items())
+    oracles = "".join(f"<li>{_oracle(oracle, run, entry['claims'])}</li>" for oracle, run in entry["oracles"].items())
     time = ""
     if times:
         time = f'<td role="cell" class="number" data-label="Seconds">{times["theorems"][name]["total"]:.2f}</td>'
@@ -85,10 +85,11 @@ def _hash(digest: str) -> str:
     return f'<code class="hash">{escape(digest)}</code>'
 
 
-def _oracle(name: str, run: Mapping[str, Any]) -> str:
+def _oracle(name: str, run: Mapping[str, Any], claims: int) -> str:
     failed = "" if run["verdict"] == "proved" else f" <strong>{escape(run['verdict'])}</strong>"
     unit = run["unit"].removesuffix("s") if run["checked"] == 1 else run["unit"]
-    return f'{escape(name)}{failed} <span class="quiet">{run["checked"]:,} {escape(unit)}</span>'
+    some = f", {run['claims']} of {claims} claims" if run["claims"] < claims else ""
+    return f'{escape(name)}{failed} <span class="quiet">{run["checked"]:,} {escape(unit)}{some}</span>'
 
 
 def _evidence(entry: Mapping[str, Any]) -> str:
@@ -97,7 +98,7 @@ def _evidence(entry: Mapping[str, Any]) -> str:
     rows = [
         ("Reason", escape(entry["detail"])),
         ("Bound", escape(entry["bound"])),
-        ("Not decided by", "; ".join(escape(f"{oracle}: {why}") for oracle, why in entry["not_asked"].items())),
+        ("Not decided by", _listed(_of(f"{oracle}: {why}", labels) for oracle, why, labels in _left_out(entry))),
         ("Needs", _cores(entry["cores"])),
         (
             "Input that satisfies the premises",
@@ -113,6 +114,13 @@ def _evidence(entry: Mapping[str, Any]) -> str:
         ),
     ]
     return "<dl>" + "".join(f"<dt>{title}</dt><dd>{text}</dd>" for title, text in rows if text) + "</dl>"
+
+
+def _left_out(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield each oracle that leaves claims out, with each reason and the labels of its claims."""
+    for oracle, reasons in entry["not_decided_by"].items():
+        for why in dict.fromkeys(reasons.values()):
+            yield oracle, why, [label for label, reason in reasons.items() if reason == why]
 
 
 def _cores(cores: Iterable[Mapping[str, Any]]) -> str:

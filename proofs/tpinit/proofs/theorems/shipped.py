@@ -210,7 +210,7 @@ for _code in ViolationCode:
         Theorem(
             name=f"crosshair_{_code.value.lower()}",
             statement=f"CrossHair, an independent symbolic executor, confirms over all paths that the shipped "
-            f"predicate of {_code.value} equals the model's predicate.",
+            f"predicate of {_code.value}, called with records of the vocabulary, equals the model's predicate.",
             clause="6.10",
             control=f"the source with {CONTROLS[_code][0].strip()!r} replaced by {CONTROLS[_code][1].strip()!r}",
             engine="crosshair",
