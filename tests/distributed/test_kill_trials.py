@@ -88,6 +88,17 @@ def test_all_other_ranks_end_in_time_with_an_error_that_says_why(result: dict[st
         assert any(f"rank {trial['victim']}, whose process ended" in text for text in texts), f"{where}: {texts}"
 
 
+def test_a_rank_whose_forward_raises_is_named_by_the_others(result: dict[str, Any]) -> None:
+    (trial,) = (trial for trial in result["trials"] if trial["raises"] is not None)
+    assert trial["late"] == []
+    others = dict(trial["ends"])
+    own = others.pop(str(trial["raises"]))
+    assert (own["error"], own["text"]) == ("ValueError", "a bad batch")
+    assert len(others) == RANKS - 1
+    assert {end["error"] for end in others.values()} <= ERRORS
+    assert any("the forward raised ValueError: a bad batch" in end["text"] for end in others.values())
+
+
 def test_no_checkpoint_is_lost_and_latest_is_true(result: dict[str, Any]) -> None:
     before = 0
     for trial in result["trials"][:-1]:
@@ -123,6 +134,10 @@ def _plant_end(**values: Any) -> Callable[[dict[str, Any]], None]:
         (_plant("late", [0]), test_all_other_ranks_end_in_time_with_an_error_that_says_why),
         (_plant_end(error="RuntimeError", is_ours=False), test_all_other_ranks_end_in_time_with_an_error_that_says_why),
         (_plant_end(text="Connection closed by peer"), test_all_other_ranks_end_in_time_with_an_error_that_says_why),
+        (
+            lambda found: found["trials"][-3]["ends"]["0"].update(text=""),
+            test_a_rank_whose_forward_raises_is_named_by_the_others,
+        ),
         (_plant("damage", "a file is not the file that was saved"), test_no_checkpoint_is_lost_and_latest_is_true),
         (_plant("after", "global_step1"), test_no_checkpoint_is_lost_and_latest_is_true),
         (_plant("phase", "none"), test_every_phase_was_killed_and_most_before_its_end),

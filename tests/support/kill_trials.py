@@ -43,6 +43,7 @@ class Trial:
     fraction: float = 0.0  # of the phase's longest time so far
     background: bool = False  # the saves of this trial
     updates: int = LAST
+    raises: int | None = None  # the rank whose forward raises an error in its second update
     inside: bool = False  # the phase had begun, and not ended
     late: list[int] = field(default_factory=list)  # ranks that did not end in time
     ends: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -88,6 +89,8 @@ def rank_main(trial: Trial, rank: int, size: int, folder: Path, pipe: int) -> di
     marks, run = Marks(trial, rank, pipe), folder / "run"
     try:
         made = engine(2, seed=trial.number, dropout=0.1)
+        if rank == trial.raises:
+            made.module.get_submodule("model.norm").register_forward_pre_hook(lambda *_: bad_batch(marks.update))
         with marks.phase("load"):
             made.load_checkpoint(run)
         for marks.update in range(1, trial.updates + 1):
@@ -109,6 +112,11 @@ def rank_main(trial: Trial, rank: int, size: int, folder: Path, pipe: int) -> di
         return {"error": type(error).__name__, "text": str(error)[:500], "is_ours": False}
     dist.destroy_process_group()
     return {"error": "", "text": "", "is_ours": True, "longest": marks.longest}
+
+
+def bad_batch(update: int) -> None:
+    if update == 2:
+        raise ValueError("a bad batch")
 
 
 def start(trial: Trial, rank: int, size: int, folder: Path) -> tuple[int, int]:
@@ -220,7 +228,9 @@ def main() -> None:
     for trial in trials:
         play(trial, size, folder, longest)
         print(json.dumps({key: value for key, value in asdict(trial).items() if key != "ends"}), flush=True)
-    last = Trial(arguments.trials + 1, updates=2)
+    raising = Trial(arguments.trials + 1, raises=size - 1)
+    play(raising, size, folder, longest)
+    last = Trial(arguments.trials + 2, updates=2)
     play(last, size, folder, longest)
     reached = losses(folder, 0)[-1][0]
     plain = folder / "undisturbed"
@@ -228,7 +238,7 @@ def main() -> None:
     undisturbed = Trial(0, updates=int(reached))
     play(undisturbed, size, plain, {})
     result = {
-        "trials": [asdict(one) for one in (first, *trials, last, undisturbed)],
+        "trials": [asdict(one) for one in (first, *trials, raising, last, undisturbed)],
         "losses": [losses(folder, rank) for rank in range(size)],
         "undisturbed": [losses(plain, rank) for rank in range(size)],
     }
