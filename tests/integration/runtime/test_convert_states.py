@@ -93,6 +93,19 @@ def test_states_come_back_bit_by_bit_from_every_cut(name: str, tmp_path: Path, c
         whole.load_state_dict(torch.load(tmp_path / "ds1" / FILE, weights_only=True)["optimizer"])
 
 
+def test_a_count_that_fused_adam_keeps_for_one_parameter_is_that_of_all(tmp_path: Path) -> None:
+    file, _ = trained(tmp_path, MAKERS["adam"])
+    optimizer = file["optimizer"]
+    optimizer["param_groups"][0] |= {"bias_correction": True, "step": 0}
+    for number, state in optimizer["state"].items():
+        state["step"] = 3 if number == max(optimizer["state"]) else 0
+    states = DeepSpeedTensors(write(tmp_path / "ds", file)).states
+    assert isinstance(states, OptimizerStates)
+    assert list(states.numbers.values()) == [{"step": 3.0}] * 21
+    optimizer["param_groups"][0]["bias_correction"] = False
+    assert "without bias_correction" in str(DeepSpeedTensors(write(tmp_path / "uncorrected", file)).states)
+
+
 def test_states_without_a_place_are_left_out_with_the_reason(tmp_path: Path) -> None:
     file, _ = trained(tmp_path, MAKERS["adam"])
     changed: dict[str, dict[str, Any]] = {}

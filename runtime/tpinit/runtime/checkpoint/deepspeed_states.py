@@ -90,7 +90,24 @@ def _rank_states(
                 raise _UnmappedError(f"{key} of {name} is {value.dtype} on {value.device.type}, and no fp32 values")
             else:
                 tensors[key, name] = value
+    for group in groups:
+        _complete_counts(group, numbers)
     return groups, numbers, tensors
+
+
+def _complete_counts(group: StateGroup, numbers: Mapping[str, dict[str, float | None]]) -> None:
+    """Give every parameter its number of updates: FusedAdam keeps it for one of a group, and 0 for the others.
+
+    Only optimizers of DeepSpeed have the option `bias_correction`.
+    """
+    if "bias_correction" not in group.options:
+        return
+    if not group.options["bias_correction"]:
+        raise _UnmappedError("they are of an Adam without bias_correction, which torch's Adam and AdamW are not")
+    counts = [numbers[name] for name in group.names if numbers.get(name, {}).get("step") is not None]
+    most = max((count["step"] or 0 for count in counts), default=0)
+    for count in counts:
+        count["step"] = count["step"] or most
 
 
 def _groups(given: Any, names: Sequence[str]) -> tuple[list[StateGroup], dict[int, str]]:
