@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +48,15 @@ def test_a_step_that_one_rank_leaves_out_is_an_error_on_all(world2: Any, updates
         assert result["error"]["type"] == "AgreementError", result["error"]
         assert "forward" in result["error"]["text"]
         assert "step" in result["error"]["text"]
+        assert result["collective"]
+        assert result["after"]["type"] is None, result["after"]
+
+
+def test_two_calls_of_any_pair_are_an_error_on_both_ranks(world2: Any, tmp_path: Path) -> None:
+    """None of them may wait for the other, or send what the other takes for its own: gloo aborts the process then."""
+    for result in world2.run("scenarios.call_check:pairs_of_calls", folder=str(tmp_path)):
+        assert len(result["errors"]) == 66
+        assert set(result["errors"].values()) == {"AgreementError"}, result["errors"]
         assert result["collective"]
         assert result["after"]["type"] is None, result["after"]
 

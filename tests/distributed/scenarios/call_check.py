@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.checkpoint import checkpoint
-from tpinit.runtime import initialize
+from tpinit.runtime import GatheredParameters, initialize
 from tpinit.runtime.internals.torch_private import local_gloo_group
 from tpinit.runtime.parallel.rng import SharedRng
 
@@ -110,6 +111,34 @@ def a_step_that_one_rank_leaves_out(rank: int, updates: int) -> dict[str, Any]:
     error = error_of(engine.step if rank else lambda: engine(input_ids=ids, labels=ids))
     engine.zero_grad()
     return {"error": error, "collective": in_step(rank), "after": error_of(lambda: train(engine, ids))}
+
+
+def pairs_of_calls(rank: int, folder: str) -> dict[str, Any]:
+    """Rank 0 makes one call of a pair, and the other rank the other one: return what was raised."""
+    engine, ids = engine_of(build()), tokens()
+    module = engine.module
+    up, down = (module.get_parameter(f"model.layers.0.mlp.{name}_proj.weight") for name in ("up", "down"))
+    calls: dict[str, Callable[[], Any]] = {
+        "forward": lambda: engine(input_ids=ids),
+        "step": engine.step,
+        "generate": lambda: module.generate(ids, max_new_tokens=2),
+        "clip_grad_norm_": lambda: engine.clip_grad_norm_(1.0),
+        "torch's clip_grad_norm_": lambda: torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0),
+        "sum_over_parameters": lambda: engine.sum_over_parameters({"model.layers.0.mlp.up_proj.weight": up.pow(2)}),
+        "other terms": lambda: engine.sum_over_parameters({"model.layers.0.mlp.down_proj.weight": down.pow(2)}),
+        "GatheredParameters": lambda: GatheredParameters(up).__enter__(),
+        "other parameters": lambda: GatheredParameters([up, down]).__enter__(),
+        "save_pretrained": lambda: module.save_pretrained(folder),
+        "a whole state dict": lambda: get_model_state_dict(module, options=StateDictOptions(full_state_dict=True)),
+        "_consolidated_16bit_state_dict": engine._consolidated_16bit_state_dict,
+    }
+    errors = {}
+    for pair in combinations(calls, 2):
+        engine.zero_grad()
+        engine.backward(engine(input_ids=ids, labels=ids).loss)
+        errors[" / ".join(pair)] = error_of(calls[pair[rank]])["type"]
+    engine.zero_grad()
+    return {"errors": errors, "collective": in_step(rank), "after": error_of(lambda: train(engine, ids))}
 
 
 def equal_calls(rank: int) -> dict[str, Any]:

@@ -132,6 +132,7 @@ class Engine(nn.Module):
         self._replica_check = ReplicaCheck(module, param_states, groups, self._checks.replicas_every)
         self._tensors.attach(module)
         self._tensors.optimizer, self._tensors.before_norm = self.optimizer, partial(before_norm, self)
+        self._tensors.meet = partial(self._call_check.meet, model=module)
         if optimizer_step is not None:
             optimizer_step.by_hand = self._update_by_hand
         recognize_sharded_tensors()

@@ -51,7 +51,9 @@ def sum_over_parameters(engine: Engine, terms: Mapping[str, torch.Tensor]) -> to
 
     `terms` hold one number for each element of this rank's part of a parameter, by its name in `named_parameters`. The
     sum is a scalar, equal on all ranks of a TP group, and its gradient is that of the unsharded model. A rank's own sum
-    would be that of its part. Call it on all ranks. Raises EngineError for an unknown name and for another shape.
+    would be that of its part. Call it on all ranks. Raises EngineError for an unknown name and for another shape;
+    AgreementError on all ranks if one of them calls something else, or has other terms.
     """
+    engine._call_check.meet(f"sum_over_parameters of {', '.join(map(str, terms))}", engine.module)
     with engine._tensors.own_nodes.closed():
         return sum_terms(terms, engine._param_states, engine.groups.tp, engine.device)

@@ -35,7 +35,8 @@ class GatheredParameters:
     what was written to gathered parameters is lost. `fwd_module` has no effect. `enabled` False does nothing.
 
     A rank needs memory for all gathered tensors. A forward inside is refused. Raises EngineError for a `modifier_rank`
-    that is no rank, and AgreementError on all ranks if a parameter has another shape at the end.
+    that is no rank, and AgreementError on all ranks if one gathers other parameters or does something else, and if a
+    parameter has another shape at the end.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class GatheredParameters:
     ) -> None:
         del fwd_module  # ZeRO 3 of DeepSpeed needs it
         given = [params] if isinstance(params, torch.Tensor) else list(params)
-        states = {id(state.parameter): (state, model.groups.tp) for model in known_models() for state in model.states}
+        states = {id(state.parameter): (state, model) for model in known_models() for state in model.states}
         found = {id(parameter): states[id(parameter)] for parameter in given if id(parameter) in states}
         self._states = list(found.values()) if enabled else []
         self._modifier_rank = modifier_rank
@@ -57,8 +58,11 @@ class GatheredParameters:
 
     def __enter__(self) -> None:
         """Gather the parameters: one broadcast for each rank of the TP group and each parameter."""
-        for state, tp in self._states:
-            part = state.parameter.data
+        for model in dict.fromkeys(model for _, model in self._states):
+            names = [state.record.name for state, owner in self._states if owner is model]
+            model.meet(f"GatheredParameters of {', '.join(names)}")
+        for state, model in self._states:
+            part, tp = state.parameter.data, model.groups.tp
             whole = gather_parameter(part, state.record, tp)
             self._parts.append((state, tp, part))
             state.parameter.data = whole

@@ -26,8 +26,9 @@ class ShardedTensors:
     """The parameters of one sharded model, with their hooks and groups. It is an attribute of the model.
 
     `optimizer` is the one that `initialize` got. `before_norm` is called with the name of a function before that
-    computes a norm over the ranks, and may raise. `parts` are the records, by id, of the parameters of which this rank
-    has a part, or whose gradients the TP group adds up; `own_nodes` tells which nodes of a graph may read them.
+    computes a norm over the ranks, and may raise; `meet` with the name of any other call of all ranks. `parts` are the
+    records, by id, of the parameters of which this rank has a part, or whose gradients the TP group adds up; `own_nodes`
+    tells which nodes of a graph may read them.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class ShardedTensors:
         self.hooks = BackwardHooks(states, groups, device, averaging)
         self.optimizer: Optimizer | None = None
         self.before_norm: Callable[[str], None] = lambda _: None
+        self.meet: Callable[[str], None] = lambda _: None
         self.ids = frozenset(id(state.parameter) for state in states)
         self.sharded_ids = frozenset(id(state.parameter) for state in states if state.record.dim is not None)
         self.parts: dict[int, ParameterPlan] = {}
