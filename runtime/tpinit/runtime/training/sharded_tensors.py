@@ -27,8 +27,8 @@ class ShardedTensors:
 
     `optimizer` is the one that `initialize` got. `before_norm` is called with the name of a function before that
     computes a norm over the ranks, and may raise; `meet` with the name of any other call of all ranks. `parts` are the
-    records, by id, of the parameters of which this rank has a part, or whose gradients the TP group adds up; `own_nodes`
-    tells which nodes of a graph may read them.
+    records, by id, of the parameters of which this rank has a part, or whose gradients the TP group adds up;
+    `own_nodes` tells which nodes of a graph may read them.
     """
 
     def __init__(
