@@ -283,6 +283,16 @@ def test_an_mpu_whose_size_is_not_its_groups_is_malformed(family, size):
     assert problem.given in problem.message
 
 
+class Count(int):
+    """A size of another type of integer."""
+
+
+@pytest.mark.parametrize("family", ["model_parallel", "tensor_model_parallel", "data_parallel"])
+def test_an_mpu_may_report_its_size_as_any_integer(family):
+    results = {"model_parallel_group": (0, 1), f"{family}_group": (0, 1), f"{family}_world_size": Count(2)}
+    assert Resolver(8).inputs(call=None, mpu=mpu(**results)).mpu is not None
+
+
 # --- all together ----------------------------------------------------------------------------------
 
 

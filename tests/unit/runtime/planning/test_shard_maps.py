@@ -26,10 +26,22 @@ def layouts(count: int, kv_count: int, size: int, tp_size: int) -> Iterator[Regi
             yield layout
 
 
+@pytest.mark.parametrize("tp_size", range(1, 33))
+def test_heads_of_every_number_over_every_number_of_ranks(tp_size: int) -> None:
+    """Every number of ranks up to 32, those of usual machines among them, over the heads of usual models and others."""
+    for kv_count in (1, 2, 3, 4, 5, 8, 16, 32):
+        for group in (1, 2, 3, 4, 5, 8, 16):
+            check_heads(kv_count, group, 1, tp_size)
+
+
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 4), st.integers(1, 9))
 def test_every_head_is_on_one_rank_and_its_key_value_head_with_it(
     kv_count: int, group: int, size: int, tp_size: int
 ) -> None:
+    check_heads(kv_count, group, size, tp_size)
+
+
+def check_heads(kv_count: int, group: int, size: int, tp_size: int) -> None:
     count = kv_count * group
     found = next(layouts(count, kv_count, size, tp_size), None)
     if found is None:
