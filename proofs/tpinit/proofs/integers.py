@@ -19,7 +19,7 @@ from tpinit.proofs.claims import CheckResult, Theorem, Verdict, register
 from tpinit.proofs.edited_source import edited_module, source_of
 from tpinit.proofs.sealing import sealed
 from tpinit.proofs.solvers import SOLVERS, SolverAnswer
-from tpinit.proofs.symbolic import SymbolicBool, SymbolicInt, Unsupported, explore
+from tpinit.proofs.symbolic import SymbolicBool, SymbolicInt, Unsupported, as_declared, explore
 
 __all__ = ["Lemma", "Mapped", "arbitrary_range", "lemma_theorem", "replaced", "summarised", "term"]
 
@@ -131,7 +131,7 @@ class Asked:
 
     def __getattr__(self, name: str) -> object:
         self.names.add(name)
-        return getattr(self.module, name)
+        return as_declared(getattr(self.module, name))
 
 
 def module_of(module: Any) -> types.ModuleType:

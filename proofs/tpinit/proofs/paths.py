@@ -18,6 +18,7 @@ from tpinit.proofs.symbolic import (
     SymbolicIdentity,
     SymbolicInt,
     Unsupported,
+    as_declared,
     explore,
     lazy_inputs,
 )
@@ -43,7 +44,7 @@ def on_every_path(
     differing: list[z3.BoolRef] = []
     try:
         with sealed(module):
-            function = pick(module)
+            function = as_declared(pick(module))
             for path in explore(lambda: function(lazy_inputs(model.given_input)), model.well_typed):
                 taken.append(path.condition)
                 wrong = z3.BoolVal(True) if path.raised is not None else z3.Not(agrees(model, path.result))

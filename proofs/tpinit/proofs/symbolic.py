@@ -7,7 +7,7 @@ are opaque, and an operation that is not modelled here raises `Unsupported`, whi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 import z3
@@ -25,6 +25,7 @@ __all__ = [
     "SymbolicIdentity",
     "SymbolicInt",
     "Unsupported",
+    "as_declared",
     "explore",
     "lazy_inputs",
 ]
@@ -248,6 +249,32 @@ class Lazy(_Opaque):
 
     def __setattr__(self, name: str, value: object) -> None:
         raise Unsupported(f"the code under proof wrote .{name} of its input")
+
+
+def as_declared(function: Callable[..., T]) -> Callable[..., T]:
+    """Return a shipped function that is refused where it returns a truth value for a number, or the reverse.
+
+    In Python `True == 1`, so a comparison of values does not see it. A declared result other than `bool` holds none.
+    """
+    declared = getattr(function, "__annotations__", {}).get("return")
+
+    def call(*arguments: object) -> T:
+        value = function(*arguments)
+        truths = [type(part) in (bool, SymbolicBool) for part in _parts(value)]
+        numbers = declared != "int" or type(value) in (int, SymbolicInt)
+        if not numbers or (declared == "bool" and truths != [True]) or (declared != "bool" and any(truths)):
+            raise Unsupported(f"the code under proof returned {type(value).__name__} where it declares {declared}")
+        return value
+
+    return call
+
+
+def _parts(value: object) -> Iterator[object]:
+    if type(value) is tuple:
+        for part in value:
+            yield from _parts(part)
+    else:
+        yield value
 
 
 def lazy_inputs(s: Symbols) -> Lazy:

@@ -251,6 +251,32 @@ BUGS: dict[str, Bug] = {
         "section_disabled=section_disabled(inputs) and ok",
         "section_disabled",
     ),
+    # a truth value for a number, and the reverse: equal in Python, but of another type
+    "row 1 is true": _resolver(
+        "    return 1 + 4 * (tpi + tpg) + 2 * cfg + (inputs.mpu is not None)\n",
+        "    row = 1 + 4 * (tpi + tpg) + 2 * cfg + (inputs.mpu is not None)\n"
+        "    return row if tpi or cfg or inputs.mpu is not None else inputs.mpu is None\n",
+        "row",
+        "row_number",
+    ),
+    "a partition is one": _topology(
+        "    return sorted(rank for group in groups for rank in group) == list(range(world_size))",
+        "    return 1 if sorted(rank for group in groups for rank in group) == list(range(world_size)) else 0",
+        "partitions",
+        _PARTITION,
+    ),
+    "a crossing is one": _topology(
+        "    return all(len(set(tp) & set(dp)) == 1 for tp in all_tp for dp in all_dp)",
+        "    return 1 if all(len(set(tp) & set(dp)) == 1 for tp in all_tp for dp in all_dp) else 0",
+        "crosses_once",
+        _CROSSING,
+    ),
+    "one group is true": _topology(
+        "    return world_size // tp_size\n",
+        "    return world_size // tp_size if world_size != tp_size else True\n",
+        "places_have_one_rank",
+        "every_place_has_one_rank",
+    ),
     # topology
     "one rank at another place": _topology(
         "return rank % tp_size",

@@ -21,6 +21,8 @@ from tpinit.proofs.translation.values import FALSE, Appended, Indexed, Items, Va
 __all__ = ["Frame", "Function", "Translator"]
 
 MAX_DEPTH = 40
+# Python's `True == 1` is no equality of terms: a function returns the sort that it declares.
+_SORTS = {"int": z3.IntSort(), "bool": z3.BoolSort()}
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,10 @@ class Translator:
         result = frame.returned[-1][1]
         for condition, value in reversed(frame.returned[:-1]):
             result = choose(condition, value, result)
+        declared = self.functions[name].returns
+        said = "" if declared is None else ast.unparse(declared)
+        if said in _SORTS and not (z3.is_expr(result) and result.sort() == _SORTS[said]):
+            raise Unsupported(f"{name}() does not return the {said} that it declares")
         return result
 
     def evaluate(self, node: ast.expr, frame: Frame) -> Value:
