@@ -74,7 +74,7 @@ def runs(rank: int, folder: str, tp_size: int) -> dict[str, Any] | None:
 
 
 def refusals(rank: int, folder: str) -> list[str]:
-    """Go on with other data, and train on different data on the two ranks: the errors of both."""
+    """Go on with other data, train on different data on the two ranks, and where rank 0 can't write: the errors."""
     base = Path(folder)
     other = options(base, "parts", 2)
     cases = (
@@ -82,7 +82,11 @@ def refusals(rank: int, folder: str) -> list[str]:
         TuneOptions(**{**fields(other), "output": base / "new", "data": base / f"data{rank}.jsonl"}),
     )
     (base / f"data{rank}.jsonl").write_text(f'{{"text": "rank {rank}"}}\n')
-    return [error_of(one) for one in cases]
+    if rank == 0:
+        (base / "blocked" / "checkpoints").mkdir(parents=True)
+        (base / "blocked" / "metrics.new").mkdir()  # in the place of a file
+    blocked = TuneOptions(**{**fields(other), "output": base / "blocked"})
+    return [error_of(one) for one in (*cases, blocked)]
 
 
 def error_of(one: TuneOptions) -> str:

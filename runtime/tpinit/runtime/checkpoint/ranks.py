@@ -18,7 +18,7 @@ from tpinit.runtime.groups.issuing import collective
 from tpinit.runtime.groups.process_groups import world_timeout
 from tpinit.runtime.internals.torch_private import set_timeout
 
-__all__ = ["agree", "checkpoint_group"]
+__all__ = ["agree", "checkpoint_group", "on_first_rank"]
 
 T = TypeVar("T")
 
@@ -49,6 +49,23 @@ def agree(step: str, work: Callable[[RankReport], T]) -> T:
     gather = partial(gather_reports, group=checkpoint_group(), name=f'the reports after "{step}"')
     result, _ = protocol.run(protocol.agree(step, work, partial(_check, step), gather, _text))
     return result
+
+
+def on_first_rank(what: str, action: Callable[[], T]) -> T | None:
+    """Run an action that writes `what` on rank 0, and return there what it returned. Every rank must call this.
+
+    Raises CheckpointError on all ranks if it fails.
+    """
+
+    def act(_: RankReport) -> T | None:
+        if dist.get_rank() != 0:
+            return None
+        try:
+            return action()
+        except OSError as failure:
+            raise CheckpointError(f"{what} could not be written: {failure}") from failure
+
+    return agree(what, act)
 
 
 def _check(step: str, reports: Sequence[RankReport]) -> None:

@@ -16,7 +16,7 @@ from tpinit.reference.errors import TpinitError
 from tpinit.runtime.checkpoint import folders
 from tpinit.runtime.checkpoint.manifest import SUMS, Manifest, sha256_of
 from tpinit.runtime.checkpoint.places import Write
-from tpinit.runtime.checkpoint.ranks import agree, checkpoint_group
+from tpinit.runtime.checkpoint.ranks import agree, checkpoint_group, on_first_rank
 from tpinit.runtime.errors import CheckpointError
 from tpinit.runtime.groups.agreement import RankReport
 
@@ -73,7 +73,7 @@ def save(
     With `background` the tensors are copied to the CPU, and the writing goes on in a thread. Raises CheckpointError on
     all ranks if one of them fails; the checkpoints that were there before are then as they were.
     """
-    _on_first_rank(lambda: folders.make_temporary(options.folder, options.tag))
+    on_first_rank("the checkpoint", lambda: folders.make_temporary(options.folder, options.tag))
     if not background:
         _write(writes, page, options)
         return None
@@ -101,7 +101,7 @@ def _write(writes: Sequence[Write], page: Mapping[str, Any], options: SaveOption
 
     try:
         agree("write a checkpoint", write)
-        _on_first_rank(lambda: _finish(writer, page, options))
+        on_first_rank("the checkpoint", lambda: _finish(writer, page, options))
     except TpinitError:  # also where another rank ended: nobody else removes the folder
         if dist.get_rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
@@ -145,16 +145,3 @@ def write_manifest(writer: ChunkWriter, page: Mapping[str, Any], folder: Path) -
     }
     text = "".join(f"{value}  {name}\n" for name, value in sorted(sums.items()))
     folders.write_synced(folder / SUMS, text.encode())
-
-
-def _on_first_rank(action: Callable[[], object]) -> None:
-    """Run an action on rank 0. Raises CheckpointError on all ranks if it fails."""
-
-    def act(_: RankReport) -> None:
-        if dist.get_rank() == 0:
-            try:
-                action()
-            except OSError as failure:
-                raise CheckpointError(f"the checkpoint could not be written: {failure}") from failure
-
-    agree("the folder of a checkpoint", act)

@@ -23,13 +23,18 @@ class MetricsFile:
         self.path = folder / FILE
         kept = [page for page in read_metrics(folder) if page["step"] <= after_step]
         temporary = self.path.with_suffix(".new")
-        temporary.write_text("".join(f"{json.dumps(page)}\n" for page in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
-        self._file = self.path.open("a", encoding="utf-8", buffering=1)  # a line is on the disk as soon as it is whole
+        try:
+            temporary.write_text("".join(f"{json.dumps(page)}\n" for page in kept), encoding="utf-8")
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._file = self.path.open("ab", buffering=0)  # a line is in the file at once, or `add` raises
 
     def add(self, page: dict[str, Any]) -> None:
-        """Write one update."""
-        self._file.write(f"{json.dumps(page)}\n")
+        """Write one update. Raises OSError."""
+        line = memoryview(f"{json.dumps(page)}\n".encode())
+        while line:
+            line = line[self._file.write(line) :]
 
     def close(self) -> None:
         """Close the file."""

@@ -14,13 +14,15 @@ import torch
 import torch.distributed as dist
 from tpinit.reference.explain import explain
 from tpinit.reference.objects import Resolver
+from tpinit.runtime.checkpoint.ranks import on_first_rank
 from tpinit.runtime.errors import CheckpointError, DataError
 from tpinit.runtime.finetune.config_values import completed_config
 from tpinit.runtime.finetune.lines import LineFile
 from tpinit.runtime.finetune.loss_chart import draw_losses
-from tpinit.runtime.finetune.metrics import MetricsFile, read_metrics, tensorboard_writer, write_scalars
+from tpinit.runtime.finetune.metrics import FILE, read_metrics
 from tpinit.runtime.finetune.options import TuneOptions
-from tpinit.runtime.finetune.progress import Progress, short
+from tpinit.runtime.finetune.progress import short
+from tpinit.runtime.finetune.records import Records
 from tpinit.runtime.finetune.rows import Rows, collate_for, make_rows
 from tpinit.runtime.finetune.run_folder import CHECKPOINTS, check_output, clear_output, has_checkpoint
 from tpinit.runtime.groups import protocol, world
@@ -175,10 +177,7 @@ def _resume(engine: Engine, options: TuneOptions, material: Material, say: Calla
         "pack": options.pack,
         "loss-on": "all" if options.everything else "answers",
     }
-    dist.barrier()  # every rank has looked at the folder
-    if dist.get_rank() == 0:
-        clear_output(options.output, options.fresh)
-    dist.barrier()
+    on_first_rank(str(options.output), lambda: clear_output(options.output, options.fresh))
     if not has_checkpoint(options.output):
         return mine
     folder, client_state = engine.load_checkpoint(options.output / CHECKPOINTS)
@@ -217,35 +216,31 @@ def _train(
     say: Callable[[str], None],
 ) -> TrainingStopped | None:
     """Train until update `steps`, and save. Return what ended it early, on all ranks the same, or None."""
-    first = dist.get_rank() == 0
     if engine.global_steps >= steps:
         say(f"nothing to train: the run has {engine.global_steps} of {steps} updates (--steps, --epochs)")
         return None
-    file = MetricsFile(options.output, engine.global_steps) if first else None
-    writer = tensorboard_writer(options.output / "tensorboard") if first and options.tensorboard else None
-    progress = Progress(steps, engine.global_steps, options.log_every) if first else None
+    metrics = str(options.output / FILE)
+    records = on_first_rank(metrics, lambda: Records(options, engine.global_steps, steps))
     batches = _CountedBatches(engine)
     stopped: TrainingStopped | None = None
     try:
         while engine.global_steps < steps and stopped is None:
             page, stopped = _update(engine, batches)
-            if file is not None and progress is not None:
-                file.add(page)
-                progress.update(page)
-            if writer is not None:
-                write_scalars(writer, page)
+            on_first_rank(metrics, partial(_add, records, page))
             last = engine.global_steps == steps
             if stopped is None and (last or (options.save_every and engine.global_steps % options.save_every == 0)):
                 engine.save_checkpoint(
                     options.output / CHECKPOINTS, client_state={"data": state}, keep_last=options.keep_last
                 )
     finally:
-        for one in (file, writer):
-            if one is not None:
-                one.close()
-        if progress is not None:
-            progress.end()
+        if records is not None:
+            records.close()
     return stopped
+
+
+def _add(records: Records | None, page: dict[str, Any]) -> None:
+    assert records is not None  # on rank 0
+    records.add(page)
 
 
 def _update(engine: Engine, batches: _CountedBatches) -> tuple[dict[str, Any], TrainingStopped | None]:
@@ -294,7 +289,10 @@ def peak_bytes(device: torch.device) -> int:
 def _save_model(engine: Engine, options: TuneOptions, material: Material) -> None:
     """Write the whole model, its generation config and its tokenizer, and the picture of its losses."""
     engine.save_pretrained(options.output, tokenizer=material.tokenizer)
-    if dist.get_rank() == 0:
-        losses = [(page["step"], page["loss"]) for page in read_metrics(options.output)]
-        picture = draw_losses({"loss": losses}, f"Loss of {options.output.name}")
-        (options.output / "loss.svg").write_text(picture, encoding="utf-8")
+    picture = options.output / "loss.svg"
+    on_first_rank(str(picture), lambda: picture.write_text(_losses(options), encoding="utf-8"))
+
+
+def _losses(options: TuneOptions) -> str:
+    losses = [(page["step"], page["loss"]) for page in read_metrics(options.output)]
+    return draw_losses({"loss": losses}, f"Loss of {options.output.name}")

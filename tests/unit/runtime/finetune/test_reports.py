@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import resource
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -67,6 +68,22 @@ def test_metrics_after_the_last_checkpoint_are_dropped(tmp_path):
         broken.write('{"step": 4, "lo')
     MetricsFile(tmp_path, 2).close()
     assert [one["step"] for one in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_an_update_that_does_not_fit_on_the_disk_is_an_error(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path, 0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30, before[1]))  # bytes: two lines and a part of one
+    try:
+        for step in (1, 2):
+            file.add({"step": step})
+        with pytest.raises(OSError, match="File too large"):
+            file.add({"step": 3})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        file.close()
+    assert (tmp_path / FILE).stat().st_size == 30
+    assert [page["step"] for page in read_metrics(tmp_path)] == [1, 2]
 
 
 def test_the_picture_has_every_curve_and_point(tmp_path):
