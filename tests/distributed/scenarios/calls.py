@@ -56,7 +56,7 @@ def refused_calls(rank: int) -> dict[str, Any]:
     texts["to"] = refusal_of(lambda: module.to(torch.bfloat16))
     texts["device"] = refusal_of(lambda: module.to("meta"))
     texts["cuda"] = refusal_of(module.cuda)
-    texts["torch.save"] = refusal_of(lambda: torch.save(module, io.BytesIO()))
+    texts["torch.save"] = refusal_of(lambda: torch.save(module.model, io.BytesIO()))
     same = module.float() is module and module.cpu() is module and module.to("cpu", torch.float32) is module
     return {"texts": texts, "same": same, "gap": _gap(engine, unsharded), "in_step": in_step(rank)}
 

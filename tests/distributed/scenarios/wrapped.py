@@ -121,7 +121,7 @@ def over_the_world(rank: int) -> dict[str, Any]:
         "FSDP": lambda: FullyShardedDataParallel(engine.module, device_id=torch.device("cpu")),
         "fully_shard": lambda: fully_shard(engine, mesh=mesh),
         "layers": lambda: fully_shard([*engine.module.model.layers], mesh=mesh),
-        "pickled": lambda: pickle.dumps(engine.module),
+        "pickled": lambda: pickle.dumps(engine.module.model),
         "saved": lambda: torch.save(engine.module.model, io.BytesIO()),
         "pickled norm": lambda: pickle.dumps(engine.module.model.norm),
     }

@@ -119,7 +119,7 @@ class ForwardScope:
         return twin
 
     def __reduce_ex__(self, _: Any) -> Any:
-        """Raise EngineError: a pickled model would hold one rank's part, and process groups can't be stored."""
+        """Raise EngineError: a module inside a sharded model is pickled, and has no place that a pickle could name."""
         raise pickle_error()
 
     def reset(self) -> None:
@@ -129,10 +129,11 @@ class ForwardScope:
 
 
 def pickle_error() -> EngineError:
-    """Return the error for a sharded model, or a module of one, that is pickled."""
+    """Return the error for a module inside a sharded model that is pickled."""
     return EngineError(
-        "pickle and torch.save of a sharded model would store the part of one rank, and process groups can't be "
-        "stored: call engine.module.save_pretrained(folder) on every rank, which writes the whole model"
+        "pickle and torch.save of a module inside a sharded model would store the part of one rank: call "
+        "engine.module.save_pretrained(folder) on every rank, which writes the whole model; a pickle of engine.module "
+        "itself is read beside a living model of the same plan"
     )
 
 

@@ -28,6 +28,7 @@ from tpinit.runtime.training.call_table import DTYPE, REFUSED, STRUCTURE
 from tpinit.runtime.training.compile_guard import guard_compile
 from tpinit.runtime.training.local_shards import mark_model_state
 from tpinit.runtime.training.lone_layers import refuse_lone_calls
+from tpinit.runtime.training.pickled import reduced
 from tpinit.runtime.training.save_whole import save_whole
 from tpinit.runtime.training.whole_model import load_whole_or_part, records_below, state_or_whole
 
@@ -81,6 +82,7 @@ def guard_calls(model: nn.Module, plan: Plan, tp: GroupView, check: CallCheck, f
         _set(module, "load_state_dict", load_whole_or_part(plan, prefix))
         _guard_counts(module, {name: prod(record.shape) for name, record in records_below(plan, prefix).items()})
     mark_model_state(model, plan)
+    _set(model, "__reduce_ex__", reduced(model, plan, tp, check))
     _set(model, "state_dict", state_or_whole(plan, tp, check))
     if callable(getattr(type(model), "save_pretrained", None)):
         _set(model, "save_pretrained", save_whole(plan, tp, check, first_replica))

@@ -74,6 +74,10 @@ class ShardedTensors:
         twin.own_nodes = copy.deepcopy(self.own_nodes, memo)  # the one that the scope of the copied model calls
         return twin
 
+    def __reduce_ex__(self, _: Any) -> Any:
+        """Pickle as None: a model of TP size 1, of which this is an attribute, is whole without it."""
+        return type(None), ()
+
 
 def _is_part(record: ParameterPlan) -> bool:
     return record.dim is not None or record.gradient_rule is GradientRule.PARTIAL

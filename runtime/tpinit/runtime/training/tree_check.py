@@ -29,7 +29,7 @@ from tpinit.runtime.planning.analysis.global_code import GlobalCode
 from tpinit.runtime.planning.schema import GradientRule, Plan
 from tpinit.runtime.training.hook_places import HookPlaces
 
-__all__ = ["TreeCheck"]
+__all__ = ["TreeCheck", "is_own"]
 
 _SHOWN = 6  # changes in an error
 _REGIONS = ("tp_region_input", "tp_region_output", "tp_fused", "tp_rng")
@@ -143,10 +143,10 @@ class TreeCheck:
     def _hook_problems(self, name: str, module: nn.Module) -> Iterator[str]:
         before, now = self._before[name].hooks, attached_hooks(module)
         for kind, function in before:
-            if _is_own(function) and (kind, function) not in now:
+            if is_own(function) and (kind, function) not in now:
                 yield f"{name or 'the model'}: a hook of tpinit was removed: register hooks again, and keep this one"
         for kind, function in now:
-            if (kind, function) in before or _is_own(function) or captures_outputs(function):
+            if (kind, function) in before or is_own(function) or captures_outputs(function):
                 continue
             if self._places.sees_parts(name, backward="backward" in kind):
                 yield (
@@ -163,7 +163,7 @@ class TreeCheck:
         if self._rules.get(name) is GradientRule.REPLICATED:
             return
         for kind, function in tensor_hooks(parameter):
-            if (kind, function) not in self._gradient_hooks[name] and not _is_own(function):
+            if (kind, function) not in self._gradient_hooks[name] and not is_own(function):
                 yield (
                     f"{name}: a {kind} ({described(function)}) would see this rank's part of the gradient: remove it, "
                     "or keep the layer whole (partition_type skip in partition_config)"
@@ -184,7 +184,7 @@ def _regions(module: nn.Module) -> tuple[Any, ...]:
     return tuple(map(module.__dict__.get, _REGIONS))
 
 
-def _is_own(function: Any) -> bool:
+def is_own(function: Any) -> bool:
     """Return whether a hook is one of this runtime."""
     function = getattr(function, "__wrapped__", getattr(function, "func", function))  # or a partial
     return str(getattr(function, "__module__", "")).startswith("tpinit.runtime.")
