@@ -127,6 +127,7 @@ class Engine(nn.Module):
         self._checks = checks if checks is not None else Checks()
         self._call_check = CallCheck(groups, device, self._checks.inputs_every)
         self._first_step: FirstStep | None = None
+        recognize_sharded_tensors()  # before the functions of torch are compared with what they were
         self._guard()
         _LIVING.add(self)
         self._replica_check = ReplicaCheck(module, param_states, groups, self._checks.replicas_every)
@@ -135,7 +136,6 @@ class Engine(nn.Module):
         self._tensors.meet = partial(self._call_check.meet, model=module)
         if optimizer_step is not None:
             optimizer_step.by_hand = self._update_by_hand
-        recognize_sharded_tensors()
 
     def _guard(self) -> None:
         """Let the model compare its calls over the TP group, and refuse those that would give or take parts."""
