@@ -6,10 +6,12 @@ that process. The run looks at the record whenever a result arrives or a moment 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +40,7 @@ T = TypeVar("T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _MOMENT = 0.2  # seconds between two looks at the recorded signals
 _PATIENCE = 2.0  # seconds that a worker has to end its own child processes; one inside of a solver can't, and has none
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _recorded: list[int] = []
 
 
@@ -124,6 +127,13 @@ _clean_ups: list[Callable[[], object]] = []
 def _end_on_sigterm() -> None:
     """End this process on SIGTERM. An exception would not: in callbacks and destructors Python prints and drops it."""
     signal.signal(signal.SIGTERM, _clean_up_and_end)
+    _die_with_parent(signal.SIGTERM)
+
+
+def _die_with_parent(number: int) -> None:
+    """Ask Linux to send this process a signal when its parent has ended, even by SIGKILL; elsewhere, do nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def _clean_up_and_end(*_: object) -> NoReturn:
@@ -148,7 +158,13 @@ def output_of(command: Sequence[str], seconds: float) -> str:
     # No SIGTERM may come between the start of a process and its registration. The process inherits this; it is killed.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=partial(_die_with_parent, signal.SIGKILL),
+        )
         _clean_ups.append(process.kill)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -56,7 +56,7 @@ def started():
     for process in processes:
         for left in members(process.pid):
             os.kill(left, signal.SIGKILL)
-        process.wait()
+        process.communicate()
 
 
 def ends_whole(process, number, name):
@@ -127,16 +127,28 @@ def test_a_worker_that_does_not_listen_is_killed(started, tmp_path):
     ends_whole(process, signal.SIGTERM, "SIGTERM")
 
 
+def crosshair_of(process):
+    """Return the workers of a run of one theorem, once CrossHair runs in one of them."""
+    assert until(lambda: any("crosshair\0check" in one for one in members(process.pid).values()))
+    return [one for one, command in members(process.pid).items() if "spawn_main" in command]
+
+
+ONE = ("-m", "tpinit.cli.main", "prove", "--jobs", "1", "--only", "crosshair_group_size_mismatch")
+
+
 def test_a_worker_that_dies_is_told(started):
-    process = started("-m", "tpinit.cli.main", "prove", "--jobs", "1", "--only", "crosshair_group_size_mismatch")
-
-    def workers():
-        return [one for one, command in members(process.pid).items() if "spawn_main" in command]
-
-    assert until(workers)
-    os.kill(workers()[0], signal.SIGKILL)
+    process = started(*ONE)
+    (worker,) = crosshair_of(process)
+    os.kill(worker, signal.SIGKILL)
     _, said = process.communicate(timeout=PATIENCE)
     assert (process.returncode, "killed or ran out of memory (fix: --jobs 1); 0 of 1" in said) == (1, True), said
+    assert until(lambda: not members(process.pid)), members(process.pid)
+
+
+def test_a_command_that_is_killed_leaves_no_process(started):
+    process = started(*ONE)
+    assert crosshair_of(process)
+    process.kill()
     assert until(lambda: not members(process.pid)), members(process.pid)
 
 
