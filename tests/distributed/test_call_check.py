@@ -52,6 +52,19 @@ def test_a_step_that_one_rank_leaves_out_is_an_error_on_all(world2: Any, updates
         assert result["after"]["type"] is None, result["after"]
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_an_option_of_the_optimizer_that_differs_is_an_error_before_anything_is_updated(
+    world2: Any, by_hand: bool
+) -> None:
+    for result in world2.run("scenarios.call_check:other_options", by_hand=by_hand):
+        assert result["error"]["type"] == "AgreementError", result["error"]
+        assert result["error"]["fields"] == ["lr of group 0 of the optimizer"]
+        assert "rank 0 has 0.01" in result["error"]["text"]
+        assert result["unchanged"]
+        assert result["collective"]
+        assert result["after"]["type"] is None, result["after"]
+
+
 def test_two_calls_of_any_pair_are_an_error_on_both_ranks(world2: Any, tmp_path: Path) -> None:
     """None of them may wait for the other, or send what the other takes for its own: gloo aborts the process then."""
     for result in world2.run("scenarios.call_check:pairs_of_calls", folder=str(tmp_path)):

@@ -113,6 +113,27 @@ def a_step_that_one_rank_leaves_out(rank: int, updates: int) -> dict[str, Any]:
     return {"error": error, "collective": in_step(rank), "after": error_of(lambda: train(engine, ids))}
 
 
+def other_options(rank: int, by_hand: bool) -> dict[str, Any]:
+    """Rank 0 lowers its learning rate, and does so on the other rank after that was refused."""
+    engine, ids = engine_of(build()), tokens()
+
+    def update() -> None:
+        loss = engine(input_ids=ids, labels=ids).loss
+        loss.backward() if by_hand else engine.backward(loss)
+        engine.optimizer.step() if by_hand else engine.step()
+        engine.zero_grad()
+
+    update()
+    before = [parameter.detach().clone() for parameter in engine.module.parameters()]
+    if rank == 0:
+        engine.optimizer.param_groups[0]["lr"] = 0.01
+    error = error_of(update)
+    unchanged = all(map(torch.equal, before, engine.module.parameters()))
+    engine.zero_grad()
+    engine.optimizer.param_groups[0]["lr"] = 0.01
+    return {"error": error, "unchanged": unchanged, "collective": in_step(rank), "after": error_of(update)}
+
+
 def pairs_of_calls(rank: int, folder: str) -> dict[str, Any]:
     """Rank 0 makes one call of a pair, and the other rank the other one: return what was raised."""
     engine, ids = engine_of(build()), tokens()

@@ -149,19 +149,23 @@ class CallCheck:
         """Restore the caller's RNG states."""
         self._rng.leave()
 
-    def any_rank(self, what: str, model: nn.Module, flag: bool) -> bool:
-        """Return whether `flag` is true on any rank. Raises AgreementError if the ranks ask for different things."""
+    def any_rank(self, what: str, model: nn.Module, flag: bool, options: Mapping[str, object] | None = None) -> bool:
+        """Return whether `flag` is true on any rank. Raises AgreementError if the ranks ask for different things.
+
+        `options` are values of the call that must be equal on all ranks.
+        """
         self.calls += 1
-        record = torch.tensor([_hash(what, self.number), self.calls, 0, 0, int(flag)])
+        held = options or {}
+        record = torch.tensor([_hash(what, self.number), self.calls, _hash(sorted(held.items())), 0, int(flag)])
         records = self._gather(record, what)
         if any(not torch.equal(other[:_RNG], record[:_RNG]) for other in records):
-            self._raise(what, model, [])
+            self._raise(what, model, [], held)
         return any(bool(other[_RNG]) for other in records)
 
-    def meet(self, what: str, model: nn.Module) -> None:
+    def meet(self, what: str, model: nn.Module, options: Mapping[str, object] | None = None) -> None:
         """Compare a call without inputs, once: AgreementError on all ranks if one of them calls something else."""
         if self.compares and self.every:
-            self.any_rank(what, model, False)
+            self.any_rank(what, model, False, options)
 
     def _gather(self, record: torch.Tensor, what: str) -> list[torch.Tensor]:
         assert self.tp is not None
@@ -183,10 +187,17 @@ class CallCheck:
             ) from error
         return [other.cpu() for other in records]
 
-    def _raise(self, what: str, model: nn.Module, found: list[Leaf]) -> None:
+    def _raise(
+        self, what: str, model: nn.Module, found: list[Leaf], options: Mapping[str, object] | None = None
+    ) -> None:
         """Gather what the ranks were given, and raise an AgreementError that names what differs."""
         assert self.tp is not None
-        fields = {"call": f"{what} {self.calls} of engine {self.number}", **self._mode(model), **describe(found)}
+        fields = {
+            "call": f"{what} {self.calls} of engine {self.number}",
+            **self._mode(model),
+            **describe(found),
+            **(options or {}),
+        }
         reports = gather_reports(RankReport(fields), self.tp.control)
         title = (
             f"step {self.step}: the ranks of a TP group called the model differently; all of them must make the same "

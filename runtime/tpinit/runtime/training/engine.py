@@ -35,7 +35,7 @@ from tpinit.runtime.training.first_step import FirstStep
 from tpinit.runtime.training.gradients import GradientNorm, scale
 from tpinit.runtime.training.input_devices import explained
 from tpinit.runtime.training.loss_scaler import LossScaler
-from tpinit.runtime.training.optimizer_kinds import OptimizerKind
+from tpinit.runtime.training.optimizer_kinds import OptimizerKind, group_options
 from tpinit.runtime.training.optimizer_state import mark_optimizer_state
 from tpinit.runtime.training.optimizer_step import OptimizerStep
 from tpinit.runtime.training.param_state import ParamState, fp32_gradients
@@ -227,7 +227,7 @@ class Engine(nn.Module):
 
     def _update(self, lr_kwargs: Mapping[str, Any]) -> None:
         assert self._optimizer_step is not None
-        self._call_check.meet("step", self.module)
+        self._call_check.meet("step", self.module, group_options(self._optimizer_step.optimizer))
         if self._first_step is not None:
             self._first_step.before_update()
         for state in self._param_states:
@@ -253,6 +253,7 @@ class Engine(nn.Module):
                 "loss.backward() instead of engine.backward(loss), and engine.zero_grad() before the change"
             )
         self._call_check.compare_call("optimizer.step", self.module)
+        self._call_check.meet("update", self.module, group_options(self.optimizer))
         if self._first_step is not None:
             self._first_step.before_update()
         with fp32_gradients(self._param_states):

@@ -11,13 +11,23 @@ from __future__ import annotations
 import inspect
 from enum import Enum
 
+import torch
 from torch import optim
 from torch.optim import Optimizer
 from tpinit.runtime.errors import UnsupportedError
 from tpinit.runtime.training.config_optimizers import Lion, UncorrectedAdam
 from tpinit.runtime.training.optimizer_trial import try_optimizer
 
-__all__ = ["ELEMENTWISE", "REFUSED", "WHOLE_TENSORS", "OptimizerKind", "class_name", "classify", "updates_each_alone"]
+__all__ = [
+    "ELEMENTWISE",
+    "REFUSED",
+    "WHOLE_TENSORS",
+    "OptimizerKind",
+    "class_name",
+    "classify",
+    "group_options",
+    "updates_each_alone",
+]
 
 
 class OptimizerKind(str, Enum):
@@ -80,6 +90,20 @@ def updates_each_alone(optimizer: Optimizer) -> bool:
 def class_name(value: object) -> str:
     """Return the full name of the class of an optimizer or a schedule: its module and its qualified name."""
     return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def group_options(optimizer: Optimizer) -> dict[str, object]:
+    """Return the plain options of each group of parameters (learning rate, betas, ...) by the names that errors show.
+
+    Tensors on an accelerator are left out: the host would wait for them.
+    """
+    found: dict[str, object] = {}
+    for place, group in enumerate(optimizer.param_groups):
+        for key, value in group.items():
+            plain = value.tolist() if isinstance(value, torch.Tensor) and value.device.type == "cpu" else value
+            if key != "params" and isinstance(plain, (bool, int, float, str, list, tuple)):
+                found[f"{key} of group {place} of the optimizer"] = plain
+    return found
 
 
 def _check_step(optimizer: Optimizer, name: str) -> None:
