@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tpinit.runtime.checkpoint.deepspeed_cuts import INFO, TensorCut, fused_in_deepspeed, read_cuts, written_cuts
 from tpinit.runtime.checkpoint.deepspeed_states import deepspeed_states, state_dict_of
+from tpinit.runtime.checkpoint.folders import write_archive
 from tpinit.runtime.checkpoint.manifest import open_file
 from tpinit.runtime.checkpoint.model_tensors import ModelTensors, TensorSpec
 from tpinit.runtime.checkpoint.optimizer_states import COUNTERS, OptimizerStates
@@ -242,8 +243,7 @@ def write_deepspeed(
             INFO: written_cuts(cuts, tp_size),
         }
         names.append(f"mp_rank_{rank:02d}_model_states.pt")
-        with (folder / names[-1]).open("wb") as file:  # given a path, torch says of a full disk "unexpected pos"
-            torch.save(state, file)
+        write_archive(folder / names[-1], state)
         del module, state
     return names
 

@@ -11,8 +11,11 @@ import contextlib
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from tpinit.runtime.errors import CheckpointError
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "remove_old",
     "sync_folder",
     "temporary",
+    "write_archive",
     "write_latest",
     "write_synced",
 ]
@@ -133,6 +137,17 @@ def write_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_archive(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a file of torch.save. Raises OSError if the disk is full, which torch hides behind an error of its own."""
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from tpinit.runtime.checkpoint.folders import check_tag, sync_folder
+from tpinit.runtime.checkpoint.folders import check_tag, sync_folder, write_archive
 from tpinit.runtime.checkpoint.ranks import agree
 from tpinit.runtime.errors import CheckpointError, EngineError
 from tpinit.runtime.groups.agreement import RankReport
@@ -119,8 +119,7 @@ def _write(folder: Path, name: str, state: dict[str, torch.Tensor]) -> None:
                 first.setdefault(id(value), key)
             save_file({key: state[key] for key in first.values()}, partial, metadata={"format": "pt"})
         else:
-            with partial.open("wb") as file:  # given a path, torch says of a full disk "unexpected pos"
-                torch.save(state, file)
+            write_archive(partial, state)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, folder / name)
