@@ -252,8 +252,9 @@ class Engine(nn.Module):
                 "optimizer.step() was called after engine.backward(loss): call engine.step(), which calls it; or call "
                 "loss.backward() instead of engine.backward(loss), and engine.zero_grad() before the change"
             )
+        assert self._optimizer_step is not None
         self._call_check.compare_call("optimizer.step", self.module)
-        self._call_check.meet("update", self.module, group_options(self.optimizer))
+        self._call_check.meet("update", self.module, group_options(self._optimizer_step.optimizer))
         if self._first_step is not None:
             self._first_step.before_update()
         with fp32_gradients(self._param_states):
