@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX, FileSystemWriter
@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
+from tpinit.runtime.checkpoint.folders import save_archive
 from tpinit.runtime.checkpoint.hashed_file import HashedFile
 from tpinit.runtime.checkpoint.manifest import Chunk, ChunkedTensor
 from tpinit.runtime.checkpoint.places import Box, Write
@@ -164,7 +165,7 @@ def _write(file: HashedFile, values: torch.Tensor | io.BytesIO) -> tuple[int, in
     if values.untyped_storage().nbytes() != values.nbytes:
         values = values.clone()  # torch.save writes the whole storage of a view
     begin = file.begin_archive()
-    torch.save(values, cast("IO[bytes]", file))
+    save_archive(values, file)
     return begin, file.first_byte(begin, values.nbytes), file.tell()
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "make_temporary",
     "read_latest",
     "remove_old",
+    "save_archive",
     "sync_folder",
     "temporary",
     "write_archive",
@@ -140,10 +141,15 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def write_archive(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a file of torch.save. Raises OSError if the disk is full, which torch hides behind an error of its own."""
+    """Write a file of torch.save. Raises OSError, also for a full disk."""
+    with path.open("wb") as file:
+        save_archive(state, file)
+
+
+def save_archive(state: Any, file: Any) -> None:
+    """Call torch.save. Raises the OSError of the file, which torch hides behind an error of its own."""
     try:
-        with path.open("wb") as file:
-            torch.save(state, file)
+        torch.save(state, file)
     except RuntimeError as error:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
