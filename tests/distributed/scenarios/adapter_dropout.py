@@ -15,6 +15,7 @@ from tpinit.runtime import initialize
 from tpinit.runtime.parallel.rng import RngTracker
 from tpinit.runtime.slicing import local_part
 
+from support.own_checks import let_change
 from support.refusals import in_step
 from support.tiny_models import build, tokens
 
@@ -90,6 +91,7 @@ def same_masks(
         engine, *_ = initialize(model=model, config=config, sequence_parallel=kind == "sequence parallel")
     finally:
         RngTracker.share_inside, RngTracker.own_outside = kept  # type: ignore[method-assign]  # the control ends
+    let_change(engine)  # of functional.dropout, which tells the masks
     if kind == "checkpointing":
         engine.module.gradient_checkpointing_enable()
         engine.module.enable_input_require_grads()

@@ -54,6 +54,7 @@ STRINGS = {
     "_tp_held",
     "_name_or_path",
     "_consolidated_16bit_state_dict",
+    "_global_grad_norm",
     "_zero3_consolidated_16bit_state_dict",
 }
 
