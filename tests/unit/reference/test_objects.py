@@ -293,6 +293,16 @@ def test_an_mpu_may_report_its_size_as_any_integer(family):
     assert Resolver(8).inputs(call=None, mpu=mpu(**results)).mpu is not None
 
 
+class Word(str):
+    """A text of another type."""
+
+
+@pytest.mark.parametrize("group", ["tp", Word("tp")])
+def test_a_name_is_no_group_of_a_call(group):
+    problem = problem_of(call=CallArgs(2, "fp32", group))
+    assert (problem.path, problem.fix) == ("call.tp_group", "give a group, or leave it out")
+
+
 # --- all together ----------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import sys
 from decimal import Decimal
 from fractions import Fraction
 
@@ -12,6 +13,7 @@ import pytest
 from tpinit.reference.config import read_config
 from tpinit.reference.errors import ConfigError, Problem
 from tpinit.reference.groups import GroupTable
+from tpinit.reference.spellings import MAX_DIGITS, show
 
 PLACES = {
     "tensor_parallel.autotp_size": lambda size: {"autotp_size": size},
@@ -106,3 +108,22 @@ def test_a_choice_may_be_a_text_of_another_type():
 def test_a_misspelled_key_of_a_block_is_found_wherever_it_stands(keys):
     with pytest.raises(ConfigError, match='"enabled" was probably meant'):
         read_config({"fp16": dict.fromkeys(keys, True)})
+
+
+def test_ranks_may_be_any_integers():
+    problems = list[Problem]()
+    assert GroupTable().group([Number(1), Number(0)], "tp_group", problems).handle == (1, 0)
+    assert problems == []
+
+
+def test_an_integer_that_is_too_long_is_shown_by_its_bits_whatever_python_would_print():
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        assert show(10**MAX_DIGITS) == f"an integer of {(10**MAX_DIGITS).bit_length()} bits"
+    finally:
+        sys.set_int_max_str_digits(before)
+
+
+class Number(int):
+    """An integer of another type."""

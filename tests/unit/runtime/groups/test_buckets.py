@@ -62,6 +62,9 @@ def test_a_parameter_goes_to_the_rank_with_the_fewest_elements_once() -> None:
     owners.assign([0, 2, 4])
     assert owners.owners == {0: 0, 1: 1, 3: 1, 2: 0, 4: 0}
     assert [index for index in range(6) if owners.is_mine(index)] == [1, 3]
+    many = GradientOwners([1] * 9, 2, 0)
+    many.assign([8, 1])  # of a set, 8 may come first
+    assert many.owners == {1: 0, 8: 1}
     other = GradientOwners([5, 3], 2, 0)
     assert other.is_mine(1), "the first rank has what nobody owns yet"
     other.assign([0, 1])

@@ -244,3 +244,15 @@ def test_one_rank_keeps_its_gradients_and_its_flag() -> None:
     ((found, flags),) = over_ranks(1, lambda view: averaged(view, Averaging(), HAVE["all"], 1))
     check(found[0], 1, 0, HAVE["all"])
     assert flags == [False]
+
+
+def test_what_is_sent_in_bf16_is_rounded_before_it_is_summed() -> None:
+    def work(view: GroupView) -> torch.Tensor | None:
+        mine = states()
+        mine[0].parameter.grad = torch.tensor([257.0, 1.0, 2.0])  # 257 has nine bits, and bf16 keeps eight
+        GradientBuckets(mine, view, CPU, Averaging(dtype=DType.BF16)).finish(torch.tensor(False))
+        return mine[0].parameter.grad
+
+    for grad in over_ranks(2, work):
+        assert grad is not None
+        assert (grad.tolist(), grad.dtype) == ([256.0, 1.0, 2.0], torch.float32)
