@@ -69,7 +69,7 @@ test: $(STAMP) ## Run all tests: single-process ones first, then those that star
 	@echo "== Tools, command line, packaging, browser"
 	@$(BIN)/python -m pytest --numprocesses 2 tests/integration tests/cli tests/browser $(PYTEST_ARGS)
 	@echo "== Tests that start ranks"
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup tests/distributed $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadscope tests/distributed $(PYTEST_ARGS)
 
 test-transformers: $(TRANSFORMERS_MINORS:%=$(VENV)/transformers-%/.installed) ## Run what leans on transformers with its oldest and newest minor
 	@for version in $(TRANSFORMERS_MINORS); do \

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from support.worlds import World
 
 LARGE = {"world3", "world4", "world6", "worlds"}
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group the tests for `--dist loadgroup`: two processes of pytest run them, and each world is started once.
+class OneWorldEach(LoadScopeScheduling):
+    """Hands tests to the processes of pytest by the worlds that they use, so that few worlds are started.
 
-    One group has the world of two ranks, another those of more. Of a file without a world the tests stay together.
+    One process has the files with the world of two ranks alone, another those with more; of others a file stays whole.
+    pytest-xdist's own groups (`--dist loadgroup`) have no effect with pytest 9: it marks them in a name that is gone.
     """
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        if Path(__file__).parent not in item.path.parents:
-            continue
-        fixtures = {*getattr(item, "fixturenames", ())}
-        group = "more ranks" if fixtures & LARGE else "two ranks" if "world2" in fixtures else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        text = (self.config.rootpath / path).read_text(encoding="utf-8")
+        if any(re.search(rf"\b{name}\b", text) for name in LARGE):
+            return "more ranks"
+        return "two ranks" if re.search(r"\bworld2\b", text) else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Let pytest-xdist use the class above; it asks only where it distributes tests."""
+    return OneWorldEach(config, log)
 
 
 def _world(size: int) -> Iterator[World]:
