@@ -47,3 +47,7 @@ def test_a_model_averages_without_its_engine_and_is_freed_when_nobody_holds_it(w
         assert found["gap"] < EXACT
         assert found["parameters"] > 10
         assert found["held"] == 0
+
+
+def test_a_sharded_model_is_freed_when_nobody_holds_it(world2: Any) -> None:
+    assert world2.run("scenarios.averaging:freed") == [[], []]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+import pickle
 import weakref
 from typing import Any
 
@@ -124,3 +125,17 @@ def let_go(rank: int) -> dict[str, float]:
     del module, pairs
     gc.collect()
     return {"gap": gap, "held": sum(one() is not None for one in held), "parameters": len(held)}
+
+
+def freed(rank: int) -> list[str]:
+    """Train and pickle a sharded model, drop it, and return what of it is still there."""
+    config = {"tensor_parallel": {"autotp_size": 2}, "optimizer": {"type": "SGD"}, "train_micro_batch_size_per_gpu": 2}
+    engine, ids = initialize(model=build(), config=config)[0], tokens()
+    engine.backward(engine(input_ids=ids, labels=ids).loss)
+    engine.step()
+    pickle.loads(pickle.dumps(engine.module))
+    held = {"engine": engine, "model": engine.module, "optimizer": engine.optimizer, **dict(engine.named_parameters())}
+    alive = {name: weakref.ref(one) for name, one in held.items()}
+    del engine, held
+    gc.collect()
+    return [name for name, one in alive.items() if one() is not None]

@@ -61,7 +61,7 @@ class PickledPlace:
 @dataclass(frozen=True, slots=True)
 class _Living:
     place: PickledPlace
-    check: CallCheck
+    check: weakref.ref[CallCheck]  # which holds the model, and would keep it alive from here
 
 
 _living: weakref.WeakKeyDictionary[nn.Module, _Living] = weakref.WeakKeyDictionary()
@@ -78,7 +78,7 @@ def reduced(model: nn.Module, plan: Plan, tp: GroupView, check: CallCheck) -> Ca
     digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
     name = f"{kind.__module__}.{kind.__qualname__}"
     place = PickledPlace(name, digest, tuple(tp.ranks), dist.get_rank(), check.number)
-    _living[model] = _Living(place, check)
+    _living[model] = _Living(place, weakref.ref(check))
 
     def reduce(model: nn.Module, protocol: Any) -> Any:
         if _caller_of_guard() in _COPIES:
@@ -167,7 +167,8 @@ def _beside(value: torch.Tensor | None, other: torch.Tensor | None) -> torch.Ten
 
 def _living_at(place: PickledPlace) -> nn.Module:
     """Return the living model of a place: that of the same engine, or else of the first. All ranks choose alike."""
-    living = [(model, one.place) for model, one in _living.items() if not one.check.destroyed]
+    checks = [(model, one.place, one.check()) for model, one in _living.items()]
+    living = [(model, place) for model, place, check in checks if check is not None and not check.destroyed]
     found = [(other.engine != place.engine, other.engine, model) for model, other in living if _is_same(other, place)]
     if found:
         return min(found, key=lambda one: one[:2])[2]
