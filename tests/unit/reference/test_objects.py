@@ -283,26 +283,6 @@ def test_an_mpu_whose_size_is_not_its_groups_is_malformed(family, size):
     assert problem.given in problem.message
 
 
-class Count(int):
-    """A size of another type of integer."""
-
-
-@pytest.mark.parametrize("family", ["model_parallel", "tensor_model_parallel", "data_parallel"])
-def test_an_mpu_may_report_its_size_as_any_integer(family):
-    results = {"model_parallel_group": (0, 1), f"{family}_group": (0, 1), f"{family}_world_size": Count(2)}
-    assert Resolver(8).inputs(call=None, mpu=mpu(**results)).mpu is not None
-
-
-class Word(str):
-    """A text of another type."""
-
-
-@pytest.mark.parametrize("group", ["tp", Word("tp")])
-def test_a_name_is_no_group_of_a_call(group):
-    problem = problem_of(call=CallArgs(2, "fp32", group))
-    assert (problem.path, problem.fix) == ("call.tp_group", "give a group, or leave it out")
-
-
 # --- all together ----------------------------------------------------------------------------------
 
 

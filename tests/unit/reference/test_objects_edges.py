@@ -93,3 +93,27 @@ def test_a_call_that_can_not_be_read_is_compared_with_nothing(call, path):
 
 def test_a_reading_can_be_a_key():
     assert hash(ConfigReading(config={"a": 1})) == hash(ConfigReading(config={"b": 2}))
+
+
+class Count(int):
+    """A size of another type of integer."""
+
+
+@pytest.mark.parametrize("family", ["model_parallel", "tensor_model_parallel", "data_parallel"])
+def test_an_mpu_may_report_its_size_as_any_integer(family):
+    results = {"get_model_parallel_group": (0, 1), f"get_{family}_group": (0, 1), f"get_{family}_world_size": Count(2)}
+    mpu = SimpleNamespace(**{name: lambda result=result: result for name, result in results.items()})
+    assert Resolver(8).inputs(call=None, mpu=mpu).mpu is not None
+
+
+class Word(str):
+    """A text of another type."""
+
+
+@pytest.mark.parametrize("group", ["tp", Word("tp")])
+def test_a_name_is_no_group_of_a_call(group):
+    with pytest.raises(ConfigError) as caught:
+        Resolver(4).inputs(call=CallArgs(2, "fp32", group))
+    assert [(one.path, one.fix) for one in caught.value.problems] == [
+        ("call.tp_group", "give a group, or leave it out")
+    ]
