@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations, prune, weight_norm
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from tpinit.runtime import initialize
+from tpinit.runtime.parallel.forward_scope import running_scope
 from transformers.models.llama import modeling_llama
 
 from scenarios.engine import config
@@ -148,7 +149,7 @@ def refuse_changes(rank: int) -> dict[str, tuple[str, bool]]:
             engine(input_ids=ids, labels=ids)
 
         try:
-            results[case] = (refusal_of(run), in_step(rank))
+            results[case] = (refusal_of(run), in_step(rank) and running_scope() is None)
         finally:
             block.forward = forward  # type: ignore[method-assign]
             nn.functional.silu, modeling_llama.apply_rotary_pos_emb = silu, rotary

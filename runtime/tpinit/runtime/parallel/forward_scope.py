@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from tpinit.runtime.errors import CollectiveError, EngineError
 from tpinit.runtime.groups.flight_recorder import flight_recorder
+from tpinit.runtime.internals.torch_private import attached_hooks
 from tpinit.runtime.internals.transformers_private import is_model
 from tpinit.runtime.parallel.full_graph import graph_break
 
@@ -90,8 +91,13 @@ class ForwardScope:
         if self._depth == 1:
             self.tokens = TokenState()
             _running.append(self)
-            for step in self._on_enter:  # if one raises, torch still calls the hook that leaves
-                step(model, args, kwargs)
+            try:
+                for step in self._on_enter:  # if one raises, torch still calls the hook that leaves
+                    step(model, args, kwargs)
+            except BaseException:
+                if all(function != self._leave for _, function in attached_hooks(model)):  # somebody removed it
+                    self.reset()
+                raise
 
     @graph_break
     def _leave(self, model: nn.Module, _: Any, output: Any) -> Any:

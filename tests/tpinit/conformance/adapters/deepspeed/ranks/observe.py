@@ -79,8 +79,8 @@ def sharding_group(engine: Any, world: int, rank: int) -> list[int]:
 def averaging_group(engine: Any, world: int, rank: int, library: TrainingLibrary) -> dict[str, Any]:
     """Return the ranks whose gradients are averaged into this rank's sharded weight, and the divisor of the average.
 
-    On each rank the gradient is 1 at the index of the rank and 0 elsewhere: a hook replaces it, or the loss is that
-    element of the weight. The update then subtracts 1 / divisor (times the learning rate) at the index of every rank
+    On each rank the gradient is 1 at the index of the rank and 0 elsewhere: a hook replaces it, or the loss is the sum
+    of these elements. The update then subtracts 1 / divisor (times the learning rate) at the index of every rank
     that took part.
     """
     weight = _named(engine.module, _COLUMN)
@@ -108,11 +108,14 @@ def averaging_group(engine: Any, world: int, rank: int, library: TrainingLibrary
     return {"ranks": ranks, "divisor": round(1 / shares[ranks[0]], 2) if ranks else None}
 
 
-def _train_element(engine: Any, weight: torch.Tensor, rank: int, accumulation: int) -> None:
+def _train_element(engine: Any, weight: nn.Parameter, rank: int, accumulation: int) -> None:
     """Train on one element of a weight, so that each micro batch adds 1 to its gradient."""
+    name = next(name for name, parameter in engine.module.named_parameters() if parameter is weight)
+    mark = torch.zeros_like(weight, dtype=torch.float32)
+    mark.view(-1)[rank] = accumulation
     for _ in range(accumulation):
-        element = weight.float().view(-1)[rank] * accumulation
-        engine.backward(element - element.detach())  # the loss is 0 on all ranks: those of a TP group must be equal
+        total = engine.sum_over_parameters({name: weight.float() * mark})
+        engine.backward(total - total.detach())  # the loss is 0 on all ranks: those of a TP group must be equal
         engine.step()
 
 
