@@ -158,7 +158,7 @@ def test_a_kit_that_asks_nonsense_is_the_kit_s_fault(adapter):
     [
         (("/no/such/program",), "can't be started"),
         ((sys.executable, "-S", "-c", "import sys; sys.exit('not today')"), "not today"),
-        ((sys.executable, "-S", "-c", "print('hello')"), "not a line of JSON"),
+        ((sys.executable, "-S", "-c", "input(); print('hello')"), "not a line of JSON"),
         ((sys.executable, "-S", "-c", "input(); print('{}')"), "'version' is missing"),
     ],
 )
