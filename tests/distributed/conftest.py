@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,13 @@ class OneWorldEach(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
-        text = (self.config.rootpath / path).read_text(encoding="utf-8")
-        if any(re.search(rf"\b{name}\b", text) for name in LARGE):
-            return "more ranks"
-        return "two ranks" if re.search(r"\bworld2\b", text) else path
+        words = _words_of(self.config.rootpath / path)
+        return "more ranks" if words & LARGE else "two ranks" if "world2" in words else path
+
+
+@cache
+def _words_of(path: Path) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", path.read_text(encoding="utf-8")))
 
 
 @pytest.hookimpl(optionalhook=True)

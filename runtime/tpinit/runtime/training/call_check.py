@@ -90,9 +90,11 @@ class CallCheck:
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
+        options: Mapping[str, object] | None = None,
     ) -> None:
         """Compare one call, and enter the shared RNG states if the ranks' own differ.
 
+        `options` are values beside the arguments that must be equal on all ranks.
         Raises AgreementError if a rank calls something else, EngineError if the model was changed in the same way on
         all ranks (`TreeCheck`), DeviceError for inputs on another device: each of them on every rank.
         """
@@ -105,14 +107,14 @@ class CallCheck:
             [
                 _hash(what, self.number),
                 self.calls,
-                _hash(self._mode(model)),
+                _hash(self._mode(model), _told(options)),
                 fingerprint(found),
                 rng_fingerprint(self.device),
             ]
         )
         records = self._gather(record, what)
         if any(not torch.equal(other[:_RNG], record[:_RNG]) for other in records):
-            self._raise(what, model, found)
+            self._raise(what, model, found, options)
         if changes:
             raise EngineError(changes)
         if self._misplaced:
@@ -133,6 +135,7 @@ class CallCheck:
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
         keep_rng: bool = False,
+        options: Mapping[str, object] | None = None,
     ) -> None:
         """Compare a call other than a forward: AgreementError on all ranks if one of them calls something else.
 
@@ -141,7 +144,7 @@ class CallCheck:
         if not self.compares:
             return
         self.calls += 1
-        self.compare(what, model, function or model.forward, args, kwargs or {})
+        self.compare(what, model, function or model.forward, args, kwargs or {}, options)
         if not keep_rng:
             self.leave_rng()
 
@@ -155,11 +158,10 @@ class CallCheck:
         `options` are values of the call that must be equal on all ranks.
         """
         self.calls += 1
-        held = options or {}
-        record = torch.tensor([_hash(what, self.number), self.calls, _hash(sorted(held.items())), 0, int(flag)])
+        record = torch.tensor([_hash(what, self.number), self.calls, _hash(_told(options)), 0, int(flag)])
         records = self._gather(record, what)
         if any(not torch.equal(other[:_RNG], record[:_RNG]) for other in records):
-            self._raise(what, model, [], held)
+            self._raise(what, model, [], options)
         return any(bool(other[_RNG]) for other in records)
 
     def meet(self, what: str, model: nn.Module, options: Mapping[str, object] | None = None) -> None:
@@ -270,6 +272,10 @@ def _enter(check: CallCheck, model: nn.Module, args: tuple[Any, ...], kwargs: Ma
 
 def _counted(flags: list[bool]) -> str:
     return f"{sum(flags)} of {len(flags)}, hash {hash(tuple(flags)) & 0xFFFF:04x}"
+
+
+def _told(options: Mapping[str, object] | None) -> list[tuple[str, object]]:
+    return sorted((options or {}).items())
 
 
 def _hash(*values: object) -> int:

@@ -253,8 +253,8 @@ class Engine(nn.Module):
                 "loss.backward() instead of engine.backward(loss), and engine.zero_grad() before the change"
             )
         assert self._optimizer_step is not None
-        self._call_check.compare_call("optimizer.step", self.module)
-        self._call_check.meet("update", self.module, group_options(self._optimizer_step.optimizer))
+        options = group_options(self._optimizer_step.optimizer)
+        self._call_check.compare_call("optimizer.step", self.module, options=options)
         if self._first_step is not None:
             self._first_step.before_update()
         with fp32_gradients(self._param_states):

@@ -25,6 +25,7 @@ from tpinit.runtime.parallel.loss import LOSS_COLLECTIVE
 from tpinit.runtime.parallel.sequence import gather_replicated_tokens, gather_tokens, split_tokens
 from tpinit.runtime.parallel.tally import BACKWARD, FORWARD, Place, Tally, set_place
 from tpinit.runtime.planning.schema import LayerPlan, Plan, SequencePlan
+from tpinit.runtime.training.hook_places import token_places
 
 __all__ = ["FirstStep"]
 
@@ -52,7 +53,7 @@ class FirstStep:
         for layer in plan.layers:
             set_place(model.get_submodule(layer.module), Place(self._tally, layer.module))
         for sequence in plan.sequences:
-            for name in _token_places(model, sequence):
+            for name in token_places(model, sequence):
                 set_place(model.get_submodule(name), Place(self._tally, f"{name}{_TOKENS}"), of_tokens=True)
         scope = scope_of(model)
         assert scope is not None
@@ -176,15 +177,9 @@ def _regions_of(planned: Mapping[RegionFunction, int], name: str, tally: Tally) 
     return list(dict.fromkeys([*planned, *(region for place, region in tally.applied if place == name)]))
 
 
-def _token_places(model: nn.Module, sequence: SequencePlan) -> list[str]:
-    """Return the modules with hooks that split and gather tokens; the first two are the ends of the stack."""
-    layers = [f"{sequence.stack}.{name}" for name, _ in model.get_submodule(sequence.stack).named_children()]
-    return list(dict.fromkeys([layers[0], layers[-1], *sequence.replicated_modules, *sequence.gather_inputs]))
-
-
 def _sequence_problems(model: nn.Module, sequence: SequencePlan, tally: Tally) -> Iterator[str]:
     """Yield where tokens were not split and gathered in pairs, or not gathered for sharded layers that ran."""
-    places = _token_places(model, sequence)
+    places = token_places(model, sequence)
     splits, gathers = (
         sum(tally.applied[f"{name}{_TOKENS}", region] for name in places)
         for region in (split_tokens, gather_replicated_tokens)

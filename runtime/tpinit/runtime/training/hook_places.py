@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tpinit.runtime.planning.schema import LayerKind, Plan
+from torch import nn
+from tpinit.runtime.planning.schema import LayerKind, Plan, SequencePlan
 
-__all__ = ["HookPlaces", "is_inside", "owners_of"]
+__all__ = ["HookPlaces", "is_inside", "owners_of", "token_places"]
 
 _PAIRS = {LayerKind.COLUMN: LayerKind.ROW, LayerKind.ROW: LayerKind.COLUMN}
 
@@ -61,3 +62,9 @@ def owners_of(name: str) -> Iterable[str]:
     """Yield the modules that contain a module, innermost first; the model itself is the last, empty."""
     parts = name.split(".")[:-1]
     return (".".join(parts[:length]) for length in range(len(parts), -1, -1))
+
+
+def token_places(model: nn.Module, sequence: SequencePlan) -> list[str]:
+    """Return the modules with hooks that split and gather tokens; the first two are the ends of the stack."""
+    layers = [f"{sequence.stack}.{name}" for name, _ in model.get_submodule(sequence.stack).named_children()]
+    return list(dict.fromkeys([layers[0], layers[-1], *sequence.replicated_modules, *sequence.gather_inputs]))

@@ -8,7 +8,7 @@ from torch import nn
 from tpinit.runtime.parallel.enclosed import check_enclosed, mark_layer, mark_whole
 from tpinit.runtime.parallel.forward_scope import scope_of
 from tpinit.runtime.planning.schema import LayerKind, Plan
-from tpinit.runtime.training.hook_places import HookPlaces, is_inside, owners_of
+from tpinit.runtime.training.hook_places import HookPlaces, is_inside, owners_of, token_places
 
 __all__ = ["LONE_CALLS", "refuse_lone_calls"]
 
@@ -77,9 +77,7 @@ def _between_layers(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _with_tokens(model: nn.Module, plan: Plan) -> Iterator[tuple[str, str]]:
     for sequence in plan.sequences:
-        layers = [f"{sequence.stack}.{name}" for name, _ in model.get_submodule(sequence.stack).named_children()]
-        for name in (layers[0], layers[-1], *sequence.gather_inputs, *sequence.replicated_modules):
-            yield name, _TOKENS
+        yield from ((name, _TOKENS) for name in token_places(model, sequence))
 
 
 def _experts(plan: Plan) -> set[str]:

@@ -60,9 +60,11 @@ class GlobalCode:
                 for name in sorted(attention - self._attention)
                 if name in registry.now()
             ]
-        known = KnownCode() if replaced else None
+        if not replaced:
+            return
+        known = KnownCode()
         for name, before, value in replaced:
-            if known is None or value is None or not (known.is_known(before) and known.is_known(value)):
+            if value is None or not (known.is_known(before) and known.is_known(value)):
                 yield name, _PROBLEM
 
 
