@@ -59,17 +59,22 @@ def test_a_converted_model_is_loaded_with_its_master_copies(world2: Any, tmp_pat
     assert first["finite"]
 
 
-@pytest.mark.parametrize(("maker", "other", "dtype"), [("adamw", "sgd", "bf16"), ("sgd", "adamw", "fp32")])
+@pytest.mark.parametrize(
+    ("maker", "other", "dtype", "schedule", "strange"),
+    [("adamw", "sgd", "bf16", "cosine", "lambda"), ("sgd", "adamw", "fp32", "lambda", "exponential")],
+)
 def test_a_run_goes_on_from_deepspeeds_files_bit_by_bit(
-    world2: Any, tmp_path: Path, maker: str, other: str, dtype: str
+    world2: Any, tmp_path: Path, maker: str, other: str, dtype: str, schedule: str, strange: str
 ) -> None:
-    options = {"maker": maker, "other": other, "dtype": dtype}
+    options = {"maker": maker, "other": other, "dtype": dtype, "schedule": schedule, "strange": strange}
     for result in world2.run("scenarios.save_load:through_deepspeed", folder=str(tmp_path), **options):
         assert result["said"] == []
         assert result["losses"] == [0.0] * 6
         assert set(result["loaded"]) | set(result["different"]) <= {"torch"}  # there is no dropout
         assert "take the one that wrote them" in result["refused"][0]
+        assert "the state of the schedule is not that of this run's" in result["refused"][1]
         assert "load_lr_scheduler_states=False" in result["refused"][1]
+        assert "lr" in result["without"]
         assert result["in_step"]
 
 

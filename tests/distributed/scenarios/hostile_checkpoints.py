@@ -142,6 +142,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a wide manifest": lambda folder: _write(folder, b"[" + b"[]," * (1 << 23) + b"[]]"),
     "an option that is a text": lambda folder: _forge(folder, lambda page: _options(page).update(lr="0.1")),
     "a schedule's method": lambda folder: _forge(folder, lambda page: _schedule(page).append(["step", 1])),
+    "no state of a schedule": lambda folder: _forge(folder, lambda page: page.update(scheduler=None)),
     "deep client state": lambda folder: _forge(folder, lambda page: page.update(client_state=_deep(400))),
     "another file's sum": lambda folder: (folder / SUMS).write_text(
         (folder / SUMS).read_text().replace("__0_0", "swapped").replace("__1_0", "__0_0").replace("swapped", "__1_0")

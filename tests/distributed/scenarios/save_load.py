@@ -26,9 +26,13 @@ def engine(
     optimizer: Any = None,
     dropout: float = 0.0,
     lora: bool = False,
+    schedule: Any = None,
     **options: Any,
 ) -> Engine:
-    """Return an engine over TP groups of `tp` ranks, with a schedule and 24 samples of data."""
+    """Return an engine over TP groups of `tp` ranks, with a schedule and 24 samples of data.
+
+    An `optimizer` that is a function has only the `schedule` that is given: an entry of the config, or a function.
+    """
     model: Any = build(seed=seed, attention_dropout=0.0 if lora else dropout, **options)
     if lora:
         from peft import LoraConfig, get_peft_model
@@ -41,12 +45,19 @@ def engine(
         "tensor_parallel": {"autotp_size": tp},
     }
     if not callable(optimizer):
-        config |= {"optimizer": optimizer or ADAMW, "scheduler": WARMUP}
+        config |= {"optimizer": optimizer or ADAMW}
+        schedule = schedule or WARMUP
+    if isinstance(schedule, dict):
+        config |= {"scheduler": schedule}
     if dtype != "fp32":
         config[dtype] = {"enabled": True}
     data = [{"input_ids": ids, "labels": ids} for ids in tokens(samples=24)]
     made, *_ = initialize(
-        model=model, config=config, training_data=data, optimizer=optimizer(model) if callable(optimizer) else None
+        model=model,
+        config=config,
+        training_data=data,
+        optimizer=optimizer(model) if callable(optimizer) else None,
+        lr_scheduler=schedule if callable(schedule) else None,
     )
     return made
 
@@ -183,14 +194,24 @@ def read_plainly(rank: int, folder: str, tp: int) -> list[str]:
     ]
 
 
-def through_deepspeed(rank: int, folder: str, maker: str, other: str, dtype: str) -> dict[str, Any]:
+SCHEDULES: dict[str, Any] = {
+    "cosine": {"type": "WarmupCosineLR", "params": {"total_num_steps": 8, "warmup_num_steps": 2}},
+    "lambda": lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step)),
+    "exponential": lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5),
+}
+
+
+def through_deepspeed(
+    rank: int, folder: str, maker: str, other: str, dtype: str, schedule: str, strange: str
+) -> dict[str, Any]:
     """Train 6 updates; train 3, save, go through DeepSpeed's files of 3 ranks and back, load, and train 3 more.
 
-    In 16 bits the files of DeepSpeed have the fp32 copies. Returns what differs, and the errors of a run with another
-    optimizer and of one with a schedule.
+    In 16 bits the files of DeepSpeed have the fp32 copies. Returns what differs, the errors of a run with the `other`
+    optimizer and of one with the `strange` schedule, and what differs without the state of the schedule.
     """
     base, half = Path(folder), torch.bfloat16 if dtype == "bf16" else None
-    once, begun = (engine(2, optimizer=MAKERS[maker], dtype=dtype) for _ in range(2))
+    options: dict[str, Any] = {"dtype": dtype, "schedule": SCHEDULES[schedule]}
+    once, begun = (engine(2, optimizer=MAKERS[maker], **options) for _ in range(2))
     losses = train(once, 6)
     begun_losses = train(begun, 3)
     begun.save_checkpoint(base / "run")
@@ -201,20 +222,27 @@ def through_deepspeed(rank: int, folder: str, maker: str, other: str, dtype: str
         convert(base / "run", base / "deepspeed", to_deepspeed, said.append)
         convert(base / "deepspeed", base / "back", Conversion("tpinit", dtype=half), said.append)
     dist.barrier()
-    resumed = engine(2, seed=1, optimizer=MAKERS[maker], dtype=dtype)
+    resumed = engine(2, seed=1, optimizer=MAKERS[maker], **options)
     resumed.load_checkpoint(base / "back")
     assert resumed.batches is not None
     assert begun.batches is not None
     resumed.batches.seek(begun.batches.epoch, begun.batches.index)
     loaded = differing(held(begun), held(resumed))
     resumed_losses = train(resumed, 3)
-    refused = [engine(2, optimizer=MAKERS[other], dtype=dtype), engine(2, dtype=dtype)]
+    refused = [
+        engine(2, optimizer=MAKERS[other], **options),
+        engine(2, optimizer=MAKERS[maker], dtype=dtype, schedule=SCHEDULES[strange]),
+    ]
+    unscheduled = engine(2, seed=1, optimizer=MAKERS[maker], **options)
+    unscheduled.load_checkpoint(base / "back", load_lr_scheduler_states=False)
+    train(unscheduled, 3)
     return {
         "said": said,
         "loaded": loaded,
         "losses": [a - b for a, b in zip(losses, begun_losses + resumed_losses, strict=True)],
         "different": differing(held(once), held(resumed)),
         "refused": [error_of(lambda: one.load_checkpoint(base / "back"))["text"] for one in refused],  # noqa: B023
+        "without": differing(held(once), held(unscheduled)),
         "in_step": in_step(rank),
     }
 

@@ -14,7 +14,10 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from tpinit.cli.main import main
 from tpinit.runtime.checkpoint.convert import Conversion, convert
 from tpinit.runtime.checkpoint.deepspeed_files import DeepSpeedTensors
+from tpinit.runtime.checkpoint.manifest import read_manifest
 from tpinit.runtime.checkpoint.optimizer_states import OptimizerStates
+from tpinit.runtime.checkpoint.schedule_states import check_foreign_schedule, deepspeed_schedule, stored_schedule
+from tpinit.runtime.checkpoint.values import encode
 from tpinit.runtime.errors import CheckpointError
 
 from support.tiny_models import build, tokens
@@ -147,6 +150,58 @@ def test_states_without_a_place_are_left_out_with_the_reason(tmp_path: Path) -> 
     assert "in files of their own" in said[2]
 
 
+LAMBDA = {"base_lrs": [0.1], "last_epoch": 3, "_step_count": 4, "_last_lr": [0.05], "lr_lambdas": [{"a": 1}]}
+
+
+@pytest.mark.parametrize("state", [{"last_batch_iteration": 2}, LAMBDA, None])
+def test_the_state_of_a_schedule_goes_both_ways(state: Any, tmp_path: Path) -> None:
+    file, _ = trained(tmp_path, MAKERS["groups"])
+    for group in file["optimizer"]["param_groups"]:
+        group["initial_lr"] = 1.0
+    said: list[str] = []
+    convert(
+        write(tmp_path / "ds", file | {"lr_scheduler": state}), tmp_path / "ours", Conversion("tpinit"), said.append
+    )
+    back = Conversion("deepspeed", model=tmp_path / "model", tp_size=2)
+    convert(tmp_path / "ours", tmp_path / "back", back, said.append)
+    assert said == []
+    for rank in range(2):
+        found = torch.load(tmp_path / "back" / "converted" / f"mp_rank_0{rank}_model_states.pt", weights_only=True)
+        assert found["lr_scheduler"] == state
+        # The 1 is what our schedules leave there; a schedule of torch needs its own.
+        kept = ["initial_lr" in group for group in found["optimizer"]["param_groups"]]
+        assert kept == [state is None or "last_epoch" in state] * 2
+
+
+def test_the_state_of_an_unknown_schedule_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    file, _ = trained(tmp_path, MAKERS["plain"])
+    said: list[str] = []
+    unknown = write(tmp_path / "ds", file | {"lr_scheduler": {"num_iters": 3, "start_lr": 0.1}})
+    convert(unknown, tmp_path / "ours", Conversion("tpinit"), said.append)
+    assert len(said) == 1
+    assert "the state of the schedule is left out: its state has num_iters, start_lr" in said[0]
+    assert read_manifest(tmp_path / "ours" / "converted").page["scheduler"] is None
+    own = {"class": "mine.Noam", "state": encode({"num_iters": 3}, "state")}
+    assert "it is of a mine.Noam, and its state has num_iters" in str(stored_schedule(own))
+
+
+def test_the_state_of_a_schedule_fits_schedules_with_the_same_attributes_alone() -> None:
+    own = {**LAMBDA, "_is_initial": False}
+    assert check_foreign_schedule(own, LAMBDA | {"verbose": False}, "LambdaLR") == LAMBDA
+    for stored, text in (
+        ({"last_batch_iteration": 2}, "last_batch_iteration"),
+        (LAMBDA | {"gamma": 0.5}, "gamma is in one of them alone"),
+        ({key: value for key, value in LAMBDA.items() if key != "base_lrs"}, "base_lrs is in one of them alone"),
+        (LAMBDA | {"step": 1}, "step is in one of them alone"),
+    ):
+        with pytest.raises(CheckpointError, match=text):
+            check_foreign_schedule(own, stored, "LambdaLR")
+    with pytest.raises(CheckpointError, match="differs between the files of the ranks"):
+        deepspeed_schedule([{"lr_scheduler": LAMBDA}, {"lr_scheduler": LAMBDA | {"last_epoch": 4}}])
+    with pytest.raises(ValueError, match="last_epoch is a str"):
+        check_foreign_schedule(own, LAMBDA | {"last_epoch": "3"}, "LambdaLR")
+
+
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "list": (lambda file: file.update(optimizer=[1]), "they are a list"),
     "groups": (lambda file: file["optimizer"].update(param_groups=7), "can't be read"),
@@ -158,6 +213,9 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "twice": (lambda file: file["optimizer"]["param_groups"][0]["params"].__setitem__(1, 0), "given twice"),
     "names": (lambda file: file["optimizer"]["param_groups"][0].update(param_names=["x"] * 21), "is unknown"),
     "count": (lambda file: file.update(global_steps=-1), "global_steps is -1"),
+    "schedule": (lambda file: file.update(lr_scheduler=[3]), "it is a list"),
+    "iteration": (lambda file: file.update(lr_scheduler={"last_batch_iteration": 1.5}), "last_batch_iteration is 1.5"),
+    "before": (lambda file: file.update(lr_scheduler={"last_batch_iteration": -2}), "last_batch_iteration is -2"),
 }
 
 

@@ -1,6 +1,7 @@
 """A model from one layout of files to another, without ranks: ours, transformers' and DeepSpeed's `mp_rank_XX`.
 
-States of Adam and SGD go with fp32 weights between our checkpoints and DeepSpeed's; it is said where they are left out.
+States of Adam and SGD, and of the schedule, go with fp32 weights between our checkpoints and DeepSpeed's; it is said
+where they are left out.
 One tensor is in memory at a time, and for DeepSpeed's files one rank's part, because torch.save writes a file at once.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def convert(folder: Path, output: Path, options: Conversion, say: Callable[[str]
 
     `folder` is a checkpoint of ours or of DeepSpeed, a run whose `latest` names one, or a transformers directory.
     `output` must be no folder or an empty one, and appears when it is complete. `say` gets a sentence if states of the
-    optimizer are left out. Raises CheckpointError or LoadError.
+    optimizer or of its schedule are left out. Raises CheckpointError or LoadError.
     """
     place, kind = find_source(folder)
     _check_options(kind, options)
@@ -147,7 +148,7 @@ def _spec(spec: TensorSpec, dtype: torch.dtype | None) -> TensorSpec:
 def _fitting_states(
     source: ModelTensors, specs: Mapping[str, TensorSpec], options: Conversion, say: Callable[[str], None]
 ) -> OptimizerStates | None:
-    """Return the states of the optimizer that the other layout can hold; say why if it can't."""
+    """Return the states of the optimizer and its schedule that the other layout can hold; say why if it can't."""
     states = source.states
     if isinstance(states, OptimizerStates):
         written = {name: spec.dtype for name, spec in specs.items()} if options.kind == "deepspeed" else None
@@ -155,6 +156,9 @@ def _fitting_states(
         if options.kind == "huggingface":
             reason = "a directory of transformers has none"
         if reason is None:
+            if isinstance(states.schedule, str):
+                say(f"the state of the schedule is left out: {states.schedule}")
+                return replace(states, schedule=None)
             return states
         states = reason
     if states is not None:

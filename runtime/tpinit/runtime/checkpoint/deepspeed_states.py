@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tpinit.runtime.checkpoint.deepspeed_cuts import TensorCut
 from tpinit.runtime.checkpoint.optimizer_states import COUNTERS, CUT, NUMBERS, OptimizerStates, StateGroup
+from tpinit.runtime.checkpoint.schedule_states import deepspeed_schedule
 from tpinit.runtime.checkpoint.values import encode
 from tpinit.runtime.errors import CheckpointError
 
@@ -58,7 +59,7 @@ def deepspeed_states(
     def read(key: str, name: str) -> torch.Tensor:
         return join(name, [tensors[key, name] for _, _, tensors in ranks])
 
-    return OptimizerStates(groups, numbers, found, counters, read)
+    return OptimizerStates(groups, numbers, found, counters, read, deepspeed_schedule(files))
 
 
 def _plain(groups: Sequence[StateGroup]) -> list[Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tpinit.runtime.checkpoint.load import Opened
 from tpinit.runtime.checkpoint.manifest import ChunkedTensor
+from tpinit.runtime.checkpoint.schedule_states import counts_iterations, stored_schedule
 from tpinit.runtime.checkpoint.values import decode
 from tpinit.runtime.errors import CheckpointError
 
@@ -39,10 +40,11 @@ class StateGroup:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerStates:
-    """The states of an optimizer that is one of `Adam`, `AdamW` and `SGD`, and the counters of its run.
+    """The states of an optimizer that is one of `Adam`, `AdamW` and `SGD`, and the counters and schedule of its run.
 
     `numbers[name]` are the plain values of a parameter's state by their keys, `tensors[name]` the keys of its tensors:
-    fp32, whole, of the parameter's shape, and read by `read(key, name)`.
+    fp32, whole, of the parameter's shape, and read by `read(key, name)`. `schedule` is the state of the learning-rate
+    schedule, why it is left out, or None without one.
     """
 
     groups: Sequence[StateGroup]
@@ -50,6 +52,7 @@ class OptimizerStates:
     tensors: Mapping[str, Sequence[str]]
     counters: Mapping[str, int]
     read: Callable[[str, str], torch.Tensor]
+    schedule: Mapping[str, Any] | str | None = None
 
 
 def stored_states(opened: Opened, read: Callable[[str], torch.Tensor]) -> OptimizerStates | str | None:
@@ -60,10 +63,19 @@ def stored_states(opened: Opened, read: Callable[[str], torch.Tensor]) -> Optimi
     stored, page = opened.manifest.tensors, opened.manifest.page.get("optimizer")
     if page is None:
         return None
+    schedule = stored_schedule(opened.manifest.page.get("scheduler"))
+    # Under a schedule like DeepSpeed's this is no rate, but a 1 for torch's LambdaLR.
+    left_out = ("initial_lr",) if isinstance(schedule, dict) and counts_iterations(schedule) else ()
     try:
         if page["class"] not in {*_CLASSES, FOREIGN}:
             return f"they are of a {page['class']}, and those of {', '.join(sorted(_CLASSES))} have a form there"
-        groups = [StateGroup(tuple(group["parameters"]), decode(group["options"])) for group in page["groups"]]
+        groups = [
+            StateGroup(
+                tuple(group["parameters"]),
+                {key: value for key, value in decode(group["options"]).items() if key not in left_out},
+            )
+            for group in page["groups"]
+        ]
         numbers = {name: dict(decode(values)) for name, values in page["values"].items()}
         counters = {name: int(opened.manifest.page["counters"][name]) for name in COUNTERS}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -80,7 +92,9 @@ def stored_states(opened: Opened, read: Callable[[str], torch.Tensor]) -> Optimi
     unknown = {key for values in numbers.values() for key in values} - {*NUMBERS, *CUT}
     if unknown:
         return f"{sorted(unknown)[0]} is a state that no other layout has"
-    return OptimizerStates(groups, numbers, tensors, counters, lambda key, name: read(f"optimizer.{key}.{name}"))
+    return OptimizerStates(
+        groups, numbers, tensors, counters, lambda key, name: read(f"optimizer.{key}.{name}"), schedule
+    )
 
 
 def _shape(stored: Mapping[str, ChunkedTensor], name: str) -> tuple[int, ...] | None:

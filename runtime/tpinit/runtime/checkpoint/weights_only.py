@@ -78,15 +78,19 @@ def write_checkpoint(
 
 
 def _run_page(states: OptimizerStates) -> dict[str, Any]:
-    """Return what a run goes on with: the counters, and the optimizer's groups and values."""
+    """Return what a run goes on with: the counters, the schedule, and the optimizer's groups and values."""
     values = {name: {key: one for key, one in plain.items() if one is None} for name, plain in states.numbers.items()}
     groups = [
         {"parameters": list(group.names), "options": encode(dict(group.options), "the optimizer's options")}
         for group in states.groups
     ]
+    schedule = None
+    if states.schedule is not None:
+        schedule = {"class": FOREIGN, "state": encode(states.schedule, "the schedule's state")}
     return {
         "converted": True,
         "counters": {**states.counters, "micro_steps": states.counters["global_steps"]},
+        "scheduler": schedule,
         "optimizer": {
             "class": FOREIGN,
             "groups": groups,

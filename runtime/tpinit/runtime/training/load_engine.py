@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from tpinit.runtime.checkpoint.load import Opened, check_targets, fill
 from tpinit.runtime.checkpoint.optimizer_states import FOREIGN
 from tpinit.runtime.checkpoint.places import PlacedTensor
+from tpinit.runtime.checkpoint.schedule_states import check_foreign_schedule
 from tpinit.runtime.checkpoint.values import check_kinds, decode
 from tpinit.runtime.errors import CheckpointError
 from tpinit.runtime.training.checkpoint_content import (
@@ -136,22 +137,18 @@ class EngineLoad:
     def _compare_page(self, page: Mapping[str, Any]) -> None:
         engine, place = self.engine, rank_place(self.engine)
         self.values["counters"] = {name: _integer(page["counters"][name], name) for name in COUNTERS}
+        if self.options.scheduler and hasattr(engine.lr_scheduler, "state_dict"):
+            self.values["scheduler"] = self._schedule(engine.lr_scheduler, page["scheduler"])
         if page.get("converted"):
-            self._accept_converted()
+            _log.warning(
+                "%s was converted: this run keeps its place in the data, its RNG states and its loss scale",
+                self.opened.folder,
+            )
             return
         self.values["scaler"] = {name: float(value) for name, value in page["scaler"].items()}
         self.values["calls"] = {name: _integer(page["calls"][name], name) for name in ("count", "first_seed")}
         if page["data"] is not None and engine.batches is not None:
             self.values["data"] = _position(page, engine.settings.batch.micro, place.replicas)
-        if self.options.scheduler and engine.lr_scheduler is not None and page["scheduler"] is not None:
-            found, own = page["scheduler"]["class"], class_name(engine.lr_scheduler)
-            if found != own:
-                raise CheckpointError(
-                    f"the checkpoint has the state of a {found}, and this run's schedule is a {own}: pass "
-                    "load_lr_scheduler_states=False to go on with a new schedule"
-                )
-            state = self.values["scheduler"] = decode(page["scheduler"]["state"])
-            check_kinds(engine.lr_scheduler.state_dict(), state, "the schedule's", dir(type(engine.lr_scheduler)))
         names = [f"rng.{place.replica}.{place.tp_rank}", f"rng.{place.replica}.0"]
         if page["topology"] != {"tp_size": place.tp_size, "replicas": place.replicas}:
             names = names[1:]  # ranks of a TP group begin alike
@@ -165,17 +162,23 @@ class EngineLoad:
             self.rng = torch.empty(stored.shape, dtype=torch.uint8)
             self.targets.append(PlacedTensor(name, self.rng, stored.shape))
 
-    def _accept_converted(self) -> None:
-        """Say what this run keeps of its own. Raises CheckpointError if that is a schedule."""
-        if self.options.scheduler and self.engine.lr_scheduler is not None:
+    def _schedule(self, scheduler: Any, page: Any) -> Any:
+        """Return the state that the schedule is to load. Raises CheckpointError if there is none for it."""
+        if page is None:
             raise CheckpointError(
-                f"{self.opened.folder} was converted, and has no state of a schedule: pass "
+                f"{self.opened.folder} has no state of a schedule, and this run has one: pass "
                 "load_lr_scheduler_states=False, and set the schedule to the update at which the run goes on"
             )
-        _log.warning(
-            "%s was converted: this run keeps its place in the data, its RNG states and its loss scale",
-            self.opened.folder,
-        )
+        found, own, state = page["class"], class_name(scheduler), decode(page["state"])
+        if found == FOREIGN:
+            return check_foreign_schedule(scheduler.state_dict(), state, own)
+        if found != own:
+            raise CheckpointError(
+                f"the checkpoint has the state of a {found}, and this run's schedule is a {own}: pass "
+                "load_lr_scheduler_states=False to go on with a new schedule"
+            )
+        check_kinds(scheduler.state_dict(), state, "the schedule's", dir(type(scheduler)))
+        return state
 
     def _compare_optimizer(self, trained: list[TrainedTensor], tp_size: int, page: Any) -> None:
         optimizer = self.engine.optimizer
