@@ -23,17 +23,18 @@ def read_component(config: Mapping[str, object], key: str, problems: list[Proble
     Adds a Problem for everything that is malformed. Parameters that are null are left out.
     """
     section = config.get(key)
-    if section is None:
+    if section is None or section == {}:
         return None
     form = f'write {key}: {{"type": "{_EXAMPLES[key]}", "params": {{...}}}}'
     if not isinstance(section, Mapping):
         problems.append(Problem(key, show(section), "this must be an object with type and params", form))
         return None
     problems += [
-        Problem(f"{key}.{inner}", show(section[inner]), "this key is not known", form)
+        Problem(f"{key}.{inner}", show(section[inner]), "this key is not known", f"write it in {key}.params, if it"
+                " is a parameter, or take it out")
         for inner in section
-        if inner not in _KEYS and not is_comment(inner)
-    ]
+        if inner not in _KEYS and not is_comment(inner) and not (key == "optimizer" and _is_default(inner, section))
+    ]  # fmt: skip
     kind, params = section.get("type"), section.get("params") or {}
     legal = _find_type(key, kind, form, problems)
     if legal is None:
@@ -47,6 +48,13 @@ def read_component(config: Mapping[str, object], key: str, problems: list[Proble
         del params["max_grad_norm"]
     _check_params(key, legal, params, problems)
     return ComponentSettings(legal.name.lower(), params)
+
+
+def _is_default(inner: str, section: Mapping[str, object]) -> bool:
+    """Return whether a key beside the parameters says what an Adam does anyway: decay its weights as AdamW does."""
+    params = section.get("params")
+    given = params.get("adam_w_mode", True) if isinstance(params, Mapping) else True
+    return inner == "adam_w_mode" and section[inner] is True and given is True
 
 
 def _find_type(key: str, kind: object, form: str, problems: list[Problem]) -> ComponentType | None:

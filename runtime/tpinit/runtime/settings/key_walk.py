@@ -14,6 +14,8 @@ __all__ = ["Reading", "check_keys", "is_comment"]
 
 _SWITCHED = frozenset(key.path for key in SWITCHES)
 _COMMENTS = ("comment", "comments")
+# Names that DeepSpeed passes over, for what it reads under another one.
+_MEANT = {"max_grad_norm": "gradient_clipping", "micro_batch_size_per_gpu": "train_micro_batch_size_per_gpu"}
 
 
 @dataclass(slots=True)
@@ -90,6 +92,6 @@ def _stays_on_device(offload: Mapping[str, object]) -> bool:
 
 
 def _unknown(name: str, value: object, known: list[str], start: str = "") -> str:
-    near = nearest(name, known)
+    near = _MEANT.get(name) or nearest(name, known)
     hint = f"; did you mean {start}{near}?" if near else ""
     return f"{start}{printable(name)} = {show(value)}: this key is not known{hint}"

@@ -100,6 +100,12 @@ _TOP: tuple[Key, ...] = (
     *_harmless("it is for DeepSpeed's mixture of experts", "use_data_before_expert_parallelism"),
     *_harmless("it is for DeepSpeed's sequence parallelism", "seq_parallel_communication_data_type"),
     *_harmless("the launcher sets it", "local_rank"),
+    *_harmless(
+        "how ranks are started and connected; DeepSpeed does not read it",
+        "distributed_backend",
+        "launcher",
+        "deepspeed_mpi",
+    ),
     _refused("sequence_parallel_size", "Ulysses is not implemented", "use initialize(sequence_parallel=True)", 1),
     _refused("managed_gradient_accumulation", "the engine counts micro batches", "use engine.no_sync()", True),
     _refused("sparse_gradients", "gradients are dense", "set it to false"),

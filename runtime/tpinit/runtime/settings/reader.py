@@ -187,6 +187,8 @@ def _check_precision(section: str, value: object, problems: list[Problem], refus
             near = nearest(key, [*known, *defaults])
             fix = f"did you mean {section}.{near}?" if near else f"take {path} out"
             problems.append(Problem(path, show(setting), "this key is not known", fix))
+        elif value.get("enabled") is False:
+            continue  # whatever it asks for is off
         elif setting != defaults[key] and not (section != "fp16" and key == "immediate_grad_update"):
             refusals.append(f"{path} = {show(setting)}: only {show(defaults[key])} is implemented")
 
