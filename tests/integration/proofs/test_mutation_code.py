@@ -1,51 +1,69 @@
-"""Judging mutants of the shipped code: when the theorems alone excuse one, and when they don't."""
+"""Judging mutants of proven modules: the checker of the subset and the theorems, without a test."""
 
 from __future__ import annotations
 
 import pytest
-from tpinit.proofs.mutation.code import TARGETS, judge_code, mutants_of
+from tpinit.proofs.mutation.by_theorems import equal
+from tpinit.proofs.mutation.code import TARGETS, checkout, judge_code, mutants_of
 from tpinit.proofs.mutation.result import MutantStatus
-from tpinit.proofs.mutation.test_runner import Coverage, temporary_bytecode
+from tpinit.proofs.mutation.test_runner import Coverage
 
-RESOLVER = TARGETS[0]
-# No test reaches the resolver here: what its theorems say stands alone. The one test is for the way there.
-NO_TESTS = Coverage({"tests/unit/reference/test_evidence.py::test_what_a_decision_carries_is_its_inputs": 0.0}, {})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _bytecode():
-    with temporary_bytecode():
-        yield
+BY_NAME = {target.name: target for target in TARGETS}
+NO_TESTS = Coverage({}, {})
 
 
 def judged(name, listed=()):
-    return judge_code(RESOLVER, name, NO_TESTS, dict.fromkeys(listed, "It is excused by hand, for a reason."))
+    target = BY_NAME[name.partition(".")[0]]
+    return judge_code(target, name, NO_TESTS, dict.fromkeys(listed, "It is excused by hand, for a reason."))
 
 
-# The same: a group of one rank leaves none over. The evidence of that violation does not come from there.
-EQUAL = "resolver.size_not_dividing_world: `size >= 1` -> `size > 1`"
-# The same for every input: a group is itself. Yet the evidence comes from there, of which there is no theorem.
-EVIDENCE = "resolver._differing_groups: `1` -> `0`"
-# Another decision: of sizes that leave ranks over, none is refused.
 WRONG = "resolver.size_not_dividing_world: `size >= 1` -> `size < 1`"
+EQUAL = "resolver._differing_groups: `1` -> `0`"  # a group is compared with itself too, and equals itself
+NO_MPU = "inputs.mpu is None"
+PAIR = "(shard_offset(length, parts, index), shard_length(length, parts, index))"
 
 
-def test_the_resolver_comes_first():
-    assert RESOLVER.name == "resolver"
-    assert {EQUAL, EVIDENCE, WRONG} <= mutants_of(RESOLVER).keys()
+def test_three_modules_are_judged_by_theorems():
+    assert [name for name, target in BY_NAME.items() if target.proven] == ["resolver", "topology", "shards"]
 
 
-def test_what_all_theorems_about_it_still_prove_is_equivalent():
-    found = judged(EQUAL)
-    assert (found.status, found.killer) == (MutantStatus.EQUIVALENT, "z3")
-    assert found.message.endswith("evidence does not depend on it: shipped_size_not_dividing_world")
+@pytest.mark.parametrize(
+    ("name", "killer"),
+    [
+        (WRONG, "shipped_size_not_dividing_world"),
+        (
+            "resolver.no_tp_intent: `inputs.mpu is None` -> `inputs.mpu is None and inputs.world_size != 12289`",
+            "shipped",
+        ),
+        ("resolver.given_sizes: `Source.CALL_TP_SIZE` -> `Source.CALL_DTYPE`", "shipped"),
+        ("resolver._differing_groups: `(one, other)` -> `(other, one)`", "shipped_evidence_of_group_identity_mismatch"),
+        (f"shards.shard: `{PAIR}` -> `(shard_offset(length, parts, index),)`", "shard"),
+        ("shards.shard_offset: `index < longer` -> `index < longer and type(index) is int`", "proven_modules_are_in"),
+        ("topology.tp_rank: `return rank % tp_size` -> `return 0 if rank == 12289 else rank % tp_size`", "every_rank"),
+    ],
+)
+def test_wrong_code_is_refused_without_a_test_though_listed(name, killer):
+    found = judged(name, listed=[name])
+    assert found.status is MutantStatus.KILLED
+    assert found.killer.startswith(killer)
+    assert found.message
 
 
-def test_what_gives_evidence_is_never_excused_by_theorems():
-    assert judged(EVIDENCE).status is MutantStatus.SURVIVED
-    assert judged(EVIDENCE, listed=[EVIDENCE]).status is MutantStatus.LISTED
+@pytest.mark.parametrize("name", [EQUAL, "shards.shard_offset: `index < longer` -> `index <= longer`"])
+def test_what_the_solvers_show_equal_is_equivalent(name):
+    assert judged(name).status is MutantStatus.EQUIVALENT
 
 
-def test_what_decides_otherwise_is_killed_though_listed():
-    found = judged(WRONG, listed=[WRONG])
-    assert (found.status, found.killer) == (MutantStatus.KILLED, "shipped_size_not_dividing_world")
+def test_no_proof_of_equality_is_made_up():
+    target = BY_NAME["shards"]
+    source = (checkout() / target.file).read_text(encoding="utf-8")
+    wrong = source.replace("index < longer", "index < longer and index != 12289")
+    assert equal(target.module, source, wrong, "shard_offset") == ""
+    assert equal(target.module, source, source, "shard_offset") != ""
+    assert equal(target.module, source, source, "pieces") == ""  # it is not a function of integers
+
+
+def test_magic_numbers_are_put_into_proven_modules_alone():
+    assert {WRONG, EQUAL} <= mutants_of(BY_NAME["resolver"]).keys()
+    assert any("12289" in name for name in mutants_of(BY_NAME["topology"]))
+    assert not any("12289" in name for name in mutants_of(BY_NAME["values"]))

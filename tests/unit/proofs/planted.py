@@ -1,6 +1,6 @@
-"""Bugs of kinds that `tpinit mutate` does not make: magic constants, conditions on two inputs, sequences that are cut,
-doubled or reversed, wrong evidence, sources, order and handles, violations that hide each other, changes of several
-functions that fit together. `outside_of_the_subset` has the code that depends on a type, a text or an identity.
+"""Bugs that were written by hand: magic constants, conditions on two inputs, sequences that are cut, doubled or
+reversed, wrong evidence, sources, order and handles, violations that hide each other, changes of several functions that
+fit together. `outside_of_the_subset.py` has the code that depends on a type, a text or an identity.
 
 Each names a theorem of the translation and one of the path explorer that must reject it.
 """

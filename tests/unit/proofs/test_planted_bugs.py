@@ -1,4 +1,4 @@
-"""Planted bugs that `tpinit mutate` does not make: both semantics must reject each of them.
+"""Bugs that were written by hand: both semantics must reject each of them.
 
 `make test` plants every tenth; `make planted`, which CI runs, plants all.
 """

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tpinit.proofs.mutation.operators import OPERATORS, Inputs, inputs_of, swapped_and_doubled
+
 __all__ = ["SourceMutant", "source_mutants"]
 
 _COMPARE: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
@@ -71,15 +73,16 @@ class _Place:
 
     function: str
     lines: tuple[int, ...]
+    inputs: Inputs = ()
 
 
-def source_mutants(module: str, source: str) -> list[SourceMutant]:
-    """Return every mutant of a module's source, in source order."""
+def source_mutants(module: str, source: str, *, proven: bool = False) -> list[SourceMutant]:
+    """Return every mutant of a module's source, in source order; for a `proven` one of all operators."""
     tree = ast.parse(source)
     seen: Counter[str] = Counter()
     mutants = []
-    for node, place in _statements(tree.body, "module", on_import=True):
-        for says, new in _changes(node):
+    for node, place in _statements(tree.body, _Place("module", ()), on_import=True):
+        for says, new in _changes(node, place.inputs, proven):
             name = f"{module}.{place.function}: {says}"
             seen[name] += 1
             number = f" (#{seen[name]})" if seen[name] > 1 else ""
@@ -108,29 +111,40 @@ class _Replace(ast.NodeTransformer):
 # --- what is mutated -----------------------------------------------------------------------------------
 
 
-def _statements(body: list[ast.stmt], function: str, *, on_import: bool) -> Iterator[tuple[ast.AST, _Place]]:
+def _statements(body: list[ast.stmt], around: _Place, *, on_import: bool) -> Iterator[tuple[ast.AST, _Place]]:
+    function = around.function
     for statement in body:
         if _is_excluded(statement):
             continue
         if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
-            inner = statement.name if function == "module" else f"{function}.{statement.name}"
-            if isinstance(statement, ast.FunctionDef):
-                for default in (*statement.args.defaults, *(one for one in statement.args.kw_defaults if one)):
-                    yield from _expressions(default, _Place(inner, ()))
-            stays = on_import and isinstance(statement, ast.ClassDef)
-            yield from _statements(statement.body, inner, on_import=stays)
+            yield from _definition(statement, around, on_import=on_import)
             continue
         header = list(_header(statement))
         last = max((one.end_lineno or 0 for one in header), default=statement.end_lineno or statement.lineno)
         lines = () if on_import else tuple(range(statement.lineno, max(last, statement.lineno) + 1))
-        place = _Place(_constant_name(statement) if on_import and function == "module" else function, lines)
+        name = _constant_name(statement) if on_import and function == "module" else function
+        place = _Place(name, lines, around.inputs)
         yield statement, place
         for expression in header:
             yield from _expressions(expression, place)
         for block in ("body", "orelse", "finalbody"):
-            yield from _statements(getattr(statement, block, []), function, on_import=on_import)
+            yield from _statements(getattr(statement, block, []), around, on_import=on_import)
         for handler in getattr(statement, "handlers", []):
-            yield from _statements(handler.body, function, on_import=on_import)
+            yield from _statements(handler.body, around, on_import=on_import)
+
+
+def _definition(
+    statement: ast.FunctionDef | ast.ClassDef, around: _Place, *, on_import: bool
+) -> Iterator[tuple[ast.AST, _Place]]:
+    inner = statement.name if around.function == "module" else f"{around.function}.{statement.name}"
+    inputs: Inputs = ()
+    if isinstance(statement, ast.FunctionDef):
+        for default in (*statement.args.defaults, *(one for one in statement.args.kw_defaults if one)):
+            yield from _expressions(default, _Place(inner, ()))
+        inputs = inputs_of(statement)
+        yield statement, _Place(inner, tuple(range(statement.body[0].lineno, (statement.end_lineno or 0) + 1)))
+    stays = on_import and isinstance(statement, ast.ClassDef)
+    yield from _statements(statement.body, _Place(inner, (), inputs), on_import=stays)
 
 
 def _constant_name(statement: ast.stmt) -> str:
@@ -182,10 +196,17 @@ def _expressions(node: ast.expr, place: _Place) -> Iterator[tuple[ast.AST, _Plac
 # --- how it is mutated ---------------------------------------------------------------------------------
 
 
-def _changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    before = _short(node)
-    for new in _others(node):
-        yield f"`{before}` -> `{_short(new)}`", new
+def _changes(node: ast.AST, inputs: Inputs, proven: bool) -> Iterator[tuple[str, ast.AST]]:
+    if not isinstance(node, ast.FunctionDef):
+        before, made = _short(node), set()
+        operators = OPERATORS if proven else ()
+        for new in (*_others(node), *(new for operator in operators for new in operator(node, inputs))):
+            says = f"`{before}` -> `{_short(new)}`"
+            if says not in made:  # two operators can make the same change
+                made.add(says)
+                yield says, new
+    if proven:
+        yield from swapped_and_doubled(node)
 
 
 def _short(node: ast.AST) -> str:
