@@ -247,7 +247,7 @@ def _full(gradient: Any) -> Any:
     """Return the full tensor of a DTensor, and any other gradient (this rank's shard) as it is."""
     if gradient is None:
         return None
-    return (gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient).detach()
+    return (gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient).detach().as_subclass(torch.Tensor)
 
 
 def _local_elements(parameter: Any) -> int:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from tpinit.runtime import initialize
 from tpinit.runtime.groups.digest import digest
 from tpinit.runtime.slicing import local_part
+from tpinit.runtime.training.gradient_parts import plain_gradient
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from support.refusals import refusal_of
@@ -151,7 +152,9 @@ def rng_states(rank: int, kind: str) -> dict[str, Any]:
             engine.module.gradient_checkpointing_enable({"use_reentrant": False})
         engine.module.zero_grad()
         engine(**batch(kind, 0)).loss.backward()
-        gradients.append([one.grad.clone() for one in engine.module.parameters() if one.grad is not None])
+        gradients.append(
+            [plain_gradient(one.grad).clone() for one in engine.module.parameters() if one.grad is not None]
+        )
     distance = max(float((one - other).norm() / (one.norm() + 1e-6)) for one, other in zip(*gradients, strict=True))
     return {"first": first, "again": again, "following": following, "recomputed": distance}
 

@@ -197,7 +197,8 @@ def whole_step(
 
 def tensors_of(model: nn.Module, what: str) -> PackedTensors:
     """Return `what` ("data" or "grad") of every parameter by name; a gradient may be None."""
-    return PackedTensors({name: getattr(one, what) for name, one in model.named_parameters()})
+    held = {name: getattr(one, what) for name, one in model.named_parameters()}
+    return PackedTensors({name: None if one is None else one.as_subclass(torch.Tensor) for name, one in held.items()})
 
 
 def difference_by_parameter(engine: Any, expected: Mapping[str, torch.Tensor | None], what: str) -> dict[str, float]:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from tpinit.runtime import GatheredParameters, initialize
 from tpinit.runtime.internals.torch_private import local_gloo_group
 from tpinit.runtime.parallel.rng import SharedRng
+from tpinit.runtime.training.gradient_parts import plain_gradient
 
 from families import catalogue
 from support.family_training import SGD
@@ -302,7 +303,7 @@ def checkpointed(rank: int, reentrant: bool) -> dict[str, Any]:
         hidden = embeddings.clone().requires_grad_(True)
         output = checkpoint(forward, hidden, use_reentrant=reentrant) if again else forward(hidden)
         output.square().sum().backward()
-        gradients.append(weight.grad.clone())
+        gradients.append(plain_gradient(weight.grad).clone())
         engine.zero_grad()
     return {"apart": float((gradients[0] - gradients[1]).abs().max()), "size": float(gradients[0].abs().max()), **batch}
 

@@ -13,6 +13,7 @@ from torch import nn
 from tpinit.runtime import initialize
 from tpinit.runtime.slicing import local_part
 from tpinit.runtime.training.call_guards import REFUSED
+from tpinit.runtime.training.gradient_parts import plain_gradient
 
 from families import catalogue
 from support.pairs import pair
@@ -36,6 +37,7 @@ def same(engine: Any, unsharded: Any) -> bool:
     gaps = [abs(losses[0] - losses[1])]
     for record in plan.parameters:
         whole, own = unsharded.get_parameter(record.name).grad, held[record.name].grad
+        own = None if own is None else plain_gradient(own)
         if (whole is None) != (own is None):
             return False
         if whole is not None and own is not None:

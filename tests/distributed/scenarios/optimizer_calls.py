@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from torch.nn.utils import clip_grad_norm_ as early_clip  # both bound before tpinit replaces what they call
 from torch.nn.utils import get_total_norm as early_norm
+from tpinit.runtime.training import torch_functions
 
 from scenarios.optimizer_loop import MAKERS, gap, loss_of, relative, start
 from support.refusals import in_step, refusal_of
@@ -133,14 +136,18 @@ def scaled(rank: int, overflow_on: int | None, agree: bool = True, fused: bool =
 
     Without `agree` the ranks do not agree on the overflow: the negative control.
     """
+    seen = contextlib.nullcontext() if agree else patch.object(torch_functions, "found_infs", lambda *_: ())
+    with seen:
+        return _scaled(rank, overflow_on, agree, fused)
+
+
+def _scaled(rank: int, overflow_on: int | None, agree: bool, fused: bool) -> dict[str, Any]:
 
     def make(model: Any) -> torch.optim.Optimizer:
         return torch.optim.AdamW(model.parameters(), lr=0.01, eps=1e-3, fused=fused)
 
     unsharded, engine, optimizer = start(make)
     other = make(unsharded)
-    if not agree:
-        engine._tensors.optimizer = None
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     steps = []
     for step in range(3):
@@ -148,7 +155,7 @@ def scaled(rank: int, overflow_on: int | None, agree: bool = True, fused: bool =
         scaler.scale(loss_of(engine, step)).backward()
         bad = step == 1 and overflow_on is not None
         if bad and rank == overflow_on:
-            engine.module.model.layers[0].mlp.up_proj.weight.grad[0, 0] = float("inf")
+            engine.module.model.layers[0].mlp.up_proj.weight.grad.fill_(float("inf"))
         if step == 2 and agree:
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(engine.parameters(), 0.1)

@@ -13,6 +13,7 @@ import torch
 from tpinit.runtime import Engine, initialize
 from tpinit.runtime.slicing import local_part
 from tpinit.runtime.training import optimizer_step
+from tpinit.runtime.training.gradient_parts import plain_gradient
 
 from support.refusals import in_step, refusal_of
 from support.tiny_models import build, tokens
@@ -72,7 +73,7 @@ def gap(engine: Engine, unsharded: Any, what: Callable[[Any], torch.Tensor | Non
             apart = max(apart, 0.0 if one is other else float("inf"))
             continue
         part = local_part(one.detach(), record, engine.plan.tp_size, engine.plan.tp_rank)
-        difference = float((part - other.detach().float()).abs().max())
+        difference = float((part - plain_gradient(other.detach()).float()).abs().max())
         apart = max(apart, difference / float(one.detach().abs().max().clamp(min=1e-3)))
     return apart
 
@@ -142,7 +143,7 @@ def _clip(how: str, model: Any, like: str = "") -> torch.Tensor:
         torch.nn.utils.clip_grad_value_(model.parameters(), 0.01)
         return torch.ones(())
     if how == "local":
-        norm = torch.stack([one.grad.norm() for one in model.parameters()]).norm()
+        norm = torch.stack([plain_gradient(one.grad).norm() for one in model.parameters()]).norm()
         for one in model.parameters():
             one.grad.mul_(0.1 / norm)
         return norm

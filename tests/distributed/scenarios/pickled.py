@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from tpinit.runtime import initialize
+from tpinit.runtime.training.gradient_parts import plain_gradient
 
 from families import catalogue
 from scenarios.every_call import same
@@ -141,6 +142,8 @@ def of_family(rank: int, family: str, parallel: bool) -> dict[str, Any]:
     for loss in losses:
         loss.backward()
     pairs = [(one.grad, other.grad) for one, other in zip(twin.parameters(), engine.module.parameters(), strict=True)]
-    gaps = [float((one - other).abs().max()) for one, other in pairs if one is not None and other is not None]
+    gaps = [
+        float(plain_gradient(one - other).abs().max()) for one, other in pairs if one is not None and other is not None
+    ]
     apart = abs(float(losses[0].detach() - losses[1].detach()))
     return {"gap": max(*gaps, apart), "gradients": len(gaps), "in_step": in_step(rank)}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from tpinit.runtime import initialize
+from tpinit.runtime.training.gradient_parts import plain_gradient
 
 from support.family_training import SGD
 from support.refusals import error_of, in_step
@@ -63,11 +64,11 @@ def step_with(rank: int, how: str, tp: int = 2, accumulation: int = 1, **keyword
 def spoil(engine: Any, how: str, last: bool) -> None:
     model = engine.module
     if how == "nan gradient of a shard" and last:
-        model.model.layers[0].mlp.up_proj.weight.grad[0, 0] = float("nan")
+        model.model.layers[0].mlp.up_proj.weight.grad.fill_(float("nan"))
     elif how == "nan gradient of a copy" and last:
         model.model.norm.weight.grad[0] = float("nan")
     elif how == "clipped by its own norm":
-        grads = [one.grad for one in model.parameters()]
+        grads = [plain_gradient(one.grad) for one in model.parameters()]
         norm = torch.stack([grad.norm() for grad in grads]).norm()
         for grad in grads:
             grad.mul_(1e-3 / norm)

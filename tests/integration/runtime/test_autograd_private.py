@@ -35,12 +35,12 @@ def backwards(monkeypatch):
         yield
         seen.append((nodes, leaves, weight.grad is not before))
 
-    autograd_private.run_around_backward(around)
-    autograd_private.run_around_backward(contextlib.nullcontext)
+    autograd_private.run_around_backward(around, lambda inputs, found: (inputs[0] is weight, *found))
+    autograd_private.run_around_backward(contextlib.nullcontext, lambda inputs, found: ())
     weight = torch.nn.Parameter(torch.ones(()))
     output = weight * 2
     output.backward(retain_graph=True)
-    torch.autograd.grad(output, weight)
+    assert torch.autograd.grad(output, weight) == (True, torch.tensor(2.0))
     weight.backward()
     torch.autograd.backward(torch.autograd.graph.get_gradient_edge(weight * 3))
     expected = [(1, [], True), (1, [], False), (0, [weight], False), (1, [], False)]  # a gradient is there first

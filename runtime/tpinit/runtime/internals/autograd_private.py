@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,6 +19,7 @@ PRIVATE_NAMES: dict[str, str] = {
 """Every private name, and private behaviour, of torch's autograd that the runtime leans on; and what for."""
 
 _MARK = "tp_original"
+_INPUTS = 3  # the place of the inputs of torch.autograd.grad among the arguments behind the outputs
 _autograd: Any = torch.autograd
 
 
@@ -39,10 +40,14 @@ def inputs_of(node: Any) -> Iterator[tuple[Any, torch.Tensor | None]]:
             yield inner, inner.variable if type(inner).__name__ == "AccumulateGrad" else None
 
 
-def run_around_backward(around: Callable[[list[Any], list[torch.Tensor]], AbstractContextManager[None]]) -> None:
+def run_around_backward(
+    around: Callable[[list[Any], list[torch.Tensor]], AbstractContextManager[None]],
+    returned: Callable[[Sequence[Any], Sequence[Any]], tuple[Any, ...]],
+) -> None:
     """Run each backward of this process in `around(nodes, leaves)`: the nodes and leaf tensors from which it starts.
 
-    Also one inside another backward. The first `around` of the process stays.
+    Also one inside another backward. What `torch.autograd.grad` returns is `returned(inputs, gradients)`. The first
+    functions of the process stay.
     """
     original = _autograd._engine_run_backward
     if hasattr(original, _MARK):
@@ -52,7 +57,8 @@ def run_around_backward(around: Callable[[list[Any], list[torch.Tensor]], Abstra
         nodes = [getattr(output, "node", None) or getattr(output, "grad_fn", None) for output in outputs]
         leaves = [output for output, node in zip(outputs, nodes, strict=True) if node is None]
         with around([node for node in nodes if node is not None], leaves):
-            return original(outputs, *args, **kwargs)
+            found = original(outputs, *args, **kwargs)
+        return found if kwargs.get("accumulate_grad", True) else returned(args[_INPUTS], found)
 
     setattr(run, _MARK, original)
     _autograd._engine_run_backward = run

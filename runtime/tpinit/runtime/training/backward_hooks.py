@@ -46,6 +46,9 @@ class BackwardHooks:
             self._partial = []
         self.groups = groups
         self.buckets = GradientBuckets(states, groups.dp, device, averaging, self._partial)
+        self._cut = [state for state in self._states if state.record.dim is not None]
+        if groups.tp.group is None:
+            self._cut = []
         self._device = device
         self._adds_replicas = False  # the last `reduce` summed over the data-parallel group
         self._on_owners = False  # the gradients are means, each on the rank that owns its parameter (ZeRO 2)
@@ -76,6 +79,7 @@ class BackwardHooks:
                 "a backward failed before, and a part of its gradients was sent to other ranks already: call "
                 "engine.zero_grad() on every rank, and start this update again"
             )
+        self.unmark()
         for state in self._states:
             state.take_grad()
         if self.buckets.owners is not None and sends and not self.addends:
@@ -141,9 +145,30 @@ class BackwardHooks:
         self.addends = self.buckets.failed = self._on_owners = False
 
     def show(self) -> None:
-        """Let every parameter show the gradient of its master copy."""
+        """Let every parameter show the gradient of its master copy; those of sharded ones are marked as parts."""
         for state in self._states:
             state.show_grad()
+        self.mark()
+
+    def mark(self) -> None:
+        """Let the gradients of sharded parameters refuse what would take a part for the whole (`GradientPart`)."""
+        if not self._paused:
+            for state in self._cut:
+                state.mark_grad()
+
+    def unmark(self) -> None:
+        """Let the gradients of sharded parameters be plain tensors, for the runtime itself and for optimizers."""
+        for state in self._cut:
+            state.unmark_grad()
+
+    @contextmanager
+    def unmarked(self) -> Iterator[None]:
+        """Let the gradients be plain tensors inside the context."""
+        self.unmark()
+        try:
+            yield
+        finally:
+            self.mark()
 
     def _sum(self, state: ParamState, grad: torch.Tensor) -> torch.Tensor | None:
         """Return the sum over the TP group of the gradient that each rank has computed, this rank's slice of it."""
@@ -175,6 +200,7 @@ class BackwardHooks:
 
     def _average(self) -> None:
         with torch.no_grad():
+            self.unmark()
             for state in self._states:
                 state.take_grad()
             self.buckets.average_all(torch.zeros((), dtype=torch.bool, device=self._device))

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from tpinit.runtime.errors import EngineError
 from tpinit.runtime.groups.issuing import collective
+from tpinit.runtime.training.gradient_parts import plain_gradient
 from tpinit.runtime.training.param_state import ParamState
 from tpinit.runtime.training.sharded_tensors import ShardedTensors
 
@@ -30,7 +31,7 @@ def whole_norm(
         raise EngineError(f"norm_type is {norm_type}: over a sharded model it must be greater than 0, or inf")
     tp, owned_in = model.groups.tp, model.hooks.owned_in()
     counted = {id(state) for state in model.hooks.counted()}
-    found = [(state, tensor) for state, tensor in found if id(state) in counted]
+    found = [(state, plain_gradient(tensor)) for state, tensor in found if id(state) in counted]
     sharded = [state.counted_part(tensor) for state, tensor in found if state.record.dim is not None]
     replicated = [tensor for state, tensor in found if state.record.dim is None]
     parts = torch.stack([_power_sum(tensors, order, model.device) for tensors in (sharded, replicated)])
@@ -71,6 +72,7 @@ def clip_gradients(
     `scale` is the loss scale by which the gradients are multiplied; the norm is without it. Raises EngineError if
     `error_if_nonfinite` is true and the norm is NaN or infinite.
     """
+    model.hooks.unmark()
     for state in model.states:
         state.take_grad()
     try:

@@ -230,6 +230,7 @@ class Engine(nn.Module):
         self._call_check.meet("step", self.module, group_options(self._optimizer_step.optimizer))
         if self._first_step is not None:
             self._first_step.before_update()
+        self._hooks.unmark()
         for state in self._param_states:
             state.take_grad()
         norm = self._hooks.norm(self._bad_loss, self._losses)
@@ -247,7 +248,7 @@ class Engine(nn.Module):
 
     def _update_by_hand(self, update: Callable[[], Any]) -> Any:
         """Call `update` for an `optimizer.step()` of the user, after the checks of `step`, and return its result."""
-        if self._awaits_step or self._hooks.addends:
+        if self._reduced or self._hooks.addends:
             raise EngineError(
                 "optimizer.step() was called after engine.backward(loss): call engine.step(), which calls it; or call "
                 "loss.backward() instead of engine.backward(loss), and engine.zero_grad() before the change"
@@ -257,7 +258,7 @@ class Engine(nn.Module):
         self._call_check.compare_call("optimizer.step", self.module, options=options)
         if self._first_step is not None:
             self._first_step.before_update()
-        with fp32_gradients(self._param_states):
+        with self._hooks.unmarked(), fp32_gradients(self._param_states):
             norm = self._hooks.norm()
             skipped = self._must_skip(norm)
             result = None if skipped else update()

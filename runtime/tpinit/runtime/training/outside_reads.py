@@ -7,7 +7,7 @@ such a parameter was made by a forward of the model, or by `engine.sum_over_para
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,10 @@ import torch
 from tpinit.runtime.errors import EngineError
 from tpinit.runtime.internals.autograd_private import inputs_of, node_number
 from tpinit.runtime.internals.torch_private import backward_number
+from tpinit.runtime.training.gradient_parts import mark_part
 from tpinit.runtime.training.sharded_tensors import ShardedTensors, sharded_models
 
-__all__ = ["checked_backward"]
+__all__ = ["checked_backward", "marked_gradients"]
 
 
 @contextmanager
@@ -43,6 +44,14 @@ def checked_backward(nodes: list[Any], leaves: list[torch.Tensor]) -> Iterator[N
     finally:
         for model in models:
             model.own_nodes.end_lone()
+            model.hooks.mark()
+
+
+def marked_gradients(inputs: Sequence[Any], gradients: Sequence[Any]) -> tuple[Any, ...]:
+    """Return what `torch.autograd.grad` returns, those of sharded parameters as parts (`GradientPart`)."""
+    parts = {key: one for model in sharded_models() for key, one in model.parts.items() if one.dim is not None}
+    pairs = [(parts.get(id(one)), gradient) for one, gradient in zip(inputs, gradients, strict=True)]
+    return tuple(one if one is None or record is None else mark_part(one, record) for record, one in pairs)
 
 
 def _check_reads(nodes: list[Any], models: list[ShardedTensors]) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from tpinit.runtime.planning.schema import GradientRule, ParameterPlan, Plan
 from tpinit.runtime.slicing import take_pieces
+from tpinit.runtime.training.gradient_parts import GradientPart, mark_part, plain_gradient
 
 __all__ = ["ParamState", "adopt_edits", "make_param_states"]
 
@@ -61,7 +62,7 @@ class ParamState:
         elif grad is shown and self.target.grad is not None:
             self.target.grad = _with_edits(self.target.grad, grad)
         else:
-            self.target.grad = grad.float()
+            self.target.grad = plain_gradient(grad).float()
         self.parameter.grad = self.shown = None
         self.taken = grad is not None
 
@@ -71,6 +72,22 @@ class ParamState:
             self.shown = self.target.grad.to(self.parameter.dtype)
             self.parameter.grad = self.shown
         self.taken = False
+
+    def mark_grad(self) -> None:
+        """Let the parameter's gradient, a slice, refuse what would take it for the whole; a part stays one."""
+        grad = self.parameter.grad
+        if type(grad) is torch.Tensor:
+            self.parameter.grad = part = mark_part(grad, self.record)
+            if self.shown is grad:
+                self.shown = part
+
+    def unmark_grad(self) -> None:
+        """Let the parameter's gradient be a plain tensor."""
+        grad = self.parameter.grad
+        if type(grad) is GradientPart:
+            self.parameter.grad = plain = plain_gradient(grad)
+            if self.shown is grad:
+                self.shown = plain
 
     def accumulate(self) -> None:
         """Add the gradient of the last backward to one that was taken, in fp32."""
@@ -94,8 +111,8 @@ class ParamState:
         if self.taken:
             return self.target.grad
         if self.has_master and grad is not None and grad is self.shown and self.target.grad is not None:
-            return _with_edits(self.target.grad, grad)
-        return grad if grad is not None else self.target.grad
+            return _with_edits(self.target.grad, plain_gradient(grad))
+        return plain_gradient(grad) if grad is not None else self.target.grad
 
     def drop_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradient of the parameter and of its master copy, or set it to zero."""

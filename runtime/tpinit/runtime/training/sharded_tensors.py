@@ -92,5 +92,6 @@ def known_models() -> list[ShardedTensors]:
 
 
 def sharded_models() -> list[ShardedTensors]:
-    """Return the models of this process of which a rank has parts of parameters or gradients, in no order."""
-    return [model for model in _models if model.groups.tp.group is not None or model.hooks.owned_in() is not None]
+    """Return the models of this process of which a rank has parts of parameters or gradients, as initialized."""
+    models = [model for model in _models if model.groups.tp.group is not None or model.hooks.owned_in() is not None]
+    return sorted(models, key=lambda model: model.groups.run)

@@ -3,12 +3,13 @@
 `torch.nn.utils.clip_grad_norm_` and `get_total_norm` compute the norm of the tensors that they get. From the first
 `initialize` on they take the whole model's for tensors of a sharded model, for every caller, also one who imported them
 before: both call the function in one cell, and ours is there. `GradScaler.unscale_` is wrapped likewise, so that all
-ranks skip a step together. An optimizer that `initialize` did not see must be elementwise. For other tensors and
-optimizers everything is as before.
+ranks skip a step together. torch.nn.init draws no part. An optimizer that `initialize` did not see must be elementwise.
+For other tensors and optimizers everything is as before.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -16,15 +17,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from tpinit.runtime.errors import EngineError
 from tpinit.runtime.groups.issuing import collective
 from tpinit.runtime.internals.autograd_private import run_around_backward
+from tpinit.runtime.internals.init_private import check_before_draws
 from tpinit.runtime.internals.torch_private import found_infs, total_norm_cell
 from tpinit.runtime.training.clipping import check_finite, whole_norm
 from tpinit.runtime.training.optimizer_kinds import ELEMENTWISE, class_name
 from tpinit.runtime.training.outer_wrappers import watch_wrappers
-from tpinit.runtime.training.outside_reads import checked_backward
+from tpinit.runtime.training.outside_reads import checked_backward, marked_gradients
 from tpinit.runtime.training.sharded_tensors import ShardedTensors, sharded_models
 
 __all__ = ["recognize_sharded_tensors"]
@@ -35,13 +37,15 @@ _MARK = "tp_original"
 def recognize_sharded_tensors() -> None:
     """Put our functions in the place of torch's, once for a process."""
     watch_wrappers()
-    run_around_backward(checked_backward)
+    run_around_backward(checked_backward, marked_gradients)
     cell = total_norm_cell()
     if hasattr(cell.cell_contents, _MARK):
         return
     cell.cell_contents = _with_whole_norms(cell.cell_contents)
     torch.amp.GradScaler.unscale_ = _with_agreement(torch.amp.GradScaler.unscale_)  # type: ignore[method-assign]  # for all scalers
+    check_before_draws(_refuse_part)
     register_optimizer_step_pre_hook(_check_optimizer)
+    register_optimizer_step_post_hook(_mark_gradients)
 
 
 def _with_whole_norms(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -77,14 +81,18 @@ def _with_agreement(original: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(original)
     def unscale(scaler: torch.amp.GradScaler, optimizer: Optimizer) -> None:
-        model = next((model for model in sharded_models() if model.optimizer is optimizer), None)
-        if model is None or not scaler.is_enabled():
+        models = [one for one in sharded_models() if one.optimizer is optimizer] or _models_of(optimizer)
+        if not models or not scaler.is_enabled():
             original(scaler, optimizer)
             return
-        model.before_norm("GradScaler.unscale_")
-        _refuse_fp16(model)
+        for model in models:
+            model.before_norm("GradScaler.unscale_")
+            _refuse_fp16(model)
+            model.hooks.unmark()
         original(scaler, optimizer)
-        for flag in found_infs(scaler, optimizer):
+        for model in models:
+            model.hooks.mark()
+        for flag, model in itertools.product(found_infs(scaler, optimizer), models):
             for group in (model.groups.tp, model.groups.dp):
                 if group.group is not None:
                     collective("all_reduce", "overflow", flag, op=dist.ReduceOp.MAX, group=group.group)
@@ -102,13 +110,40 @@ def _refuse_fp16(model: ShardedTensors) -> None:
         )
 
 
-def _check_optimizer(optimizer: Optimizer, *_: Any) -> None:
-    """Raise EngineError if an optimizer that `initialize` did not see updates slices and is not elementwise."""
-    if type(optimizer) in ELEMENTWISE:
+def _refuse_part(tensor: torch.Tensor) -> None:
+    """Raise EngineError if torch.nn.init is to draw a tensor that is this rank's part of a parameter."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.is_meta:
         return
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if any(model.optimizer is not optimizer and held & model.sharded_ids for model in sharded_models()):
+    for model in sharded_models():
+        for state in model.states:
+            record, own = state.record, state.parameter
+            is_part = record.dim is not None and tuple(tensor.shape) == tuple(own.shape) != tuple(record.shape)
+            if is_part and not own.is_meta and tensor.data_ptr() == own.data_ptr():
+                raise EngineError(
+                    f"torch.nn.init: {record.name} is sharded, and this rank has the part {list(tensor.shape)} of "
+                    f"{list(record.shape)}: what is drawn, and what is computed from its shape, would be that of the "
+                    "part. Draw weights before initialize, or inside GatheredParameters, which gives the whole"
+                )
+
+
+def _check_optimizer(optimizer: Optimizer, *_: Any) -> None:
+    """Let an optimizer that `initialize` did not see update slices. Raises EngineError if it is not elementwise."""
+    models = _models_of(optimizer)
+    if models and type(optimizer) not in ELEMENTWISE:
         raise EngineError(
             f"{class_name(optimizer)}.step: its parameters are slices of a sharded model's, and its update may need "
             "whole tensors: give this optimizer to initialize, or use one of docs/optimizers.md that is elementwise"
         )
+    for model in models:
+        model.hooks.unmark()
+
+
+def _mark_gradients(optimizer: Optimizer, *_: Any) -> None:
+    for model in _models_of(optimizer):
+        model.hooks.mark()
+
+
+def _models_of(optimizer: Optimizer) -> list[ShardedTensors]:
+    """Return the models of which an optimizer that `initialize` did not see updates slices."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return [model for model in sharded_models() if model.optimizer is not optimizer and held & model.sharded_ids]

@@ -9,6 +9,7 @@ from tpinit.runtime.errors import EngineError
 from tpinit.runtime.groups.process_groups import GroupView
 from tpinit.runtime.parallel.collectives import reduce_from_tp_region
 from tpinit.runtime.planning.schema import GradientRule
+from tpinit.runtime.training.gradient_parts import plain_gradient
 from tpinit.runtime.training.param_state import ParamState
 
 __all__ = ["sum_terms"]
@@ -36,7 +37,7 @@ def sum_terms(
                 "of engine.named_parameters(), and has its shape on this rank"
                 + (f", {tuple(state.parameter.shape)}" if state is not None else "; there is none of this name")
             )
-        value = _value(term, state, tp)
+        value = _value(plain_gradient(term), state, tp)
         if state.record.dim is None and state.record.gradient_rule is not GradientRule.PARTIAL:
             once = once + value
         else:
