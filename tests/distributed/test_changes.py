@@ -39,6 +39,12 @@ def test_what_is_right_on_a_sharded_model_runs_as_on_a_whole_one(world2: Any) ->
         assert max(gaps.values()) < 1e-4, gaps
 
 
+def test_a_mode_of_torch_runs(world2: Any) -> None:
+    for gap, count in world2.run("scenarios.changes:in_a_mode_of_torch"):
+        assert gap < 1e-4
+        assert count > 0
+
+
 def test_without_the_check_such_changes_are_wrong_without_a_sign(world2: Any) -> None:
     for gaps in world2.run("scenarios.changes:what_a_change_does_unseen"):
         assert min(gaps.values()) > 1e-3, gaps

@@ -6,6 +6,7 @@ import types
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from tpinit.runtime.internals import mode_private
 
 
@@ -16,6 +17,15 @@ def modes():
     with Mode() as outer, Mode() as inner:
         assert mode_private.function_modes() == [outer, inner]
     assert mode_private.function_modes() == []
+
+
+def dispatch_modes():
+    class Mode(TorchDispatchMode):
+        pass
+
+    with Mode() as outer, Mode() as inner:
+        assert mode_private.dispatch_modes() == [outer, inner]
+    assert mode_private.dispatch_modes() == []
 
 
 def compiled_names():
@@ -42,6 +52,7 @@ def compiled():
 
 TESTS = {
     "torch.overrides._get_current_function_mode_stack": modes,
+    "torch.utils._python_dispatch._get_current_dispatch_mode_stack": dispatch_modes,
     "__compiled_fn": compiled,
     "__resume_at": compiled,
 }

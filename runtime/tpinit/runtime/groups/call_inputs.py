@@ -12,7 +12,9 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from types import FunctionType, MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from tpinit.runtime.groups.digest import digest, raw_bytes
@@ -29,6 +31,8 @@ _DIRECT = 1 << 15  # bytes up to which hashing all of them is faster than the di
 _CACHES = ("past_key_value", "past_key_values", "cache_params", "layer_past", "mems")  # each rank's own heads
 _PER_RANK = ("streamer",)  # output of one rank: what a model computes does not depend on it
 
+_signatures: WeakKeyDictionary[FunctionType, inspect.Signature] = WeakKeyDictionary()  # of methods, by their functions
+
 
 def leaves(function: Callable[..., Any], args: Sequence[object], kwargs: Mapping[str, object]) -> list[Leaf]:
     """Return the leaves of the arguments of a call of `function`, ordered by name."""
@@ -39,7 +43,7 @@ def leaves(function: Callable[..., Any], args: Sequence[object], kwargs: Mapping
 def _bound(function: Callable[..., Any], args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, object]:
     """Return the arguments by parameter, without those that are equal to the parameter's default."""
     try:
-        signature = inspect.signature(function)
+        signature = _signature(function)
         bound = signature.bind_partial(*args, **kwargs).arguments
     except (TypeError, ValueError):
         return {f"argument {position}": value for position, value in enumerate(args)} | dict(kwargs)
@@ -53,6 +57,16 @@ def _bound(function: Callable[..., Any], args: Sequence[object], kwargs: Mapping
         elif value is not parameter.default:
             named[name] = value
     return {name: value for name, value in named.items() if value is not None and name not in _PER_RANK}
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a function; that of a method is remembered, for reading it takes long."""
+    if not isinstance(function, MethodType) or not isinstance(function.__func__, FunctionType):
+        return inspect.signature(function)
+    signature = _signatures.get(function.__func__)
+    if signature is None:
+        signature = _signatures[function.__func__] = inspect.signature(function)
+    return signature
 
 
 def _leaves(value: object, path: str, cache: bool, depth: int = 0) -> Iterator[Leaf]:

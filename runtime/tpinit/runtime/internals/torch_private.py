@@ -9,6 +9,7 @@ import inspect
 import traceback
 from collections.abc import Callable, MutableMapping, Sequence
 from datetime import timedelta
+from operator import itemgetter
 from types import CellType
 from typing import Any
 
@@ -154,6 +155,7 @@ CALL_METHODS = ("_call_impl", "_wrapped_call_impl", "_slow_forward")
 """The methods of a module through which a call reaches its forward."""
 
 _REPLACED_METHODS = ("forward", *CALL_METHODS)
+_CALLED = itemgetter(*_MODULE_HOOKS, "_modules", "_parameters")
 
 NORMAL_BLOCK = 16
 """`normal_` on a CPU draws in blocks of this many elements: a multiple of it can be drawn alone."""
@@ -228,13 +230,10 @@ def call_state(module: nn.Module) -> tuple[Any, ...]:
     These are its class, the methods that its instance replaces, its hooks, its children and its parameters.
     """
     own = module.__dict__
-    return (
-        type(module),
-        *map(own.get, _REPLACED_METHODS),
-        *(tuple(hooks.values()) if hooks else () for hooks in map(own.get, _MODULE_HOOKS)),
-        tuple(map(id, own["_modules"].values())),
-        tuple(map(id, own["_parameters"].values())),
-    )
+    replaced = {name: own[name] for name in own.keys() & _REPLACED_METHODS}
+    *hooks, children, parameters = _CALLED(own)
+    held = [tuple(one.values()) for one in hooks] if any(hooks) else None
+    return type(module), replaced, held, [*map(id, children.values())], [*map(id, parameters.values())]
 
 
 def tensor_state(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
-from tpinit.runtime.internals.mode_private import function_modes
+from tpinit.runtime.internals.mode_private import dispatch_modes, function_modes
 from tpinit.runtime.internals.torch_private import (
     CALL_METHODS,
     attached_hooks,
@@ -75,12 +75,13 @@ def global_problems() -> Iterator[tuple[str, str]]:
     for kind, function in global_hooks():
         if not str(getattr(function, "__module__", "")).startswith(_TRACKERS):
             yield f"a {kind} ({described(function)})", "it runs for sharded layers too, on slices: remove it"
-    for mode in function_modes():
-        if type(mode).__module__.partition(".")[0] not in _LIBRARIES:
-            yield (
-                f"the TorchFunctionMode {described(mode)}",
-                "it may change what sharded layers compute from parts of tensors: leave it first",
-            )
+    for kind, modes in (("TorchFunctionMode", function_modes()), ("TorchDispatchMode", dispatch_modes())):
+        for mode in modes:
+            if type(mode).__module__.partition(".")[0] not in _LIBRARIES:
+                yield (
+                    f"the {kind} {described(mode)}",
+                    "it may change what sharded layers compute from parts of tensors: leave it first",
+                )
     for method in _METHODS:
         if not is_original_method(nn.Module, method):
             yield (

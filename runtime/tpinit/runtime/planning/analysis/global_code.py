@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -74,10 +75,14 @@ class _Names:
     def __init__(self, module: str, namespace: Mapping[str, Any], functions: Mapping[str, Any]) -> None:
         self._module, self._namespace = module, namespace
         self._names, self._values = list(functions), list(functions.values())
+        self._present = itemgetter(*functions) if len(functions) > 1 and functions.keys() <= namespace.keys() else None
 
     def replaced(self) -> Iterator[tuple[str, Any, Any]]:
         """Yield the name, the former and the present value of each function that is another one now, or none."""
-        now = [*map(self._namespace.get, self._names)]
+        try:
+            now = list(self._present(self._namespace)) if self._present else [*map(self._namespace.get, self._names)]
+        except KeyError:  # one was deleted
+            now = [*map(self._namespace.get, self._names)]
         if now != self._values:  # by identity first, so this is fast
             for name, before, value in zip(self._names, self._values, now, strict=True):
                 if value is not before:
