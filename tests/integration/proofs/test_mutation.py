@@ -9,15 +9,16 @@ from collections import Counter
 
 import pytest
 import z3
-from tpinit.proofs.claims import right_model
+from tpinit.proofs.claims import THEOREMS, Verdict, right_model
 from tpinit.proofs.mutation import workers
-from tpinit.proofs.mutation.judge import by_theorems, judge_spec
+from tpinit.proofs.mutation.judge import by_resolver, by_theorems, judge_spec
 from tpinit.proofs.mutation.main import mutate
 from tpinit.proofs.mutation.result import MutantResult, MutantStatus
 from tpinit.proofs.mutation.sources import SourceMutant, source_mutants
 from tpinit.proofs.mutation.spec import SpecMutant, spec_mutants
 from tpinit.proofs.mutation.terms import apply_change, changes
 from tpinit.proofs.mutation.workers import accepted_survivors, stale_entries
+from tpinit.proofs.solvers import decide_all
 from tpinit.spec.vocabulary import ViolationCode
 
 X, Y = z3.Ints("x y")
@@ -74,7 +75,10 @@ def test_everything_that_the_issue_names_is_mutated():
         assert sum(name.startswith(f"{code.value} at ") for name in names) >= 8, code
     for decision in ("A0 dropped", "D1:", "D2 ", "D4:", "D5:", "D6:"):
         assert any(name.startswith(decision) for name in names), decision
-    assert set(count) == {"table", "prose", "definitions", "predicates", "orders", "decisions"}
+    assert set(count) == {
+        *("table", "prose", "definitions", "predicates", "orders", "decisions"),
+        "consistent",
+    }
     assert len(names) == len(set(names))
 
 
@@ -120,6 +124,35 @@ def test_a_mutant_that_no_theorem_notices_survives_with_what_tells_it():
     assert "two_merges_agree" in killers
     judged = judge_spec(mutant, without=killers)
     assert (judged.status, judged.message) == (MutantStatus.SURVIVED, "differs in effective_group")
+
+
+# --- consistent errors ---------------------------------------------------------------------------------
+
+
+WRONG_TWICE = (
+    "row 4 ends in init_from_call, in the prose too",
+    "row 9 takes size and dtype from CONFIG, in the prose too",
+    "row 12 ends in init_from_call, in the prose and in section 4 too",
+    "P3's SIZE_MISMATCH without config.tp.tp_size, in section 4 too",
+)
+
+
+@pytest.mark.parametrize("name", WRONG_TWICE)
+def test_table_and_prose_with_the_same_error_agree_and_are_killed(name):
+    agreement = ("table_and_prose_agree_on_the_outcome", "table_and_prose_agree_on_the_sources")
+    for theorem in agreement:
+        verdict = decide_all(THEOREMS[theorem].claims(spec(name).apply(right_model()))).verdict
+        assert verdict is Verdict.PROVED, theorem
+    assert judge_spec(spec(name)).status is MutantStatus.KILLED
+
+
+@pytest.mark.parametrize("name", [WRONG_TWICE[0], *WRONG_TWICE[2:]])
+def test_the_resolver_refutes_a_contract_that_is_wrong_everywhere(name):
+    assert by_resolver(spec(name)).startswith("translated_")
+
+
+def test_the_resolver_does_not_refute_the_right_contract():
+    assert by_resolver(SpecMutant("predicates", "no change", lambda m: m)) == ""
 
 
 # --- sources -------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from tpinit.proofs.mutants import (
     reorder_groups,
     reorder_sizes,
 )
+from tpinit.proofs.mutation.consistent import consistent_changes
 from tpinit.proofs.mutation.terms import TermChange, apply_change, changes
 from tpinit.spec.model import DTYPES, SIZES, FieldTerm, Model, constant
 from tpinit.spec.prose import Disagreement, Rule
@@ -52,6 +53,8 @@ def spec_mutants() -> tuple[SpecMutant, ...]:
     """Return all mutants of the contract in a fixed order. Raises ValueError for a duplicate name."""
     found = [*_of_rows(), *_of_columns(), *_of_rules(), *_of_p3(), *_of_definitions(), *_of_predicates()]
     found += [*_of_orders(), *_decisions()]
+    rows = [(mutant.name, mutant.apply) for mutant in _of_rows() if " is the error " not in mutant.name]
+    found += [SpecMutant("consistent", name, apply) for name, apply in consistent_changes(rows)]
     names = [mutant.name for mutant in found]
     if len(set(names)) != len(names):
         raise ValueError(f"two mutants are named {next(name for name in names if names.count(name) > 1)!r}")

@@ -105,6 +105,20 @@ def columns_say_where_values_come_from(m: Model) -> Iterable[Claim]:
     yield Claim("group, call", by_call, group.comes_from[Source.CALL_TP_GROUP], shown=shown)
 
 
+@theorem("6.2", control=change_row(10, "takes the group from the call", group_from=GroupFrom.CALL))
+def what_does_not_start_names_no_source(m: Model) -> Iterable[Claim]:
+    """Where a row is an error or is without AutoTP, neither the table nor the prose names a source of size and dtype or
+    of the group.
+    """
+    for formulation, verdict in (("table", m.by_table), ("prose", m.by_prose)):
+        idle = z3.Or(verdict.outcome == constant(Outcome.ERROR), verdict.outcome == constant(Outcome.NO_AUTOTP))
+        fields, group = (
+            verdict.fields_from == constant(FieldsFrom.NOTHING),
+            verdict.group_from == constant(GroupFrom.NOTHING),
+        )
+        yield Claim(formulation, z3.And(m.well_typed, idle), z3.And(fields, group), shown=(m.given_input,))
+
+
 def _named_call(m: Model, right: Mapping[Source, z3.BoolRef]) -> Mapping[Source, z3.BoolRef]:
     alone = z3.And(m.given_input.tpi, z3.Not(m.cfg))
     named = {Source.CALL_DTYPE: z3.Or(alone, right[Source.CALL_DTYPE])}
