@@ -13,9 +13,10 @@ def test_the_engine_says_its_device_and_its_groups_have_the_time_out(world2):
         assert found["given"]
 
 
-def test_a_destroyed_engine_frees_its_groups_and_refuses_to_run(world2):
-    for found in world2.run("scenarios.devices:destroyed"):
-        for call in ("forward", "module", "step"):
+def test_a_destroyed_engine_frees_its_groups_and_refuses_to_run(world2, tmp_path):
+    for found in world2.run("scenarios.devices:destroyed", folder=str(tmp_path)):
+        assert not found["written"]
+        for call in ("forward", "module", "step", "save", "load", "files"):
             assert "destroy() has freed the process groups" in found[call], call
         assert found["freed"]
         assert found["world"]  # it is the caller's

@@ -41,4 +41,6 @@ def test_an_optimizer_that_runs_the_model_itself_is_refused(world2: Any) -> None
     for result in world2.run("scenarios.optimizers:refused"):
         assert result["type"] == "UnsupportedError"
         assert "LBFGS" in result["text"]
+        assert "NaN or infinite" in result["tried"]["GlobalNorm"]
+        assert "draws random numbers" in result["tried"]["Noise"]
         assert result["in_step"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -38,7 +39,7 @@ def choice_and_time_outs(rank: int) -> dict[str, Any]:
     }
 
 
-def destroyed(rank: int) -> dict[str, Any]:
+def destroyed(rank: int, folder: str) -> dict[str, Any]:
     engine, other = started(), started()
     batch = {"input_ids": torch.tensor([[1, 2, 3, 4]]), "labels": torch.tensor([[1, 2, 3, 4]])}
     engine.backward(engine(**batch).loss)
@@ -54,6 +55,10 @@ def destroyed(rank: int) -> dict[str, Any]:
         "forward": refusal_of(lambda: engine(**batch)),
         "module": refusal_of(lambda: engine.module(**batch)),
         "step": refusal_of(engine.step),
+        "save": refusal_of(lambda: engine.save_checkpoint(folder)),
+        "load": refusal_of(lambda: engine.load_checkpoint(folder)),
+        "files": refusal_of(lambda: engine.module.save_pretrained(folder)),
+        "written": bool(os.listdir(folder)),
         "freed": error_of(lambda: dist.get_process_group_ranks(made))["type"] is not None,
         "world": dist.is_initialized(),
     }

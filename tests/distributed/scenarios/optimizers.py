@@ -12,11 +12,11 @@ from tpinit.runtime import initialize
 from tpinit.runtime.settings import ComponentSettings
 from tpinit.runtime.slicing import local_part
 from tpinit.runtime.training.config_optimizers import Lion, UncorrectedAdam
-from tpinit.runtime.training.optimizer_kinds import OptimizerKind
+from tpinit.runtime.training.optimizer_kinds import OptimizerKind, classify
 from tpinit.runtime.training.optimizers import build_optimizer
 
 from support.collectives import CollectiveCounter
-from support.refusals import error_of, in_step
+from support.refusals import error_of, in_step, refusal_of
 from support.tiny_models import build
 
 
@@ -110,10 +110,39 @@ def update(rank: int, name: str, steps: int = 3, gather: bool = True) -> dict[st
     }
 
 
+class GlobalNorm(torch.optim.Optimizer):
+    """Divides all gradients by the norm of all of them: not elementwise, and NaN for gradients of zero."""
+
+    def __init__(self, params: Any, lr: float = 1e-2) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        held = [one for group in self.param_groups for one in group["params"] if one.grad is not None]
+        norm = torch.stack([one.grad.norm() for one in held]).norm()
+        for one in held:
+            one.sub_(one.grad / norm, alpha=self.param_groups[0]["lr"])
+
+
+class Noise(torch.optim.Optimizer):
+    """Draws numbers."""
+
+    def __init__(self, params: Any, lr: float = 1e-2) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for one in self.param_groups[0]["params"]:
+            one.add_(torch.randn_like(one), alpha=self.param_groups[0]["lr"])
+
+
 def refused(rank: int) -> dict[str, Any]:
     """Give an optimizer that can't update a sharded model."""
     model = build()
     config = {"tensor_parallel": {"autotp_size": dist.get_world_size()}, "gradient_clipping": 0}
     optimizer = torch.optim.LBFGS(model.parameters())
     error = error_of(lambda: initialize(model=model, optimizer=optimizer, config=config))
-    return {**error, "in_step": in_step(rank)}
+    texts = {
+        kind.__name__: refusal_of(lambda kind=kind: classify(kind(model.parameters()))) for kind in (GlobalNorm, Noise)
+    }
+    return {**error, "tried": texts, "in_step": in_step(rank)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,9 @@ def exported(rank: int, folder: str) -> dict[str, Any]:
     engine.save_pretrained(base / "given", tokenizer=tokenizer)
     whole, *_ = from_pretrained(base / "model", config=config(tensor_parallel={"autotp_size": 1}))
     whole.save_pretrained(base / f"of rank {rank}")
+    whole.module.save_pretrained(base / f"by rank {rank}")
+    read: Any = pickle.loads(pickle.dumps(copy.deepcopy(whole.module)))
+    read.save_pretrained(base / f"copied on rank {rank}")
     errors = [error_of(lambda: whole.save_pretrained(base / "zen.jsonl" / "below"))]
     linear, *_ = initialize(model=nn.Linear(2, 2), config=config(tensor_parallel={"autotp_size": 1}))
     errors.append(error_of(lambda: linear.save_pretrained(base / "linear")))
@@ -90,7 +94,7 @@ def exported(rank: int, folder: str) -> dict[str, Any]:
         "tokenizers": [AutoTokenizer.from_pretrained(base / name)("Now is").input_ids for name in ("model", *names)],
         "missing": sorted(_files(base / "model").keys() - _files(base / "sharded").keys()),
         "equal": all(_files(base / "sharded")[name] == _files(base / "model")[name] for name in TOKENIZER),
-        "rank 1": (base / "of rank 1").exists(),
+        "written": [(base / f"{how} {rank}").exists() for how in ("of rank", "by rank", "copied on rank")],
         "errors": errors,
         "in_step": in_step(rank),
     }

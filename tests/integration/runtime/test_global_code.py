@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 from tpinit.runtime.planning.analysis.global_code import GlobalCode
-from tpinit.runtime.planning.analysis.known_code import unknown_code
+from tpinit.runtime.planning.analysis.known_code import look_once, unknown_code
 from transformers import AttentionInterface
 from transformers.integrations import sdpa_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -55,6 +55,18 @@ def test_a_replaced_function_is_found(owner: Any, name: str) -> None:
     assert [place.rpartition(".")[2] for place, _ in found] == [name]
     assert "do it before initialize" in found[0][1]
     assert list(functions.changes()) == []
+
+
+def test_a_start_looks_at_the_code_of_a_model_once() -> None:
+    """Within the context what was found stays, and the next start sees what is there then."""
+    model = build()
+    with look_once():
+        assert unknown_code(model) is None
+        with replaced(functional, "silu", own(functional.silu)):
+            assert unknown_code(model) is None
+            assert "silu" in str(unknown_code(build())), "another model is looked at"
+    with replaced(functional, "silu", own(functional.silu)):
+        assert "silu" in str(unknown_code(model))
 
 
 def test_a_function_that_is_gone_is_found() -> None:

@@ -36,6 +36,7 @@ from tpinit.runtime.init.verify import VERIFY_MODES, Probe, probe_steps
 from tpinit.runtime.loading.weight_loading import WeightSource, load_weights
 from tpinit.runtime.parallel import broadcast_rng_state, gather_logits_always
 from tpinit.runtime.planning import Plan
+from tpinit.runtime.planning.analysis.known_code import look_once
 from tpinit.runtime.planning.check.rehearsal import Rehearsal
 from tpinit.runtime.settings import TORCH_DTYPES, Settings
 from tpinit.runtime.training.data import make_loader
@@ -83,7 +84,8 @@ def launch(
         rank.check_arguments()  # there is no other rank to tell
         raise
     try:
-        return run(start(rank))
+        with look_once():
+            return run(start(rank))
     except BaseException:
         rank.free_groups()
         raise

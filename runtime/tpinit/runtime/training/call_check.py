@@ -141,6 +141,7 @@ class CallCheck:
 
         `keep_rng`: the ranks go on to draw the same random numbers, until `leave_rng`.
         """
+        self.check_alive(what)
         if not self.compares:
             return
         self.calls += 1
@@ -166,6 +167,7 @@ class CallCheck:
 
     def meet(self, what: str, model: nn.Module, options: Mapping[str, object] | None = None) -> None:
         """Compare a call without inputs, once: AgreementError on all ranks if one of them calls something else."""
+        self.check_alive(what)
         if self.compares and self.every:
             self.any_rank(what, model, False, options)
 

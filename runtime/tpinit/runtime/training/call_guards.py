@@ -6,6 +6,7 @@ Each guard is an attribute of the instance in front of the class's method. `call
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from math import prod
 from typing import Any, NoReturn
@@ -32,7 +33,9 @@ from tpinit.runtime.training.pickled import reduced
 from tpinit.runtime.training.save_whole import save_whole
 from tpinit.runtime.training.whole_model import load_whole_or_part, records_below, state_or_whole
 
-__all__ = ["guard_calls", "guard_engine"]
+__all__ = ["guard_calls", "guard_engine", "write_once"]
+
+_log = logging.getLogger("tpinit")
 
 _CASTS = {"half": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32, "double": torch.float64}
 _DEVICES = ("cpu", "cuda", "xpu", "ipu", "mtia")
@@ -56,11 +59,29 @@ class _Guard:
         return self.answer(self.model, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Guard:
-        return _Guard(copy.deepcopy(self.model, memo), self.name, self.answer)
+        return type(self)(copy.deepcopy(self.model, memo), self.name, self.answer)
 
     def __reduce_ex__(self, _: Any) -> NoReturn:
         """Raise EngineError: the module, of which this is an attribute, is pickled."""
         raise pickle_error()
+
+
+class _GuardOfWhole(_Guard):
+    """A guard of a model of TP size 1, which is pickled without it."""
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        """Pickle as the method of the model's class."""
+        return getattr, (self.model, self.name)
+
+
+def write_once(model: nn.Module, data_index: int) -> None:
+    """Let the data-parallel ranks of a model of TP size 1 call `save_pretrained`: rank 0 of them writes."""
+    if data_index and callable(getattr(type(model), "save_pretrained", None)):
+        model.__dict__["save_pretrained"] = _GuardOfWhole(model, "save_pretrained", _leave_to_first)
+
+
+def _leave_to_first(_: nn.Module, save_directory: Any, *__: Any, **___: Any) -> None:
+    _log.info("save_pretrained: the first data-parallel rank writes %s", save_directory)
 
 
 def guard_calls(model: nn.Module, plan: Plan, tp: GroupView, check: CallCheck, first_replica: bool) -> None:

@@ -23,7 +23,7 @@ from tpinit.runtime.planning.schema import Plan
 from tpinit.runtime.settings import Checks, Settings
 from tpinit.runtime.training.backward_checks import check_backward
 from tpinit.runtime.training.call_check import CallCheck, watch_calls
-from tpinit.runtime.training.call_guards import guard_calls, guard_engine
+from tpinit.runtime.training.call_guards import guard_calls, guard_engine, write_once
 from tpinit.runtime.training.clipping import clip_factor
 from tpinit.runtime.training.compile_guard import compile_engine
 from tpinit.runtime.training.data import EndlessBatches
@@ -142,6 +142,8 @@ class Engine(nn.Module):
         module, plan, tp, step = self.module, self.plan, self.groups.tp, self._optimizer_step
         watch_calls(module, self._call_check)
         share_generate(module, self._call_check)
+        if tp.group is None:
+            write_once(module, self.groups.data_index)
         if tp.group is not None:
             guard_calls(module, plan, tp, self._call_check, self.groups.data_index == 0)
             guard_engine(self, module)

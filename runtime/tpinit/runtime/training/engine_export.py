@@ -49,7 +49,7 @@ def save_pretrained(
     def write(_: RankReport) -> None:
         if dist.get_rank() == 0:
             if not sharded:  # every rank has the whole model
-                module.save_pretrained(save_directory, *args, **kwargs)
+                type(module).save_pretrained(module, save_directory, *args, **kwargs)
             _write_tokenizer(module, Path(save_directory), tokenizer)
 
     agree("save_pretrained", write)

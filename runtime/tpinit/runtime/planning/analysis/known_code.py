@@ -12,7 +12,8 @@ import sys
 import types
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import nn
 from tpinit.runtime.internals.mode_private import COMPILED_NAMES
 from tpinit.runtime.internals.torch_private import CHILDREN, TENSORS
 
-__all__ = ["KnownCode", "registries", "unknown_code"]
+__all__ = ["KnownCode", "look_once", "registries", "unknown_code"]
 
 _LIBRARIES = "huggingface_hub packaging numpy tqdm safetensors tokenizers regex requests httpx yaml filelock PIL"
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "typing_extensions", *_LIBRARIES.split())
@@ -52,6 +53,7 @@ _WITHOUT_CODE = frozenset(
         nn.Parameter,
     )
 )
+_looked: ContextVar[dict[int, tuple[nn.Module, str | None]] | None] = ContextVar("looked", default=None)
 _KNOWN_CODES: set[types.CodeType] = set()  # of functions that hold no other function
 
 
@@ -61,8 +63,30 @@ def unknown_code(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> s
     Looked at are the methods of the classes of all modules, the functions and objects in their attributes and hooks
     and in `inputs`, all functions and registries that are global where the code of the model is defined, and those of
     torch and torch.nn.functional. A function counts by the file that its code comes from, so one that replaces a
-    function of a package is unknown.
+    function of a package is unknown. Within `look_once` each model is looked at once.
     """
+    looked = _looked.get()
+    if looked is None:
+        found = _unknown_of(model)
+    else:
+        if id(model) not in looked:
+            looked[id(model)] = model, _unknown_of(model)
+        found = looked[id(model)][1]
+    name = KnownCode().first_unknown(inputs or {}) if found is None else None
+    return f"the input {name}" if name is not None else found
+
+
+@contextmanager
+def look_once() -> Iterator[None]:
+    """Remember what `unknown_code` finds in a model until the end of the context: nothing is replaced meanwhile."""
+    token = _looked.set({})
+    try:
+        yield
+    finally:
+        _looked.reset(token)
+
+
+def _unknown_of(model: nn.Module) -> str | None:
     known = KnownCode()
     kinds = {type(module) for module in model.modules()}
     for base in dict.fromkeys(base for kind in kinds for base in kind.__mro__ if base is not object):
@@ -79,8 +103,7 @@ def unknown_code(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> s
         attribute = known.first_unknown_attribute(module)
         if attribute is not None:
             return f"the attribute {attribute} of a {type(module).__qualname__}"
-    name = known.first_unknown(inputs or {})
-    return f"the input {name}" if name is not None else None
+    return None
 
 
 class KnownCode:
