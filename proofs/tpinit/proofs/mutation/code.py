@@ -78,6 +78,10 @@ TARGETS: tuple[MutationTarget, ...] = (
     *(_reference(name, _OBJECTS) for name in ("groups", "mpu", "objects")),
     _runtime("groups.topology", "groups/test_topology"),
     _runtime("shards", "test_shards"),
+    _runtime("groups.agreement", "groups/test_agreement"),
+    _runtime("groups.protocol", "groups/test_protocol"),
+    _runtime("training.curves", "training/test_curves", "training/test_schedules"),
+    _runtime("training.loss_scaler", "training/test_loss_scaler"),
 )
 
 

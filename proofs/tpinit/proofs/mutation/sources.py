@@ -38,11 +38,13 @@ _ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
 }
 _NAMES = {"any": "all", "all": "any", "min": "max", "max": "min", "startswith": "endswith", "endswith": "startswith"}
 
+# `strict` of zip is not mutated: no code relies on the error that it raises.
+
 # Calls that make messages.
 _MESSAGES = ("Problem", "note")
 
 # Calls for which the order of two arguments has no effect, or affects a message only.
-_UNORDERED = ("isinstance", "getattr", "Problem", "note", "min", "max", "is_near", "_distance")
+_UNORDERED = ("isinstance", "getattr", "Problem", "note", "min", "max", "is_near", "_distance", "equal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,7 @@ def _expressions(node: ast.expr, place: _Place) -> Iterator[tuple[ast.AST, _Plac
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.expr):
             yield from _expressions(child, place)
-        elif isinstance(child, (ast.comprehension, ast.keyword)):
+        elif isinstance(child, (ast.comprehension, ast.keyword)) and getattr(child, "arg", "") != "strict":
             for one in ast.iter_child_nodes(child):
                 if isinstance(one, ast.expr):
                     yield from _expressions(one, place)
@@ -309,7 +311,7 @@ def _other_calls(node: ast.Call) -> Iterator[ast.AST]:
     if callee in ("sorted", "reversed") and len(node.args) == 1:
         yield ast.Call(ast.Name("list", ast.Load()), node.args, [])
     for index, keyword in enumerate(node.keywords):
-        if keyword.arg is not None and callee not in _MESSAGES:
+        if keyword.arg not in (None, "strict") and callee not in _MESSAGES:
             yield _with(node, keywords=[*node.keywords[:index], *node.keywords[index + 1 :]])
 
 

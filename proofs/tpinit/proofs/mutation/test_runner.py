@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -261,6 +262,7 @@ def _in_child(
     for name in [name for name in sys.modules if name.startswith("tpinit.") and not name.startswith("tpinit.spec")]:
         del sys.modules[name]
     os.chdir(suite.root)
+    sys.path[:0] = [str(suite.root / "tests"), str(suite.root / "tests/distributed")]  # as pyproject.toml has them
     sys.dont_write_bytecode = False  # the next mutant reuses the compiled tests; see `temporary_bytecode`
     os.environ["CI"] = "1"  # makes Hypothesis deterministic
     if change is not None:
@@ -324,11 +326,13 @@ class _Recorder:
         self.seconds[item.nodeid] = -time.process_time()
         if self._file_of_path:
             sys.settrace(self._enter)
+            threading.settrace(self._enter)  # ranks as threads
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         if self._file_of_path and sys.gettrace() is None:
             self.untraced.add(nodeid)  # the interpreter removes the tracer when the stack overflows
         sys.settrace(None)
+        threading.settrace(None)
         self.seconds[nodeid] = self.seconds.get(nodeid, 0.0) + time.process_time()
 
     def _enter(self, frame: FrameType, event: str, argument: object) -> Any:

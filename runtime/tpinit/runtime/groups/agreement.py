@@ -117,8 +117,6 @@ def check_reports(
         return
     ranks = list(ranks) if ranks is not None else list(range(len(reports)))
     errors_differ = len({report.error for report in reports}) > 1
-    if not errors_differ and len({json.dumps(report.fields) for report in reports}) == 1:
-        return
     differing = _differing_fields(reports)
     if not errors_differ and not differing:
         return

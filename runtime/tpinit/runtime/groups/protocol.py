@@ -66,7 +66,7 @@ def agree(
         raise difference from failure
     if failure is not None:
         raise failure
-    return result[0], reports
+    return result.pop(), reports
 
 
 def tell(step: str, work: Callable[[], str | None]) -> Steps[list[str | None]]:

@@ -112,7 +112,7 @@ class CycleCurve:
             part = (self.high - self.low) * self._height(iteration + 1)
             return self.high - part if self.falls_first else self.low + part
         end = self.high if self.falls_first else self.low
-        if math.isclose(self.decay, 0) or math.isclose(self.decay_period, 0):
+        if self.decay_period == 0:
             return end
         factor = 1 + self.decay * ((iteration - length + 1) / self.decay_period)
         return end * factor if self.falls_first else end / factor

@@ -93,6 +93,14 @@ def test_one_cycle_in_stairs() -> None:
     assert seen == pytest.approx([0, 0, 2, 2, 4, 4, 6, 4, 4, 2, 2, 0, 0, 0, 0])
 
 
+def test_one_cycle_in_other_stairs_down_than_up() -> None:
+    lengths = {"cycle_first_step_size": 6, "cycle_second_step_size": 4}
+    stairs = {"cycle_first_stair_count": 3, "cycle_second_stair_count": 2}
+    params = {"cycle_min_lr": 0.0, "cycle_max_lr": 6.0, **lengths, **stairs}
+    seen = [values[0] for values in rates("onecycle", params, 11)]
+    assert seen == pytest.approx([0, 0, 2, 2, 4, 4, 6, 3, 3, 0, 0, 0])
+
+
 def test_one_cycle_leaves_an_optimizer_without_betas_its_momentum() -> None:
     made = optimizer(torch.optim.SGD, momentum=0.9)
     params = {"cycle_min_lr": 0.0, "cycle_max_lr": 1.0, "cycle_first_step_size": 2}
