@@ -35,7 +35,7 @@ def _second_rename(patch: pytest.MonkeyPatch) -> None:
 # By name: the rank that is killed, and where in its second save.
 POINTS: dict[str, tuple[int, Callable[[pytest.MonkeyPatch], None]]] = {
     "written": (1, lambda patch: patch.setattr(hashed_file.HashedFile, "sync", _kill)),
-    "manifest": (0, lambda patch: patch.setattr(folders, "write_synced", _kill)),
+    "manifest": (0, lambda patch: patch.setattr(folders, "sync_file", _kill)),
     "between the renames": (0, _second_rename),
     "in place": (0, lambda patch: patch.setattr(folders, "write_latest", _kill)),
 }

@@ -28,6 +28,7 @@ __all__ = [
     "read_latest",
     "remove_old",
     "save_archive",
+    "sync_file",
     "sync_folder",
     "temporary",
     "write_archive",
@@ -158,7 +159,12 @@ def save_archive(state: Any, file: Any) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
+    sync_file(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file that is closed is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -9,24 +9,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.distributed as dist
 from tpinit.reference.errors import TpinitError
 from tpinit.runtime.checkpoint import folders
+from tpinit.runtime.checkpoint.dcp_writer import DCP_INDEX, WrittenFile, check_files, index_of, write_chunks
 from tpinit.runtime.checkpoint.manifest import SUMS, Manifest, sha256_of
 from tpinit.runtime.checkpoint.places import Write
 from tpinit.runtime.checkpoint.ranks import agree, checkpoint_group, on_first_rank
 from tpinit.runtime.errors import CheckpointError
-from tpinit.runtime.groups.agreement import RankReport
-
-if TYPE_CHECKING:
-    from torch.distributed.checkpoint.api import CheckpointException
-    from tpinit.runtime.checkpoint.dcp_writer import ChunkWriter
+from tpinit.runtime.groups.issuing import collective
 
 __all__ = ["BackgroundSave", "SaveOptions", "save", "write_manifest"]
 
-_DCP_INDEX = ".metadata"
 _log = logging.getLogger("tpinit")
 
 
@@ -82,51 +78,45 @@ def save(
 
 
 def _write(writes: Sequence[Write], page: Mapping[str, Any], options: SaveOptions) -> None:
-    # Half a second to import, and needed by a program that saves only.
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
-    from tpinit.runtime.checkpoint.dcp_writer import ChunkPlanner, ChunkWriter
-
     began = time.monotonic()
     folder = folders.temporary(options.folder, options.tag)
-    size = sum(write.values.numel() * write.values.element_size() for write in writes)
+    size = sum(write.values.nbytes for write in writes)
     _log.debug("checkpoint %s: this rank writes %d tensors, %d bytes", options.tag, len(writes), size)
-    writer = ChunkWriter(folder)
-
-    def write(_: RankReport) -> None:
-        try:
-            dcp_save({}, storage_writer=writer, planner=ChunkPlanner(writes), process_group=checkpoint_group())
-        except CheckpointException as failures:
-            raise _one_error(failures) from failures
-
     try:
-        agree("write a checkpoint", write)
-        on_first_rank("the checkpoint", lambda: _finish(writer, page, options))
+        own = agree("write a checkpoint", lambda _: _write_own(folder, writes))
+        files = _gather(own)
+        on_first_rank("the checkpoint", lambda: _finish(files, page, options))
     except TpinitError:  # also where another rank ended: nobody else removes the folder
         if dist.get_rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     if dist.get_rank() == 0:
-        total, seconds = sum(writer.files.values()), time.monotonic() - began
+        total, seconds = sum(file.size for file in files), time.monotonic() - began
         _log.info(
-            "saved %s: %.1f MB in %d files, %.1f s, %.0f MB/s", options.folder / options.tag, total / 1e6,
-            len(writer.files), seconds, total / 1e6 / max(seconds, 1e-3),
+            "saved %s: %.1f MB in %d files, %.1f s, %.0f MB/s", options.folder / options.tag, total / 1e6, len(files),
+            seconds, total / 1e6 / max(seconds, 1e-3),
         )  # fmt: skip
 
 
-def _one_error(failures: CheckpointException) -> CheckpointError:
-    """Return one error of one line for all that failed on the ranks."""
-    texts: dict[str, list[int]] = {}
-    for rank, (error, _) in sorted(failures.failures.items()):
-        text = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
-        texts.setdefault(text, []).append(rank)
-    lines = [f"rank {', '.join(map(str, ranks))}: {text}" for text, ranks in texts.items()]
-    return CheckpointError("the checkpoint could not be written: " + "; ".join(lines))
+def _write_own(folder: Path, writes: Sequence[Write]) -> WrittenFile | None:
+    rank = dist.get_rank()
+    try:
+        return write_chunks(folder, rank, writes)
+    except OSError as failure:
+        raise CheckpointError(f"rank {rank}: the checkpoint could not be written: {failure}") from failure
 
 
-def _finish(writer: ChunkWriter, page: Mapping[str, Any], options: SaveOptions) -> None:
+def _gather(own: WrittenFile | None) -> list[WrittenFile]:
+    """Return on the first rank what all ranks wrote; empty on the others."""
+    first = dist.get_rank() == 0
+    gathered: list[WrittenFile | None] | None = [None] * dist.get_world_size() if first else None
+    collective("gather_object", "what the ranks wrote", own, gathered, group=checkpoint_group())
+    return [file for file in gathered or () if file is not None]
+
+
+def _finish(files: Sequence[WrittenFile], page: Mapping[str, Any], options: SaveOptions) -> None:
     """Write the manifest and the sums, and put the checkpoint in its place."""
-    write_manifest(writer, page, folders.temporary(options.folder, options.tag))
+    write_manifest(files, page, folders.temporary(options.folder, options.tag))
     folders.commit(options.folder, options.tag)
     if options.latest:
         folders.write_latest(options.folder, options.tag)
@@ -134,14 +124,16 @@ def _finish(writer: ChunkWriter, page: Mapping[str, Any], options: SaveOptions) 
         folders.remove_old(options.folder, options.keep_last, options.tag)
 
 
-def write_manifest(writer: ChunkWriter, page: Mapping[str, Any], folder: Path) -> None:
-    """Write the manifest and the sums of what a writer wrote to a folder. Raises CheckpointError or OSError."""
-    manifest = Manifest(writer.tensors, writer.files, page).to_bytes()
-    folders.write_synced(folder / folders.MANIFEST, manifest)
-    sums = {
-        **writer.sums,
-        folders.MANIFEST: sha256_of([manifest]),
-        _DCP_INDEX: sha256_of([(folder / _DCP_INDEX).read_bytes()]),
+def write_manifest(files: Sequence[WrittenFile], page: Mapping[str, Any], folder: Path) -> None:
+    """Write the manifest, torch's index and the sums of what the ranks wrote. Raises CheckpointError or OSError."""
+    sizes = {file.name: file.size for file in files}
+    contents = {
+        folders.MANIFEST: Manifest(check_files(files), sizes, page).to_bytes(),
+        DCP_INDEX: index_of(files),
     }
-    text = "".join(f"{value}  {name}\n" for name, value in sorted(sums.items()))
-    folders.write_synced(folder / SUMS, text.encode())
+    sums = {file.name: file.sum for file in files} | {name: sha256_of([data]) for name, data in contents.items()}
+    contents[SUMS] = "".join(f"{value}  {name}\n" for name, value in sorted(sums.items())).encode()
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+    for name in contents:  # the first of them syncs most of all
+        folders.sync_file(folder / name)

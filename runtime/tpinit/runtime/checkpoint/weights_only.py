@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tpinit.runtime.checkpoint.dcp_writer import write_chunks
 from tpinit.runtime.checkpoint.model_tensors import ModelTensors, TensorSpec
 from tpinit.runtime.checkpoint.optimizer_states import FOREIGN, NUMBERS, OptimizerStates
 from tpinit.runtime.checkpoint.places import Box, Write
@@ -31,8 +32,6 @@ def write_checkpoint(
     `origin` is where they come from, for the reader of the manifest. `load_checkpoint` loads it, without `states` with
     `load_module_only=True`. Needs memory for one tensor and its copy in another dtype.
     """
-    from tpinit.runtime.checkpoint.dcp_writer import ChunkPlanner, ChunkWriter
-
     wanted = {f"model.{name}": spec for name, spec in specs.items()}
     wanted |= {f"master.{name}": spec for name, spec in masters.items()}
     for name, values in states.numbers.items() if states is not None else ():
@@ -56,14 +55,7 @@ def write_checkpoint(
         key, _, name = name.partition(".")
         return torch.tensor(states.numbers[name][key]) if key in NUMBERS else states.read(key, name)
 
-    writer = ChunkWriter(folder)
-    planner = ChunkPlanner(writes, read)
-    # What torch.distributed.checkpoint.save does on one rank; it warns that there are no others.
-    writer.reset(folder)
-    writer.set_up_storage_writer(True)
-    plans, index = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
-    (plan,) = writer.prepare_global_plan(plans)
-    writer.finish(index, [writer.write_data(plan, planner).wait()])
+    file = write_chunks(folder, 0, writes, read)
     page = {
         "weights_only": states is None,
         "origin": origin,
@@ -73,7 +65,7 @@ def write_checkpoint(
     }
     if states is not None:
         page |= _run_page(states)
-    write_manifest(writer, page, folder)
+    write_manifest([file] if file is not None else [], page, folder)
     return sorted(path.name for path in folder.iterdir())
 
 
