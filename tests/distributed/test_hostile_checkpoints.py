@@ -32,7 +32,11 @@ def test_a_checkpoint_of_another_run_is_refused(world2: Any, tmp_path: Path) -> 
         assert "is not in it" in result["found"]["layers"][1]
         assert "float32 in it, and torch.bfloat16 here" in result["found"]["dtype"][1]
         assert "load_optimizer_states=False" in result["found"]["optimizer"][1]
-        assert list(result["nothing"]) == [(None, {}), (None, {})]
+        assert result["nothing"] == (None, {})
+        assert result["absent"] == [
+            ("CheckpointError", f"{tmp_path} has no checkpoint 'two': it has one"),
+            ("CheckpointError", f"{tmp_path}/x has no checkpoint 'two': it has no checkpoint"),
+        ]
         assert result["path"] == str(tmp_path / "one")
         assert result["tags"]["type"] == "CheckpointError"
         assert "client_state.model is a transformers" in result["client"]["text"]

@@ -141,6 +141,24 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a counter that is a text": lambda folder: _forge(folder, lambda page: page["counters"].update(global_steps="1")),
     "a wide manifest": lambda folder: _write(folder, b"[" + b"[]," * (1 << 23) + b"[]]"),
     "an option that is a text": lambda folder: _forge(folder, lambda page: _options(page).update(lr="0.1")),
+    "an option of texts": lambda folder: _forge(
+        folder, lambda page: _options(page).update(betas={"tuple": ["a", "b"]})
+    ),
+    "an option that is too short": lambda folder: _forge(
+        folder, lambda page: _options(page).update(betas={"tuple": [0.9]})
+    ),
+    "an option that is too large": lambda folder: _forge(folder, lambda page: _options(page).update(lr=10**400)),
+    "an iteration before the first": lambda folder: _forge(
+        folder, lambda page: _schedule(page).__setitem__(0, ["last_batch_iteration", -5])
+    ),
+    "a key that is there twice": lambda folder: _write(
+        folder, (folder / "tpinit.json").read_bytes().replace(b'"counters": {', b'"counters": {"global_steps": 0, ', 1)
+    ),
+    "a FIFO for latest": lambda folder: ((folder.parent / "latest").unlink(), os.mkfifo(folder.parent / "latest")),
+    "a link for latest": lambda folder: (
+        (folder.parent / "latest").rename(folder.parent / "other"),
+        (folder.parent / "latest").symlink_to(folder.parent / "other"),
+    ),
     "a schedule's method": lambda folder: _forge(folder, lambda page: _schedule(page).append(["step", 1])),
     "no state of a schedule": lambda folder: _forge(folder, lambda page: page.update(scheduler=None)),
     "deep client state": lambda folder: _forge(folder, lambda page: page.update(client_state=_deep(400))),
@@ -197,12 +215,14 @@ def load_foreign(rank: int, folder: str) -> dict[str, Any]:
         error = error_of(lambda made=made: made.load_checkpoint(folder))  # type: ignore[misc]  # a bound argument
         found[name] = (error["type"], error["text"].replace(folder, "RUN"), differing(before, held(made)))
     made = foreign["optimizer"]
-    nothing = made.load_checkpoint(folder, tag="two"), made.load_checkpoint(Path(folder) / "none")
+    nothing = made.load_checkpoint(Path(folder) / "none")
+    absent = [error_of(lambda place=place: made.load_checkpoint(place, tag="two")) for place in (folder, f"{folder}/x")]  # type: ignore[misc]  # a bound argument
     path, _ = made.load_checkpoint(folder, load_optimizer_states=False)
     different_tags = error_of(lambda: made.load_checkpoint(folder, tag="one" if rank else "two"))
     return {
         "found": found,
         "nothing": nothing,
+        "absent": [(error["type"], error["text"]) for error in absent],
         "path": path,
         "tags": different_tags,
         "client": error_of(lambda: made.save_checkpoint(folder, client_state={"model": made.module.config})),

@@ -16,7 +16,7 @@ from tpinit.runtime.checkpoint.convert import Conversion, convert
 from tpinit.runtime.checkpoint.deepspeed_files import DeepSpeedTensors
 from tpinit.runtime.checkpoint.manifest import read_manifest
 from tpinit.runtime.checkpoint.optimizer_states import OptimizerStates
-from tpinit.runtime.checkpoint.schedule_states import check_foreign_schedule, deepspeed_schedule, stored_schedule
+from tpinit.runtime.checkpoint.schedule_states import check_schedule, deepspeed_schedule, stored_schedule
 from tpinit.runtime.checkpoint.values import encode
 from tpinit.runtime.errors import CheckpointError
 
@@ -187,7 +187,7 @@ def test_the_state_of_an_unknown_schedule_is_left_out_with_the_reason(tmp_path: 
 
 def test_the_state_of_a_schedule_fits_schedules_with_the_same_attributes_alone() -> None:
     own = {**LAMBDA, "_is_initial": False}
-    assert check_foreign_schedule(own, LAMBDA | {"verbose": False}, "LambdaLR") == LAMBDA
+    assert check_schedule(own, LAMBDA | {"verbose": False}, "LambdaLR") == LAMBDA
     for stored, text in (
         ({"last_batch_iteration": 2}, "last_batch_iteration"),
         (LAMBDA | {"gamma": 0.5}, "gamma is in one of them alone"),
@@ -195,11 +195,11 @@ def test_the_state_of_a_schedule_fits_schedules_with_the_same_attributes_alone()
         (LAMBDA | {"step": 1}, "step is in one of them alone"),
     ):
         with pytest.raises(CheckpointError, match=text):
-            check_foreign_schedule(own, stored, "LambdaLR")
+            check_schedule(own, stored, "LambdaLR")
     with pytest.raises(CheckpointError, match="differs between the files of the ranks"):
         deepspeed_schedule([{"lr_scheduler": LAMBDA}, {"lr_scheduler": LAMBDA | {"last_epoch": 4}}])
-    with pytest.raises(ValueError, match="last_epoch is a str"):
-        check_foreign_schedule(own, LAMBDA | {"last_epoch": "3"}, "LambdaLR")
+    with pytest.raises(ValueError, match="last_epoch is 3, and must be an integer"):
+        check_schedule(own, LAMBDA | {"last_epoch": "3"}, "LambdaLR")
 
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from tpinit.runtime.checkpoint.deepspeed_cuts import INFO, TensorCut, fused_in_deepspeed, read_cuts, written_cuts
 from tpinit.runtime.checkpoint.deepspeed_states import deepspeed_states, state_dict_of
-from tpinit.runtime.checkpoint.folders import write_archive
-from tpinit.runtime.checkpoint.manifest import open_file
+from tpinit.runtime.checkpoint.folders import open_file, write_archive
 from tpinit.runtime.checkpoint.model_tensors import ModelTensors, TensorSpec
 from tpinit.runtime.checkpoint.optimizer_states import COUNTERS, OptimizerStates
 from tpinit.runtime.checkpoint.places import uncovered

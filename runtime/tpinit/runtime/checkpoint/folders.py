@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ __all__ = [
     "commit",
     "find",
     "make_temporary",
+    "open_file",
     "read_latest",
     "remove_old",
     "save_archive",
     "sync_file",
+    "tags",
     "sync_folder",
     "temporary",
     "write_archive",
@@ -92,13 +95,34 @@ def find(folder: Path, tag: str) -> Path | None:
     return next((path for path in (folder / tag, _replaced(folder, tag)) if path.is_dir()), None)
 
 
+def tags(folder: Path) -> list[str]:
+    """Return the names of the checkpoints in a folder, in the order of the alphabet; empty if there is no folder."""
+    if not folder.is_dir():
+        return []
+    found = (path.name for path in folder.iterdir() if (path / MANIFEST).is_file())
+    return sorted(name for name in found if not name.startswith("."))
+
+
+def open_file(path: Path) -> int:
+    """Open a regular file for reading and return its descriptor. Raises CheckpointError for links and devices."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be opened: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise CheckpointError(f"{path} is not a regular file")
+    return handle
+
+
 def read_latest(folder: Path) -> str | None:
     """Return the tag of the last checkpoint; None without the file. Raises CheckpointError if it is no tag."""
-    try:
-        with (folder / LATEST).open("rb") as file:
-            return check_tag(file.read(_MAX_NAME + 2).decode().strip())
-    except FileNotFoundError:
+    path = folder / LATEST
+    if not os.path.lexists(path):
         return None
+    try:
+        with os.fdopen(open_file(path), "rb") as file:
+            return check_tag(file.read(_MAX_NAME + 2).decode().strip())
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder / LATEST} can't be read: {error}") from error
 

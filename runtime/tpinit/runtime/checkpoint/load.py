@@ -30,9 +30,9 @@ class Opened:
 
 
 def open_checkpoint(load_dir: Path, tag: str | None) -> Opened | None:
-    """Return the checkpoint `tag`, or the one that `latest` names; None if there is none.
+    """Return the checkpoint `tag`, or the one that `latest` names; None if there is no `latest`.
 
-    Raises CheckpointError if `latest` names one that is not there, and for a manifest that can't be read.
+    Raises CheckpointError for a checkpoint that is not there, and for a manifest that can't be read.
     """
     wanted = folders.read_latest(load_dir) if tag is None else folders.check_tag(tag)
     if wanted is None:
@@ -40,7 +40,8 @@ def open_checkpoint(load_dir: Path, tag: str | None) -> Opened | None:
     folder = folders.find(load_dir, wanted)
     if folder is None:
         if tag is not None:
-            return None
+            there = ", ".join(folders.tags(load_dir)[:_SHOWN]) or "no checkpoint"
+            raise CheckpointError(f"{load_dir} has no checkpoint {wanted!r}: it has {there}")
         raise CheckpointError(f"{load_dir / folders.LATEST} names {wanted}, and there is no such folder: pass a tag")
     return open_folder(folder)
 

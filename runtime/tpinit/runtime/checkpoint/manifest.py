@@ -11,14 +11,13 @@ import json
 import math
 import os
 import re
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from tpinit.runtime.checkpoint.folders import MANIFEST
+from tpinit.runtime.checkpoint.folders import MANIFEST, open_file
 from tpinit.runtime.checkpoint.places import Box
 from tpinit.runtime.checkpoint.values import DTYPES, dtype_name
 from tpinit.runtime.errors import CheckpointError
@@ -101,7 +100,7 @@ def read_manifest(folder: Path) -> Manifest:
     if _values(raw) > _MAX_VALUES:
         raise CheckpointError(f"{folder / MANIFEST} has more than {_MAX_VALUES} values: it is not read")
     try:
-        page = json.loads(raw)
+        page = json.loads(raw, object_pairs_hook=_unique)
         if page.pop("format") != "tpinit checkpoint":
             raise ValueError("it is not a tpinit checkpoint")
         if page.pop("version") != VERSION:
@@ -116,6 +115,15 @@ def read_manifest(folder: Path) -> Manifest:
     if total > sum(files.values()):
         raise CheckpointError(f"{folder / MANIFEST}: its tensors have {total} bytes, more than its files")
     return Manifest(tensors, files, page)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON data. Raises ValueError for a key that is there twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
+        raise ValueError(f"the key {twice[:100]!r} is there twice")
+    return found
 
 
 def _values(data: bytes) -> int:
@@ -167,18 +175,6 @@ def _file_name(name: Any) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name in (".", ".."):
         raise ValueError(f"{str(name)[:100]!r} is not a legal name of a file")
     return name
-
-
-def open_file(path: Path) -> int:
-    """Open a regular file for reading and return its descriptor. Raises CheckpointError for links and devices."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be opened: {error.strerror}") from error
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise CheckpointError(f"{path} is not a regular file")
-    return handle
 
 
 def read_bytes(path: Path) -> bytes:

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
-from tpinit.runtime.checkpoint.manifest import Chunk, ChunkedTensor, Manifest, open_file
+from tpinit.runtime.checkpoint.folders import open_file
+from tpinit.runtime.checkpoint.manifest import Chunk, ChunkedTensor, Manifest
 from tpinit.runtime.checkpoint.places import Box, PlacedTensor, local_boxes, overlap
 from tpinit.runtime.errors import CheckpointError
 from tpinit.runtime.internals.host_memory import memory_of

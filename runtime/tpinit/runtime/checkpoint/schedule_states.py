@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tpinit.runtime.checkpoint.values import check_kinds, decode, encode
+from tpinit.runtime.checkpoint.values import check_kinds, check_like, decode, encode
 from tpinit.runtime.errors import CheckpointError
 
-__all__ = ["check_foreign_schedule", "counts_iterations", "deepspeed_schedule", "stored_schedule"]
+__all__ = ["check_own_schedule", "check_schedule", "counts_iterations", "deepspeed_schedule", "stored_schedule"]
 
 _ITERATION = "last_batch_iteration"
 _OF_TORCH = "_last_lr"  # all schedules of torch have it
 # What only some releases of torch have, and what decides no learning rate.
 _BOOKKEEPING = ("_get_lr_called_within_step", "_is_initial", "_step_count", "verbose")
+
+_COUNTS = (_ITERATION, "last_epoch", "_step_count")
 
 State = Mapping[str, Any]
 
@@ -60,9 +62,7 @@ def _unknown(state: Any) -> str | None:
     if not isinstance(state, dict):
         raise ValueError(f"it is a {type(state).__name__}")
     if counts_iterations(state):
-        iteration = state[_ITERATION]
-        if type(iteration) is not int or not -1 <= iteration < 1 << 62:
-            raise ValueError(f"{_ITERATION} is {str(iteration)[:50]}")
+        _check_counts(state)
         return None
     if _OF_TORCH in state:
         return None
@@ -70,11 +70,20 @@ def _unknown(state: Any) -> str | None:
     return f"its state has {shown}: those of DeepSpeed's schedules have {_ITERATION}, and those of torch {_OF_TORCH}"
 
 
-def check_foreign_schedule(own: State, stored: Any, name: str) -> State:
-    """Return a state without the name of a class as the schedule `name`, whose state is `own`, can load it.
+def _check_counts(state: State) -> None:
+    for name in _COUNTS:
+        count = state.get(name, 0)
+        if type(count) is not int or not -1 <= count < 1 << 62:
+            raise ValueError(f"the schedule's {name} is {str(count)[:50]}, and must be an integer of at least -1")
 
-    Raises CheckpointError if it is the state of another schedule, and ValueError for values of other kinds.
+
+def check_schedule(own: State, stored: Any, name: str) -> State:
+    """Return a state as the schedule `name` of DeepSpeed or of torch, whose state is `own`, can load it.
+
+    Raises CheckpointError if it is the state of another schedule, and ValueError for values of another form.
     """
+    if not isinstance(stored, dict):
+        raise ValueError(f"the schedule's state is a {type(stored).__name__}")
     found = {key: value for key, value in stored.items() if key in own or key not in _BOOKKEEPING}
     missing = own.keys() - found.keys() - {*_BOOKKEEPING}
     other = sorted(map(str, missing | (found.keys() - own.keys())))
@@ -84,5 +93,19 @@ def check_foreign_schedule(own: State, stored: Any, name: str) -> State:
             f"{'is' if len(other) == 1 else 'are'} in one of them alone; take the schedule that wrote it, or pass "
             "load_lr_scheduler_states=False"
         )
-    check_kinds(own, found, "the schedule's")
+    _check_counts(found)
+    for key, value in found.items():
+        check_like(own[key], value, f"the schedule's {key}")
     return found
+
+
+def check_own_schedule(scheduler: Any, stored: Any, name: str) -> State:
+    """Return a state that a schedule of the same class `name` saved, as it can load it. Raises as `check_schedule`.
+
+    A class of the user's may save other values at another time: of it only the kinds of values are compared.
+    """
+    own = scheduler.state_dict()
+    if counts_iterations(own) or _OF_TORCH in own:
+        return check_schedule(own, stored, name)
+    check_kinds(own, stored, "the schedule's", {*dir(type(scheduler)), *(vars(scheduler).keys() - own.keys())})
+    return dict(stored)

@@ -18,7 +18,7 @@ from tpinit.runtime.errors import CheckpointError
 from tpinit.runtime.groups.digest import raw_bytes
 from tpinit.runtime.internals.host_memory import memory_of
 
-__all__ = ["DTYPES", "check_kinds", "decode", "dtype_name", "encode", "tensor_from_bytes"]
+__all__ = ["DTYPES", "check_kinds", "check_like", "decode", "dtype_name", "encode", "tensor_from_bytes"]
 
 DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name)
@@ -30,6 +30,9 @@ DTYPES: dict[str, torch.dtype] = {
 """The dtypes that a checkpoint can hold, by name."""
 
 _SHOWN = 200  # characters of what a checkpoint has, in an error
+_MAX_DEPTH = 64
+_MAX_INTEGER = 1 << 4096  # Python reads no integers of more than 4300 digits
+_LARGEST = 1 << 62  # of a number that a run computes with
 _LEGAL = (
     "None, bool, int, float, str, bytes, list, tuple, dict, set, Counter, Namespace, torch.dtype, tensors and numpy "
     "values"
@@ -44,37 +47,44 @@ def dtype_name(dtype: torch.dtype) -> str:
     return name
 
 
-def encode(value: Any, path: str) -> Any:
+def encode(value: Any, path: str, depth: int = 0) -> Any:
     """Return a value as JSON data; `path` names it in errors. Raises CheckpointError for a type it can't hold.
 
-    Subclasses of dict, list and str become plain ones, numpy values Python's numbers and tensors.
+    Subclasses of dict, list and str become plain ones, numpy values Python's numbers and tensors. `depth` is that of
+    the value; one that is deeper than 64, or holds itself, is an error.
     """
+    if depth > _MAX_DEPTH:
+        raise CheckpointError(f"{path[:_SHOWN]} ... is nested more than {_MAX_DEPTH} levels deep, or holds itself")
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else {"float": str(float(value))}
-    for kind, plain in ((int, int), (str, str)):
-        if isinstance(value, kind):
-            return plain(value)
-    if isinstance(value, Counter):
-        return {"counter": _encode_pairs(value, path)}
+    if isinstance(value, int):
+        if abs(value) > _MAX_INTEGER:
+            raise CheckpointError(f"{path} is an integer of {value.bit_length()} bits: save it as a text")
+        return int(value)
+    if isinstance(value, str):
+        return str(value)
     if isinstance(value, Mapping):
-        return {"dict": _encode_pairs(value, path)}
+        return {"counter" if isinstance(value, Counter) else "dict": _encode_pairs(value, path, depth)}
     if isinstance(value, (list, tuple, set, frozenset)):
-        items = [encode(item, f"{path}[{index}]") for index, item in enumerate(value)]
+        items = [encode(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
         return items if isinstance(value, list) else {"tuple" if isinstance(value, tuple) else "set": items}
-    return _encode_object(value, path)
+    return _encode_object(value, path, depth)
 
 
-def _encode_pairs(value: Mapping[Any, Any], path: str) -> list[Any]:
-    return [[encode(key, f"{path}.{key}"), encode(item, f"{path}.{key}")] for key, item in value.items()]
+def _encode_pairs(value: Mapping[Any, Any], path: str, depth: int) -> list[Any]:
+    return [
+        [encode(key, f"{path}.{str(key)[:_SHOWN]}", depth + 1), encode(item, f"{path}.{str(key)[:_SHOWN]}", depth + 1)]
+        for key, item in value.items()
+    ]
 
 
-def _encode_object(value: Any, path: str) -> Any:
+def _encode_object(value: Any, path: str, depth: int) -> Any:
     if isinstance(value, (bytes, bytearray)):
         return {"bytes": base64.b64encode(value).decode()}
     if isinstance(value, argparse.Namespace):
-        return {"namespace": _encode_pairs(vars(value), path)}
+        return {"namespace": _encode_pairs(vars(value), path, depth)}
     if isinstance(value, torch.dtype):
         return {"dtype": dtype_name(value)}
     if isinstance(value, PurePath):
@@ -82,8 +92,10 @@ def _encode_object(value: Any, path: str) -> Any:
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         value = value.item() if value.shape == () else torch.as_tensor(value)
         if not isinstance(value, torch.Tensor):
-            return encode(value, path)
+            return encode(value, path, depth)
     if isinstance(value, torch.Tensor):
+        if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+            raise CheckpointError(f"{path} is a sparse or quantized tensor, or one without values: save dense ones")
         tensor = value.detach().cpu().contiguous()
         data = base64.b64encode(raw_bytes(tensor)).decode()
         return {"tensor": [dtype_name(tensor.dtype), list(tensor.shape), data]}
@@ -125,6 +137,31 @@ def check_kinds(held: Mapping[str, Any], stored: Any, owner: str, reserved: Coll
         own = held.get(name)
         if own is not None and value is not None and _kind(own) != _kind(value):
             raise ValueError(f"{owner} {name} is a {type(value).__name__}, and here a {type(own).__name__}")
+
+
+def check_like(own: Any, stored: Any, what: str) -> None:
+    """Raise ValueError unless `stored` has the form of `own`: the same kinds at the same places.
+
+    A counter may have other keys, and what is called milestones another length.
+    """
+    if isinstance(own, Counter):
+        fits = isinstance(stored, Counter) and all(type(one) is int for pair in stored.items() for one in pair)
+    elif isinstance(own, Mapping):
+        fits = isinstance(stored, dict) and own.keys() == stored.keys()
+        for name in own if fits else ():
+            check_like(own[name], stored[name], f"{what} {name}")
+    elif isinstance(own, (list, tuple)):
+        free = what.endswith("milestones")
+        fits = isinstance(stored, (list, tuple)) and (free or len(own) == len(stored))
+        for index, value in enumerate(stored if fits else ()):
+            check_like(0 if free else own[index], value, f"{what}[{index}]")
+    elif isinstance(own, bool) or own is None:
+        fits = type(own) is type(stored)
+    else:
+        fits = not isinstance(stored, bool) and _kind(own) == _kind(stored)
+        fits = fits and not (isinstance(stored, int) and abs(stored) > _LARGEST)
+    if not fits:
+        raise ValueError(f"{what} is {str(stored)[:50]!r} in it, and {str(own)[:50]!r} here")
 
 
 def _kind(value: Any) -> type:

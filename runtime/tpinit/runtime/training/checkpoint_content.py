@@ -164,10 +164,16 @@ def content_page(engine: Engine, client_state: Mapping[str, Any] | None, exclude
         "optimizer": _optimizer_page(engine.optimizer, trained) if engine.optimizer is not None else None,
         "scheduler": _scheduler_page(scheduler) if hasattr(scheduler, "state_dict") else None,
         "excluded": frozen if exclude_frozen else [],
-        "client_state": encode(dict(client_state or {}), "client_state"),
+        "client_state": encode(_client_state(client_state), "client_state"),
         "decision": to_json(engine.decision),
         "plan": engine.plan.to_json(),
     }
+
+
+def _client_state(given: object) -> dict[Any, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise CheckpointError(f"client_state is a {type(given).__name__}, and must be a dict")
+    return dict(given or {})
 
 
 def _scheduler_page(scheduler: Any) -> dict[str, Any]:

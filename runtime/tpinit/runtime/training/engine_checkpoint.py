@@ -49,6 +49,7 @@ def save_checkpoint(
     `async_save` copies the tensors and writes them in a thread: the next save or load waits for it, and raises its
     error. Raises CheckpointError on all ranks if it fails on one, and the last checkpoint is then as it was.
     """
+    engine._call_check.check_alive("save_checkpoint")
     wait_for_save(engine)
     _compare_call(engine, "save_checkpoint")
     with complete_states(engine.optimizer):
@@ -68,7 +69,7 @@ def _save(
     async_save: bool,
 ) -> bool:
     def prepare(report: RankReport) -> tuple[SaveOptions, list[Write], Mapping[str, Any]]:
-        options = SaveOptions(Path(save_dir).absolute(), _tag(engine, tag), save_latest, _count(keep_last))
+        options = SaveOptions(_folder(save_dir, "save_dir"), _tag(engine, tag), save_latest, _count(keep_last))
         tensors = content_tensors(engine, exclude_frozen_parameters)
         page = content_page(engine, client_state, exclude_frozen_parameters)
         writes = chosen_writes(tensors, rank_place(engine))
@@ -101,9 +102,10 @@ def load_checkpoint(
     """Go on with a run that was saved, by any number of ranks. Returns the checkpoint's folder and the client's state.
 
     Call it on all ranks. Without `tag` it is the checkpoint that the file `latest` names. Returns (None, {}) if there
-    is none. `custom_load_fn(src=whole state dict, dst=engine.module)` replaces the loading of the model. Raises
+    is no such file. `custom_load_fn(src=whole state dict, dst=engine.module)` replaces the loading of the model. Raises
     CheckpointError on all ranks, and changes nothing, for a checkpoint that is damaged or does not fit.
     """
+    engine._call_check.check_alive("load_checkpoint")
     wait_for_save(engine)
     _compare_call(engine, "load_checkpoint")
     began = time.monotonic()
@@ -112,7 +114,7 @@ def load_checkpoint(
     )
 
     def find(report: RankReport) -> tuple[Opened, EngineLoad] | None:
-        opened = open_checkpoint(Path(load_dir).absolute(), tag)
+        opened = open_checkpoint(_folder(load_dir, "load_dir"), tag)
         report.fields["checkpoint"] = opened.folder.name if opened else None
         if opened is None:
             return None
@@ -124,7 +126,7 @@ def load_checkpoint(
 
     found = agree("load_checkpoint", find)
     if found is None:
-        _log.warning("there is no checkpoint %s in %s: nothing was loaded", tag or "that 'latest' names", load_dir)
+        _log.warning("%s has no file 'latest', which names a checkpoint: nothing was loaded", load_dir)
         return None, {}
     opened, load = found
 
@@ -154,6 +156,12 @@ def _compare_call(engine: Engine, what: str) -> None:
     calls = engine._call_check.calls
     engine._call_check.compare_call(what, engine.module)
     engine._call_check.calls = calls  # the count seeds forwards that are not compared: a save must not change them
+
+
+def _folder(given: object, name: str) -> Path:
+    if not isinstance(given, (str, os.PathLike)) or not str(given):
+        raise CheckpointError(f"{name} is {given!r}: give the path of a folder")
+    return Path(given).absolute()
 
 
 def _tag(engine: Engine, tag: str | None) -> str:

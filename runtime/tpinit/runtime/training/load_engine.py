@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from tpinit.runtime.checkpoint.load import Opened, check_targets, fill
 from tpinit.runtime.checkpoint.optimizer_states import FOREIGN
 from tpinit.runtime.checkpoint.places import PlacedTensor
-from tpinit.runtime.checkpoint.schedule_states import check_foreign_schedule
-from tpinit.runtime.checkpoint.values import check_kinds, decode
+from tpinit.runtime.checkpoint.schedule_states import check_own_schedule, check_schedule
+from tpinit.runtime.checkpoint.values import check_kinds, check_like, decode
 from tpinit.runtime.errors import CheckpointError
 from tpinit.runtime.training.checkpoint_content import (
     COUNTERS,
@@ -87,10 +87,10 @@ class EngineLoad:
         check_targets(self.opened, self.targets)
         try:
             self.values = {"client_state": decode(page["client_state"])}
+            if self.with_optimizer:  # first: another optimizer is why its schedule does not fit
+                self._compare_optimizer(trained, place.tp_size, page["optimizer"])
             if not self.options.module_only:
                 self._compare_page(page)
-            if self.with_optimizer:
-                self._compare_optimizer(trained, place.tp_size, page["optimizer"])
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             if isinstance(error, CheckpointError):
                 raise
@@ -171,14 +171,13 @@ class EngineLoad:
             )
         found, own, state = page["class"], class_name(scheduler), decode(page["state"])
         if found == FOREIGN:
-            return check_foreign_schedule(scheduler.state_dict(), state, own)
+            return check_schedule(scheduler.state_dict(), state, own)
         if found != own:
             raise CheckpointError(
                 f"the checkpoint has the state of a {found}, and this run's schedule is a {own}: pass "
                 "load_lr_scheduler_states=False to go on with a new schedule"
             )
-        check_kinds(scheduler.state_dict(), state, "the schedule's", dir(type(scheduler)))
-        return state
+        return check_own_schedule(scheduler, state, own)
 
     def _compare_optimizer(self, trained: list[TrainedTensor], tp_size: int, page: Any) -> None:
         optimizer = self.engine.optimizer
@@ -203,6 +202,9 @@ class EngineLoad:
         groups = self.values["groups"] = [decode(group["options"]) for group in page["groups"]]
         for held, options in zip(optimizer.param_groups, groups, strict=True):
             check_kinds(held, options, "the optimizer's")
+            for key in held.keys() & options.keys() - {*_KEPT_OPTIONS}:
+                if held[key] is not None and options[key] is not None:
+                    check_like(held[key], options[key], f"the optimizer's {key}")
         by_name = {one.record.name: one for one in trained if one.key is not None}
         entries: dict[str, dict[str, Any]] = {
             name: decode(values) for name, values in page["values"].items() if name in by_name
