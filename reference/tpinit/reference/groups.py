@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from tpinit.reference.errors import Problem
-from tpinit.reference.spellings import show
+from tpinit.reference.spellings import plain_int, show
 from tpinit.spec.vocabulary import Group
 
 __all__ = ["GroupTable"]
@@ -55,7 +55,7 @@ class GroupTable:
         if not value:
             problems.append(Problem(path, show(value), "a group has at least 1 rank", "list the ranks of the group"))
             return None
-        ranks = tuple(int(rank) for rank in value if isinstance(rank, int) and not isinstance(rank, bool))
+        ranks = tuple(rank for item in value if (rank := plain_int(item)) is not None)
         message = ""
         if len(ranks) != len(value) or min(ranks) < 0:
             message = "ranks are integers of at least 0"
@@ -82,12 +82,13 @@ class GroupTable:
             message = f"the size of this group could not be read: {type(error).__name__}: {error}"
             problems.append(Problem(path, show(handle), message, _LEGAL, cause=error))
             return None
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        ranks = plain_int(size)
+        if ranks is None or ranks < 1:
             message = f"this group reports the size {show(size)}; a size is an integer of at least 1"
             fix = "on each rank, give a group that this rank belongs to"
             problems.append(Problem(path, show(handle), message, fix))
             return None
-        return int(size)
+        return ranks
 
 
 def _size_method(handle: object) -> Callable[[], object] | None:

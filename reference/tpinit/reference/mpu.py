@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tpinit.reference.errors import Problem
 from tpinit.reference.groups import GroupTable
-from tpinit.reference.spellings import show
+from tpinit.reference.spellings import plain_int, show
 from tpinit.spec.vocabulary import Group, Mpu
 
 __all__ = ["read_mpu"]
@@ -56,7 +56,7 @@ def _group(
     if group is None or _method(mpu, f"get_{family}_world_size") is None:
         return group
     size, failed = _call(mpu, f"get_{family}_world_size", problems)
-    if not failed and not (isinstance(size, int) and not isinstance(size, bool) and size == group.size):
+    if not failed and plain_int(size) != group.size:
         path = f"mpu.get_{family}_world_size()"
         message = f"the mpu reports the size {show(size)}, but its group has {group.size} ranks"
         problems.append(Problem(path, show(size), message, "correct the mpu: both must agree"))

@@ -12,7 +12,7 @@ from tpinit.reference.errors import ConfigError, Problem
 from tpinit.reference.groups import GroupTable
 from tpinit.reference.mpu import read_mpu
 from tpinit.reference.resolver import resolve
-from tpinit.reference.spellings import is_absent, show
+from tpinit.reference.spellings import is_absent, plain_int, show
 from tpinit.reference.values import Reader
 from tpinit.spec.vocabulary import Call, Decision, DType, Group, Inputs, Mpu
 
@@ -39,10 +39,11 @@ class Resolver:
     """
 
     def __init__(self, world_size: int, group_size: Callable[[object], int] | None = None) -> None:
-        if not isinstance(world_size, int) or isinstance(world_size, bool) or world_size < 1:
+        ranks = plain_int(world_size)
+        if ranks is None or ranks < 1:
             message = "the size of a world is an integer of at least 1"
             raise ConfigError([Problem("world_size", show(world_size), message, "give the number of ranks")])
-        self.world_size = int(world_size)
+        self.world_size = ranks
         self.groups = GroupTable(group_size, self.world_size)
 
     def inputs(

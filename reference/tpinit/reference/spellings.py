@@ -14,6 +14,7 @@ __all__ = [
     "is_absent",
     "is_near",
     "nearest",
+    "plain_int",
     "printable",
     "show",
     "show_int",
@@ -82,6 +83,14 @@ def nearest(word: object, legal: Iterable[str]) -> str | None:
     return folded[found[0]] if found else None
 
 
+def plain_int(value: object) -> int | None:
+    """Return an integer as Python's own int; None for a truth value and for anything that is no integer.
+
+    A subclass can compare and convert as it likes. Its own value counts, and nothing else of it goes on.
+    """
+    return int.__index__(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def show_int(value: int) -> str:
     """Return an integer in decimal, or its length in bits if it has more than `MAX_DIGITS` digits."""
     return f"an integer of {value.bit_length()} bits" if too_long(value) else _decimal(value)
@@ -95,7 +104,7 @@ def show(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int):
-        text = show_int(int(value))
+        text = show_int(int.__index__(value))
     elif isinstance(value, str):
         text = f'"{printable(value)}"'
     else:

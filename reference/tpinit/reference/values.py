@@ -13,7 +13,7 @@ from typing import TypeGuard
 from tpinit.reference.errors import Problem
 from tpinit.reference.fields import BLOCK_OF, Field, FieldKind, all_names, named
 from tpinit.reference.groups import GroupTable
-from tpinit.reference.spellings import DTYPE_SPELLINGS, dtype_named, is_absent, nearest, printable, show
+from tpinit.reference.spellings import DTYPE_SPELLINGS, dtype_named, is_absent, nearest, plain_int, printable, show
 from tpinit.spec.vocabulary import DType
 
 __all__ = ["Reader"]
@@ -58,8 +58,9 @@ class Reader:
 
     def size(self, value: object, path: str) -> int | None:
         """Return a size: any integer (D7). Returns None after adding a problem for anything else."""
-        if _is_integer(value):
-            return int(value)
+        size = plain_int(value)
+        if size is not None:
+            return size
         fix = "write an integer"
         if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,20}\s*", value):
             fix = f"write {int(value)} without quotes"
@@ -105,8 +106,9 @@ def _size(reader: Reader, _: Field, value: object, path: str) -> object:
 
 
 def _count(reader: Reader, spec: Field, value: object, path: str) -> object:
-    if _is_integer(value) and value >= spec.minimum:
-        return value
+    count = plain_int(value)
+    if count is not None and count >= spec.minimum:
+        return count
     reader.note(path, value, f"this must be an integer of at least {spec.minimum}", f"write {spec.minimum} or more")
     return None
 

@@ -36,7 +36,8 @@ _OBJECTS = (
 )
 _SCHEMA = "tests/unit/reference/test_schema.py"
 _SPELLINGS = "tests/unit/reference/test_spellings.py"
-_ALL = (*_READER, *_OBJECTS, _SCHEMA, _SPELLINGS, "tests/unit/reference/test_errors.py")
+_INTEGERS = "tests/unit/reference/test_odd_integers.py"
+_ALL = (*_READER, *_OBJECTS, _SCHEMA, _SPELLINGS, _INTEGERS, "tests/unit/reference/test_errors.py")
 
 
 @dataclass(frozen=True, slots=True)
