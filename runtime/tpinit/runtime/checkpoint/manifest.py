@@ -21,6 +21,7 @@ from tpinit.runtime.checkpoint.folders import MANIFEST, open_file
 from tpinit.runtime.checkpoint.places import Box
 from tpinit.runtime.checkpoint.values import DTYPES, dtype_name
 from tpinit.runtime.errors import CheckpointError
+from tpinit.runtime.loading.safetensors_dir import read_json
 
 __all__ = [
     "SUMS",
@@ -100,7 +101,7 @@ def read_manifest(folder: Path) -> Manifest:
     if _values(raw) > _MAX_VALUES:
         raise CheckpointError(f"{folder / MANIFEST} has more than {_MAX_VALUES} values: it is not read")
     try:
-        page = json.loads(raw, object_pairs_hook=_unique)
+        page = read_json(raw)
         if page.pop("format") != "tpinit checkpoint":
             raise ValueError("it is not a tpinit checkpoint")
         if page.pop("version") != VERSION:
@@ -115,15 +116,6 @@ def read_manifest(folder: Path) -> Manifest:
     if total > sum(files.values()):
         raise CheckpointError(f"{folder / MANIFEST}: its tensors have {total} bytes, more than its files")
     return Manifest(tensors, files, page)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of JSON data. Raises ValueError for a key that is there twice."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
-        raise ValueError(f"the key {twice[:100]!r} is there twice")
-    return found
 
 
 def _values(data: bytes) -> int:

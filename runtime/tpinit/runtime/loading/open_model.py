@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterable
@@ -24,7 +23,7 @@ from tpinit.runtime.internals.transformers_private import (
 from tpinit.runtime.loading.key_mapping import KeyMapping, map_keys
 from tpinit.runtime.loading.meta_device import build_on_meta_device
 from tpinit.runtime.loading.meta_init import MetaModel, build_meta_model
-from tpinit.runtime.loading.safetensors_dir import SafetensorsDir, open_safetensors_dir, shorten
+from tpinit.runtime.loading.safetensors_dir import SafetensorsDir, open_safetensors_dir, read_json, shorten
 from tpinit.runtime.loading.weight_loading import WeightSource
 
 __all__ = ["build_without_weights", "model_class_of", "open_config", "open_pretrained", "read_config"]
@@ -60,6 +59,7 @@ def _set_generation_config(model: Any, directory: Path) -> dict[str, object]:
     if own is None or not (directory / "generation_config.json").exists():
         return {}
     try:
+        read_json(directory / "generation_config.json")
         model.generation_config = type(own).from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise LoadError(
@@ -81,13 +81,17 @@ def read_config(directory: Path) -> Any:
     if not (directory / "config.json").exists():
         raise LoadError(f"{directory} has no config.json: give the directory that save_pretrained wrote")
     try:
-        page = json.loads((directory / "config.json").read_bytes())
+        page = read_json(directory / "config.json")
+        if not isinstance(page, dict):
+            raise ValueError(f"it holds a {type(page).__name__}")
         if "auto_map" in page:
             raise LoadError(
                 f"{directory}/config.json asks for code of its own (auto_map), which is not run: give model_class"
             )
         return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, LoadError):
+            raise
         raise LoadError(f"{directory}/config.json can't be read: {type(error).__name__}: {error}") from error
 
 

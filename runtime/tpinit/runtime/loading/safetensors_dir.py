@@ -24,7 +24,7 @@ from tpinit.runtime.errors import LoadError
 from tpinit.runtime.internals.host_memory import memory_of
 from tpinit.runtime.loading.lazy_tensors import StoredTensor
 
-__all__ = ["DTYPES", "INDEX", "SINGLE", "SafetensorsDir", "open_safetensors_dir", "shorten"]
+__all__ = ["DTYPES", "INDEX", "SINGLE", "SafetensorsDir", "open_safetensors_dir", "read_json", "shorten"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -126,7 +126,7 @@ def _read_index(directory: Path) -> dict[str, str]:
             raise LoadError(_no_safetensors(directory))
         return {}
     try:
-        files = json.loads(index.read_bytes())["weight_map"]
+        files = read_json(index)["weight_map"]
         is_valid = isinstance(files, dict) and files and all(isinstance(name, str) for name in files.values())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LoadError(f"{index} can't be read: {type(error).__name__}: {error}; copy or save it again") from error
@@ -151,6 +151,8 @@ def _read_header(path: Path) -> tuple[int, str, dict[str, tuple[str, list[int], 
 
     Raises OSError for a file that can't be read, ValueError for a header that does not describe it.
     """
+    if not path.is_file() and path.exists():
+        raise ValueError("it is not a regular file")
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(8)
@@ -159,7 +161,7 @@ def _read_header(path: Path) -> tuple[int, str, dict[str, tuple[str, list[int], 
             raise ValueError(f"it is truncated or no safetensors file: {size} bytes, and a header of {length}")
         raw = file.read(length)
     try:
-        page = json.loads(raw)
+        page = read_json(raw)
         entries = {key: entry for key, entry in page.items() if key != "__metadata__"}
         spans = sorted((entry["data_offsets"][0], entry["data_offsets"][1], key) for key, entry in entries.items())
         found = {
@@ -173,13 +175,37 @@ def _read_header(path: Path) -> tuple[int, str, dict[str, tuple[str, list[int], 
         dtype, shape, _ = found[key]
         if dtype not in DTYPES:
             raise ValueError(f"{key} has the dtype {dtype}, which tpinit does not read")
-        if begin != end or stop - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+        if begin != end or min(shape, default=0) < 0 or stop - begin != math.prod(shape) * DTYPES[dtype].itemsize:
             raise ValueError(f"its header is corrupted: bytes {begin}:{stop} of {key} do not fit its shape {shape}")
         end = stop
     if size != 8 + length + end:
         state = "truncated" if size < 8 + length + end else "longer than that"
         raise ValueError(f"it has {size} bytes, and its header promises {8 + length + end}: it is {state}")
     return size, hashlib.sha256(raw).hexdigest()[:16], found
+
+
+def read_json(source: Path | bytes) -> Any:
+    """Return the data of a JSON file or text. Raises OSError for a file that can't be read, ValueError for no JSON.
+
+    So are a pipe, data that is nested too deep for Python, and a key that an object has twice.
+    """
+    if isinstance(source, Path):
+        if not source.is_file():
+            raise ValueError("it is not a regular file")
+        source = source.read_bytes()
+    try:
+        return json.loads(source, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # add returns None
+        raise ValueError(f"the key {twice[:100]!r} is there twice")
+    return found
 
 
 def shorten(names: Mapping[str, Any] | list[str]) -> str:
