@@ -51,7 +51,9 @@ class BackgroundSave:
             self._error = error
             _log.error("the save in the background failed: %s", error)  # the program may end without another call
         except Exception as error:  # the thread must not print it: it is raised by `wait`
-            self._error = CheckpointError(f"the save in the background failed: {type(error).__name__}: {error}")
+            lost = "; torch.distributed was destroyed: call engine.destroy() first"
+            gone = "" if dist.is_initialized() else lost
+            self._error = CheckpointError(f"the save in the background failed: {type(error).__name__}: {error}{gone}")
 
     def wait(self) -> None:
         """Wait until it ended. Raises the CheckpointError that ended it, once."""
