@@ -23,3 +23,8 @@ def test_a_checkpointed_layer_repeats_the_operations_of_its_forward(
         for what in ("loss", "gradient", "norm", "weight"):
             assert result[what] < 1e-5, (what, result[what], result["where"])
         assert result["cut"] > 0
+
+
+def test_selective_checkpointing_keeps_products_as_they_were_before_the_sum(world2: Any) -> None:
+    assert max(world2.run("scenarios.checkpointing:selective")) < 1e-5
+    assert min(world2.run("scenarios.checkpointing:selective", seen=False)) > 1e-3

@@ -41,3 +41,22 @@ def test_no_part_is_drawn_after_initialize(world2: Any) -> None:
         assert result["unchanged"]
         assert set(result["legal"]) == {""}
         assert result["kept"]
+
+
+def test_no_collective_mixes_the_parts_of_a_tp_group(world2: Any) -> None:
+    for result in world2.run(f"{SCENARIO}:collectives"):
+        assert len(result["texts"]) == 6
+        for name, text in result["texts"].items():
+            assert text.startswith("EngineError: torch.distributed."), (name, text)
+            assert "engine.groups.dp.group" in text
+        assert set(result["legal"]) == {""}
+        assert result["unchanged"]
+        assert result["parts"]
+        assert result["in_step"]
+
+
+def test_without_the_check_every_rank_would_have_one_part(world2: Any) -> None:
+    for rank, result in enumerate(world2.run(f"{SCENARIO}:collectives", checked=False)):
+        assert set(result["texts"].values()) == {""}
+        assert not result["unchanged"]
+        assert result["parts"] == (rank == 0)

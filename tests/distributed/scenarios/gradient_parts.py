@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.init import normal_ as early_normal  # bound before tpinit replaces what it calls
 from tpinit.runtime import GatheredParameters
 from tpinit.runtime.slicing import local_part
+from tpinit.runtime.training import parts_in_functions
 from tpinit.runtime.training.backward_hooks import BackwardHooks
 from tpinit.runtime.training.gradient_parts import GradientPart
 from transformers import initialization
@@ -79,6 +80,42 @@ def draws(rank: int) -> dict[str, Any]:
     dist.all_gather_object(wholes, whole)
     kept = torch.equal(weight.detach(), local_part(wholes[0], part, 2, rank))
     return {"texts": texts, "unchanged": unchanged, "legal": legal, "kept": kept}
+
+
+COLLECTIVES: dict[str, Callable[[Any], Any]] = {
+    "equal weights": lambda model: [dist.broadcast(one.data, src=0) for one in model.parameters()],
+    "an equal state dict": lambda model: [dist.broadcast(one, 0) for one in model.module.state_dict().values()],
+    "equal parameters": lambda model: [dist.broadcast(one.detach(), 0) for one in model.parameters()],
+    "a mean of gradients": lambda model: [dist.all_reduce(one.grad.div_(2)) for one in model.parameters()],
+    "a mean of weights": lambda model: [dist.all_reduce(tensor=one.data, group=None) for one in model.parameters()],
+    "on one rank": lambda model: [dist.reduce(one.grad, 0) for one in model.parameters()],
+}
+
+
+def collectives(rank: int, checked: bool = True) -> dict[str, Any]:
+    """Run each collective over parts, then legal ones; without `checked` they run: the negative control."""
+    _, engine, _ = start(MAKERS["momentum"])
+    loss_of(engine, 0).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    weight, norm = _weight(engine), engine.module.model.norm.weight
+    before = weight.detach().clone()
+    with patch.object(parts_in_functions, "_check", parts_in_functions._check if checked else lambda *_: None):
+        texts = {name: refusal_of(lambda run=run: run(engine)) for name, run in COLLECTIVES.items()}
+    legal = [refusal_of(lambda: dist.broadcast(norm.data, 0)), refusal_of(lambda: dist.all_reduce(norm.grad))]
+    copies = [torch.empty_like(weight.data) for _ in range(2)]
+    legal.append(refusal_of(lambda: dist.all_gather(copies, weight.data)))
+    legal.append(refusal_of(lambda: dist.broadcast(weight.detach().clone(), 0)))
+    with GatheredParameters(weight):
+        legal.append(refusal_of(lambda: dist.broadcast(weight.data, 0)))
+    alone = [dist.new_group([one]) for one in range(2)][rank]  # as a data-parallel group, without the other part
+    legal.append(refusal_of(lambda: dist.all_reduce(weight.grad, group=alone)))
+    dist.destroy_process_group(alone)
+    return {
+        "texts": texts,
+        "legal": legal,
+        "unchanged": torch.equal(weight.detach(), before),
+        "parts": rank == 0 or not torch.equal(copies[0], copies[1]),
+        "in_step": in_step(rank),
+    }
 
 
 BY_HAND: dict[str, Callable[[Any], None]] = {

@@ -7,6 +7,7 @@ CollectiveError with the name of the collective and the last collectives of each
 from __future__ import annotations
 
 import re
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -18,8 +19,9 @@ from torch.distributed import ProcessGroup
 from tpinit.runtime.errors import CollectiveError
 from tpinit.runtime.groups.flight_recorder import flight_recorder, map_peers, own_address, rank_histories
 
-__all__ = ["PendingCollective", "collective", "connect_recorders", "recorded"]
+__all__ = ["PendingCollective", "collective", "connect_recorders", "is_issuing", "recorded"]
 
+_own = threading.local()  # whether a collective of the runtime is being issued
 _LINES = 4096  # texts that are kept for a group; shapes may differ in every step
 # By group: the record of a collective is the same text in every step.
 _texts: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], bytes]] = weakref.WeakKeyDictionary()
@@ -70,12 +72,20 @@ def recorded(kind: str, name: str, call: Callable[[], Any]) -> Any:
 
 def _issue(kind: str, name: str, group: Any, text: bytes, call: Callable[[], Any]) -> tuple[int, Any]:
     number = flight_recorder().begin(text)
+    before, _own.issuing = is_issuing(), True
     try:
         return number, call()
     except RuntimeError as error:
         if _is_of_device(error):
             raise
         raise _failure(error, kind, name, group) from error
+    finally:
+        _own.issuing = before
+
+
+def is_issuing() -> bool:
+    """Return whether this thread is in a collective of the runtime, and not in one of the user."""
+    return bool(getattr(_own, "issuing", False))
 
 
 def connect_recorders() -> None:

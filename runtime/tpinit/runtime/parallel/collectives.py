@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
+from tpinit.runtime.internals.mode_private import dispatch_modes
 from tpinit.runtime.internals.torch_private import version_of
 from tpinit.runtime.parallel.first_order import first_order
 from tpinit.runtime.parallel.tally import BACKWARD, current_place, issue
@@ -128,7 +129,10 @@ def _identity(grad: torch.Tensor, _: ProcessGroup, __: RankPieces) -> torch.Tens
 
 
 def _all_reduce_in_place(partial: torch.Tensor, group: ProcessGroup, _: RankPieces) -> torch.Tensor:
-    # Safe: the operations that compute a partial result (matmul, masked_fill, clone) do not save their output.
+    # Safe: the operations that compute a partial result (matmul, masked_fill, clone) do not save their output. A mode
+    # may keep it: selective checkpointing, whose second forward would get the sum, and sum it again.
+    if not torch.compiler.is_compiling() and dispatch_modes():
+        partial = partial.clone()
     issue("all_reduce", partial, group=group)
     return partial
 

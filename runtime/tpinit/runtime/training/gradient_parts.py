@@ -43,6 +43,7 @@ _METADATA = (
 )
 _VALUES = "data real imag T H mT mH __cuda_array_interface__"  # the properties of a tensor that hold its entries
 _TAKES_PROPERTIES = ("data", "requires_grad", "grad")
+_COLLECTIVES = "torch.distributed.distributed_c10d"  # over other ranks with this part: see `parts_in_functions`
 _COMPARISONS = frozenset((torch.equal, torch.allclose, torch.Tensor.equal, torch.Tensor.allclose))
 
 
@@ -90,7 +91,7 @@ class GradientPart(torch.Tensor):
         """Run a function on plain tensors. What has an entry for each entry of the part is such a part again."""
         kwargs = kwargs or {}
         with plain_tensor_functions():
-            if func in _READS:
+            if func in _READS or getattr(func, "__module__", "") == _COLLECTIVES:
                 return func(*args, **kwargs)
             given = list(_tensors((*args, *kwargs.values())))
             part = next(one for one in given if isinstance(one, GradientPart))

@@ -3,8 +3,9 @@
 `torch.nn.utils.clip_grad_norm_` and `get_total_norm` compute the norm of the tensors that they get. From the first
 `initialize` on they take the whole model's for tensors of a sharded model, for every caller, also one who imported them
 before: both call the function in one cell, and ours is there. `GradScaler.unscale_` is wrapped likewise, so that all
-ranks skip a step together. torch.nn.init draws no part. An optimizer that `initialize` did not see must be elementwise.
-For other tensors and optimizers everything is as before.
+ranks skip a step together. torch.nn.init draws no part, and a collective over a TP group gets none
+(`parts_in_functions`). An optimizer that `initialize` did not see must be elementwise. For other tensors and optimizers
+everything is as before.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tpinit.runtime.training.clipping import check_finite, whole_norm
 from tpinit.runtime.training.optimizer_kinds import ELEMENTWISE, class_name
 from tpinit.runtime.training.outer_wrappers import watch_wrappers
 from tpinit.runtime.training.outside_reads import checked_backward, marked_gradients
+from tpinit.runtime.training.parts_in_functions import refuse_collectives_of_parts, refuse_draw
 from tpinit.runtime.training.sharded_tensors import ShardedTensors, sharded_models
 
 __all__ = ["recognize_sharded_tensors"]
@@ -43,7 +45,8 @@ def recognize_sharded_tensors() -> None:
         return
     cell.cell_contents = _with_whole_norms(cell.cell_contents)
     torch.amp.GradScaler.unscale_ = _with_agreement(torch.amp.GradScaler.unscale_)  # type: ignore[method-assign]  # for all scalers
-    check_before_draws(_refuse_part)
+    check_before_draws(refuse_draw)
+    refuse_collectives_of_parts()
     register_optimizer_step_pre_hook(_check_optimizer)
     register_optimizer_step_post_hook(_mark_gradients)
 
@@ -108,22 +111,6 @@ def _refuse_fp16(model: ShardedTensors) -> None:
             "GradScaler with fp16 parameters: torch's scaler unscales fp32 gradients only; with fp16 in the config "
             "call engine.backward(loss) and engine.step(), which scale the loss themselves"
         )
-
-
-def _refuse_part(tensor: torch.Tensor) -> None:
-    """Raise EngineError if torch.nn.init is to draw a tensor that is this rank's part of a parameter."""
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.is_meta:
-        return
-    for model in sharded_models():
-        for state in model.states:
-            record, own = state.record, state.parameter
-            is_part = record.dim is not None and tuple(tensor.shape) == tuple(own.shape) != tuple(record.shape)
-            if is_part and not own.is_meta and tensor.data_ptr() == own.data_ptr():
-                raise EngineError(
-                    f"torch.nn.init: {record.name} is sharded, and this rank has the part {list(tensor.shape)} of "
-                    f"{list(record.shape)}: what is drawn, and what is computed from its shape, would be that of the "
-                    "part. Draw weights before initialize, or inside GatheredParameters, which gives the whole"
-                )
 
 
 def _check_optimizer(optimizer: Optimizer, *_: Any) -> None:
