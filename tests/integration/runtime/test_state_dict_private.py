@@ -79,6 +79,31 @@ def places():
     assert not place.transform_descriptors
 
 
+def schedule():
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+
+def last_rates():
+    made = schedule()
+    assert made.state_dict()[state_dict_private.LAST_RATES] == [0.1]
+    made.optimizer.step()
+    made.step()
+    assert made.state_dict()[state_dict_private.LAST_RATES] == [0.05]
+
+
+def bookkeeping():
+    plain, changed = schedule(), schedule()
+    assert plain.state_dict()[state_dict_private.SCHEDULE_STEPS] == 1
+    for key in state_dict_private.SCHEDULE_BOOKKEEPING:
+        assert (key in plain.state_dict()) == (key != "verbose")
+    changed.load_state_dict({state_dict_private.SCHEDULE_STEPS: 7})
+    for made in (plain, changed):
+        made.optimizer.step()
+        made.step()
+    assert plain.get_last_lr() == changed.get_last_lr() == [0.05]
+
+
 CHECKS = {
     "Tensor.__create_write_items__": write_items,
     "Tensor.__create_chunk_list__": chunks,
@@ -88,6 +113,10 @@ CHECKS = {
     "_get_optim_state_dict(model, optimizers, info)": optimizer_states,
     "state_dict()._metadata": versions,
     "filesystem._StorageInfo": places,
+    "LRScheduler._last_lr": last_rates,
+    "LRScheduler._step_count": bookkeeping,
+    "LRScheduler._get_lr_called_within_step": bookkeeping,
+    "LRScheduler._is_initial": bookkeeping,
 }
 
 

@@ -10,15 +10,13 @@ from typing import Any
 
 from tpinit.runtime.checkpoint.values import check_kinds, check_like, decode, encode
 from tpinit.runtime.errors import CheckpointError
+from tpinit.runtime.internals.state_dict_private import LAST_RATES, SCHEDULE_BOOKKEEPING, SCHEDULE_STEPS
 
 __all__ = ["check_own_schedule", "check_schedule", "counts_iterations", "deepspeed_schedule", "stored_schedule"]
 
 _ITERATION = "last_batch_iteration"
-_OF_TORCH = "_last_lr"  # all schedules of torch have it
-# What only some releases of torch have, and what decides no learning rate.
-_BOOKKEEPING = ("_get_lr_called_within_step", "_is_initial", "_step_count", "verbose")
 
-_COUNTS = (_ITERATION, "last_epoch", "_step_count")
+_COUNTS = (_ITERATION, "last_epoch", SCHEDULE_STEPS)
 
 State = Mapping[str, Any]
 
@@ -64,10 +62,10 @@ def _unknown(state: Any) -> str | None:
     if counts_iterations(state):
         _check_counts(state)
         return None
-    if _OF_TORCH in state:
+    if LAST_RATES in state:
         return None
     shown = ", ".join(sorted(str(key)[:40] for key in state)[:6]) or "nothing"
-    return f"its state has {shown}: those of DeepSpeed's schedules have {_ITERATION}, and those of torch {_OF_TORCH}"
+    return f"its state has {shown}: those of DeepSpeed's schedules have {_ITERATION}, and those of torch {LAST_RATES}"
 
 
 def _check_counts(state: State) -> None:
@@ -84,8 +82,8 @@ def check_schedule(own: State, stored: Any, name: str) -> State:
     """
     if not isinstance(stored, dict):
         raise ValueError(f"the schedule's state is a {type(stored).__name__}")
-    found = {key: value for key, value in stored.items() if key in own or key not in _BOOKKEEPING}
-    missing = own.keys() - found.keys() - {*_BOOKKEEPING}
+    found = {key: value for key, value in stored.items() if key in own or key not in SCHEDULE_BOOKKEEPING}
+    missing = own.keys() - found.keys() - {*SCHEDULE_BOOKKEEPING}
     other = sorted(map(str, missing | (found.keys() - own.keys())))
     if other:
         raise CheckpointError(
@@ -105,7 +103,7 @@ def check_own_schedule(scheduler: Any, stored: Any, name: str) -> State:
     A class of the user's may save other values at another time: of it only the kinds of values are compared.
     """
     own = scheduler.state_dict()
-    if counts_iterations(own) or _OF_TORCH in own:
+    if counts_iterations(own) or LAST_RATES in own:
         return check_schedule(own, stored, name)
     check_kinds(own, stored, "the schedule's", {*dir(type(scheduler)), *(vars(scheduler).keys() - own.keys())})
     return dict(stored)

@@ -10,7 +10,10 @@ from types import FrameType
 from typing import Any
 
 __all__ = [
+    "LAST_RATES",
     "PRIVATE_NAMES",
+    "SCHEDULE_BOOKKEEPING",
+    "SCHEDULE_STEPS",
     "compares_whole_size",
     "place_in_file",
     "state_metadata",
@@ -27,8 +30,19 @@ PRIVATE_NAMES: dict[str, str] = {
     "_get_optim_state_dict(model, optimizers, info)": "the same",
     "state_dict()._metadata": "the versions of the modules in a state dict",
     "filesystem._StorageInfo": "where in its file torch's reader of checkpoints finds a tensor",
+    "LRScheduler._last_lr": "by it the state of a schedule of torch is known",
+    "LRScheduler._step_count": "a count in the state of a schedule",
+    "LRScheduler._get_lr_called_within_step": "bookkeeping of some releases in that state, which decides no rate",
+    "LRScheduler._is_initial": "the same",
 }
 """Every private name, and private behaviour, of torch's state dicts that the runtime leans on; and what for."""
+
+LAST_RATES = "_last_lr"
+"""A key that the state of every schedule of torch has."""
+SCHEDULE_STEPS = "_step_count"
+"""The number of steps in the state of a schedule, where its release has it."""
+SCHEDULE_BOOKKEEPING = ("_get_lr_called_within_step", "_is_initial", SCHEDULE_STEPS, "verbose")
+"""What only some releases of torch have in the state of a schedule, and what decides no learning rate."""
 
 
 def state_metadata(state: Mapping[str, Any]) -> Mapping[str, dict[str, Any]]:
