@@ -34,7 +34,7 @@ COQ_ARGS ?=
 TRANSFORMERS_MINORS := 5.20.0 5.24.0
 TRANSFORMERS_TESTS := tests/integration/runtime/test_torch_private.py tests/integration/runtime/test_transformers_private.py tests/integration/runtime/test_planner.py tests/integration/runtime/test_meta_init.py tests/integration/runtime/test_call_table.py
 TRANSFORMERS_RANKS := tests/distributed/test_families.py -k "two_ranks and (llama] or gpt2] or mixtral] or phi3] or t5])"
-PORTIONS := spec reference cli runtime proofs decision_tables conformance
+PORTIONS := spec reference step cli runtime proofs decision_tables conformance
 
 # The ranks of a distributed test share few cores: one thread each, unless the caller says otherwise.
 export OMP_NUM_THREADS ?= 1

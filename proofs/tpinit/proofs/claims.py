@@ -81,7 +81,7 @@ class Theorem:
     control. `bound` states the limit of the proof in English, empty where there is none. `sources` names the
     modules whose source code the theorem is about; it is empty for a theorem about the model. `proves` names the
     functions of these modules that it is about, each as `module.function`. `on` decides the same of another version of
-    the module, such as one with a planted bug.
+    the module, such as one with a planted bug. `rules` names the rules of the step proof that it is about.
     """
 
     name: str
@@ -97,6 +97,7 @@ class Theorem:
     sources: tuple[str, ...] = ()
     proves: tuple[str, ...] = ()
     on: Callable[[ModuleType], CheckResult] | None = None
+    rules: tuple[str, ...] = ()
 
 
 THEOREMS: dict[str, Theorem] = {}

@@ -13,11 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from tpinit.proofs.claims import Theorem
+from tpinit.proofs.step import rules
 from tpinit.proofs.subset.grammar import MODULES
 
-__all__ = ["CLAUSES", "FOLDER", "problems"]
+__all__ = ["CLAUSES", "FOLDER", "STEP_FOLDER", "problems"]
 
 FOLDER = Path(__file__).parent / "theorems"
+STEP_FOLDER = Path(__file__).parent / "step"
 
 # The items of contract section 6, shortened.
 CLAUSES: Mapping[str, str] = {
@@ -31,22 +33,32 @@ CLAUSES: Mapping[str, str] = {
     "6.8": "topology: groups partition the ranks, for every world and every dividing size",
     "6.9": "shard arithmetic: offsets tile, uneven, head-aligned and fused ones too",
     "6.10": "the shipped source equals the model on every path",
+    "6.11": "the step: each rule by which a sharded step is shown to be the whole one",
 }
 
 
-def problems(folder: Path, theorems: Mapping[str, Theorem]) -> list[str]:
-    """Return the problems of the theorems in a folder, given the registered ones. An empty list is a pass."""
-    trees = {path.stem: ast.parse(path.read_bytes(), str(path)) for path in sorted(folder.glob("*.py"))}
+def problems(folder: Path, theorems: Mapping[str, Theorem], steps: Path = STEP_FOLDER) -> list[str]:
+    """Return the problems of the theorems in a folder, given the registered ones. An empty list is a pass.
+
+    `steps` is the folder of the theorems about the rules of the step proof, whose names begin with "step_".
+    """
     return [
-        *_modules_left_out(trees),
-        *_theorems_left_out(trees, theorems),
+        *_of_folder(folder, theorems, ""),
+        *_of_folder(steps, theorems, "step_"),
         *_clauses_left_out(theorems),
         *_without_source(theorems.values()),
         *_functions_left_out(theorems.values()),
+        *rules.problems(theorems.values()),
     ]
 
 
-def _modules_left_out(trees: Mapping[str, ast.Module]) -> Iterator[str]:
+def _of_folder(folder: Path, theorems: Mapping[str, Theorem], prefix: str) -> Iterator[str]:
+    trees = {path.stem: ast.parse(path.read_bytes(), str(path)) for path in sorted(folder.glob("*.py"))}
+    yield from _modules_left_out(trees, folder.name)
+    yield from _theorems_left_out(trees, theorems, folder.name, prefix)
+
+
+def _modules_left_out(trees: Mapping[str, ast.Module], folder: str) -> Iterator[str]:
     reached, waiting = {"__init__"}, ["__init__"]
     while waiting:
         for name in _imported(trees[waiting.pop()]):
@@ -55,7 +67,7 @@ def _modules_left_out(trees: Mapping[str, ast.Module]) -> Iterator[str]:
                 waiting.append(name)
     for name in trees:
         if name not in reached:
-            yield f"theorems/{name}.py: no module imports it; import it in theorems/__init__.py"
+            yield f"{folder}/{name}.py: no module imports it; import it in {folder}/__init__.py"
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:
@@ -68,23 +80,25 @@ def _imported(tree: ast.Module) -> Iterator[str]:
             yield from (item.name for item in node.names)
 
 
-_DECORATORS = ("theorem", "lemma_theorem")
-_CONSTRUCTORS = ("Claim", "Lemma")
+_DECORATORS = ("theorem", "lemma_theorem", "rule_theorem")
+_CONSTRUCTORS = ("Claim", "Lemma", "claim", "base", "step")
 
 
-def _theorems_left_out(trees: Mapping[str, ast.Module], theorems: Mapping[str, Theorem]) -> Iterator[str]:
+def _theorems_left_out(
+    trees: Mapping[str, ast.Module], theorems: Mapping[str, Theorem], folder: str, prefix: str
+) -> Iterator[str]:
     for module, tree in trees.items():
         used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
-            where = f"theorems/{module}.py:{function.lineno}: {function.name}"
+            where = f"{folder}/{module}.py:{function.lineno}: {function.name}"
             if any(_called(one) in _DECORATORS for one in function.decorator_list):
-                if function.name not in theorems:
+                if f"{prefix}{function.name}" not in theorems:
                     yield f"{where} is a theorem that is not registered, so that it never runs"
             elif _states(function) and function.name not in used:
                 yield f"{where} states claims but never runs; decorate it with @theorem"
         for name, line in _named_theorems(tree):
             if name not in theorems:
-                yield f"theorems/{module}.py:{line}: {name} is a theorem that is not registered, so that it never runs"
+                yield f"{folder}/{module}.py:{line}: {name} is a theorem that is not registered, so that it never runs"
 
 
 def _called(node: ast.expr) -> str:

@@ -56,6 +56,10 @@ COMMANDS = {
         "show how a model of any size is sharded over any number of ranks, and what that costs",
         needs=(("torch", "runtime"), ("transformers", "hf")),
     ),
+    "verify": Command(
+        "prove that a model's sharded training step is that of the whole model",
+        needs=(("torch", "runtime"), ("transformers", "hf")),
+    ),
     "checkpoint": Command("verify a checkpoint, and write its weights as safetensors", needs=(("torch", "runtime"),)),
     "train": Command(
         "fine-tune a model on lines of text, or train a small sharded Llama beside the unsharded one",

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     )
     from tpinit.runtime.init.api import initialize, set_autotp_mode, tp_model_init
     from tpinit.runtime.init.from_pretrained import from_config, from_pretrained
+    from tpinit.runtime.init.verify_step import verify_step
     from tpinit.runtime.planning import ParameterPlan, Plan
+    from tpinit.runtime.recording.errors import RecordError
     from tpinit.runtime.training.engine import Engine
     from tpinit.runtime.training.exit_signal import TrainingStopped
     from tpinit.runtime.training.gathered import GatheredParameters
@@ -44,6 +46,7 @@ __all__ = [
     "ParameterPlan",
     "Plan",
     "PlanError",
+    "RecordError",
     "TrainingStopped",
     "UnsupportedError",
     "from_config",
@@ -51,6 +54,7 @@ __all__ = [
     "initialize",
     "set_autotp_mode",
     "tp_model_init",
+    "verify_step",
 ]
 
 _MODULES = {
@@ -68,6 +72,7 @@ _MODULES = {
     "ParameterPlan": "planning",
     "Plan": "planning",
     "PlanError": "errors",
+    "RecordError": "recording.errors",
     "TrainingStopped": "training.exit_signal",
     "UnsupportedError": "errors",
     "from_config": "init.from_pretrained",
@@ -75,6 +80,7 @@ _MODULES = {
     "initialize": "init.api",
     "set_autotp_mode": "init.api",
     "tp_model_init": "init.api",
+    "verify_step": "init.verify_step",
 }
 
 

@@ -24,9 +24,11 @@ MEANING = "spec/tpinit/spec/meaning.py"
 RESOLVER = "reference/tpinit/reference/resolver.py"
 PLAN = "reference/tpinit/cli/plan.py"
 PLAN_PAGE = "reference/tpinit/cli/plan_page.py"
+STEP = "reference/tpinit/step/verdict.py"
 RUNTIME = "runtime/tpinit/runtime/__init__.py"
 GROUPS = "runtime/tpinit/runtime/groups/topology.py"
 PARALLEL = "runtime/tpinit/runtime/parallel/linear.py"
+RECORDING = "runtime/tpinit/runtime/recording/ranks.py"
 SCHEMA = "runtime/tpinit/runtime/planning/schema.py"
 TRACE = "runtime/tpinit/runtime/planning/analysis/trace.py"
 TABLES = "proofs/tpinit/decision_tables/format.py"
@@ -57,10 +59,15 @@ FORBIDDEN = [
     ("reference", RESOLVER, "def late():\n    import torch"),
     ("reference", RESOLVER, "import z3"),
     ("reference", RESOLVER, "import tpinit.runtime"),
+    ("step", STEP, "from tpinit.spec import vocabulary"),
+    ("step", STEP, "def late():\n    import torch"),
+    ("step", STEP, "import tpinit.runtime"),
+    ("step-users", RESOLVER, "from tpinit.step import graph"),
     ("runtime", RUNTIME, "import tpinit.proofs"),
     ("runtime", RUNTIME, "def late():\n    import tpinit.conformance"),
     ("runtime", RUNTIME, "from tpinit.spec import table"),
     ("rooms", GROUPS, "import tpinit.runtime.parallel.linear"),
+    ("rooms", RECORDING, "def late():\n    from tpinit.runtime.init.api import initialize"),
     ("rooms", PARALLEL, "def late():\n    from tpinit.runtime.planning import schema"),
     ("planning", SCHEMA, "import tpinit.runtime.planning.analysis.trace"),
     ("planning", TRACE, "def late():\n    import tpinit.runtime.planning.planner"),

@@ -10,6 +10,8 @@ import tpinit.proofs.theorems  # noqa: F401 - registers the theorems
 from tpinit.proofs import lint, main
 from tpinit.proofs.claims import THEOREMS
 from tpinit.proofs.running import TheoremResult
+from tpinit.proofs.step import rules
+from tpinit.step import rules_movement
 
 
 @pytest.fixture
@@ -82,9 +84,9 @@ def test_a_clause_that_no_theorem_names_is_found(folder, clause):
 
 
 def test_a_clause_that_the_contract_has_not_is_found(folder):
-    odd = replace(THEOREMS["rows_are_exhaustive"], clause="6.11")
+    odd = replace(THEOREMS["rows_are_exhaustive"], clause="6.13")
     (problem,) = lint.problems(folder, {**THEOREMS, odd.name: odd})
-    assert "'6.11', which is not in the contract" in problem
+    assert "'6.13', which is not in the contract" in problem
 
 
 def test_a_theorem_of_an_engine_says_of_which_source_it_is_proven(folder):
@@ -115,3 +117,51 @@ def test_a_problem_fails_the_whole_run_and_is_told(monkeypatch, capsys):
     assert main.prove(["--quiet"]) == 1
     assert "PROBLEM: theorems/rows.py" in capsys.readouterr().out
     assert main.prove(["--quiet", "--only", "rows_are_*"]) == 0
+
+
+@pytest.fixture
+def steps(tmp_path):
+    copied = tmp_path / "step"
+    shutil.copytree(lint.STEP_FOLDER, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    return copied
+
+
+def test_a_module_of_the_step_proof_that_nothing_imports_is_found(folder, steps):
+    (steps / "forgotten.py").write_text('"""Nothing."""\n', encoding="utf-8")
+    (problem,) = lint.problems(folder, THEOREMS, steps)
+    assert problem.startswith("step/forgotten.py: no module imports it")
+
+
+@pytest.mark.parametrize(
+    ("added", "said"),
+    [
+        ("def undecorated(right):\n    yield base([], right)\n", "undecorated states claims but never runs"),
+        ("@rule_theorem((), '', ())\ndef unseen(right):\n    pass\n", "unseen is a theorem that is not"),
+    ],
+)
+def test_a_theorem_of_the_step_proof_that_nothing_runs_is_found(folder, steps, added, said):
+    sums = steps / "sums.py"
+    sums.write_text(sums.read_text(encoding="utf-8") + "\n\n" + added, encoding="utf-8")
+    (problem,) = lint.problems(folder, THEOREMS, steps)
+    assert said in problem
+
+
+def test_each_rule_of_the_step_proof_without_a_theorem_is_found():
+    about = [theorem for theorem in THEOREMS.values() if theorem.rules]
+    for rule in rules.named():
+        without = [replace(one, rules=tuple(each for each in one.rules if each != rule)) for one in about]
+        (problem,) = rules.problems(without)
+        assert problem.startswith(f"rule {rule} of the step proof: no theorem is about it")
+
+
+def test_an_entry_that_is_new_in_a_table_is_found(monkeypatch):
+    monkeypatch.setitem(rules_movement.MOVEMENT, "flip", rules_movement.MOVEMENT["t"])
+    (problem,) = rules.problems(THEOREMS.values())
+    assert problem.startswith("rule MOVEMENT.flip")
+
+
+@pytest.mark.parametrize("name", ["MOVEMENT.flip", "normal form.flip", "pieces.flip", "nothing.flip"])
+def test_a_theorem_about_no_rule_is_found(name):
+    odd = replace(THEOREMS["step_a_leaf_is_what_its_claim_says"], name="odd", rules=(name,))
+    (problem,) = rules.problems([*THEOREMS.values(), odd])
+    assert problem == f"theorem odd is about {name!r}, which is no rule of the step proof"
