@@ -21,6 +21,7 @@ COMMANDS = (
     "check-table",
     "conform",
     "plan",
+    "verify",
     "checkpoint",
     "train",
 )

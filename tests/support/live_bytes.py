@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves
 class LiveBytes(TorchDispatchMode):
     """`peak` is the most bytes of tensors at one time that operators made while the mode was on."""
 
+    tp_only_watches = True
+
     def __init__(self) -> None:
         super().__init__()
         self.live, self.peak = 0, 0

@@ -83,7 +83,7 @@ def _apply(engine: Any, unsharded: Any) -> bool:
     seen: list[nn.Module] = []
     engine.module.apply(seen.append)
     written = refusal_of(lambda: engine.module.apply(_draw))
-    return len(seen) == len(list(unsharded.modules())) and "writes to" in written and same(engine, unsharded)
+    return len(seen) == len(list(unsharded.modules())) and "GatheredParameters" in written and same(engine, unsharded)
 
 
 def _draw(module: nn.Module) -> None:

@@ -11,6 +11,7 @@ from peft import IA3Config, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from tpinit.runtime import initialize
 from tpinit.runtime.slicing import local_part
+from tpinit.runtime.training.gradient_parts import plain_gradient
 
 from support.refusals import in_step
 from support.tiny_models import build, tokens
@@ -36,6 +37,7 @@ def _apart(whole: Any, engine: Any, of: str) -> float:
         expected, found = (getattr(model.get_parameter(record.name), of) for model in (whole, engine.module))
         assert (expected is None) == (found is None)
         if expected is not None:
+            found = plain_gradient(found) if of == "grad" else found
             gaps.append(float((local_part(expected, record, plan.tp_size, plan.tp_rank) - found).abs().max()))
     return max(gaps)
 

@@ -215,6 +215,8 @@ def whole_files_are_streamed(rank: int, folder: str) -> dict[str, Any]:
 class Peak(torch.utils._python_dispatch.TorchDispatchMode):
     """Counts the bytes of the storages that operations make while the mode is on, and that live at the same time."""
 
+    tp_only_watches = True
+
     def __init__(self) -> None:
         super().__init__()
         self.alive: dict[int, int] = {}

@@ -13,6 +13,7 @@ from support.paths import ROOT
 PORTIONS = {
     "spec": ROOT / "spec/tpinit/spec",
     "reference": ROOT / "reference/tpinit/reference",
+    "step": ROOT / "reference/tpinit/step",
     "cli": ROOT / "reference/tpinit/cli",
     "runtime": ROOT / "runtime/tpinit/runtime",
     "proofs": ROOT / "proofs/tpinit/proofs",

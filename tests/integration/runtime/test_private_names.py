@@ -53,6 +53,8 @@ STRINGS = {
     "_proj",
     "_tp_held",
     "_name_or_path",
+    "_token_id",
+    "_token_index",
     "_consolidated_16bit_state_dict",
     "_global_grad_norm",
     "_zero3_consolidated_16bit_state_dict",

@@ -77,10 +77,12 @@ def global_problems() -> Iterator[tuple[str, str]]:
             yield f"a {kind} ({described(function)})", "it runs for sharded layers too, on slices: remove it"
     for kind, modes in (("TorchFunctionMode", function_modes()), ("TorchDispatchMode", dispatch_modes())):
         for mode in modes:
-            if type(mode).__module__.partition(".")[0] not in _LIBRARIES:
+            known = type(mode).__module__.partition(".")[0] in _LIBRARIES
+            if not known and getattr(mode, "tp_only_watches", False) is not True:
                 yield (
                     f"the {kind} {described(mode)}",
-                    "it may change what sharded layers compute from parts of tensors: leave it first",
+                    "it may change what sharded layers compute from parts of tensors: leave it first, or set "
+                    "tp_only_watches = True on it if it changes no argument and no result",
                 )
     for method in _METHODS:
         if not is_original_method(nn.Module, method):
