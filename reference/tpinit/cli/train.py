@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from typing import Any
@@ -242,3 +243,6 @@ def _rank(arguments: argparse.Namespace) -> int:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        # The groups that the engine and its layers held end with their threads: a thread of gloo that drops a tensor
+        # while the interpreter ends aborts the process.
+        gc.collect()

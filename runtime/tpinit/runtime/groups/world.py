@@ -7,6 +7,7 @@ import os
 import sys
 from datetime import timedelta
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,9 @@ from tpinit.runtime.groups.devices import initial_device, use
 __all__ = ["end", "read_timeout", "start", "started_here"]
 
 _REQUIRED = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
-_started: list[ProcessGroup] = []  # the world that `start` made, while it lives
+# The world that `start` made, while it lives. It is held weakly, since a group of gloo has threads: one that drops a
+# tensor while the interpreter ends aborts the process.
+_started: WeakSet[ProcessGroup] = WeakSet()
 
 
 def read_timeout(timeout: object) -> timedelta | None:
@@ -76,9 +79,9 @@ def start(
     _init(initial_device(model, int(os.environ["RANK"])), timeout)
     world = dist.group.WORLD
     assert world is not None
-    _started.append(world)
-    if len(_started) == 1:
-        atexit.register(_end_at_exit)
+    _started.add(world)
+    atexit.unregister(_end_at_exit)
+    atexit.register(_end_at_exit)
 
 
 def _init(device: torch.device, timeout: timedelta | None) -> None:
@@ -110,7 +113,7 @@ def _store_of_restart(timeout: timedelta | None) -> dict[str, Any]:
 
 def started_here() -> bool:
     """Return whether `start` made the present world."""
-    return dist.is_initialized() and any(world is dist.group.WORLD for world in _started)
+    return dist.is_initialized() and dist.group.WORLD in _started
 
 
 def end() -> None:
