@@ -64,7 +64,9 @@ def test_sizes_of_4_gib_and_more_are_read_from_their_extra_field(
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)
     names = ["archive/data.pkl", "archive/data/0", "archive/version"]
     assert written(tmp_path / "comments", names, comment=b"a comment") > written(tmp_path / "file", names)
-    assert ((tmp_path / "file").read_bytes().count(b"\xff" * 8) == 6) == (limit == 50)
+    data = (tmp_path / "file").read_bytes()
+    # In the directory alone: Python 3.11.2 leaves the sizes before the files at 0, and 3.11.4 marks them too.
+    assert (data[data.index(b"PK\x01\x02") :].count(b"\xff" * 8) == 3) == (limit == 50)
 
 
 @pytest.mark.parametrize(
