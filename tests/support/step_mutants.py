@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tpinit.step.calls import base_name
+from tpinit.step.calls import VIEWS, base_name
 from tpinit.step.graph import Graph, Op, Ref
-from tpinit.step.lift import VIEWS
 from tpinit.step.whole import needed_ops
 
 # Another operation with the same arguments.

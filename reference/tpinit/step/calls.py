@@ -10,6 +10,10 @@ from tpinit.step.graph import Op, Value
 from tpinit.step.terms import Term
 
 __all__ = [
+    "BLANKS",
+    "COPIES",
+    "FUNCTIONS",
+    "VIEWS",
     "Args",
     "Operation",
     "axes",
@@ -26,6 +30,54 @@ __all__ = [
 ]
 
 Args = tuple[Any, ...]
+
+COPIES = ("clone", "detach", "alias", "contiguous", "lift_fresh")
+"""The operations whose result is their first argument."""
+VIEWS = ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "_reshape_alias")
+"""The operations that give the same elements, in the same order, another shape: the shape of the result says all."""
+BLANKS = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
+"""The operations that make a tensor whose elements are anything."""
+FUNCTIONS = (
+    "silu",
+    "gelu",
+    "relu",
+    "tanh",
+    "sigmoid",
+    "exp",
+    "expm1",
+    "log",
+    "log1p",
+    "sin",
+    "cos",
+    "erf",
+    "abs",
+    "sign",
+    "softplus",
+    "leaky_relu",
+    "elu",
+    "mish",
+    "clamp",
+    "clamp_min",
+    "clamp_max",
+    "maximum",
+    "minimum",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "bitwise_and",
+    "bitwise_or",
+    "bitwise_not",
+    "bitwise_xor",
+    "logical_and",
+    "logical_or",
+    "logical_not",
+    "isfinite",
+    "isnan",
+)
+"""Functions of which each element of the result depends on those of the operands at its place, and no more is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ class LabelSpec:
     """The labels of an operation: of each tensor operand, and of each result.
 
     A dimension of size 1 that broadcasts has the label "". `linear` are the sets of operands (by position) in which the
-    operation is linear together; `sums` whether it sums over the labels that no result has (else they are mixed).
+    operation is linear together; `mixed` are the labels over which it is not elementwise and no sum.
     """
 
     operands: tuple[Labels, ...]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from tpinit.step.pieces import Pieces, covers_once, length_of, normal
+from tpinit.step.pieces import Pieces, length_of, normal
 from tpinit.step.terms import Shape, Term
 
 __all__ = [
@@ -31,6 +31,11 @@ __all__ = [
     "Root",
     "Stuck",
     "Tensors",
+    "is_partition",
+    "normal_axis",
+    "sums_once",
+    "uniform",
+    "whole_index",
 ]
 
 Index = tuple["tuple[Pieces, ...] | None", ...]
@@ -88,9 +93,9 @@ class RangeMask:
 
 @dataclass(frozen=True, slots=True)
 class LocalIds:
-    """Ids relative to the range of the rank; where they lie outside, 0 if `zeroed`.
+    """Ids relative to the range of the rank; where they lie outside, 0 if `zeroed`, else any id outside of it.
 
-    Else anything outside of the range.
+    They have the shape of the ids, with one more dimension of size 1 if `trailing`.
     """
 
     ids: Term
@@ -103,7 +108,7 @@ class LocalIds:
 class Masked:
     """On rank r the value of the term where `ids` (its leading dimensions) lie in the rank's range.
 
-    Else anything, or 0 if `zeroed`.
+    Elsewhere it is 0 if `zeroed`, and anything if not.
     """
 
     term: Term
@@ -114,19 +119,16 @@ class Masked:
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """On each rank the square root of its tensor of `squared`, which is PARTIAL.
-
-    Only its square is a part of a whole.
-    """
+    """On each rank the square root of its tensor of `squared`, which is PARTIAL: only the square is a part."""
 
     squared: Lifted
 
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """An expression of claims that each rank computes for itself; `term` names its operations.
+    """An expression of claims that each rank computes for itself.
 
-    And has no value of a whole.
+    `term` names its operations; it is no function of the whole values.
     """
 
     term: Term
@@ -148,10 +150,9 @@ class Blank:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Tensors of each rank that are joined along one dimension; each of the `parts` gives its own claim, or raises
-    Stuck.
+    """Tensors of each rank that are joined along one dimension.
 
-    `sizes` are the lengths of the parts, equal on all ranks.
+    Each of the `parts` gives its own claim, or raises Stuck; `sizes` are the lengths of the parts, equal on all ranks.
     """
 
     dim: int
@@ -215,6 +216,3 @@ def is_partition(index: Index, shape: Shape, ranks: int) -> bool:
     """Return whether every element of the value is held exactly once, counted over all ranks."""
     cut = [(size, pieces) for size, pieces in zip(shape, index, strict=True) if pieces is not None]
     return sums_once(cut, [], ranks) if cut else ranks == 1
-
-
-__all__ += ["covers_once", "is_partition", "normal_axis", "sums_once", "uniform", "whole_index"]

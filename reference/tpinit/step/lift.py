@@ -11,19 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tpinit.step.calls import Operation, base_name, is_random
+from tpinit.step.arguments import claims_in, terms_of, with_claims
+from tpinit.step.calls import BLANKS, COPIES, VIEWS, Operation, base_name, is_random
 from tpinit.step.graph import Arg, Graph, Op, Ref
-from tpinit.step.layouts import Index, Joined, Kind, Lifted, Stuck, Tensors, normal_axis, whole_index
+from tpinit.step.layouts import Index, Kind, Lifted, Stuck, Tensors, normal_axis, whole_index
 from tpinit.step.pieces import Pieces
+from tpinit.step.rules import lift_op
 from tpinit.step.terms import Shape, Term
 from tpinit.step.whole import WholeStep, leaf_term, refs
 
 __all__ = ["Failure", "Lifter", "Ranks", "ShardClaim"]
-
-VIEWS = frozenset(("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "_reshape_alias"))
-"""The operations that give the same elements, in the same order, another shape: the shape of the result says all."""
-BLANKS = frozenset(("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"))
-"""The operations that make a tensor whose elements are anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +51,7 @@ class Failure:
 class Ranks:
     """One operation of every rank, side by side, with the claims about its tensor arguments.
 
-    `args` are those of rank 0 with claims in place of tensors; `each` are the recorded arguments of every rank.
+    `args` are those of rank 0 with claims in place of tensors.
     """
 
     name: str
@@ -70,8 +67,12 @@ class Ranks:
 
     def check_equal(self) -> None:
         """Raise Stuck if an argument that is no tensor differs between the ranks."""
-        if len({constants_of(op.args) for op in self.ops}) > 1:
+        if not self.are_equal():
             raise Stuck("arguments differ between the ranks")
+
+    def are_equal(self) -> bool:
+        """Return whether all arguments that are no tensors are equal on the ranks."""
+        return len({_constants(op.args) for op in self.ops}) == 1
 
     def constants(self, place: int) -> tuple[Any, ...]:
         """Return an argument of every rank."""
@@ -82,13 +83,10 @@ class Lifter:
     """Lifts values of the ranks on demand. `claims` are about parameters, by name; all other leaves are replicated."""
 
     def __init__(self, whole: WholeStep, graphs: Sequence[Graph], claims: Mapping[str, ShardClaim]) -> None:
-        from tpinit.step.rules import lift_op  # the rules call the lifter
-
         self.whole = whole
         self.of = whole.of
         self.graphs = tuple(graphs)
         self.ranks = len(self.graphs)
-        self._lift_op = lift_op
         self._claims = claims
         self._same = [_same_values(graph) for graph in graphs]
         self._makers = [
@@ -223,8 +221,8 @@ class Lifter:
         if len({values[0] for values in tuples}) != len(tuples):
             raise Stuck("one rank reads the same tensor twice where another reads two")
         claims = {values[0]: self._claim(values) for values in tuples}
-        args = tuple(_with_claims(arg, claims) for arg in ops[0].args)
-        return self._lift_op(self, Ranks(base_name(ops[0].name), ops, args))
+        args = tuple(with_claims(arg, claims) for arg in ops[0].args)
+        return lift_op(self, Ranks(base_name(ops[0].name), ops, args))
 
     def _claim(self, values: tuple[int, ...]) -> Tensors:
         found = self._found[self._resolved(values)]
@@ -260,15 +258,13 @@ class Lifter:
             or any(one.name.startswith("collective.") for one in ranks.ops)
         ):
             return None
-        held = list(_claims_in(ranks.args))
+        held = claims_in(ranks.args)
         if not all(isinstance(one, Lifted) and one.is_replicated for one in held):
             return None
-        if len({constants_of(op.args) for op in ranks.ops}) > 1:
+        if not ranks.are_equal():
             return None
         outputs = tuple(self.graphs[0].values[value] for value in ranks.ops[0].outputs)
-        terms = self.of.apply(
-            Operation(ranks.name, tuple(_terms(arg) for arg in ranks.args), outputs, self.read(ranks))
-        )
+        terms = self.of.apply(Operation(ranks.name, terms_of(ranks.args), outputs, self.read(ranks)))
         return [
             self.checked(term, Kind.SHARD, whole_index(len(term.shape)), ranks.ops, place)
             for place, term in enumerate(terms)
@@ -276,12 +272,16 @@ class Lifter:
 
     def partial_dtypes(self, ranks: Ranks) -> list[str]:
         """Return the dtypes of the operands of which each rank has an addend."""
-        held = list(_claims_in(ranks.args))
+        held = claims_in(ranks.args)
         return [
             dtype
             for dtype, claim in zip(self.read(ranks), held, strict=False)
             if isinstance(claim, Lifted) and claim.kind is Kind.PARTIAL
         ]
+
+    def made(self, ranks: Ranks) -> tuple[Shape, ...]:
+        """Return the shape of the first result of an operation on each rank."""
+        return self.shape(tuple(op.outputs[0] for op in ranks.ops))
 
     def dtype(self, ranks: Ranks) -> str:
         """Return the dtype of the first result of an operation."""
@@ -304,7 +304,7 @@ def _same_values(graph: Graph) -> dict[int, int]:
     """Return for each copy of a value the value: a rank may copy where another one has no need to."""
     same: dict[int, int] = {}
     for op in graph.ops:
-        if base_name(op.name) in ("clone", "detach", "alias", "contiguous", "lift_fresh"):
+        if base_name(op.name) in COPIES:
             source = op.args[0]
             if isinstance(source, Ref) and len(op.outputs) == 1:
                 same[op.outputs[0]] = same.get(source.value, source.value)
@@ -330,43 +330,8 @@ def _structure(args: tuple[Arg, ...]) -> Any:
     )
 
 
-def constants_of(args: tuple[Arg, ...]) -> Any:
+def _constants(args: tuple[Arg, ...]) -> Any:
     """Return arguments with every tensor as one mark; numbers of different types stay apart."""
     return tuple(
-        Ref if isinstance(arg, Ref) else constants_of(arg) if isinstance(arg, tuple) else (type(arg), arg)
-        for arg in args
+        Ref if isinstance(arg, Ref) else _constants(arg) if isinstance(arg, tuple) else (type(arg), arg) for arg in args
     )
-
-
-def _with_claims(arg: Arg, claims: dict[int, Tensors]) -> Any:
-    if isinstance(arg, Ref):
-        return claims[arg.value]
-    return tuple(_with_claims(one, claims) for one in arg) if isinstance(arg, tuple) else arg
-
-
-def _claims_in(args: Any) -> list[Any]:
-    found = []
-    for arg in args:
-        if isinstance(arg, tuple):
-            found.extend(_claims_in(arg))
-        elif hasattr(arg, "__dataclass_fields__"):
-            found.append(arg)
-    return found
-
-
-def _terms(arg: Any) -> Any:
-    if isinstance(arg, Lifted):
-        return arg.term
-    return tuple(_terms(one) for one in arg) if isinstance(arg, tuple) else arg
-
-
-def plain(claim: Tensors) -> Lifted:
-    """Return a claim that is one of parts of a whole value. Raises Stuck for a value that only a macro reads."""
-    if isinstance(claim, Lifted):
-        return claim
-    if isinstance(claim, Joined):
-        raise Stuck("parts with different layouts are joined, and this operation reads them as one")
-    raise Stuck(f"this operation has no rule for a {type(claim).__name__}")
-
-
-__all__ += ["BLANKS", "constants_of", "plain"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from tpinit.step.calls import Operation, axes, constant, converts, is_real, number_of
+from tpinit.step.calls import COPIES, FUNCTIONS, Operation, axes, constant, converts, is_real, number_of
 from tpinit.step.terms import Term
 
 if TYPE_CHECKING:
@@ -165,54 +165,17 @@ def _vector_norm(of: Meaning, call: Operation) -> Term | None:
 
 
 _POINTWISE = (
-    "silu",
-    "gelu",
-    "relu",
-    "tanh",
-    "sigmoid",
-    "exp",
-    "expm1",
-    "log",
-    "log1p",
-    "sin",
-    "cos",
-    "erf",
-    "abs",
-    "sign",
+    *FUNCTIONS,
     "floor",
     "ceil",
-    "softplus",
-    "leaky_relu",
-    "elu",
     "hardtanh",
-    "mish",
     "silu_backward",
     "gelu_backward",
     "tanh_backward",
     "sigmoid_backward",
     "threshold_backward",
-    "clamp",
-    "clamp_min",
-    "clamp_max",
-    "maximum",
-    "minimum",
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "bitwise_and",
-    "bitwise_or",
-    "bitwise_not",
-    "bitwise_xor",
-    "logical_and",
-    "logical_or",
-    "logical_not",
     "remainder",
     "floor_divide",
-    "isfinite",
-    "isnan",
     "round",
     "trunc",
     "atan2",
@@ -244,7 +207,7 @@ ELEMENTWISE: dict[str, Rule] = {
     "where": _where,
     "masked_fill": _masked_fill,
     "_to_copy": _to_copy,
-    **dict.fromkeys(("clone", "detach", "alias", "lift_fresh", "contiguous"), _same),
+    **dict.fromkeys(COPIES, _same),
     "copy": _copy,
     **dict.fromkeys(("zeros", "zeros_like", "new_zeros", "zero"), _filled(0)),
     **dict.fromkeys(("ones", "ones_like", "new_ones"), _filled(1)),

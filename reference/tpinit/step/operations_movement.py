@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tpinit.step.calls import Args, Operation, axis_of, clamped, number_of, slice_bounds
+from tpinit.step.calls import VIEWS, Args, Operation, axis_of, clamped, number_of, slice_bounds
 from tpinit.step.terms import Term, broadcast
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _plus_product(batched: bool) -> Rule:
 
 
 MOVEMENTS: dict[str, Rule] = {
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "_reshape_alias", "flatten"), _view),
+    **dict.fromkeys((*VIEWS, "flatten"), _view),
     "expand": _expand,
     "t": _t,
     "transpose": _transpose,

@@ -7,7 +7,8 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from tpinit.step.calls import Operation, axes, is_random, is_real, number_of
+from tpinit.step.arguments import claims_in, terms_of
+from tpinit.step.calls import BLANKS, Operation, axes, is_random, is_real, number_of
 from tpinit.step.graph import Value
 from tpinit.step.labels import LabelSpec, labelled
 from tpinit.step.layouts import (
@@ -45,7 +46,7 @@ Rule = Callable[["Lifter", "Ranks"], "list[Tensors] | None"]
 
 def lift_op(lifter: Lifter, ranks: Ranks) -> list[Tensors]:
     """Return the claims about the results of an operation. Raises Stuck if no rule applies."""
-    if any(isinstance(one, Local) for one in _operands(ranks.args)):
+    if any(isinstance(one, Local) for one in claims_in(ranks.args)):
         return local_result(lifter, ranks)
     if ranks.name.startswith("collective."):
         rule = COLLECTIVES.get(ranks.name)
@@ -60,7 +61,7 @@ def lift_op(lifter: Lifter, ranks: Ranks) -> list[Tensors]:
     if ranks.name in _VIEWS_OF_NOTHING and isinstance(ranks.args[0], (Blank, Filler)):
         return _blank(lifter, ranks)
     found = _by_tables(lifter, ranks)
-    if found is None and any(isinstance(one, Joined) for one in _operands(ranks.args)):
+    if found is None and any(isinstance(one, Joined) for one in claims_in(ranks.args)):
         ranks = replace(ranks, args=_with_joined(lifter, ranks.args))
         found = lifter.replicated(ranks) or _by_tables(lifter, ranks)
     return found if found is not None else _by_labels(lifter, ranks)
@@ -82,25 +83,19 @@ def _with_joined(lifter: Lifter, args: Any) -> Any:
     return join(lifter, args) if isinstance(args, Joined) else args
 
 
-def _operands(arg: Any) -> list[Tensors]:
-    if isinstance(arg, tuple):
-        return [one for part in arg for one in _operands(part)]
-    return [arg] if hasattr(arg, "__dataclass_fields__") else []
-
-
 _SCALARS = {"where": 3, **dict.fromkeys(("add", "sub", "rsub", "mul", "div", "lerp", "maximum", "minimum"), 2)}
 """How many of the first arguments of an elementwise operation are operands: a number among them is a scalar tensor."""
 
 
 def _by_labels(lifter: Lifter, ranks: Ranks) -> list[Tensors]:
     """Lift an operation by its labels; the whole operation has the same arguments."""
-    operands = [_lifted(lifter, one) for one in _operands(ranks.args)]
+    operands = [_lifted(lifter, one) for one in claims_in(ranks.args)]
     if not operands:
         raise Stuck(f"no rule for {ranks.ops[0].name} on the ranks")
     scalars = ranks.args[: _SCALARS.get(ranks.name, 0)]
     if scalars:
         numbered = [_scalar(lifter, one) for one in scalars]
-        operands = [*numbered, *operands[len(list(_operands(scalars))) :]]
+        operands = [*numbered, *operands[len(claims_in(scalars)) :]]
     spec = spec_of(ranks.name, ranks.args, [one.term.shape for one in operands])
     if spec is None:
         raise Stuck(f"no rule for {ranks.ops[0].name} on operands of which a rank has a part")
@@ -142,7 +137,7 @@ def _of_layouts(
         Value(tuple(own if size is None else size for own, size in zip(value.shape, whole, strict=True)), value.dtype)
         for value, whole in zip(values, sizes, strict=True)
     )
-    terms = lifter.of.apply(Operation(ranks.name, _whole_args(ranks.args), outputs, lifter.read(ranks)))
+    terms = lifter.of.apply(Operation(ranks.name, terms_of(ranks.args), outputs, lifter.read(ranks)))
     if ranks.name == "mean":
         terms = (_rescaled(lifter, ranks, _lifted(lifter, ranks.args[0]), terms[0]),)
     return [
@@ -166,12 +161,6 @@ def _rescaled(lifter: Lifter, ranks: Ranks, operand: Lifted, term: Any) -> Any:
     for dim in dims:
         whole *= operand.term.shape[dim]
     return lifter.of.times(Fraction(whole, counts.pop()), term)
-
-
-def _whole_args(args: Any) -> Any:
-    if isinstance(args, Lifted):
-        return args.term
-    return tuple(_whole_args(one) for one in args) if isinstance(args, tuple) else args
 
 
 def _lifted(lifter: Lifter, claim: Tensors) -> Lifted:
@@ -229,11 +218,9 @@ def _square(lifter: Lifter, ranks: Ranks) -> list[Tensors] | None:
 
 
 def _same(lifter: Lifter, ranks: Ranks) -> list[Tensors] | None:
-    """A copy of a value that only a macro reads is that value."""
+    """A conversion between real dtypes of a value that only a macro reads is that value."""
     operand = ranks.args[0]
-    if isinstance(operand, Lifted):
-        return None
-    if ranks.name == "_to_copy" and not (is_real(lifter.dtype(ranks)) and is_real(lifter.read(ranks)[0])):
+    if isinstance(operand, Lifted) or not (is_real(lifter.dtype(ranks)) and is_real(lifter.read(ranks)[0])):
         return None
     return [operand]
 
@@ -260,7 +247,7 @@ def _not(lifter: Lifter, ranks: Ranks) -> list[Tensors] | None:
 
 def _filled(lifter: Lifter, ranks: Ranks) -> list[Tensors] | None:
     """A new tensor of one shape on all ranks, filled with a number, whatever it is modelled on."""
-    shapes = set(lifter.shape(tuple(op.outputs[0] for op in ranks.ops)))
+    shapes = set(lifter.made(ranks))
     if len(shapes) > 1:
         raise Stuck("the ranks fill tensors of different shapes")
     term = lifter.of.number(Fraction(1 if ranks.name == "new_ones" else 0), shapes.pop())
@@ -269,7 +256,7 @@ def _filled(lifter: Lifter, ranks: Ranks) -> list[Tensors] | None:
 
 def _blank(lifter: Lifter, ranks: Ranks) -> list[Tensors]:
     """A new tensor of one shape on all ranks, whose elements are anything until they are written."""
-    shapes = set(lifter.shape(tuple(op.outputs[0] for op in ranks.ops)))
+    shapes = set(lifter.made(ranks))
     if len(shapes) > 1:
         raise Stuck("the ranks make new tensors of different shapes")
     return [Blank(shapes.pop())]
@@ -293,7 +280,7 @@ def _copied(lifter: Lifter, ranks: Ranks) -> list[Tensors] | None:
 
 def _grouped_attention(lifter: Lifter, ranks: Ranks) -> list[Tensors] | None:
     """Attention in which several query heads share a key-value head: query head i reads key-value head i // group."""
-    claims = [_lifted(lifter, one) for one in _operands(ranks.args)]
+    claims = [_lifted(lifter, one) for one in claims_in(ranks.args)]
     place = 1 if ranks.name.endswith("backward") else 0
     query, key, value = claims[place : place + 3]
     heads, shared = query.term.shape[1], key.term.shape[1]
@@ -327,14 +314,14 @@ _RULES: dict[str, Rule] = {
         _grouped_attention,
     ),
     **dict.fromkeys(("new_zeros", "new_ones"), _filled),
-    **dict.fromkeys(("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"), _blank),
+    **dict.fromkeys(BLANKS, _blank),
     "copy": _copied,
     "addmm": _plus_product,
     "baddbmm": _plus_product,
     "linalg_vector_norm": _vector_norm,
     "square": _square,
     "pow": _square,
-    **dict.fromkeys(("clone", "detach", "alias", "_to_copy"), _same),
+    "_to_copy": _same,
     "masked_fill": _linear_in_masked,
     "bitwise_not": _not,
     "logical_not": _not,

@@ -99,7 +99,7 @@ def _reduce_scatter(lifter: Lifter, ranks: Ranks) -> list[Tensors]:
     if ranks.constant(1) != "sum" or not all(isinstance(one, Lifted) and uniform(one.index) for one in sent):
         raise Stuck("no rule for this reduce-scatter")
     sums = [_reduced(lifter, one, "sum") for one in sent]
-    shapes = lifter.shape(tuple(op.outputs[0] for op in ranks.ops))
+    shapes = lifter.made(ranks)
     if len(sums) == 1 and isinstance(sums[0], Lifted):
         whole, length = sums[0], shapes[0][0]
         if whole.index[0] is not None or whole.term.shape[0] != sum(shape[0] for shape in shapes):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpinit.step.calls import axes, base_name, is_real, number_of, slice_bounds
 from tpinit.step.layouts import Blank, Filler, Joined, Kind, Lifted, Root, Stuck, Tensors
+from tpinit.step.parts import concatenated, viewed
 from tpinit.step.terms import Shape
 from tpinit.step.whole import refs
 
@@ -25,8 +26,6 @@ Rule = Callable[["Lifter", "Ranks"], "list[Tensors] | None"]
 
 def join(lifter: Lifter, claim: Joined) -> Lifted:
     """Return joined parts as parts of one concatenation. Raises Stuck if they are not that."""
-    from tpinit.step.rules_movement import concatenated
-
     parts = [part() for part in claim.parts]
     lifted = [part for part in parts if isinstance(part, Lifted)]
     if len(lifted) != len(parts):
@@ -131,10 +130,8 @@ def _places(claim: Joined) -> dict[tuple[int, int], Tensors]:
 
 def _cat(lifter: Lifter, ranks: Ranks) -> list[Tensors] | None:
     """Concatenate: parts of one whole if they are, else parts that stay apart."""
-    from tpinit.step.rules_movement import concatenated, viewed  # it slices joined tensors
-
     parts = list(ranks.args[0])
-    outputs = lifter.shape(tuple(op.outputs[0] for op in ranks.ops))
+    outputs = lifter.made(ranks)
     dim = ranks.constant(1) % len(outputs[0])
     shapes = [
         tuple(graph.values[op.args[0][place].value].shape for graph, op in zip(lifter.graphs, ranks.ops, strict=True))
@@ -214,19 +211,13 @@ def _pieces(lifter: Lifter, ranks: Ranks) -> list[Tensors] | None:
     for value in ranks.ops[0].outputs:
         shape = lifter.graphs[0].values[value].shape
         length = shape[claim.dim] if ranks.name != "unbind" else 1
-        found.append(_part(lifter, claim, start, length, scalar=ranks.name == "unbind"))
+        part = _between(claim, start, length)
+        found.append(_scalar(lifter, part) if ranks.name == "unbind" else part)
         start += length
     return found
 
 
-def _part(lifter: Lifter, claim: Joined, start: int, length: int, scalar: bool) -> Tensors:
-    part = _between(claim, start, length)
-    return _scalar(lifter, part) if scalar else part
-
-
 def _scalar(lifter: Lifter, part: Tensors) -> Tensors:
-    from tpinit.step.rules_movement import viewed
-
     return viewed(lifter, part, ((),) * lifter.ranks) if isinstance(part, Lifted) else part
 
 
@@ -238,12 +229,10 @@ def _selected(lifter: Lifter, ranks: Ranks) -> list[Tensors] | None:
 
 
 def _mapped(lifter: Lifter, ranks: Ranks) -> list[Tensors] | None:
-    """Apply a square or a copy to each part."""
+    """Apply a square to each part; a conversion between real dtypes changes none."""
     claim = ranks.args[0]
     if not isinstance(claim, Joined):
         return None
-    if ranks.name in ("clone", "detach", "alias"):
-        return [claim]
     if ranks.name == "_to_copy":
         return [claim] if is_real(lifter.dtype(ranks)) and is_real(lifter.read(ranks)[0]) else None
     if ranks.name == "pow" and number_of(ranks.constant(1)) != 2:
@@ -265,7 +254,7 @@ def _summed(lifter: Lifter, ranks: Ranks) -> list[Tensors] | None:
     claim = ranks.args[0]
     if not isinstance(claim, Joined):
         return None
-    if set(lifter.shape(tuple(op.outputs[0] for op in ranks.ops))) != {()}:
+    if set(lifter.made(ranks)) != {()}:
         raise Stuck("a sum of joined parts that keeps a dimension")
     if len(claim.sizes) != sum(claim.sizes) or axes(ranks.args[1] if len(ranks.args) > 2 else None, 1) != (0,):
         raise Stuck("a sum of joined parts that are no scalars")
@@ -287,6 +276,6 @@ JOINED: dict[str, Rule] = {
     "split_with_sizes": _pieces,
     "unbind": _pieces,
     "select": _selected,
-    **dict.fromkeys(("clone", "detach", "alias", "_to_copy", "square", "pow"), _mapped),
+    **dict.fromkeys(("_to_copy", "square", "pow"), _mapped),
     "sum": _summed,
 }

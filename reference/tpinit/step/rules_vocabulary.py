@@ -107,7 +107,7 @@ def _unsqueezed(lifter: Lifter, ranks: Ranks) -> list[Tensors] | None:
 def _check_shape(lifter: Lifter, ranks: Ranks, claim: RangeMask | LocalIds) -> None:
     """Raise Stuck if a result has not the shape of the ids, with one more dimension of size 1 if `trailing`."""
     expected = (*claim.ids.shape, *([1] if claim.trailing else []))
-    if set(lifter.shape(tuple(op.outputs[0] for op in ranks.ops))) != {expected}:
+    if set(lifter.made(ranks)) != {expected}:
         raise Stuck("a mask of the ids of a rank is reshaped")
 
 
@@ -142,7 +142,7 @@ def _looked_up(lifter: Lifter, ranks: Ranks) -> list[Tensors] | None:
 
 
 def _check_same(lifter: Lifter, ranks: Ranks, term: Term) -> None:
-    if set(lifter.shape(tuple(op.outputs[0] for op in ranks.ops))) != {term.shape}:
+    if set(lifter.made(ranks)) != {term.shape}:
         raise Stuck("rows of a sharded table are broadcast")
 
 

@@ -10,7 +10,7 @@ import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tpinit.step.calls import axes
+from tpinit.step.calls import FUNCTIONS, axes
 from tpinit.step.labels import LabelSpec
 from tpinit.step.terms import Shape
 
@@ -42,52 +42,15 @@ _LINEAR: dict[str, tuple[tuple[int, ...], ...]] = {
     **dict.fromkeys(
         ("softplus_backward", "elu_backward", "leaky_relu_backward", "mish_backward", "hardtanh_backward"), ((0,),)
     ),
-    **dict.fromkeys(("clone", "detach", "alias", "lift_fresh", "contiguous", "_to_copy"), ((0,),)),
+    "_to_copy": ((0,),),
 }
 _OTHER_ELEMENTWISE = (
-    "silu",
-    "gelu",
-    "relu",
-    "tanh",
-    "sigmoid",
-    "exp",
-    "log",
-    "log1p",
-    "sin",
-    "cos",
-    "erf",
-    "abs",
-    "sign",
-    "softplus",
-    "leaky_relu",
-    "elu",
-    "mish",
+    *FUNCTIONS,
     "pow",
     "square",
     "sqrt",
     "rsqrt",
     "reciprocal",
-    "expm1",
-    "clamp",
-    "clamp_min",
-    "clamp_max",
-    "maximum",
-    "minimum",
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "bitwise_and",
-    "bitwise_or",
-    "bitwise_not",
-    "bitwise_xor",
-    "logical_and",
-    "logical_or",
-    "logical_not",
-    "isfinite",
-    "isnan",
     "masked_fill",
     "ones_like",
     "zeros_like",
@@ -128,17 +91,23 @@ def _spec(
 
 
 def _elementwise(shapes: Shapes, linear: Sequence[Sequence[int]]) -> LabelSpec:
+    operands, result = _broadcast(shapes, string.ascii_lowercase)
+    return _spec(operands, [result], linear)
+
+
+def _broadcast(shapes: Shapes, alphabet: str) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
+    """Return the labels of operands that broadcast, "" for a dimension of size 1 that does, and those of the result."""
     rank = max(map(len, shapes))
-    labels = string.ascii_lowercase[:rank]
+    labels = tuple(alphabet[:rank])
     sizes = [max(shape[dim - rank] for shape in shapes if len(shape) >= rank - dim) for dim in range(rank)]
     operands = [
         tuple(
-            "" if shape[place] == 1 and sizes[place + rank - len(shape)] != 1 else labels[place + rank - len(shape)]
-            for place in range(len(shape))
+            "" if own == 1 and size != 1 else label
+            for own, size, label in zip(shape, sizes[rank - len(shape) :], labels[rank - len(shape) :], strict=True)
         )
         for shape in shapes
     ]
-    return _spec(operands, [tuple(labels)], linear)
+    return operands, labels
 
 
 def _mm(_: Sequence[Any], __: Shapes) -> LabelSpec:
@@ -247,7 +216,7 @@ def _index_put(args: Sequence[Any], shapes: Shapes) -> LabelSpec | None:
     if len(shapes[-1]) != len(value):
         return None
     mixed = {labels[place] for place in places}
-    return _spec([labels, *index_labels, value], [labels], [(0, len(shapes) - 1)], mixed | (set(new) - {""}))
+    return _spec([labels, *index_labels, value], [labels], [(0, len(shapes) - 1)], mixed | set(new))
 
 
 def _indexed(indices: Any, rank: int, shapes: Shapes) -> Any:
@@ -255,16 +224,7 @@ def _indexed(indices: Any, rank: int, shapes: Shapes) -> Any:
     places = [place for place, index in enumerate(indices) if index is not None]
     if not places or places != list(range(places[0], places[-1] + 1)):
         return None
-    most = max(map(len, shapes))
-    sizes = [max(shape[dim - most] for shape in shapes if len(shape) >= most - dim) for dim in range(most)]
-    new = tuple(string.ascii_uppercase[:most])
-    held = [
-        tuple(
-            "" if shape[dim] == 1 and sizes[dim + most - len(shape)] != 1 else new[dim + most - len(shape)]
-            for dim in range(len(shape))
-        )
-        for shape in shapes
-    ]
+    held, new = _broadcast(shapes, string.ascii_uppercase)
     return labels, places, held, new
 
 

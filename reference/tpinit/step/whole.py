@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from tpinit.step.calls import Operation, base_name
+from tpinit.step.calls import BLANKS, Operation, base_name
 from tpinit.step.graph import Arg, Graph, Leaf, Ref, Value
 from tpinit.step.meaning import Meaning
 from tpinit.step.terms import Term
@@ -37,7 +37,7 @@ class WholeStep:
         outputs = tuple(self.graph.values[value] for value in op.outputs)
         read = tuple(self.graph.values[value].dtype for value in refs(op.args))
         args = tuple(_with_terms(arg, self.value_terms) for arg in op.args)
-        if name.startswith(("empty", "new_empty")):  # its elements are anything: no two are equal
+        if name in BLANKS:  # its elements are anything: no two are equal
             args = (f"value {op.outputs[0]}",)
         self.value_terms.update(zip(op.outputs, self.of.apply(Operation(name, args, outputs, read)), strict=True))
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from property.step.step_arrays import indices
 from tpinit.step.layouts import is_partition, normal_axis, sums_once, uniform, whole_index
+from tpinit.step.parts import _split
 from tpinit.step.pieces import Pieces, covers_once, joined, length_of, merged, normal, shifted, taken
-from tpinit.step.rules_movement import _split
 
 RUNS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 4)), max_size=4).map(tuple)
 

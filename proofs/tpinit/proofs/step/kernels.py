@@ -73,12 +73,12 @@ def elementwise_gradients_are_linear_in_the_gradient(right: bool) -> Iterator[Cl
 
 
 @rule_theorem(
-    tuple(f"linear.{name}" for name in ("clone", "detach", "alias", "lift_fresh", "contiguous", "_to_copy"))
-    + tuple(f"RULES.{name}" for name in ("clone", "detach", "alias", "_to_copy", "copy", "new_zeros", "new_ones"))
-    + tuple(f"JOINED.{name}" for name in ("clone", "detach", "alias", "_to_copy"))
-    + ("lift._same_values",),
+    (
+        *(f"RULES.{name}" for name in ("_to_copy", "copy", "new_zeros", "new_ones")),
+        *("linear._to_copy", "JOINED._to_copy", "lift._same_values"),
+    ),
     control="the copy is of an integer dtype",
-    sources=("specs", "rules", "rules_joined", "lift"),
+    sources=("specs", "rules", "rules_joined", "lift", "calls"),
     bound="dtypes are those of real numbers: a copy into integers or booleans rounds, and is not this rule",
 )
 def copies_of_reals_are_the_identity(right: bool) -> Iterator[Claim]:

@@ -14,7 +14,7 @@ _X, _Y = z3.Function("x", _NUMBER, _REAL), z3.Function("y", _NUMBER, _REAL)
 _XX = z3.Function("xx", _NUMBER, _NUMBER, _REAL)
 _P, _Q = z3.Function("p", _NUMBER, _NUMBER), z3.Function("q", _NUMBER, _NUMBER)
 
-_MOVEMENT = ("rules_movement",)
+_MOVEMENT = ("rules_movement", "parts")
 
 
 @rule_theorem(
@@ -121,7 +121,7 @@ def a_slice_of_addends_keeps_their_range(right: bool) -> Iterator[Claim]:
 
 
 @rule_theorem(
-    ("rules_movement.concatenated", "JOINED.cat", "JOINED.stack", "normal form.cat"),
+    ("parts.concatenated", "JOINED.cat", "JOINED.stack", "normal form.cat"),
     control="the second part begins at the length that the rank holds of the first",
     sources=(*_MOVEMENT, "rules_joined"),
 )
@@ -143,7 +143,7 @@ def concatenated_parts_are_parts_of_a_concatenation(right: bool) -> Iterator[Cla
     yield claim("of one whole", [valid], one == _X(z3.If(own > _I, _P(_I), _Q(_I - own))))
 
 
-@rule_theorem(("rules_movement.concatenated",), control="the ranks concatenate addends and parts", sources=_MOVEMENT)
+@rule_theorem(("parts.concatenated",), control="the ranks concatenate addends and parts", sources=_MOVEMENT)
 def concatenated_addends_make_the_concatenation(right: bool) -> Iterator[Claim]:
     """The concatenations of addends are addends of the concatenation of the sums: by induction over ranks, at each
     index.

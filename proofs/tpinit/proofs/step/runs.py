@@ -121,7 +121,7 @@ def joined_pieces_are_the_parts_one_after_another(right: bool) -> Iterator[Claim
 @rule_theorem(
     ("pieces.merged", "MOVEMENT.view"),
     control="the offset of the inner run is left out",
-    sources=("pieces", "rules_movement"),
+    sources=("pieces", "rules_movement", "parts"),
 )
 def merged_pieces_are_row_major(right: bool) -> Iterator[Claim]:
     """Merging an outer dimension with an inner one of size n, of which a rank holds m indices: the local index i m + j
@@ -148,9 +148,9 @@ def merged_pieces_are_row_major(right: bool) -> Iterator[Claim]:
 
 
 @rule_theorem(
-    ("pieces.merged", "rules_movement._split", "MOVEMENT.view", "normal form.view"),
+    ("pieces.merged", "parts._split", "MOVEMENT.view", "normal form.view"),
     control="the inner index may be as large as the size",
-    sources=("pieces", "rules_movement"),
+    sources=("pieces", "rules_movement", "parts"),
 )
 def a_merged_index_has_one_row_and_one_column(right: bool) -> Iterator[Claim]:
     """An index g = i n + j with 0 <= j < n belongs to one pair (i, j) only, and each g >= 0 to one: so a dimension that

@@ -17,8 +17,8 @@ from tpinit.runtime.init.verify_step import prove_recorded, record_step
 from tpinit.runtime.parallel import collectives, fused_columns
 from tpinit.runtime.training.engine import Engine
 from tpinit.runtime.training.gradients import GradientNorm, global_norm
-from tpinit.step.calls import base_name
-from tpinit.step.lift import VIEWS, ShardClaim
+from tpinit.step.calls import VIEWS, base_name
+from tpinit.step.lift import ShardClaim
 from tpinit.step.whole import needed_ops
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
